@@ -1,0 +1,47 @@
+"""Packaging: `pip install -e .` for the base install, `pip install -e '.[test]'` for the tests."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    # Read, not imported: importing the package would need what is about to be installed.
+    text = (ROOT / "stepreward" / "__init__.py").read_text(encoding="utf-8")
+    return re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE).group(1)
+
+
+def read_requirements() -> list[str]:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+TEST = ["pytest>=8,<10"]
+JUMANJI = ["jumanji>=1.1,<2"]
+TORCH = ["torch>=2.6"]
+README = ROOT / "README.md"
+
+setup(
+    name="stepreward",
+    version=read_version(),
+    description="Step-level credit for language-model agents, in JAX",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    author="The stepreward authors",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["stepreward", "stepreward.*", "envs", "envs.*"]),
+    install_requires=read_requirements(),
+    extras_require={
+        "test": TEST,
+        "jumanji": JUMANJI,
+        "torch": TORCH,
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda12]"],
+        "cuda13": ["jax[cuda13]"],
+        "all-test": TEST + JUMANJI + TORCH,
+    },
+)
