@@ -1,0 +1,64 @@
+"""The protocol between the library and any environment: gymnasium's five-tuple over text.
+
+    observation, info = environment.reset(seed=7, options={"split": "train"})
+    observation, reward, terminated, truncated, info = environment.step("up")
+
+* An observation is `{"text": str}` or `{"text": str, "image": uint8[H, W, 3]}`.
+* `step` takes the parsed action, a string, or `None` when the model's output held no action. Any string is legal input:
+  what the environment does not understand is a no-op with `executed=False`, never an exception.
+* `info` always carries `won` (bool: the task is solved), `executed` (bool: the action was understood, ran and took effect;
+  True at reset) and `state_key` (str: equal for equal states of the same task).
+* The same seed and options give the same episode on any machine.
+
+Turning observations into prompts and model output into actions is not the environment's business: see `Prompt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+Observation = Mapping[str, Any]
+Info = Mapping[str, Any]
+
+# What an environment may offer beyond reset and step; each name is one optional method or key.
+IMAGE = "image"  # observations carry an image
+SNAPSHOT = "snapshot"  # snapshot() -> opaque state, restore(state)
+DISTANCE = "distance"  # distance() -> exact number of steps to success from here; math.inf when it is out of reach
+EXPERT = "expert"  # expert() -> list of actions that solves the task from here, or None
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One environment: a text game that is reset to a seeded task and stepped by strings."""
+
+    capabilities: frozenset[str]
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, Info]:
+        """Starts the task that `seed` and `options` name; `options["split"]` is "train" or "held_out"."""
+
+    def step(self, action: str | None) -> tuple[Observation, float, bool, bool, Info]:
+        """Takes one action; returns observation, reward, terminated, truncated, info."""
+
+    def close(self) -> None:
+        """Releases what the environment holds."""
+
+
+@runtime_checkable
+class Prompt(Protocol):
+    """Words around an environment: observations to user messages, model output to actions."""
+
+    def first(self, observation: Observation) -> str:
+        """The user message that opens an episode with full history: the rules and the first observation."""
+
+    def later(self, observation: Observation) -> str:
+        """The user message of every later turn of an episode with full history."""
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """A stand-alone user message for one step: rules, the last (observation, action) pairs, this observation."""
+
+    def parse(self, text: str) -> str | None:
+        """The action in the model's output, or None when it holds none. Never raises, whatever the text."""
+
+    def answer(self, action: str) -> str:
+        """What an expert would write to take `action`: `parse(answer(action)) == action`."""

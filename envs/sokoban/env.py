@@ -1,0 +1,201 @@
+"""The Sokoban environment: rooms by seed, split or text, one word an action."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.protocol import DISTANCE, EXPERT, IMAGE, SNAPSHOT, Observation
+from envs.sokoban import boxoban, core, render, solve
+from envs.sokoban.core import ACTIONS, Room, State
+from envs.sokoban.generate import room_for
+from envs.sokoban.presets import Settings
+from envs.sokoban.presets import settings as preset_settings
+
+_ACTIONS = frozenset(ACTIONS)
+_OPTIONS = ("split", "room")
+
+
+class Snapshot(NamedTuple):
+    """All that an episode consists of; plain data that can be pickled and restored in another environment."""
+
+    room: Room
+    state: State
+    steps: int
+    over: bool
+
+
+class _Node:
+    """A state with its text and, once asked for, what each action makes of it."""
+
+    __slots__ = ("state", "text", "won", "edges")
+
+    def __init__(self, room: Room, state: State):
+        self.state = state
+        self.text = core.to_text(room, state)
+        self.won = core.is_solved(room, state)
+        self.edges: dict[str, tuple[_Node, float, bool, bool]] = {}
+
+
+@lru_cache(maxsize=512)
+def _nodes(room: Room) -> dict[State, _Node]:
+    """The states of a room met so far; environments that play the same room share them."""
+    return {}
+
+
+class SokobanEnv:
+    """One Sokoban game, as `envs.protocol.Environment`.
+
+    * Observation: {"text": the board, one line a row, symbols of core.SYMBOLS}; with settings.observation "image" also
+      {"image": uint8[16·height, 16·width, 3]}.
+    * Actions: "up", "down", "left", "right"; they move the player and push a box that stands in the way. Any other
+      string, and None, changes nothing, is rewarded with settings.invalid_reward and counts as a turn.
+    * Reward: −0.1 a step, ±1 for a box that comes onto or leaves a target, +10 for the last one.
+    * `terminated` when every box is on a target; otherwise `truncated` after settings.max_steps turns.
+    * info: won, executed (the state changed), state_key (the board's text).
+    * capabilities: snapshot and expert; distance where the room is small enough for exact tables; image.
+    """
+
+    def __init__(self, settings: Settings | None = None):
+        self.settings = preset_settings("tiny") if settings is None else settings
+        self._levels = None if self.settings.levels is None else boxoban.load(self.settings.levels)
+        offered = {SNAPSHOT, EXPERT}
+        inside = (self.settings.height - 2) * (self.settings.width - 2)
+        if self._levels is None and solve.placements(inside, self.settings.boxes) <= solve.TABLE_STATES:
+            offered.add(DISTANCE)
+        self._image = self.settings.observation == "image"
+        if self._image:
+            offered.add(IMAGE)
+        self.capabilities = frozenset(offered)
+        self._room: Room | None = None
+        self._over = True
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts the room that `seed` names in options["split"] ("train" unless given), or the board options["room"].
+
+        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or
+        split, a negative seed, a malformed or already solved room.
+        """
+        options = {} if options is None else options
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown reset option {', '.join(unknown)}; the options are {', '.join(_OPTIONS)}")
+        if options.get("room") is not None:
+            room, state = core.from_text(options["room"])
+            if core.is_solved(room, state):
+                raise ValueError("the room is solved already: every box is on a target")
+        else:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+            split = options.get("split", "train")
+            if self._levels is not None:
+                room, state = self._levels.room_for(seed, split)
+            else:
+                room, state = room_for(self.settings, seed, split)
+        self._enter(Snapshot(room, state, 0, False))
+        return self._observe(), {"won": False, "executed": True, "state_key": self._node.text}
+
+    def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        if self._over:
+            raise RuntimeError("the episode is over or has not begun: call reset()")
+        self._steps += 1
+        if action in _ACTIONS:
+            edge = self._node.edges.get(action)
+            self._node, reward, terminated, executed = self._follow(action) if edge is None else edge
+        else:
+            reward, terminated, executed = self.settings.invalid_reward, False, False
+        truncated = not terminated and self._steps >= self.settings.max_steps
+        self._over = terminated or truncated
+        node = self._node
+        observation = {"text": node.text} if not self._image else self._observe()
+        info = {"won": node.won, "executed": executed, "state_key": node.text}
+        return observation, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def snapshot(self) -> Snapshot:
+        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        self._require_room()
+        return Snapshot(self._room, self._node.state, self._steps, self._over)
+
+    def restore(self, state: Snapshot) -> None:
+        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        self._enter(state)
+
+    def distance(self) -> float:
+        """The exact number of actions to success from here; math.inf when it is out of reach.
+
+        Raises solve.SearchLimit when a room too large for the exact table could not be searched through.
+        """
+        self._require_room()
+        return solve.distance(self._room, self._node.state)
+
+    def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
+        """A shortest solution from here, with `rng` drawn at random among the optimal actions.
+
+        None from a dead end, and when a large room's search met its limit.
+        """
+        self._require_room()
+        try:
+            return solve.solve(self._room, self._node.state, rng)
+        except solve.SearchLimit:
+            return None
+
+    def _require_room(self) -> None:
+        if self._room is None:
+            raise RuntimeError("no room yet: call reset()")
+
+    def _enter(self, snapshot: Snapshot) -> None:
+        self._room, state, self._steps, self._over = snapshot
+        self._nodes = _nodes(self._room)
+        self._node = self._at(state)
+
+    def _at(self, state: State) -> _Node:
+        node = self._nodes.get(state)
+        if node is None:
+            node = self._nodes[state] = _Node(self._room, state)
+        return node
+
+    def _follow(self, action: str) -> tuple[_Node, float, bool, bool]:
+        after, reward, done, executed = core.step(self._room, self._node.state, action)
+        edge = self._node.edges[action] = (self._at(after), reward, done, executed)
+        return edge
+
+    def _observe(self) -> Observation:
+        if not self._image:
+            return {"text": self._node.text}
+        grid = core.to_grid(self._room, self._node.state)
+        return {"text": self._node.text, "image": render.rgb(grid[None])[0]}
+
+
+def make(preset: str = "tiny", **overrides) -> Callable[[], SokobanEnv]:
+    """A function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
+
+    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    """
+    chosen = preset_settings(preset, **overrides)
+    return lambda: SokobanEnv(chosen)
+
+
+def random_play_success(settings: Settings, rooms: int = 2000, seed: int = 0, split: str = "train") -> float:
+    """The share of rooms, in [0, 1], that uniformly random actions solve within max_steps.
+
+    The rooms are those of the seeds seed … seed + rooms − 1 in `split`; `seed` also seeds the play.
+    """
+    environment = SokobanEnv(settings)
+    generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))
+    won = 0
+    for room in range(rooms):
+        environment.reset(seed=seed + room, options={"split": split})
+        for draw in generator.integers(len(ACTIONS), size=settings.max_steps).tolist():
+            _, _, terminated, truncated, _ = environment.step(ACTIONS[draw])
+            if terminated or truncated:
+                won += terminated
+                break
+    return won / rooms

@@ -1,0 +1,102 @@
+"""Boxoban levels from files written here."""
+
+import pytest
+
+from envs.sokoban import boxoban, core, make
+from envs.sokoban.generate import split_of
+
+LEVEL = ["##########", "#@ $   . #", "#  $  .  #", "# * #    #", "#   ######"] + ["##########"] * 5
+
+
+def write(path, *levels):
+    path.write_text("".join(f"; {number}\n" + "\n".join(rows) + "\n\n" for number, rows in enumerate(levels)))
+
+
+def variants():
+    """Levels that differ by where the player stands: one for every free cell."""
+    empty = [row.replace("@", " ") for row in LEVEL]
+    for row, line in enumerate(empty):
+        for column, symbol in enumerate(line):
+            if symbol in " .":
+                player = "@" if symbol == " " else "+"
+                yield empty[:row] + [line[:column] + player + line[column + 1 :]] + empty[row + 1 :]
+
+
+def test_every_symbol_is_read(tmp_path):
+    rows = ["##########", "#+$ *  $.#"] + ["##########"] * 8
+    write(tmp_path / "000.txt", rows)
+    ((room, state),) = boxoban.parse(tmp_path / "000.txt")
+    assert core.to_text(room, state).split("\n")[:2] == ["##########", "#SX_√__XO#"]
+
+
+def test_levels_are_divided_by_content_and_counted_round(tmp_path):
+    levels = list(variants())
+    write(tmp_path / "000.txt", *levels[:10])
+    write(tmp_path / "001.txt", *levels[10:])
+    loaded = boxoban.load(str(tmp_path))
+    train, held_out = loaded.rooms["train"], loaded.rooms["held_out"]
+    assert len(train) + len(held_out) == len(levels)
+    assert train and held_out
+    assert {split_of(*room) for room in train} == {"train"}
+    assert {split_of(*room) for room in held_out} == {"held_out"}
+    assert loaded.room_for(len(train) + 1, "train") == train[1]
+
+
+def test_the_environment_plays_them(tmp_path):
+    write(tmp_path / "000.txt", *variants())
+    environment = make("large", levels=str(tmp_path / "000.txt"))()
+    texts = [environment.reset(seed=seed)[0]["text"] for seed in (0, 1, 0)]
+    assert texts[0] == texts[2] != texts[1]
+    plan = environment.expert()
+    for action in plan:
+        _, _, terminated, _, info = environment.step(action)
+    assert terminated and info["won"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "000.txt: no levels"),
+        ("####\n", "000.txt, line 1: a row before the first header"),
+        (";\n####\n", "000.txt, line 1: a header without a level number"),
+        ("; 0\n\n; 1\n####\n", "000.txt, level 0, line 1: the level has no rows"),
+        ("; 4\n#####\n#@?.#\n#####\n", r"000.txt, level 4, line 3, column 2: unknown symbol '\?'"),
+        ("; 4\n#####\n#@$ #\n#####\n", "000.txt, level 4, line 1: the room has 1 players, 1 boxes and 0 targets"),
+        ("; 4\n#####\n#@$.#\n####\n", "000.txt, level 4, line 1: row 2 has 4 symbols"),
+        ("; 4\n#####\n#@$. \n#####\n", "000.txt, level 4, line 1: row 1, column 4: the outer wall has a gap"),
+        ("; 4\n#####\n#@* #\n#####\n", "000.txt, level 4, line 1: the level is solved already"),
+    ],
+)
+def test_a_malformed_file_is_named(tmp_path, text, message):
+    (tmp_path / "000.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        make("large", levels=str(tmp_path))()
+
+
+def test_a_binary_file_is_named(tmp_path):
+    (tmp_path / "000.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="000.txt: not a text file"):
+        boxoban.load(str(tmp_path))
+
+
+def test_nothing_there(tmp_path):
+    for path in (tmp_path, tmp_path / "absent.txt"):
+        with pytest.raises(FileNotFoundError, match="no Boxoban levels at"):
+            boxoban.load(str(path))
+
+
+def test_an_empty_split_or_a_bad_seed_is_named(tmp_path):
+    level = next(rows for rows in variants() if split_of(*boxoban_room(tmp_path, rows)) == "train")
+    write(tmp_path / "one.txt", level)
+    levels = boxoban.load(str(tmp_path / "one.txt"))
+    with pytest.raises(ValueError, match="no level falls into the held_out split"):
+        levels.room_for(0, "held_out")
+    with pytest.raises(ValueError, match="seed=-1"):
+        levels.room_for(-1)
+    with pytest.raises(ValueError, match="the splits are train, held_out"):
+        levels.room_for(0, "test")
+
+
+def boxoban_room(folder, rows):
+    write(folder / "probe.txt", rows)
+    return boxoban.parse(folder / "probe.txt")[0]
