@@ -1,0 +1,126 @@
+"""`Batch`: the one data structure, with arrays at three levels.
+
+A rollout yields `E` episodes of at most `S` steps; their tokens lie in `R` rows of length `L`.
+
+* token level `[R, L]`: what the model reads and writes;
+* step level `[E, S]`: what the environment says about each action;
+* episode level `[E]`: how the episode ended.
+
+A row is either a whole episode (full history) or one step with a window of history. Nothing below depends on which:
+`step_id` alone says to which step a token belongs. Step boundaries are never inferred from rewards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Padded arrays of static shape; a pytree.
+
+    Token level, `[R, L]`. Arrays named `log_prob*` hold at `[r, l]` the log-probability of `tokens[r, l]` given
+    `tokens[r, :l]`, in nats, so they line up with `action_mask` without a shift.
+
+    Attributes:
+      tokens: int32 token ids; the value at padding is arbitrary.
+      positions: int32 position of each token in its sequence (0, 1, 2, ...), as the rotary embedding sees it.
+      segment_ids: int32, 0 at padding; tokens attend to earlier tokens of the same non-zero segment.
+      action_mask: bool, True where the policy sampled the token.
+      step_id: int32 flat index `episode * S + step` on action tokens, -1 elsewhere.
+      log_prob_old: float32 log-probability under the policy that made the rollout, at the sampling temperature; 0 off
+        `action_mask`.
+      step_mask: bool `[E, S]`, True where the episode has that step.
+      env_reward: float32 `[E, S]` the environment's own reward for each step.
+      executed: bool `[E, S]`, the action was parsed, ran and took effect (SPA's grounding signal).
+      episode_mask: bool `[E]`, False for padding and for episodes whose environment failed: they enter no statistic and
+        no loss.
+      outcome: float32 `[E]`, the return that outcome methods see (by default the sum of `env_reward`).
+      success: bool `[E]`, the label of preference pairs and success rates.
+      truncated: bool `[E]`, stopped by the step limit.
+      group_id: int32 `[E]` in `[0, E)`; episodes of one group started from the same task and state.
+      signals: extra arrays that a method declares in `requires`: token level `[R, L]` (`log_prob_prm`,
+        `log_prob_reference`, `value`, ...) or step level `[E, S]` (`progress`, `anchor_id`, ...).
+    """
+
+    tokens: Array
+    positions: Array
+    segment_ids: Array
+    action_mask: Array
+    step_id: Array
+    log_prob_old: Array
+    step_mask: Array
+    env_reward: Array
+    executed: Array
+    episode_mask: Array
+    outcome: Array
+    success: Array
+    truncated: Array
+    group_id: Array
+    signals: Mapping[str, Array] = struct.field(default_factory=dict)
+
+    @property
+    def num_episodes(self) -> int:
+        return self.step_mask.shape[0]
+
+    @property
+    def max_steps(self) -> int:
+        return self.step_mask.shape[1]
+
+    def with_signals(self, **signals: Array) -> "Batch":
+        """Returns a copy with the named signals added or replaced."""
+        return self.replace(signals={**self.signals, **signals})
+
+    def rows(self, index) -> "Batch":
+        """Returns the batch with only the token rows `index`; step and episode levels stay whole, so `step_id` holds.
+
+        Signals are taken for token-level ones by their shape `[R, L]`.
+        """
+        shape = self.tokens.shape
+        signals = {k: v[index] if v.shape == shape else v for k, v in self.signals.items()}
+        token_level = {name: getattr(self, name)[index] for name in TOKEN_LEVEL}
+        return self.replace(signals=signals, **token_level)
+
+
+TOKEN_LEVEL = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "log_prob_old")
+
+
+def validate(batch: Batch) -> None:
+    """Checks shapes and ids of a concrete batch on the host; ids out of range would be dropped silently on the device.
+
+    Raises:
+      ValueError: naming the field, what it holds and what it should hold.
+    """
+    rows, length = batch.tokens.shape
+    episodes, steps = batch.step_mask.shape
+    levels = {
+        (rows, length): TOKEN_LEVEL,
+        (episodes, steps): ("step_mask", "env_reward", "executed"),
+        (episodes,): ("episode_mask", "outcome", "success", "truncated", "group_id"),
+    }
+    for shape, names in levels.items():
+        for name in names:
+            if getattr(batch, name).shape != shape:
+                raise ValueError(f"batch.{name} has shape {getattr(batch, name).shape}, it should be {shape}")
+    for name in ("action_mask", "step_mask", "executed", "episode_mask", "success", "truncated"):
+        if getattr(batch, name).dtype != bool:
+            raise ValueError(f"batch.{name} has dtype {getattr(batch, name).dtype}, it should be bool")
+    for name, low, high in (("group_id", 0, episodes), ("step_id", -1, episodes * steps)):
+        ids = np.asarray(getattr(batch, name))
+        if ids.size and (ids.min() < low or ids.max() >= high):
+            raise ValueError(f"batch.{name} lies in [{ids.min()}, {ids.max()}], it should lie in [{low}, {high})")
+    step_id, action_mask = np.asarray(batch.step_id), np.asarray(batch.action_mask)
+    if (action_mask != (step_id >= 0)).any():
+        raise ValueError("batch.step_id must be -1 exactly where batch.action_mask is False")
+    row_of_token = np.broadcast_to(np.arange(rows)[:, None], step_id.shape)
+    on_step = np.unique(np.stack([step_id[action_mask], row_of_token[action_mask]]), axis=1)[0]
+    if not np.asarray(batch.step_mask).reshape(-1)[on_step].all():
+        raise ValueError("batch.step_id points at a step whose batch.step_mask is False")
+    if np.unique(on_step).size != on_step.size:
+        raise ValueError("the tokens of one step lie in more than one row; a step must lie in one row")

@@ -1,0 +1,24 @@
+"""Credit assignment: one file a published method, made by name."""
+
+from stepreward.credit.base import (
+    Credit,
+    Method,
+    check_signals,
+    make,
+    names,
+    recommended_variant,
+    register,
+    step_mask,
+    token_mask,
+)
+from stepreward.credit.istar import PRIME, IStar, step_permutation
+from stepreward.credit.outcome import (
+    GRPO,
+    PPO,
+    RLOO,
+    DrGRPO,
+    ReinforcePlusPlus,
+    ReinforcePlusPlusBaseline,
+    StepPPO,
+)
+from stepreward.credit.quality import credit_quality, rank_correlation

@@ -1,0 +1,226 @@
+"""The interface of credit assignment: from a batch and its signals to an advantage for every action token."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from stepreward.batch import Batch
+from stepreward.kernels import steps_to_tokens, token_stream, tokens_to_steps
+
+Array = jax.Array
+Metrics = dict[str, Array]
+
+
+@struct.dataclass
+class Credit:
+    """What a method says about each action; a pytree without gradient.
+
+    Attributes:
+      advantage: float32 `[R, L]`, exactly 0 off `action_mask` and on masked episodes.
+      step_reward: float32 `[E, S]`, the reward that the method gives each step, before it is compared with anything.
+      step_advantage: float32 `[E, S]`, the advantage of each step (for token-level methods the mean over its tokens).
+      returns: float32 `[R, L]`, target of the critic, or None where the method has no critic.
+      metrics: float32 scalars to log.
+    """
+
+    advantage: Array
+    step_reward: Array
+    step_advantage: Array
+    returns: Array | None
+    metrics: Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A credit-assignment method: an immutable set of options and two pure functions of arrays.
+
+    A subclass is a frozen dataclass that names itself with `register`, lists the signals that it needs in `requires`,
+    and implements `assign`; one with an auxiliary model also implements `prm_loss`.
+    """
+
+    name: ClassVar[str] = ""
+    has_prm: ClassVar[bool] = False
+    recommended: ClassVar[str] = ""  # the variant that a run takes unless told otherwise; "" is the paper's definition
+    variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """Names of the arrays that `batch.signals` must hold."""
+        return frozenset()
+
+    def credit(self, batch: Batch) -> Credit:
+        """Returns the credit of every action; pure, jit-able, and without gradient.
+
+        Raises:
+          ValueError: if a required signal is missing; it names the signal.
+        """
+        check_signals(self, batch)
+        return jax.lax.stop_gradient(self.assign(batch))
+
+    def assign(self, batch: Batch) -> Credit:
+        """The method itself: what `credit` returns, before the gradient is stopped."""
+        raise TypeError(f"{type(self).__name__} must define assign(batch)")
+
+    def prm_loss(self, log_prob_prm_RxL: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """The loss that trains the method's process reward model, as a function of that model's outputs.
+
+        The loss may couple all episodes (pairs), so it wants the whole batch at once. To accumulate parameter gradients
+        over micro-batches of rows, first take `g = jax.grad(prm_loss)(log_prob, batch)`, `[R, L]`, then accumulate the
+        gradient of Σ g·log_prob(parameters) row by row: by the chain rule that is the gradient of the whole loss.
+
+        Args:
+          log_prob_prm_RxL: float `[R, L]` log-probabilities of the tokens under the process reward model.
+          batch: with the signals that `requires` names, `log_prob_prm` excepted.
+
+        Returns:
+          `(loss, metrics)`.
+
+        Raises:
+          ValueError: if the method has no process reward model (`has_prm` is False).
+        """
+        raise ValueError(f"method '{self.name}' has no process reward model, so it has no prm_loss")
+
+
+_METHODS: dict[str, type[Method]] = {}
+
+
+def register(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Class decorator that makes a method known to `make` under `name`.
+
+    Raises:
+      ValueError: if the name is taken.
+    """
+
+    def add(method: type[Method]) -> type[Method]:
+        if name in _METHODS:
+            raise ValueError(f"a credit method named '{name}' is registered already")
+        _METHODS[name] = method
+        return method
+
+    return add
+
+
+def names() -> tuple[str, ...]:
+    """The registered methods, sorted."""
+    return tuple(sorted(_METHODS))
+
+
+def recommended_variant(name: str) -> str:
+    """The variant that a run takes unless told otherwise; "" where the method's defaults are it, or the name is unknown."""
+    return _METHODS[name].recommended if name in _METHODS else ""
+
+
+def make(name: str, **options: Any) -> Method:
+    """Builds a method by name.
+
+    Args:
+      name: one of `names()`.
+      **options: fields of the method's dataclass; and `variant`, where the class has a table `variants`, the name of a
+        set of options that belong together; explicit options override it.
+
+    Raises:
+      ValueError: on an unknown name, variant, option or value; it lists what exists.
+    """
+    if name not in _METHODS:
+        raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
+    method = _METHODS[name]
+    fields = [f.name for f in dataclasses.fields(method) if f.init]
+    known = fields + (["variant"] if method.variants else [])
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean '{close[0]}'?)" if close else ""
+        listed = ", ".join(known) or "none"
+        raise ValueError(f"credit method '{name}' has no option '{unknown[0]}'{hint}; its options are: {listed}")
+    variant = options.pop("variant", None)
+    if variant is not None and variant not in method.variants:
+        raise ValueError(f"unknown variant '{variant}' of '{name}'; there are: {', '.join(sorted(method.variants))}")
+    return method(**{**method.variants.get(variant, {}), **options})
+
+
+def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
+    """Raises a ValueError that lists the choices when a field of a method holds none of them."""
+    value = getattr(method, field)
+    if value not in choices:
+        raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:
+    """Checks that the batch holds the signals that a method needs; cheap, and works on traced batches.
+
+    Args:
+      method: the method.
+      batch: the batch, concrete or traced.
+      among: check only these of the required signals.
+
+    Raises:
+      ValueError: naming the missing signals and those present.
+    """
+    missing = sorted(method.requires.intersection(method.requires if among is None else among) - set(batch.signals))
+    if missing:
+        present = ", ".join(sorted(batch.signals)) or "none"
+        raise ValueError(
+            f"credit method '{method.name}' needs the signal(s) {', '.join(missing)}, which the batch does not hold "
+            f"(it holds: {present}); add them with batch.with_signals(...)"
+        )
+
+
+def step_mask(batch: Batch) -> Array:
+    """bool `[E, S]`: the steps that count, those of episodes whose environment did not fail."""
+    return batch.step_mask & batch.episode_mask[:, None]
+
+
+def token_mask(batch: Batch) -> Array:
+    """bool `[R, L]`: the action tokens of the steps that count. The mask of policy losses too."""
+    return batch.action_mask & steps_to_tokens(step_mask(batch), batch.step_id)
+
+
+def step_sum(x_RxL: Array, batch: Batch) -> Array:
+    """`[E, S]`: sum over the counted action tokens of each step."""
+    ids_RxL = jnp.where(token_mask(batch), batch.step_id, -1)
+    return tokens_to_steps(x_RxL, ids_RxL, batch.num_episodes, batch.max_steps)
+
+
+def token_count(batch: Batch) -> Array:
+    """float32 `[E, S]`: number of counted action tokens of each step."""
+    return step_sum(jnp.ones(batch.tokens.shape, jnp.float32), batch)
+
+
+def step_mean(x_RxL: Array, batch: Batch) -> Array:
+    """`[E, S]`: mean over the counted action tokens of each step, 0 for a step without one."""
+    return step_sum(x_RxL, batch) / jnp.maximum(token_count(batch), 1.0)
+
+
+def to_tokens(x_ExS: Array, batch: Batch) -> Array:
+    """`[R, L]`: the value of its step at every counted action token, 0 elsewhere."""
+    return jnp.where(token_mask(batch), steps_to_tokens(x_ExS, batch.step_id), 0.0)
+
+
+def per_step(x_E: Array, batch: Batch) -> Array:
+    """`[E, S]`: the value of its episode at every counted step, 0 elsewhere."""
+    return jnp.where(step_mask(batch), x_E[:, None], 0.0)
+
+
+def last_step(mask_ExS: Array) -> Array:
+    """bool `[E, S]`: True at the last True step of each episode."""
+    later_ExS = jnp.cumsum(mask_ExS[:, ::-1], axis=1)[:, ::-1]
+    return mask_ExS & (later_ExS == 1)
+
+
+def first_step(mask_ExS: Array) -> Array:
+    """bool `[E, S]`: True at the first True step of each episode."""
+    return mask_ExS & (jnp.cumsum(mask_ExS, axis=1) == 1)
+
+
+def first_token(batch: Batch) -> Array:
+    """bool `[R, L]`: True at the first counted action token of each step."""
+    stream = token_stream(batch.step_id, token_mask(batch), batch.max_steps)
+    started = jnp.pad(stream.step_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return stream.put(stream.mask & started, batch.tokens.shape)

@@ -1,0 +1,271 @@
+"""Methods that see nothing but how each episode ended (and, for the actor-critic ones, a critic's values).
+
+The group methods give every token of an episode one advantage. They are the baselines of the step-level methods.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from stepreward.batch import Batch
+from stepreward.credit.base import (
+    Credit,
+    Method,
+    Metrics,
+    check_choice,
+    first_token,
+    last_step,
+    per_step,
+    register,
+    step_mask,
+    step_mean,
+    step_sum,
+    to_tokens,
+    token_count,
+    token_mask,
+)
+from stepreward.kernels import (
+    dr_grpo,
+    generalized_advantage_estimation,
+    group_statistics,
+    group_sum,
+    grpo,
+    masked_mean,
+    masked_std,
+    masked_whiten,
+    reinforce_plus_plus,
+    reinforce_plus_plus_baseline,
+    rloo,
+    token_stream,
+)
+from stepreward.kernels.masked import SINGLETON
+
+Array = jax.Array
+
+EPISODE_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinforce_plus_plus_baseline")
+
+
+def counted_episodes(batch: Batch) -> Array:
+    """bool `[E]`: the episodes that enter statistics: not failed, and with at least one step."""
+    return batch.episode_mask & batch.step_mask.any(axis=1)
+
+
+def episode_advantage(batch: Batch, how: str, *, eps: float | None = None, singleton: str = "zero") -> Array:
+    """float32 `[E]`: the advantage of each episode from `batch.outcome`; `how` is one of `EPISODE_ADVANTAGES`."""
+    mask_E, outcome_E = counted_episodes(batch), batch.outcome.astype(jnp.float32)
+    eps = {} if eps is None else {"eps": eps}
+    if how == "grpo":
+        return grpo(outcome_E, batch.group_id, mask_E, singleton=singleton, **eps)
+    if how == "dr_grpo":
+        return dr_grpo(outcome_E, batch.group_id, mask_E, singleton=singleton)
+    if how == "rloo":
+        return rloo(outcome_E, batch.group_id, mask_E, singleton=singleton)
+    tokens_E = token_count(batch).sum(axis=1)
+    if how == "reinforce_plus_plus":
+        return reinforce_plus_plus(outcome_E, tokens_E, mask_E)
+    if how == "reinforce_plus_plus_baseline":
+        return reinforce_plus_plus_baseline(outcome_E, batch.group_id, tokens_E, mask_E, singleton=singleton)
+    raise ValueError(f"episode_advantage must be one of {EPISODE_ADVANTAGES}, not {how!r}")
+
+
+def outcome_metrics(batch: Batch) -> Metrics:
+    """Scalars: mean outcome, its mean in-group std, shares of groups with both labels and with equal outcomes."""
+    mask_E, groups = counted_episodes(batch), batch.num_episodes
+    ones_E = mask_E.astype(jnp.float32)
+    size_G = group_sum(ones_E, batch.group_id, mask_E, groups)
+    won_G = group_sum(batch.success.astype(jnp.float32), batch.group_id, mask_E, groups)
+    real_G = size_G > 0
+    _, std_E, _ = group_statistics(batch.outcome, batch.group_id, mask_E, num_groups=groups, ddof=1)
+    # Each episode carries 1 / size of its group, so that a group counts once.
+    share_E = jnp.where(mask_E, 1.0 / jnp.maximum(size_G[batch.group_id], 1.0), 0.0)
+    num_groups = jnp.maximum(real_G.sum(), 1)
+    return {
+        "outcome_mean": masked_mean(batch.outcome.astype(jnp.float32), mask_E),
+        "outcome_group_std": (share_E * std_E).sum() / num_groups,
+        "mixed_groups": (real_G & (won_G > 0) & (won_G < size_G)).sum() / num_groups,
+        "flat_groups": (share_E * (std_E == 0)).sum() / num_groups,
+    }
+
+
+def advantage_metrics(advantage_RxL: Array, batch: Batch) -> Metrics:
+    """Scalars about the advantages of the counted tokens: mean, standard deviation, largest size."""
+    mask_RxL = token_mask(batch)
+    return {
+        "advantage_mean": masked_mean(advantage_RxL, mask_RxL),
+        "advantage_std": masked_std(advantage_RxL, mask_RxL, ddof=0),
+        "advantage_max": jnp.max(jnp.abs(advantage_RxL)),
+    }
+
+
+def outcome_reward(batch: Batch) -> Array:
+    """float32 `[E, S]`: the outcome at the last step of each counted episode, 0 elsewhere."""
+    return jnp.where(last_step(step_mask(batch)), batch.outcome[:, None].astype(jnp.float32), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutcomeMethod(Method):
+    """Gives every token of an episode the advantage of the episode."""
+
+    def assign(self, batch: Batch) -> Credit:
+        step_advantage_ExS = per_step(self._episode_advantage(batch), batch)
+        advantage_RxL = to_tokens(step_advantage_ExS, batch)
+        metrics = {**outcome_metrics(batch), **advantage_metrics(advantage_RxL, batch)}
+        return Credit(advantage_RxL, outcome_reward(batch), step_advantage_ExS, None, metrics)
+
+    def _episode_advantage(self, batch: Batch) -> Array:
+        return episode_advantage(batch, self.name)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Grouped(OutcomeMethod):
+    """Options of the methods that compare an episode with its group.
+
+    Attributes:
+      singleton: what the only episode of a group gets: "zero", or "raw", its own outcome (as in verl).
+    """
+
+    singleton: str = "zero"
+
+    def __post_init__(self):
+        check_choice(self, "singleton", SINGLETON)
+
+    def _episode_advantage(self, batch: Batch) -> Array:
+        return episode_advantage(batch, self.name, singleton=self.singleton)
+
+
+@register("grpo")
+@dataclasses.dataclass(frozen=True)
+class GRPO(_Grouped):
+    """A = (R − mean_g) / (std_g + eps), ddof 1 (arXiv 2402.03300).
+
+    Attributes:
+      eps: added to the std.
+    """
+
+    name: ClassVar[str] = "grpo"
+    eps: float = 1e-6
+
+    def _episode_advantage(self, batch: Batch) -> Array:
+        return episode_advantage(batch, self.name, eps=self.eps, singleton=self.singleton)
+
+
+@register("dr_grpo")
+@dataclasses.dataclass(frozen=True)
+class DrGRPO(_Grouped):
+    """A = R − mean_g (arXiv 2503.20783); pair it with the loss aggregation "constant"."""
+
+    name: ClassVar[str] = "dr_grpo"
+
+
+@register("rloo")
+@dataclasses.dataclass(frozen=True)
+class RLOO(_Grouped):
+    """A = R − mean of the others of the group (arXiv 2402.14740)."""
+
+    name: ClassVar[str] = "rloo"
+
+
+@register("reinforce_plus_plus")
+@dataclasses.dataclass(frozen=True)
+class ReinforcePlusPlus(OutcomeMethod):
+    """A = R whitened over all action tokens of the batch (arXiv 2501.03262); no group is needed."""
+
+    name: ClassVar[str] = "reinforce_plus_plus"
+
+
+@register("reinforce_plus_plus_baseline")
+@dataclasses.dataclass(frozen=True)
+class ReinforcePlusPlusBaseline(_Grouped):
+    """A = R − mean_g, whitened over all action tokens of the batch (arXiv 2501.03262)."""
+
+    name: ClassVar[str] = "reinforce_plus_plus_baseline"
+
+
+@dataclasses.dataclass(frozen=True)
+class _ActorCritic(Method):
+    """Options of the methods with a critic.
+
+    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probs are.
+
+    An episode that the step limit stopped is treated as ended: nothing is bootstrapped beyond its last step.
+
+    Attributes:
+      discount: γ in [0, 1].
+      trace: λ in [0, 1].
+      reward: "outcome" gives the outcome at the last step, "env" the environment's reward at each step.
+      whiten: shift and scale the advantages to zero mean and unit variance over the batch.
+    """
+
+    discount: float = 1.0
+    trace: float = 1.0
+    reward: str = "outcome"
+    whiten: bool = True
+
+    def __post_init__(self):
+        check_choice(self, "reward", ("outcome", "env"))
+        for field in ("discount", "trace"):
+            if not 0.0 <= getattr(self, field) <= 1.0:
+                raise ValueError(f"{field} of '{self.name}' must lie in [0, 1], not {getattr(self, field)!r}")
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return frozenset({"value"})
+
+    def _step_reward(self, batch: Batch) -> Array:
+        if self.reward == "outcome":
+            return outcome_reward(batch)
+        return jnp.where(step_mask(batch), batch.env_reward.astype(jnp.float32), 0.0)
+
+
+@register("ppo")
+@dataclasses.dataclass(frozen=True)
+class PPO(_ActorCritic):
+    """Generalized advantage estimation over the action tokens of each episode, a step's reward at its last token."""
+
+    name: ClassVar[str] = "ppo"
+
+    def assign(self, batch: Batch) -> Credit:
+        reward_ExS, shape = self._step_reward(batch), batch.tokens.shape
+        stream = token_stream(batch.step_id, token_mask(batch), batch.max_steps)
+        reward_1xN = jnp.where(stream.step_end, stream.take(to_tokens(reward_ExS, batch)), 0.0)
+        value_1xN = stream.take(batch.signals["value"].astype(jnp.float32))
+        discount_1xN = jnp.where(stream.episode_end, 0.0, self.discount)
+        advantage_1xN, returns_1xN = generalized_advantage_estimation(
+            reward_1xN, value_1xN, stream.mask, discount_1xN, self.trace
+        )
+        if self.whiten:
+            advantage_1xN = masked_whiten(advantage_1xN, stream.mask)
+        advantage_RxL = stream.put(advantage_1xN, shape)
+        metrics = {**outcome_metrics(batch), **advantage_metrics(advantage_RxL, batch)}
+        return Credit(
+            advantage_RxL, reward_ExS, step_mean(advantage_RxL, batch), stream.put(returns_1xN, shape), metrics
+        )
+
+
+@register("step_ppo")
+@dataclasses.dataclass(frozen=True)
+class StepPPO(_ActorCritic):
+    """Generalized advantage estimation with one transition a step: V at its first token, whitened over steps.
+
+    `returns` holds the step's return at each of its tokens; train the critic at the first one.
+
+    Source: StepPO (arXiv 2604.18401).
+    """
+
+    name: ClassVar[str] = "step_ppo"
+
+    def assign(self, batch: Batch) -> Credit:
+        reward_ExS, mask_ExS = self._step_reward(batch), step_mask(batch)
+        value_ExS = step_sum(jnp.where(first_token(batch), batch.signals["value"].astype(jnp.float32), 0.0), batch)
+        advantage_ExS, returns_ExS = generalized_advantage_estimation(
+            reward_ExS, value_ExS, mask_ExS, self.discount, self.trace
+        )
+        if self.whiten:
+            advantage_ExS = masked_whiten(advantage_ExS, mask_ExS)
+        advantage_RxL = to_tokens(advantage_ExS, batch)
+        metrics = {**outcome_metrics(batch), **advantage_metrics(advantage_RxL, batch)}
+        return Credit(advantage_RxL, reward_ExS, advantage_ExS, to_tokens(returns_ExS, batch), metrics)

@@ -1,0 +1,64 @@
+"""How good credit is, measured against the exact progress of every step; runs on the host."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+
+def rank_correlation(step_reward, true_progress, mask) -> float:
+    """Spearman's rank correlation of credit and exact progress over all True steps, in [−1, 1].
+
+    Args:
+      step_reward: float `[E, S]`, the credit that each step received.
+      true_progress: float `[E, S]`, e.g. exact distance to the goal before the step minus after it; infinite and NaN
+        steps are left out.
+      mask: bool `[E, S]`.
+
+    Returns:
+      The correlation, or NaN when fewer than two steps count or either side is constant.
+    """
+    reward, progress, mask = _arrays(step_reward, true_progress, mask)
+    return _spearman(reward[mask], progress[mask])
+
+
+def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
+    """Compares credit with exact progress, step by step.
+
+    Args:
+      step_reward, true_progress, mask: as in `rank_correlation`.
+
+    Returns:
+      `rank_correlation`: over all steps. `rank_correlation_within`: mean over the episodes in which it is defined.
+      `sign_accuracy`: share of the steps with progress ≠ 0 whose credit has the same sign (a credit of 0 counts half).
+      `steps`: number of steps compared. An undefined measure is left out.
+    """
+    reward, progress, mask = _arrays(step_reward, true_progress, mask)
+    within = [_spearman(r[m], p[m]) for r, p, m in zip(reward, progress, mask)]
+    within = [value for value in within if not np.isnan(value)]
+    moved = mask & (progress != 0)
+    agreement = np.sign(reward[moved]) * np.sign(progress[moved])
+    measures = {
+        "rank_correlation": _spearman(reward[mask], progress[mask]),
+        "rank_correlation_within": float(np.mean(within)) if within else float("nan"),
+        "sign_accuracy": float(np.mean((agreement + 1) / 2)) if moved.any() else float("nan"),
+        "steps": float(mask.sum()),
+    }
+    return {name: value for name, value in measures.items() if not np.isnan(value)}
+
+
+def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    reward, progress = np.asarray(step_reward, np.float64), np.asarray(true_progress, np.float64)
+    mask = np.asarray(mask, bool)
+    if not reward.shape == progress.shape == mask.shape or reward.ndim != 2:
+        raise ValueError(
+            f"step_reward, true_progress and mask must share one shape [E, S], not "
+            f"{reward.shape}, {progress.shape}, {mask.shape}"
+        )
+    return reward, progress, mask & np.isfinite(progress) & np.isfinite(reward)
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
+        return float("nan")
+    return float(stats.spearmanr(x, y).statistic)

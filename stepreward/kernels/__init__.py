@@ -1,0 +1,36 @@
+"""Pure array functions: levels, masked statistics, advantages, losses. They know no model and no environment."""
+
+from stepreward.kernels.advantages import dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo
+from stepreward.kernels.levels import steps_to_tokens, tokens_to_steps
+from stepreward.kernels.losses import (
+    aggregate,
+    aggregation_denominator,
+    entropy_bonus,
+    kl_k1,
+    kl_k3,
+    negative_log_likelihood,
+    ppo_clip,
+)
+from stepreward.kernels.masked import (
+    group_normalise,
+    group_statistics,
+    group_sum,
+    masked_mean,
+    masked_std,
+    masked_var,
+    masked_whiten,
+)
+from stepreward.kernels.ordering import TokenStream, token_stream
+from stepreward.kernels.preferences import (
+    dpo,
+    dpo_pairs,
+    dpo_with_sft,
+    implicit_reward_cross_entropy,
+    preference_pairs,
+)
+from stepreward.kernels.temporal import (
+    bi_level_generalized_advantage_estimation,
+    generalized_advantage_estimation,
+    linear_recurrence,
+    return_to_go,
+)

@@ -1,0 +1,264 @@
+"""Losses on token log-probabilities, and how tokens are averaged: policy gradient, KL, entropy, imitation.
+
+`[R, L]` arrays throughout; `log_prob[r, l]` is the log-probability of token `[r, l]` given the earlier ones, in nats.
+
+Gradients may be accumulated over micro-batches of whole rows: pass the `denominator` of the whole mini-batch (from
+`aggregation_denominator`), and the losses of the micro-batches add up to the loss of the mini-batch.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from stepreward.kernels.levels import steps_to_tokens, tokens_to_steps
+from stepreward.kernels.masked import masked_mean
+
+Array = jax.Array
+
+AGGREGATIONS = ("token-mean", "sequence-mean", "sequence-sum", "constant", "step-mean")
+RATIOS = ("token", "step")
+MAX_LOG_RATIO = 20.0  # exp(20) is far outside any clip range, and finite in bfloat16 too
+
+
+def aggregation_denominator(
+    mask_RxL: Array,
+    aggregation: str,
+    *,
+    step_id_RxL: Array | None = None,
+    num_episodes: int | None = None,
+    max_steps: int | None = None,
+    constant: float | None = None,
+) -> Array:
+    """The number by which `aggregate` divides, for a whole mini-batch.
+
+    "token-mean": tokens.
+    "sequence-mean", "sequence-sum": rows with a token.
+    "constant": rows with a token × `constant`.
+    "step-mean": steps with a token.
+
+    Args:
+      mask_RxL: bool `[R, L]`.
+      aggregation: one of `AGGREGATIONS`.
+      step_id_RxL, num_episodes, max_steps: needed by "step-mean".
+      constant: needed by "constant": the longest response in tokens.
+
+    Returns:
+      float32 scalar, at least 1, so that an empty batch has loss 0.
+
+    Raises:
+      ValueError: on an unknown aggregation or a missing argument.
+    """
+    chex.assert_rank(mask_RxL, 2)
+    _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
+    if aggregation == "token-mean":
+        count = mask_RxL.sum()
+    elif aggregation == "step-mean":
+        ids = jnp.where(mask_RxL, step_id_RxL, -1)
+        count = (tokens_to_steps(mask_RxL, ids, num_episodes, max_steps) > 0).sum()
+    else:
+        count = mask_RxL.any(axis=1).sum()
+    count = jnp.maximum(count.astype(jnp.float32), 1.0)
+    return count * constant if aggregation == "constant" else count
+
+
+def aggregate(
+    x_RxL: Array,
+    mask_RxL: Array,
+    aggregation: str = "token-mean",
+    *,
+    step_id_RxL: Array | None = None,
+    num_episodes: int | None = None,
+    max_steps: int | None = None,
+    constant: float | None = None,
+    denominator: Array | float | None = None,
+) -> Array:
+    """Reduces a per-token loss to a scalar.
+
+    "token-mean": Σ x / tokens.
+    "sequence-mean": mean over rows of the mean over the row's tokens.
+    "sequence-sum": mean over rows of the sum over the row's tokens.
+    "constant": Σ x / (rows × constant), Dr. GRPO.
+    "step-mean": mean over steps of the mean over the step's tokens; with x constant within a step it is the 1/(N·T)
+      average over steps of iStar's equation 6.
+
+    Args:
+      x_RxL: float `[R, L]`; values where the mask is False are never read.
+      mask_RxL: bool `[R, L]`.
+      aggregation: one of the above.
+      step_id_RxL, num_episodes, max_steps: needed by "step-mean".
+      constant: needed by "constant".
+      denominator: the `aggregation_denominator` of the whole mini-batch when these rows are only a part of it; a row,
+        and so a step, must lie in one part. None takes that of these rows.
+
+    Returns:
+      float32 scalar.
+
+    Raises:
+      ValueError: on an unknown aggregation or a missing argument.
+    """
+    chex.assert_rank([x_RxL, mask_RxL], 2)
+    chex.assert_equal_shape([x_RxL, mask_RxL])
+    levels = dict(step_id_RxL=step_id_RxL, num_episodes=num_episodes, max_steps=max_steps)
+    if denominator is None:
+        denominator = aggregation_denominator(mask_RxL, aggregation, constant=constant, **levels)
+    else:
+        _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
+    x_RxL = jnp.where(mask_RxL, x_RxL.astype(jnp.float32), 0.0)
+    if aggregation == "sequence-mean":
+        x_RxL = x_RxL / jnp.maximum(mask_RxL.sum(axis=1, keepdims=True), 1)
+    elif aggregation == "step-mean":
+        ids = jnp.where(mask_RxL, step_id_RxL, -1)
+        tokens_ExS = tokens_to_steps(mask_RxL, ids, num_episodes, max_steps)
+        x_RxL = x_RxL / jnp.maximum(steps_to_tokens(tokens_ExS, ids), 1.0)
+    return x_RxL.sum() / denominator
+
+
+def ppo_clip(
+    log_prob_RxL: Array,
+    log_prob_old_RxL: Array,
+    advantage_RxL: Array,
+    mask_RxL: Array,
+    *,
+    step_id_RxL: Array | None = None,
+    num_episodes: int | None = None,
+    max_steps: int | None = None,
+    ratio: str = "token",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+    aggregation: str = "token-mean",
+    constant: float | None = None,
+    denominator: Array | float | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Clipped surrogate policy loss.
+
+    ℓ = −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A); with `dual_clip` c, where A < 0: min(ℓ, −c·A).
+
+    "token": ρ = exp(log π − log π_old) of the token. "step": ρ of a token is that of its step, exp Σ (log π − log
+    π_old) over the step's tokens, as iStar writes it; with "step-mean" this is iStar's equation 6.
+
+    Args:
+      log_prob_RxL: float `[R, L]`, under the policy in training.
+      log_prob_old_RxL: float `[R, L]`, under the policy that made the rollout.
+      advantage_RxL: float `[R, L]`; no gradient flows into it.
+      mask_RxL: bool `[R, L]`, action tokens of episodes that count.
+      step_id_RxL, num_episodes, max_steps: needed by the step ratio and by "step-mean".
+      ratio: "token" or "step".
+      clip_low, clip_high: clip range below and above 1 (0.2 and 0.28 are DAPO's).
+      dual_clip: c > 1 bounds the loss of negative advantages; None leaves it unbounded.
+      aggregation, constant, denominator: see `aggregate`.
+
+    Returns:
+      `(loss, metrics)`; metrics are token means over these rows (weigh them by `tokens` across micro-batches):
+      `clip_fraction` (the clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`,
+      `approx_kl` (k3 estimate of KL(π_old‖π)), `ratio_mean`; and `ratio_max`, `ratio_min`, `tokens`.
+
+    Raises:
+      ValueError: on an unknown ratio or aggregation, or a missing argument.
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7; dual clip Ye et al. 2020 (arXiv 1912.09729).
+    """
+    chex.assert_rank([log_prob_RxL, log_prob_old_RxL, advantage_RxL, mask_RxL], 2)
+    chex.assert_equal_shape([log_prob_RxL, log_prob_old_RxL, advantage_RxL, mask_RxL])
+    if ratio not in RATIOS:
+        raise ValueError(f"ratio must be one of {RATIOS}, not {ratio!r}")
+    if ratio == "step" and (step_id_RxL is None or num_episodes is None or max_steps is None):
+        raise ValueError("the step ratio needs step_id_RxL, num_episodes and max_steps")
+    token_log_ratio_RxL = jnp.where(mask_RxL, (log_prob_RxL - log_prob_old_RxL).astype(jnp.float32), 0.0)
+    advantage_RxL = jax.lax.stop_gradient(jnp.where(mask_RxL, advantage_RxL.astype(jnp.float32), 0.0))
+    log_ratio_RxL = token_log_ratio_RxL
+    if ratio == "step":
+        ids = jnp.where(mask_RxL, step_id_RxL, -1)
+        log_ratio_RxL = steps_to_tokens(tokens_to_steps(token_log_ratio_RxL, ids, num_episodes, max_steps), ids)
+    ratio_RxL = jnp.exp(jnp.clip(log_ratio_RxL, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+    unclipped_RxL = -ratio_RxL * advantage_RxL
+    clipped_RxL = -jnp.clip(ratio_RxL, 1.0 - clip_low, 1.0 + clip_high) * advantage_RxL
+    loss_RxL = jnp.maximum(unclipped_RxL, clipped_RxL)
+    dual_RxL = jnp.zeros_like(mask_RxL)
+    if dual_clip is not None:
+        bound_RxL = -dual_clip * advantage_RxL
+        dual_RxL = (advantage_RxL < 0) & (loss_RxL > bound_RxL)
+        loss_RxL = jnp.where(dual_RxL, bound_RxL, loss_RxL)
+    loss = aggregate(
+        loss_RxL,
+        mask_RxL,
+        aggregation,
+        step_id_RxL=step_id_RxL,
+        num_episodes=num_episodes,
+        max_steps=max_steps,
+        constant=constant,
+        denominator=denominator,
+    )
+
+    active_RxL = clipped_RxL > unclipped_RxL
+    mean = lambda x: masked_mean(x.astype(jnp.float32), mask_RxL)
+    metrics = {
+        "clip_fraction": mean(active_RxL),
+        "clip_fraction_low": mean(active_RxL & (advantage_RxL < 0)),
+        "clip_fraction_high": mean(active_RxL & (advantage_RxL > 0)),
+        "dual_clip_fraction": mean(dual_RxL),
+        "approx_kl": mean(kl_k3(log_prob_old_RxL, log_prob_RxL)),
+        "ratio_mean": mean(ratio_RxL),
+        "ratio_max": jnp.max(jnp.where(mask_RxL, ratio_RxL, 0.0)),
+        "ratio_min": jnp.min(jnp.where(mask_RxL, ratio_RxL, jnp.inf)),
+        "tokens": mask_RxL.sum().astype(jnp.float32),
+    }
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def kl_k1(log_prob: Array, log_prob_reference: Array) -> Array:
+    """Unbiased estimate of KL(π‖π_ref) per token sampled from π: log π − log π_ref; any shape, may be negative.
+
+    Source: Schulman, "Approximating KL divergence" (2020), k1.
+    """
+    chex.assert_equal_shape([log_prob, log_prob_reference])
+    return log_prob - log_prob_reference
+
+
+def kl_k3(log_prob: Array, log_prob_reference: Array) -> Array:
+    """Non-negative, low-variance estimate of KL(π‖π_ref) per token sampled from π.
+
+    exp(d) − d − 1, with d = log π_ref − log π.
+
+    The exponent is clipped at 20 so that a degenerate token cannot make it infinite.
+
+    Source: Schulman, "Approximating KL divergence" (2020), k3.
+    """
+    chex.assert_equal_shape([log_prob, log_prob_reference])
+    d = jnp.clip(log_prob_reference - log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return jnp.expm1(d) - d
+
+
+def entropy_bonus(entropy_RxL: Array, mask_RxL: Array, coefficient: float, **aggregation) -> Array:
+    """Loss term that rewards entropy: −coefficient · aggregate(entropy).
+
+    Args:
+      entropy_RxL: float `[R, L]`, entropy of the policy's next-token distribution at each token, in nats.
+      mask_RxL: bool `[R, L]`.
+      coefficient: ≥ 0.
+      **aggregation: arguments of `aggregate`.
+    """
+    return -coefficient * aggregate(entropy_RxL, mask_RxL, **aggregation)
+
+
+def negative_log_likelihood(log_prob_RxL: Array, mask_RxL: Array, **aggregation) -> Array:
+    """Imitation loss (SFT): aggregate(−log π) over the tokens to imitate; a scalar in nats per token by default.
+
+    Args:
+      log_prob_RxL: float `[R, L]`.
+      mask_RxL: bool `[R, L]`.
+      **aggregation: arguments of `aggregate`.
+    """
+    return aggregate(-log_prob_RxL, mask_RxL, **aggregation)
+
+
+def _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant):
+    if aggregation not in AGGREGATIONS:
+        raise ValueError(f"aggregation must be one of {AGGREGATIONS}, not {aggregation!r}")
+    if aggregation == "step-mean" and (step_id_RxL is None or num_episodes is None or max_steps is None):
+        raise ValueError("aggregation 'step-mean' needs step_id_RxL, num_episodes and max_steps")
+    if aggregation == "constant" and constant is None:
+        raise ValueError("aggregation 'constant' needs the constant: the longest response in tokens")

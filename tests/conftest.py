@@ -1,0 +1,96 @@
+"""Shared fixtures: a run of seconds, a model of one layer, and random batches for it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from functools import partial
+from pathlib import Path
+
+# Compiled programs are kept between tests and the processes that they start. Before jax is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"stepreward-tests-{os.getuid()}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# The tests compile far more than they compute. So set, a step of the small models compiles in a fifth of the time.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
+
+import jax
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 16
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def micro_config():
+    """`micro_config({"train.env_steps": 100, …})`: the micro preset with some keys changed."""
+    from stepreward.config import load_config_file
+
+    def make(changes=None):
+        config = load_config_file(f"{ROOT}/configs/istar_sokoban.py:micro")
+        config.update_from_flattened_dict(changes or {})
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model():
+    """`(graphdef, params)` of the one-layer decoder in fp32."""
+    from stepreward.models import decoder
+    from stepreward.models.presets import decoder_config
+
+    return decoder.build(decoder_config("tiny-micro", vocab_size=VOCABULARY), jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def make_batch(model):
+    """`make_batch(seed, …)`, see `random_batch`."""
+    return partial(random_batch, model)
+
+
+@pytest.fixture(scope="session")
+def flat():
+    """`flat(tree)`: every number of a pytree of arrays as one float64 vector."""
+    return lambda tree: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
+
+
+def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, rows=24, noise=0.0, failed=()):
+    """Groups with successes and failures, one step a row, as a rollout packs them (NumPy arrays).
+
+    Args:
+      model: `(graphdef, params)`; scores the tokens for `log_prob_old`.
+      noise: standard deviation of what is added to those scores.
+      failed: indices of episodes whose environment failed.
+    """
+    from stepreward.rollout.episode import Episode, Step, Task
+    from stepreward.rollout.packing import pack
+    from stepreward.training.prm import score
+
+    graphdef, params = model
+    rng = np.random.default_rng(seed)
+    episodes = []
+    for index in range(groups * group_size):
+        group, place = divmod(index, group_size)
+        episode = Episode(Task(group, "train", group), success=place < 1 + group % (group_size - 1))
+        for _ in range(int(rng.integers(1, steps + 1))):
+            prompt, answer = (rng.integers(0, VOCABULARY, n).astype(np.int32) for n in rng.integers((3, 1), (6, 3)))
+            zeros = np.zeros(len(answer), np.float32)
+            episode.steps.append(Step(prompt, answer, zeros, zeros, "", "", "up", 0.0, True, ""))
+        episode.failure = "broken" if index in failed else None
+        episodes.append(episode)
+    batch = pack(
+        episodes, context="step", max_steps=steps, row_length=length, row_multiple=rows, pad_id=0, outcome="success"
+    )
+    log_prob, _ = score(params, batch, graphdef=graphdef, chunk_rows=rows, temperature=1.0)
+    log_prob = np.asarray(log_prob) + noise * rng.normal(size=log_prob.shape).astype(np.float32) * batch.action_mask
+    return batch.replace(log_prob_old=log_prob)

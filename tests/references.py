@@ -1,0 +1,172 @@
+"""Random rollouts in both packings, and plain NumPy loops that kernels and methods are compared with."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward.batch import Batch
+
+
+@dataclasses.dataclass
+class Step:
+    """One step of an episode: the numbers of its action tokens, and of the observation tokens before them."""
+
+    log_prob_old: np.ndarray
+    log_prob_prm: np.ndarray
+    log_prob_initial: np.ndarray
+    value: np.ndarray
+    observation: int
+    env_reward: float
+    shuffled_from: int = 0
+
+
+@dataclasses.dataclass
+class Episode:
+    steps: list[Step]
+    outcome: float
+    group: int
+    counted: bool = True
+    success: bool = False
+
+
+CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
+SIGNALS = ("log_prob_prm", "log_prob_initial", "value")
+
+
+def random_step(rng, tokens=None) -> Step:
+    tokens = int(rng.integers(1, 4)) if tokens is None else tokens
+    draw = lambda: rng.normal(-1.0, 0.7, tokens)
+    return Step(draw(), draw(), draw(), rng.normal(0, 1, tokens), int(rng.integers(1, 3)), float(rng.normal()))
+
+
+def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4) -> list[Episode]:
+    """Ragged episodes; `groups` are sizes, `failed` masked episodes, `uniform` groups whose outcomes are all equal."""
+    episodes = []
+    for group, size in enumerate(groups):
+        for _ in range(size):
+            count = int(rng.integers(1, steps + 1))
+            outcome = 0.3 if group in uniform else float(np.round(rng.normal(), 2))
+            episode = Episode([random_step(rng) for _ in range(count)], outcome, group, success=outcome > 0)
+            for source, step in zip(rng.permutation(count), episode.steps):
+                step.shuffled_from = int(source)
+            episodes.append(episode)
+    for index in failed:
+        episodes[index].counted = False
+    return episodes
+
+
+def pack(
+    episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None
+) -> Batch:
+    """Packs episodes into a batch; `packing` is "episode" (a row is an episode) or "step" (a row is one step).
+
+    `padded` pads rows, tokens, steps and episodes to `CANVAS`, one shape for nearly all tests, so that JAX compiles
+    once. Where nothing is defined (padding, observations) the arrays hold large numbers on purpose.
+    """
+    max_steps, num_episodes = max(len(e.steps) for e in episodes), len(episodes)
+    if packing == "episode":
+        rows = [[(e, s) for s in range(len(episode.steps))] for e, episode in enumerate(episodes)]
+    else:
+        rows = [[(e, s)] for e, episode in enumerate(episodes) for s in range(len(episode.steps))]
+    if padded:
+        max_steps, num_episodes = CANVAS["max_steps"], CANVAS["num_episodes"]
+        rows = rows + [[]] * (CANVAS["rows"] - len(rows))
+    extra_episodes = num_episodes - len(episodes)
+    if row_order is not None:
+        rows = [rows[i] for i in row_order]
+    size = lambda step: step.observation + len(step.log_prob_old)
+    length = CANVAS["length"] if padded else max(sum(size(episodes[e].steps[s]) for e, s in row) for row in rows)
+    shape = (len(rows), length)
+
+    garbage = lambda: np.full(shape, 1e3, np.float32)
+    token = {name: garbage() for name in ("log_prob_old", *SIGNALS)}
+    token["log_prob_old"][:] = 0.0
+    action_mask, segment_ids = np.zeros(shape, bool), np.zeros(shape, np.int32)
+    step_id = np.full(shape, -1, np.int32)
+    for r, row in enumerate(rows):
+        at = 0
+        for e, s in row:
+            step = episodes[e].steps[s]
+            segment_ids[r, at : at + size(step)] = 1
+            at += step.observation
+            span = slice(at, at + len(step.log_prob_old))
+            action_mask[r, span] = True
+            step_id[r, span] = e * max_steps + s
+            for name, array in token.items():
+                array[r, span] = getattr(step, name)
+            at = span.stop
+
+    step_mask = np.zeros((num_episodes, max_steps), bool)
+    env_reward = np.zeros((num_episodes, max_steps), np.float32)
+    permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
+    for e, episode in enumerate(episodes):
+        for s, step in enumerate(episode.steps):
+            step_mask[e, s], env_reward[e, s], permutation[e, s] = True, step.env_reward, step.shuffled_from
+    pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
+    group_of = group_of or (lambda group: group)
+    return Batch(
+        tokens=jnp.zeros(shape, jnp.int32),
+        positions=jnp.asarray(np.tile(np.arange(length, dtype=np.int32), (len(rows), 1))),
+        segment_ids=jnp.asarray(segment_ids),
+        action_mask=jnp.asarray(action_mask),
+        step_id=jnp.asarray(step_id),
+        log_prob_old=jnp.asarray(token["log_prob_old"]),
+        step_mask=jnp.asarray(step_mask),
+        env_reward=jnp.asarray(env_reward),
+        executed=jnp.asarray(step_mask),
+        episode_mask=pad([e.counted for e in episodes], False, bool),
+        outcome=pad([e.outcome for e in episodes], 77.0, np.float32),
+        success=pad([e.success for e in episodes], True, bool),
+        truncated=pad([False] * len(episodes), False, bool),
+        group_id=pad([group_of(e.group) for e in episodes], 0, np.int32),
+        signals={
+            **{name: jnp.asarray(token[name]) for name in SIGNALS},
+            "step_permutation": jnp.asarray(permutation),
+            "alpha_scale": jnp.float32(0.7),
+        },
+    )
+
+
+def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
+    """The values of the action tokens of each step, `{(episode, step): [value, ...]}`, in the order of the row."""
+    values: dict[tuple[int, int], list[float]] = {}
+    x, step_id, mask = np.asarray(x_RxL), np.asarray(batch.step_id), np.asarray(batch.action_mask)
+    for r, l in zip(*np.nonzero(mask)):
+        values.setdefault(tuple(map(int, divmod(step_id[r, l], batch.max_steps))), []).append(float(x[r, l]))
+    return values
+
+
+def literal(step_tokens, outcomes, *, groups=None, packing="episode", **tokens) -> Batch:
+    """A batch of given arrays, padded to `CANVAS`.
+
+    `step_tokens[e]` is the number of tokens of each step of episode e; `tokens[name][e]` holds the values of all action
+    tokens of the episode (0 where a name is not given).
+    """
+    episodes = []
+    for e, counts in enumerate(step_tokens):
+        ends = np.cumsum(counts)
+        take = lambda name, i: np.asarray(
+            tokens[name][e][ends[i] - counts[i] : ends[i]] if name in tokens else np.zeros(counts[i]), np.float32
+        )
+        steps = [
+            Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0)
+            for i in range(len(counts))
+        ]
+        group = 0 if groups is None else groups[e]
+        episodes.append(Episode(steps, float(outcomes[e]), group, success=outcomes[e] > 0))
+    return pack(episodes, packing)
+
+
+def gae_loop(reward, value, mask, discount, trace):
+    """Generalized advantage estimation over one stream by its definition: (advantage, returns), 0 under the mask."""
+    advantage, returns = np.zeros(len(reward)), np.zeros(len(reward))
+    next_value = next_advantage = 0.0
+    for t in reversed(range(len(reward))):
+        if mask[t]:
+            next_advantage = reward[t] + discount * next_value - value[t] + discount * trace * next_advantage
+            next_value = value[t]
+            advantage[t], returns[t] = next_advantage, next_advantage + value[t]
+    return advantage, returns

@@ -1,0 +1,280 @@
+"""What every credit method must hold to, written once and run on every registered method and on iStar's options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepreward.credit import Method, make, names, register, token_mask
+from tests.references import SIGNALS, by_step, pack, random_episodes
+
+METHODS = {name: make(name) for name in names()} | {
+    "istar-released": make("istar", variant="released"),
+    "istar-grpo-token": make("istar", episode_advantage="grpo", granularity="token"),
+    "istar-token-first": make("istar", granularity="token", baseline="first_seen", step_advantage="centre"),
+    "istar-merged": make("istar", merge="reward", episode_advantage="dr_grpo", baseline="episode_mean"),
+    "istar-shuffled": make("istar", step_reward="shuffled", step_norm="std"),
+    "istar-uniform": make("istar", step_reward="uniform", step_advantage="rloo", singleton="raw"),
+    "istar-initial": make("istar", reference="initial", alpha_scaled=True, baseline="episode_mean"),
+    "istar-first-zscore": make("istar", baseline="first_seen", episode_advantage="reinforce_plus_plus_baseline"),
+    "grpo-raw": make("grpo", singleton="raw"),
+    "ppo-env": make("ppo", reward="env", discount=0.9, trace=0.7),
+    "step_ppo-env": make("step_ppo", reward="env", discount=0.9, trace=0.7, whiten=False),
+}
+CRITIC = {"ppo", "step_ppo", "ppo-env", "step_ppo-env"}
+RAW = {"istar-uniform", "grpo-raw"}
+each_method = pytest.mark.parametrize("name", METHODS)
+
+FAILED = 5
+
+
+@pytest.fixture(scope="module")
+def episodes():
+    """Groups of 4, 3, 4 and 1; group 2 has equal outcomes, group 3 is a singleton, episode 5 failed."""
+    return random_episodes(np.random.default_rng(1), groups=(4, 3, 4, 1), failed=(FAILED,), uniform=(2,))
+
+
+@pytest.fixture(scope="module")
+def batch(episodes):
+    return pack(episodes)
+
+
+@pytest.fixture(scope="module")
+def credits(batch):
+    return credit_of_every_method(batch)
+
+
+def credit_of_every_method(batch):
+    return {name: method.credit(batch) for name, method in METHODS.items()}
+
+
+# All methods in one program, so that XLA compiles what they share once; and a batch of the padded shape compiles
+# nothing new.
+run = jax.jit(
+    credit_of_every_method,
+    compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
+)
+
+
+def assert_same_by_step(credit, batch, other, other_batch):
+    """The advantage of every token and the step-level arrays agree, wherever the tokens lie."""
+    ours, theirs = by_step(credit.advantage, batch), by_step(other.advantage, other_batch)
+    assert set(ours) == set(theirs)
+    for key in ours:
+        np.testing.assert_allclose(ours[key], theirs[key], atol=2e-5)
+    episodes, steps = (min(a, b) for a, b in zip(credit.step_reward.shape, other.step_reward.shape))
+    for level in ("step_reward", "step_advantage"):
+        a, b = np.asarray(getattr(credit, level)), np.asarray(getattr(other, level))
+        np.testing.assert_allclose(a[:episodes, :steps], b[:episodes, :steps], atol=2e-5)
+        for array in (a, b):  # beyond the common part there is only padding
+            assert not array[episodes:].any() and not array[:, steps:].any()
+
+
+@each_method
+def test_zero_off_the_mask(name, batch, credits):
+    credit = credits[name]
+    off = ~np.asarray(token_mask(batch))
+    assert off.any() and not np.asarray(credit.advantage)[off].any()
+    assert not np.asarray(credit.advantage)[~np.asarray(batch.action_mask)].any()
+    uncounted = ~np.asarray(batch.step_mask & batch.episode_mask[:, None])
+    assert not np.asarray(credit.step_reward)[uncounted].any()
+    assert not np.asarray(credit.step_advantage)[uncounted].any()
+    if credit.returns is not None:
+        assert not np.asarray(credit.returns)[off].any()
+
+
+@each_method
+def test_gives_some_credit_and_is_finite(name, credits):
+    # The batch holds a group of equal outcomes, a singleton, a failed episode, rows without an action and padding of
+    # every level.
+    assert np.abs(credits[name].advantage).max() > 0.01
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(credits[name]))
+
+
+@each_method
+def test_shapes_and_types(name, batch, credits):
+    credit = credits[name]
+    assert credit.advantage.shape == batch.tokens.shape and credit.advantage.dtype == jnp.float32
+    assert credit.step_reward.shape == credit.step_advantage.shape == batch.step_mask.shape
+    assert all(value.shape == () for value in credit.metrics.values())
+
+
+@each_method
+def test_both_packings_agree(name, episodes, batch, credits):
+    other = pack(episodes, "step")
+    assert_same_by_step(credits[name], batch, run(other)[name], other)
+
+
+@each_method
+def test_padding_changes_nothing(name, episodes, batch, credits):
+    tight = pack(episodes, padded=False)
+    assert tight.tokens.shape[0] < batch.tokens.shape[0] and tight.tokens.shape[1] < batch.tokens.shape[1]
+    assert tight.num_episodes < batch.num_episodes and tight.max_steps < batch.max_steps
+    credit = run(tight)[name]
+    assert_same_by_step(credits[name], batch, credit, tight)
+    for key, value in credit.metrics.items():
+        np.testing.assert_allclose(value, credits[name].metrics[key], rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+@each_method
+def test_row_order_changes_nothing(name, episodes, batch, credits):
+    order = np.random.default_rng(2).permutation(batch.tokens.shape[0])
+    for packing in ("episode", "step"):
+        other = pack(episodes, packing, row_order=order)
+        assert_same_by_step(credits[name], batch, run(other)[name], other)
+
+
+@each_method
+def test_relabelled_groups_change_nothing(name, episodes, batch, credits):
+    other = pack(episodes, group_of={0: 9, 1: 3, 2: 0, 3: 13}.get)
+    assert_same_by_step(credits[name], batch, run(other)[name], other)
+
+
+@each_method
+def test_groups_do_not_leak(name, episodes, batch, credits):
+    """Changing one group leaves the others alone; whitening over the batch moves them by one common affine map."""
+    method = METHODS[name]
+    changed_E = (np.asarray(batch.group_id) == 0) & (np.arange(batch.num_episodes) < 4)
+    changed = batch.replace(
+        outcome=jnp.where(changed_E, batch.outcome**2 + 1, batch.outcome),
+        env_reward=jnp.where(changed_E[:, None], batch.env_reward * 2, batch.env_reward),
+    )
+    if getattr(method, "step_norm", "none") == "none":  # the option rescales by the rewards of the batch, by definition
+        episode_of = np.asarray(batch.step_id) // batch.max_steps
+        in_group = (episode_of >= 0) & changed_E[np.maximum(episode_of, 0)]
+        signals = {k: jnp.where(in_group, 1.5 * batch.signals[k], batch.signals[k]) for k in SIGNALS}
+        changed = changed.with_signals(**signals)
+    before, after = np.asarray(credits[name].step_advantage), np.asarray(run(changed)[name].step_advantage)
+    counted = np.asarray(batch.step_mask & batch.episode_mask[:, None])
+    others = counted & ~changed_E[:, None]
+    assert np.abs(before - after)[counted & changed_E[:, None]].max() > 1e-3
+    whitens = name in (
+        "reinforce_plus_plus",
+        "reinforce_plus_plus_baseline",
+        "ppo",
+        "ppo-env",
+        "step_ppo",
+        "prime",
+        "istar-merged",
+    )
+    if name == "istar-first-zscore":  # its outcome part whitens, its step part does not: compare the step parts
+        outcome = "reinforce_plus_plus_baseline"
+        before = before - np.asarray(credits[outcome].step_advantage)
+        after = after - np.asarray(run(changed)[outcome].step_advantage)
+    if whitens:
+        slope, intercept = np.polyfit(before[others], after[others], 1)
+        assert slope > 0
+        before = slope * before + intercept
+    np.testing.assert_allclose(before[others], after[others], atol=3e-5)
+
+
+@each_method
+def test_failed_episodes_change_nothing(name, episodes, batch, credits):
+    """Whatever a failed episode holds, even NaN, and whether it is there at all."""
+    of_failed = np.asarray(batch.step_id) // batch.max_steps == FAILED
+    at = lambda x: jnp.asarray(x).at[FAILED].set(jnp.nan)
+    spoilt = batch.replace(
+        log_prob_old=jnp.where(of_failed, jnp.nan, batch.log_prob_old),
+        outcome=at(batch.outcome),
+        env_reward=at(batch.env_reward),
+        success=~batch.success & (jnp.arange(batch.num_episodes) == FAILED) | batch.success,
+    ).with_signals(**{k: jnp.where(of_failed, jnp.nan, batch.signals[k]) for k in SIGNALS})
+    credit = run(spoilt)[name]
+    assert_same_by_step(credits[name], batch, credit, spoilt)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(credit))
+
+    without = pack([e for i, e in enumerate(episodes) if i != FAILED])
+    a = {(e, s): v for (e, s), v in by_step(credits[name].advantage, batch).items() if e != FAILED}
+    b = {(e + (e >= FAILED), s): v for (e, s), v in by_step(run(without)[name].advantage, without).items()}
+    assert set(a) == set(b)
+    for key in a:
+        np.testing.assert_allclose(a[key], b[key], atol=2e-5)
+
+
+@each_method
+def test_batch_of_failed_episodes_gets_no_credit(name, batch):
+    nothing = batch.replace(episode_mask=jnp.zeros_like(batch.episode_mask))
+    credit = run(nothing)[name]
+    assert not np.asarray(credit.advantage).any()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(credit))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in CRITIC | RAW])
+def test_adding_a_constant_to_all_outcomes_changes_nothing(name, batch, credits):
+    shifted = run(batch.replace(outcome=batch.outcome + 5.0))[name]
+    np.testing.assert_allclose(credits[name].advantage, shifted.advantage, atol=2e-5)
+    np.testing.assert_allclose(credits[name].step_advantage, shifted.step_advantage, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_equal_outcomes_give_exactly_zero(name, episodes):
+    # 10.3 is no binary fraction: a mean of five of them is off by a rounding, which a division by the std must not blow
+    # up.
+    batch = pack(episodes, group_of=lambda group: 0)
+    batch = batch.replace(outcome=jnp.full_like(batch.outcome, 10.3))
+    assert not np.asarray(run(batch)[name].advantage).any()
+
+
+@each_method
+def test_jit_equals_eager(name, batch, credits):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), credits[name], run(batch)[name])
+
+
+@each_method
+def test_no_gradient_flows_through_credit(name, batch):
+    def total(outcome, log_prob_old, env_reward, signals):
+        inputs = batch.replace(outcome=outcome, log_prob_old=log_prob_old, env_reward=env_reward)
+        credit = METHODS[name].credit(inputs.with_signals(**signals))
+        return credit.advantage.sum() + credit.step_reward.sum() + credit.step_advantage.sum()
+
+    signals = {k: batch.signals[k] for k in SIGNALS}
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(
+        batch.outcome, batch.log_prob_old, batch.env_reward, signals
+    )
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if METHODS[name].requires])
+def test_missing_signal_is_named(name, batch):
+    for signal in METHODS[name].requires:
+        left = {k: v for k, v in batch.signals.items() if k != signal}
+        with pytest.raises(ValueError, match=signal):
+            METHODS[name].credit(batch.replace(signals=left))
+
+
+@each_method
+def test_methods_are_hashable_values(name):
+    assert hash(METHODS[name]) == hash(type(METHODS[name])(**vars(METHODS[name])))
+    assert METHODS[name].name in names()
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].has_prm])
+def test_methods_without_a_prm_have_no_prm_loss(name, batch):
+    with pytest.raises(ValueError, match=f"'{METHODS[name].name}' has no process reward model"):
+        METHODS[name].prm_loss(batch.log_prob_old, batch)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("grop", {}, "there are: dr_grpo, grpo, istar"),
+        ("grpo", {"esp": 1e-3}, "did you mean 'eps'"),
+        ("grpo", {"singleton": "one"}, "'zero', 'raw'"),
+        ("grpo", {"variant": "released"}, "no option 'variant'"),
+        ("istar", {"variant": "release"}, "there are: paper, released"),
+        ("istar", {"trajectory_reduce": "max"}, "trajectory_reduce of 'istar' must be one of 'sum', 'mean'"),
+        ("istar", {"beta": 0.0}, "beta of 'istar' must be positive"),
+        ("istar", {"alpha": -1.0}, "alpha of 'istar' must be at least 0"),
+        ("istar", {"granularity": "token", "step_reward": "uniform"}, "granularity='step' only"),
+        ("ppo", {"discount": 1.5}, r"discount of 'ppo' must lie in \[0, 1\]"),
+        ("step_ppo", {"reward": "prm"}, "'outcome', 'env'"),
+    ],
+)
+def test_bad_options_are_one_clear_error(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make(name, **options)
+
+
+def test_a_name_is_registered_once():
+    with pytest.raises(ValueError, match="'grpo' is registered already"):
+        register("grpo")(Method)

@@ -1,0 +1,132 @@
+"""Methods on arrays small enough to compute by hand, or printed by the public release of the method."""
+
+import numpy as np
+import pytest
+
+from stepreward.credit import IStar, make
+from tests.references import by_step, literal
+
+CLOSE = dict(atol=1e-4, rtol=0)
+
+ISTAR_REWARD = [[0.4, 0.2], [-0.1, 0.1], [0.0, -0.2], [0.3, 0.1]]
+OUTCOMES = [1, 0, 0, 1]
+
+
+def episode_values(name, outcomes, tokens, **options):
+    batch = literal([[n] for n in tokens], outcomes)
+    return np.asarray(make(name, **options).credit(batch).step_advantage)[: len(outcomes), 0]
+
+
+@pytest.mark.parametrize(
+    "name, outcomes, expected",
+    [
+        ("grpo", [1, 0, 0, 1], [0.8660, -0.8660, -0.8660, 0.8660]),
+        ("dr_grpo", [1, 0, 0, 1], [0.5, -0.5, -0.5, 0.5]),
+        ("rloo", [1, 0, 0, 1], [0.6667, -0.6667, -0.6667, 0.6667]),
+        ("grpo", [1, 0, 0, 0], [1.5, -0.5, -0.5, -0.5]),
+        ("dr_grpo", [1, 0, 0, 0], [0.75, -0.25, -0.25, -0.25]),
+        ("rloo", [1, 0, 0, 0], [1.0, -1 / 3, -1 / 3, -1 / 3]),
+        ("reinforce_plus_plus", [1, 0, 0, 0], [1.6202, -0.5401, -0.5401, -0.5401]),
+        ("reinforce_plus_plus_baseline", [1, 0, 0, 0], [1.6202, -0.5401, -0.5401, -0.5401]),
+    ],
+)
+def test_outcome_methods(name, outcomes, expected):
+    np.testing.assert_allclose(episode_values(name, outcomes, [2, 2, 2, 2]), expected, **CLOSE)
+
+
+def test_reinforce_plus_plus_baseline_whitens_over_tokens():
+    values = episode_values("reinforce_plus_plus_baseline", [1, 0, 0, 1], [2, 4, 4, 2])
+    np.testing.assert_allclose(values, [1.3540, -0.6770, -0.6770, 1.3540], **CLOSE)
+
+
+@pytest.mark.parametrize("discount, trace, expected", [(1.0, 1.0, [0.5, 0.4, 0.2]), (0.9, 0.5, [0.1345, 0.21, 0.2])])
+def test_step_ppo(discount, trace, expected):
+    # V of a step is that before its first token; later values must not be read.
+    batch = literal([[2, 1, 2]], [1], value=[[0.5, 9.0, 0.6, 0.8, 9.0]])
+    credit = make("step_ppo", discount=discount, trace=trace, whiten=False).credit(batch)
+    np.testing.assert_allclose(credit.step_advantage[0, :3], expected, **CLOSE)
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+@pytest.mark.parametrize(
+    "discount, trace, expected", [(1, 1, [0.5, 0.4, 0.3, 0.2]), (0.9, 0.5, [0.0758, 0.0795, 0.11, 0.2])]
+)
+def test_ppo(packing, discount, trace, expected):
+    batch = literal([[2, 2]], [1], packing=packing, value=[[0.5, 0.6, 0.7, 0.8]])
+    credit = make("ppo", discount=discount, trace=trace, whiten=False).credit(batch)
+    np.testing.assert_allclose(np.concatenate(list(by_step(credit.advantage, batch).values())), expected, **CLOSE)
+
+
+def istar_batch(packing="episode"):
+    """Two tokens a step whose log-ratios add up to the step rewards of the golden example at β = 0.05."""
+    log_ratio = np.repeat(np.array(ISTAR_REWARD) / 0.05 / 2, 2, axis=1)
+    return literal(
+        [[2, 2]] * 4, OUTCOMES, packing=packing, log_prob_prm=log_ratio - 1.0, log_prob_old=np.full((4, 4), -1.0)
+    )
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+def test_istar_as_in_the_paper(packing):
+    credit = make("istar", episode_advantage="grpo").credit(istar_batch(packing))
+    np.testing.assert_allclose(credit.step_reward[:4, :2], ISTAR_REWARD, **CLOSE)
+    expected = [[2.366, 1.366], [-1.866, -0.866], [-1.366, -2.366], [1.866, 0.866]]
+    np.testing.assert_allclose(credit.step_advantage[:4, :2], expected, **CLOSE)
+    only_steps = np.asarray(make("istar", episode_advantage="grpo").credit(istar_batch(packing)).step_advantage)
+    only_steps = only_steps - np.asarray(make("grpo").credit(istar_batch(packing)).step_advantage)
+    np.testing.assert_allclose(only_steps[:4, :2], [[1.5, 0.5], [-1, 0], [-0.5, -1.5], [1, 0]], **CLOSE)
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+def test_istar_as_released(packing):
+    batch = istar_batch(packing)
+    outcome_advantage = np.asarray(make("rloo").credit(batch).step_advantage)
+    method = make("istar", variant="released", step_norm="none")
+    step_advantage = np.asarray(method.credit(batch).step_advantage) - outcome_advantage
+    released = np.array([[0.3333, 0.0667], [-0.3333, -0.0667], [-0.2, -0.4667], [0.2, -0.0667]])
+    np.testing.assert_allclose(step_advantage[:4, :2], released, **CLOSE)
+    # With the release's division by the largest reward of the batch, 0.4.
+    step_advantage = np.asarray(make("istar", variant="released").credit(batch).step_advantage) - outcome_advantage
+    np.testing.assert_allclose(step_advantage[:4, :2], released / 0.4, atol=3e-4)
+
+
+def test_istar_step_reward():
+    batch = literal([[2], [1]], [1, 0], log_prob_prm=[[-1.2, -2.0], [-7.0]], log_prob_old=[[-1.5, -2.5], [-6.5]])
+    np.testing.assert_allclose(make("istar").credit(batch).step_reward[:2, 0], [0.04, -0.025], **CLOSE)
+
+
+def test_istar_prm_loss_over_all_pairs():
+    # Log-ratio sums 1.0 and 0.2 of the winners, -0.4 of the loser.
+    batch = literal([[1, 1], [2], [1]], [1, 1, 0])
+    log_prob = literal([[1, 1], [2], [1]], [1, 1, 0], log_prob_prm=[[0.7, 0.3], [0.1, 0.1], [-0.4]]).signals[
+        "log_prob_prm"
+    ]
+    loss, metrics = IStar().prm_loss(log_prob, batch)
+    np.testing.assert_allclose(loss, 0.6685, **CLOSE)
+    assert metrics["pairs"] == 2 and metrics["pair_accuracy"] == 1
+    np.testing.assert_allclose(metrics["pair_margin"], 0.05 * (1.4 + 0.6) / 2, **CLOSE)
+
+
+PRIME_TOKENS = np.array([[0.1, 0.3], [0.0, -0.2], [0.2, 0.2], [-0.1, -0.1]])
+PRIME_RETURNS = np.array([[1.0667, 1], [-1.0667, -1], [-0.2667, -0.4667], [0.2667, 0.4667]])
+
+
+@pytest.mark.parametrize("packing, step_tokens", [("episode", [2]), ("episode", [1, 1]), ("step", [1, 1])])
+def test_prime(packing, step_tokens):
+    # In the release's example, rewards [i] and outcomes are those of four episodes: success, failure, failure, success.
+    batch = literal([step_tokens] * 4, OUTCOMES, packing=packing, log_prob_prm=PRIME_TOKENS / 0.05)
+    credit = make("prime").credit(batch)
+    returns = np.array(
+        [np.concatenate([v for k, v in sorted(by_step(credit.returns, batch).items()) if k[0] == e]) for e in range(4)]
+    )
+    np.testing.assert_allclose(returns, PRIME_RETURNS, **CLOSE)
+    advantage = np.asarray(credit.advantage)[np.asarray(batch.action_mask)]
+    whitened = (PRIME_RETURNS - PRIME_RETURNS.mean()) / PRIME_RETURNS.std(ddof=1)
+    np.testing.assert_allclose(np.sort(advantage), np.sort(whitened.ravel()), atol=3e-4)
+
+
+def test_prime_loss():
+    batch = literal([[2], [1]], [1, 0])
+    log_prob = literal([[2], [1]], [1, 0], log_prob_prm=[[3.0, 1.0], [-2.0]]).signals["log_prob_prm"]
+    loss, metrics = make("prime").prm_loss(log_prob, batch)
+    np.testing.assert_allclose(loss, 0.6213, **CLOSE)
+    assert metrics["label_accuracy"] == 1
