@@ -1,0 +1,442 @@
+"""Configs: files `configs/NAME.py` with a function `get_config(preset="tiny")`, and the command line that selects one.
+
+    python launch/train.py --config=configs/istar_sokoban.py:paper --config.optimizer.learning_rate=1e-6
+
+A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An
+override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, and
+`TrackedConfig` tells which keys a run never read. The parser is our own because that of `ml_collections` answers a
+wrong value or a missing file with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import json
+import os
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from stepreward.errors import UserError
+
+_OVERRIDE = "--config."
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One command-line flag besides `--config`; a `type` of bool makes it a switch without a value."""
+
+    name: str
+    help: str
+    default: Any = None
+    type: Callable[[str], Any] = str
+    choices: tuple[Any, ...] | None = None
+
+
+WORKDIR = Option("workdir", "folder of the run; the same command on the same folder resumes (default: runs/<config>)")
+QUIET = Option("quiet", "print only the last line", default=False, type=bool)
+
+
+# --- The command line ---
+
+
+def parse_command_line(
+    argv: Sequence[str], *, extra: Iterable[Option] = (WORKDIR, QUIET), description: str | None = None
+) -> tuple[ConfigDict, argparse.Namespace]:
+    """Reads `--config=FILE.py[:PRESET]`, its overrides `--config.KEY=VALUE`, and the flags in `extra`.
+
+    `--help` prints the flags, and with `--config` every key of that config, then exits with 0.
+
+    Args:
+      argv: the arguments without the program's name: `sys.argv[1:]`.
+      extra: the other flags of this job; by default `--workdir` and `--quiet`.
+      description: the text above the flags in `--help`, such as the script's docstring.
+
+    Returns:
+      The locked config, and a namespace with one attribute an option (dashes become underscores), and `config`: the
+      text given to `--config`. A `workdir` that is not given is `runs/NAME`, or `runs/NAME_PRESET` when the preset is
+      not the file's own default.
+
+    Raises:
+      UserError: a flag, key, value, preset or config file is wrong; the message is one line that names it.
+    """
+    extra = tuple(extra)
+    overrides, rest = _split_overrides(argv)
+    parser = _Parser(description=description, extra=extra)
+    options = parser.parse_args(rest)
+    if options.help and options.config is None:
+        parser.print_help()
+        sys.exit(0)
+    if options.config is None:
+        raise UserError("no config given: add --config=FILE.py, for example --config=configs/istar_sokoban.py")
+    config = load_config_file(options.config)
+    for key, text in overrides:
+        override(config, key, text)
+    if options.help:
+        parser.epilog = "keys of this config:\n" + "\n".join(f"  --config.{k}={v!r}" for k, v in leaves(config).items())
+        parser.print_help()
+        sys.exit(0)
+    del options.help
+    if "workdir" in vars(options) and options.workdir is None:
+        options.workdir = str(Path("runs") / config_name(options.config))
+    return config, options
+
+
+def parse_arguments(
+    argv: Sequence[str], *, options: Iterable[Option], description: str | None = None, required: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Reads the flags of a job that takes no config; `--help` prints them and exits with 0.
+
+    Args:
+      argv: the arguments without the program's name.
+      options: the flags.
+      description: the text above the flags in `--help`.
+      required: names of flags that must be given.
+
+    Raises:
+      UserError: a flag or value is wrong or missing; the message is one line that names it.
+    """
+    parser = _Parser(description=description, extra=tuple(options), with_config=False)
+    parsed = parser.parse_args(argv)
+    if parsed.help:
+        parser.print_help()
+        sys.exit(0)
+    for name in required:
+        if getattr(parsed, name.replace("-", "_")) is None:
+            raise UserError(f"--{name} is missing; --help lists the flags")
+    return parsed
+
+
+def override(config: ConfigDict, key: str, text: str) -> None:
+    """Sets the dotted `key` of a config to `text`, read as the type of the value that it replaces.
+
+    A value None accepts any literal; None itself is accepted only where the config holds None.
+
+    Raises:
+      UserError: the config has no such key, the key is a group, or the text does not read as its type.
+    """
+    *groups, name = key.split(".")
+    group = config
+    for part in groups:
+        group = group[part] if isinstance(group, ConfigDict) and part in group else None
+    if not isinstance(group, ConfigDict) or name not in group:
+        raise UserError(f"the config has no key {key!r}{_suggest(key, leaves(config))}")
+    if isinstance(group[name], ConfigDict):
+        inner = ", ".join(f"{key}.{k}" for k in group[name])
+        raise UserError(f"config key {key!r} is a group; set one of its keys: {inner or '(it has none)'}")
+    group[name] = _parse_value(key, text, group[name], group.get_type(name))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors that are one line and name the nearest flag."""
+
+    def __init__(self, *, description: str | None, extra: tuple[Option, ...], with_config: bool = True):
+        super().__init__(
+            description=description,
+            usage="%(prog)s --config=FILE.py[:PRESET] [--config.KEY=VALUE ...] [options]" if with_config else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        if with_config:
+            self.add_argument("--config", metavar="FILE.py[:PRESET]", help="the experiment, and which preset of it")
+            self.add_argument(
+                "--config.KEY", metavar="VALUE", default=argparse.SUPPRESS, help="change one key; with --help, lists them"
+            )
+        for option in extra:
+            if option.type is bool:
+                self.add_argument(f"--{option.name}", action="store_true", default=option.default, help=option.help)
+            else:
+                shape = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
+                self.add_argument(
+                    f"--{option.name}", type=option.type, default=option.default, help=option.help, **shape
+                )
+        self.add_argument("--help", "-h", action="store_true", help="show this text")
+
+    def parse_args(self, args):
+        options, unknown = self.parse_known_args(args)
+        if unknown:
+            flags = [name for action in self._actions for name in action.option_strings]
+            raise UserError(f"unknown argument {unknown[0]!r}{_suggest(unknown[0].split('=')[0], flags)}")
+        return options
+
+    def error(self, message):
+        raise UserError(message)
+
+
+def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Takes `--config.key=value`, `--config.key value` and the bare `--config.key` (true) out of the arguments."""
+    overrides, rest, index = [], [], 0
+    while index < len(argv):
+        argument = argv[index]
+        index += 1
+        if not argument.startswith(_OVERRIDE):
+            rest.append(argument)
+            continue
+        key, equals, text = argument[len(_OVERRIDE) :].partition("=")
+        if not equals and index < len(argv) and not argv[index].startswith("--"):
+            text, equals = argv[index], "="
+            index += 1
+        overrides.append((key, text if equals else "true"))
+    return overrides, rest
+
+
+def _suggest(name: str, known: Iterable[str]) -> str:
+    """Returns '; did you mean ...?' with the nearest known names, or the words to see them all."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:  # the last part may be right and its group wrong or left out
+        last = name.rsplit(".", 1)[-1]
+        near = [k for k in known if k.rsplit(".", 1)[-1] == last][:3]
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help with --config lists them"
+
+
+def _parse_value(key: str, text: str, old: Any, kind: type) -> Any:
+    """Reads `text` as `kind`, the type of the value `old`; a key that holds None accepts None again."""
+    if text == "None" and old is None:
+        return None
+    try:
+        if kind is bool:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if kind in (int, float, str):
+            return kind(text)
+        if kind in (tuple, list):
+            return kind(_parse_tuple(text, old))
+        return _literal(text)
+    except (KeyError, ValueError):
+        expected = "bool (true or false)" if kind is bool else getattr(kind, "__name__", str(kind))
+        if kind in (tuple, list) and old:
+            expected += f" of {type(old[0]).__name__}, such as {','.join(map(str, old))}"
+        raise UserError(f"config key {key!r} is of type {expected}; got {text!r}") from None
+
+
+def _parse_tuple(text: str, old: Sequence[Any] | None) -> list[Any]:
+    """Reads `1,2`, `(1, 2)`, `[1, 2]` or `a,b`; the items take the type of the old items."""
+    value = _literal(text)
+    if isinstance(value, str):
+        value = [_literal(part.strip()) for part in value.strip("()[]").split(",") if part.strip()]
+    items = list(value) if isinstance(value, (tuple, list)) else [value]
+    kinds = {type(item) for item in old or ()}
+    if len(kinds) != 1:
+        return items
+    (kind,) = kinds
+    if kind is float:
+        items = [float(item) if type(item) is int else item for item in items]
+    if kind is str:
+        items = [str(item) for item in items]
+    if any(type(item) is not kind for item in items):
+        raise ValueError(text)
+    return items
+
+
+def _literal(text: str) -> Any:
+    """Returns the Python literal that the text is, or the text itself; `true` and `false` are bool."""
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+# --- Config files ---
+
+
+def load_config_file(spec: str) -> ConfigDict:
+    """Runs the config file `FILE.py[:PRESET]` and returns what its `get_config` returns, locked.
+
+    Raises:
+      UserError: the file does not exist, is not a config, fails, or does not offer the preset.
+    """
+    path, preset = _split_spec(spec)
+    get_config = _get_config_function(path)
+    try:
+        config = get_config() if preset is None else get_config(preset)
+    except ValueError as error:  # the file's own answer to a preset that it does not offer
+        raise UserError(f"config {path}: {error}") from None
+    except Exception as error:
+        raise UserError(_file_error(path, error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    return config.lock()
+
+
+def check_preset(preset: str, offered: Iterable[str]) -> None:
+    """Raises ValueError with the list of presets when a config file does not offer `preset`."""
+    offered = list(offered)
+    if preset not in offered:
+        raise ValueError(f"unknown preset {preset!r}; this file offers: {', '.join(offered)}")
+
+
+def config_name(spec: str) -> str:
+    """Returns the name of a run of `FILE.py[:PRESET]`: the file's stem, and the preset when it is not the default."""
+    path, preset = _split_spec(spec)
+    if preset is not None:
+        parameters = list(inspect.signature(_get_config_function(path)).parameters.values())
+        if parameters and parameters[0].default == preset:
+            preset = None
+    return path.stem if preset is None else f"{path.stem}_{preset}"
+
+
+def _split_spec(spec: str) -> tuple[Path, str | None]:
+    path, colon, preset = spec.partition(":")
+    return Path(path), preset if colon else None
+
+
+def _get_config_function(path: Path) -> Callable[..., Any]:
+    if not path.is_file():
+        stems = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.stem, stems, n=1)
+        hint = f"; did you mean {str(path.with_name(near[0] + '.py'))!r}?" if near else ""
+        raise UserError(f"no config file {str(path)!r}{hint}")
+    module = types.ModuleType("config")
+    module.__file__ = str(path)
+    try:
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    except Exception as error:
+        raise UserError(_file_error(path, error)) from error
+    function = getattr(module, "get_config", None)
+    if not callable(function):
+        raise UserError(f"config {path}: it defines no function get_config(preset)")
+    return function
+
+
+def _file_error(path: Path, error: Exception) -> str:
+    """One line that names the config file, the line in it, and the error."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return f"config {path}, line {error.lineno}: {type(error).__name__}: {error.msg}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    where = f", line {lines[-1]}" if lines else ""
+    return f"config {path}{where}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+
+# --- Saved configs ---
+
+
+def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns the values of a config by dotted key, in the config's order, with lists as tuples."""
+    found: dict[str, Any] = {}
+    for name in config:
+        value, key = config[name], f"{prefix}{name}"
+        if isinstance(value, (ConfigDict, Mapping)):
+            found.update(leaves(value, f"{key}."))
+        else:
+            found[key] = _as_tuple(value)
+    return found
+
+
+def save_config(config: "ConfigDict | TrackedConfig", path: str | os.PathLike) -> None:
+    """Writes a config as JSON, whole or not at all; does not count as reading its keys.
+
+    Raises:
+      ValueError: a value is not an int, float, bool, str, tuple, list or None; the message names the key.
+    """
+    config = config.untracked if isinstance(config, TrackedConfig) else config
+    for key, value in leaves(config).items():
+        if not _is_plain(value):
+            raise ValueError(f"config key {key!r} holds a {type(value).__name__}; a config holds only plain values")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def load_config(path: str | os.PathLike) -> ConfigDict:
+    """Reads what `save_config` wrote, locked; lists come back as tuples.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not a saved config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no saved config {str(path)!r}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"saved config {str(path)!r} is not valid JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"saved config {str(path)!r} is not a JSON object")
+    return ConfigDict(_as_tuple(found)).lock()
+
+
+def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Returns one readable line a key whose value differs: `optimizer.learning_rate: 1e-06 -> 3e-06`."""
+    a, b = ({k: repr(v) for k, v in leaves(c).items()} for c in (old, new))
+    keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
+    return [f"{key}: {a.get(key, '(absent)')} -> {b.get(key, '(absent)')}" for key in keys]
+
+
+def _as_tuple(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _as_tuple(v) for k, v in value.items()}
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (int, float, bool, str)
+
+
+# --- Which keys a run reads ---
+
+
+class TrackedConfig(Mapping):
+    """A read-only view of a config that remembers which values were read, by attribute or by item.
+
+    Groups are views that share the record. `in`, `len` and iterating over names read nothing; `items`, `values`, `get`,
+    `**group` and `to_dict` read the values that they return.
+    """
+
+    def __init__(self, config: ConfigDict, _prefix: str = "", _read: set[str] | None = None):
+        self._config, self._prefix = config, _prefix
+        self._read: set[str] = set() if _read is None else _read
+
+    @property
+    def untracked(self) -> ConfigDict:
+        """The config itself; reading it is not recorded."""
+        return self._config
+
+    def __getitem__(self, name: str) -> Any:
+        value, key = self._config[name], f"{self._prefix}{name}"
+        if isinstance(value, ConfigDict):
+            return TrackedConfig(value, f"{key}.", self._read)
+        self._read.add(key)
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._config:
+            raise AttributeError(f"the config has no key {self._prefix + name!r}{_suggest(name, self._config)}")
+        return self[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._config
+
+    def __repr__(self) -> str:
+        return f"TrackedConfig({self._config.to_dict()!r})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the values as nested dicts, and records every one as read."""
+        return {k: v.to_dict() if isinstance(v, TrackedConfig) else v for k, v in self.items()}
+
+
+def unread_keys(tracked: TrackedConfig) -> list[str]:
+    """Returns the dotted keys of a tracked config that nothing has read so far, in the config's order."""
+    return [tracked._prefix + key for key in leaves(tracked.untracked) if tracked._prefix + key not in tracked._read]

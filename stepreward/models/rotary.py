@@ -1,0 +1,43 @@
+"""Rotary position embedding, with the frequency scaling of Llama 3.1."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's scaling: wavelengths beyond the original context are stretched by `factor`, with a smooth band between."""
+
+    factor: float = 8.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_length: int = 8192
+
+
+def rotary_angles(positions_BxT: Array, head_dim: int, theta: float, scaling: RopeScaling | None) -> tuple[Array, Array]:
+    """Returns cos and sin, fp32 `[B, T, head_dim / 2]`, of position · θ^(−2i/head_dim)."""
+    frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    if scaling is not None:
+        wavelength = 2 * math.pi / frequency
+        ratio = scaling.original_length / wavelength
+        smooth = (ratio - scaling.low_frequency_factor) / (scaling.high_frequency_factor - scaling.low_frequency_factor)
+        smooth = np.clip(smooth, 0.0, 1.0)
+        frequency = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+    angle = positions_BxT[..., None].astype(jnp.float32) * jnp.asarray(frequency, jnp.float32)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rotary(x_BxNxTxH: Array, angles: tuple[Array, Array]) -> Array:
+    """Turns channel i with channel i + H/2 (the Hugging Face layout) by the angle of its position."""
+    cos, sin = (a[:, None] for a in angles)
+    first, second = jnp.split(x_BxNxTxH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BxNxTxH.dtype)

@@ -1,0 +1,176 @@
+"""The symbol tokenizer of the tiny presets, and `TextCodec`, which turns text into token ids and back at run time.
+
+A symbol tokenizer has one token for each known word (the environment's actions, say) and one for each other character,
+so a board is one token a cell and a cell's token stands at a fixed place. It is trained on the environment's own text
+and saved as a normal Hugging Face folder, which `AutoTokenizer.from_pretrained` loads. Only `tokenizers` is imported
+here: `transformers` takes a second to import, and the folder is three small JSON files.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
+SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
+
+# <|user|>content<|assistant|>content<|end|>, with nothing between: a turn costs two tokens besides its words.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
+    "{% else %}<|user|>{{ message['content'] }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str | os.PathLike) -> "TextCodec":
+    """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
+
+    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4, the words follow
+    in the order given, then the characters of `texts` and `words` in code-point order, so the same texts and words give
+    the same ids. A character seen in neither becomes `<|unknown|>`.
+
+    Args:
+      texts: everything that the environment and its prompt may say, in any order; only the set of characters matters.
+      words: strings that become one token each, the longest first where several fit; a word that starts or ends with a
+        letter or digit is not found inside a longer word. A fixed sentence of the rules may be one too.
+      path: the folder to write; files of an older tokenizer there are replaced.
+
+    Returns:
+      The codec that `load_tokenizer(path)` returns.
+
+    Raises:
+      ValueError: a word is empty or is a special token.
+    """
+    words = list(dict.fromkeys(words))
+    for word in words:
+        if not word or word in SPECIAL_TOKENS:
+            raise ValueError(f"a word of the tokenizer may not be empty or a special token; got {word!r}")
+    characters = set().union(*map(set, texts), *map(set, words))
+    vocabulary = list(dict.fromkeys([*SPECIAL_TOKENS, *words, *sorted(characters)]))
+
+    tokenizer = tokenizers.Tokenizer(
+        models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_pattern(words)), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    _save(tokenizer, Path(path))
+    return load_tokenizer(path)
+
+
+def load_tokenizer(path: str | os.PathLike) -> "TextCodec":
+    """Loads the tokenizer folder that `train_symbol_tokenizer` wrote.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or it holds no `tokenizer.json`.
+      ValueError: its `tokenizer.json` is not a tokenizer, or lacks one of the special tokens.
+    """
+    path = Path(path)
+    file = path / "tokenizer.json"
+    if not path.is_dir():
+        raise FileNotFoundError(f"no tokenizer folder {str(path)!r}")
+    if not file.is_file():
+        raise FileNotFoundError(f"{str(path)!r} is not a tokenizer folder: it holds no tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{str(file)!r} is not a tokenizer: {error}") from None
+    return TextCodec(tokenizer)
+
+
+class TextCodec:
+    """Text to token ids and back.
+
+    Attributes:
+      pad_id, user_id, assistant_id, end_id, unknown_id: ids of the special tokens.
+      vocab_size: number of ids, the special tokens included; ids are `0 .. vocab_size - 1`.
+
+    Raises:
+      ValueError: the tokenizer lacks one of the special tokens.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer):
+        missing = [token for token in SPECIAL_TOKENS if tokenizer.token_to_id(token) is None]
+        if missing:
+            raise ValueError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
+        # What an environment says is data: the characters `<|end|>` in it must not become the token that ends a turn.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self.pad_id, self.user_id, self.assistant_id, self.end_id, self.unknown_id = map(
+            tokenizer.token_to_id, SPECIAL_TOKENS
+        )
+        self.vocab_size = tokenizer.get_vocab_size(with_added_tokens=True)
+        self._special = {tokenizer.token_to_id(token) for token in SPECIAL_TOKENS} - {self.unknown_id}
+        self._encode = functools.lru_cache(maxsize=65_536)(self._encode_once)
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the ids of a text as a read-only int32 array `[T]`; no special token is added or recognised.
+
+        The results of the last 65,536 different texts are kept, as observations repeat.
+        """
+        return self._encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text of token ids, special tokens left out; never raises.
+
+        `<|unknown|>` and ids outside `0 .. vocab_size - 1` become U+FFFD, which no action contains.
+
+        Args:
+          ids: integers of any value, such as an int32 array `[T]`.
+        """
+        pieces, run = [], []
+        for index in map(int, ids):
+            if index in self._special:
+                continue
+            if 0 <= index < self.vocab_size and index != self.unknown_id:
+                run.append(index)
+                continue
+            pieces += [self._tokenizer.decode(run), _REPLACEMENT]
+            run = []
+        return "".join([*pieces, self._tokenizer.decode(run)])
+
+    def _encode_once(self, text: str) -> np.ndarray:
+        ids = np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+        ids.flags.writeable = False
+        return ids
+
+
+def _pattern(words: Sequence[str]) -> str:
+    """Regular expression of one token: a known word, the longest first, or else any one character."""
+    alternatives = []
+    for word in sorted(words, key=len, reverse=True):
+        before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", word) else ""
+        after = r"(?![A-Za-z0-9])" if re.search(r"[A-Za-z0-9]\Z", word) else ""
+        alternatives.append(before + re.escape(word) + after)
+    return "|".join([*alternatives, r"[\s\S]"])
+
+
+def _save(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+    """Writes the three files of a Hugging Face tokenizer folder."""
+    path.mkdir(parents=True, exist_ok=True)
+    roles = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **roles,
+        "additional_special_tokens": [USER, ASSISTANT],
+        "chat_template": CHAT_TEMPLATE,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 2**31 - 1,
+    }
+    tokenizer.save(str(path / "tokenizer.json"))
+    for name, content in (
+        ("tokenizer_config.json", settings),
+        ("special_tokens_map.json", {**roles, "additional_special_tokens": [USER, ASSISTANT]}),
+    ):
+        (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,120 @@
+"""Log-probabilities of given tokens against plain NumPy, and what they never hold in memory."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepreward.models import decoder
+from stepreward.models.decoder import DecoderConfig
+from stepreward.models.log_probs import log_softmax, token_log_probs
+
+VOCAB, ROWS, LENGTH = 64, 3, 9
+CONFIG = DecoderConfig(VOCAB, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_dim=24)
+GRAPH = decoder.graph(CONFIG)
+TOKENS = np.random.default_rng(0).integers(0, VOCAB, (ROWS, LENGTH))
+POSITIONS = np.broadcast_to(np.arange(LENGTH), TOKENS.shape)
+SEGMENTS = np.array([[1] * 9, [1] * 5 + [0] * 4, [1] * 4 + [2] * 5])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return decoder.build(CONFIG, 0)[1]
+
+
+@partial(jax.jit, static_argnums=(1, 2))
+def scored(params, temperature, chunk):
+    return token_log_probs(GRAPH, params, TOKENS, POSITIONS, SEGMENTS, temperature=temperature, chunk=chunk)
+
+
+def reference(params, temperature):
+    hidden, head = jax.jit(decoder.hidden_states, static_argnums=0)(GRAPH, params, TOKENS, POSITIONS, SEGMENTS)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(head, np.float64) / temperature
+    log_prob, entropy = np.zeros((ROWS, LENGTH)), np.zeros((ROWS, LENGTH))
+    for r in range(ROWS):
+        for t in range(1, LENGTH):
+            p = np.exp(logits[r, t - 1]) / np.exp(logits[r, t - 1]).sum()
+            log_prob[r, t] = np.log(p[TOKENS[r, t]])
+            entropy[r, t] = -(p * np.log(p)).sum()
+    return log_prob, entropy
+
+
+@pytest.mark.parametrize("chunk, temperature", [(1024, 1.0), (7, 1.0), (7, 0.4), (1, 0.4)])
+def test_against_numpy_whatever_the_chunk(params, chunk, temperature):
+    found = scored(params, temperature, chunk)
+    for value, expected in zip(found, reference(params, temperature)):
+        assert value.shape == (ROWS, LENGTH) and value.dtype == jnp.float32
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+def test_greedy_counts_as_temperature_one(params):
+    for value, expected in zip(scored(params, 0.0, 1024), reference(params, 1.0)):
+        np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+def loss(params, chunk):
+    log_prob, entropy = scored(params, 0.7, chunk)
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, ROWS, LENGTH)), jnp.float32)
+    return jnp.sum(weight[0] * log_prob + weight[1] * entropy)
+
+
+def test_the_gradient_does_not_depend_on_the_chunk(params):
+    whole, parts = (jax.jit(jax.grad(loss), static_argnums=1)(params, chunk) for chunk in (1024, 5))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), whole, parts)
+    assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(whole)) > 0.1
+
+
+# Fewer action tokens than places, at the second token too; as many; more than places: the first three count.
+ACTIONS = np.array([[0, 1, 0, 0, 0, 0, 1, 0, 0], [0, 0, 1, 1, 1, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0, 1, 1, 0]], bool)
+FIRST_THREE = ACTIONS & (np.cumsum(ACTIONS, axis=1) <= 3) & (np.arange(LENGTH) > 0)
+
+
+def at_actions(params):
+    weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, ROWS, LENGTH)), jnp.float32)
+    settings = dict(temperature=0.7, action_mask_RxL=jnp.asarray(ACTIONS), max_actions=3, chunk=4)
+    found = token_log_probs(GRAPH, params, TOKENS, POSITIONS, SEGMENTS, **settings)
+    return jnp.sum(weight[0] * found[0] + weight[1] * found[1]), found
+
+
+def test_action_tokens_alone_get_what_they_get_among_all(params):
+    def masked(params):
+        weight = jnp.asarray(np.random.default_rng(1).normal(size=(2, ROWS, LENGTH)), jnp.float32) * FIRST_THREE
+        found = scored(params, 0.7, 1024)
+        return jnp.sum(weight[0] * found[0] + weight[1] * found[1]), found
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(at_actions, has_aux=True))(params)
+    (_, whole), expected = jax.jit(jax.value_and_grad(masked, has_aux=True))(params)
+    for value, of_all in zip(found, whole):
+        np.testing.assert_allclose(value, np.where(FIRST_THREE, of_all, 0), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected)
+
+
+def widest(jaxpr):
+    """Most elements among the arrays of a jaxpr whose last axis is the vocabulary, loops and branches included."""
+    most = 0
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            shape = variable.aval.shape
+            if shape and shape[-1] == VOCAB and len(shape) > 1:
+                most = max(most, int(np.prod(shape)))
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            most = max(most, widest(getattr(inner, "jaxpr", inner)))
+    return most
+
+
+@pytest.mark.parametrize("function", [loss, jax.grad(loss)])
+def test_logits_of_all_tokens_are_never_held_at_once(params, function):
+    def measured(chunk):
+        return widest(jax.make_jaxpr(function, static_argnums=1)(params, chunk).jaxpr)
+
+    assert measured(1024) == ROWS * (LENGTH - 1) * VOCAB
+    assert measured(4) < ROWS * (LENGTH - 1) * VOCAB
+
+
+def test_log_softmax_of_literal_logits():
+    hidden, head = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, np.log(3.0)], [5.0, 5.0]])
+    np.testing.assert_allclose(jnp.exp(log_softmax(hidden, head, 1.0)), [[0.25, 0.75]], atol=1e-6)
+    np.testing.assert_allclose(jnp.exp(log_softmax(hidden, head, 0.5)), [[0.1, 0.9]], atol=1e-6)
+    assert log_softmax(hidden.astype(jnp.bfloat16), head, 1.0).dtype == jnp.float32
