@@ -1,0 +1,170 @@
+"""Plays episodes: one engine, many environments, two ways of showing history.
+
+* `context="step"`: every turn is a fresh prompt holding a window of history; a training row is one step.
+* `context="episode"`: the conversation grows and its cache is kept; a training row is the whole episode.
+
+Finished episodes leave the device batch: when the rest fits a smaller batch size, the batch shrinks to it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from envs.protocol import DISTANCE, Prompt
+from stepreward.rollout.chat import Chat
+from stepreward.rollout.engine import Engine
+from stepreward.rollout.environments import EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.episode import Episode, Step, Task
+
+CONTEXTS = ("step", "episode")
+
+
+@dataclasses.dataclass
+class Collector:
+    """Everything a rollout needs besides parameters, tasks and a key.
+
+    Attributes:
+      engine: samples answers.
+      pool: the environments.
+      prompt: observations to messages, answers to actions.
+      chat: messages to tokens.
+      context: "step" or "episode", see the module's docstring.
+      history: with `context="step"`, how many (observation, answer) pairs a prompt shows.
+      max_steps: an episode is cut there even if its environment goes on.
+      max_rows: episodes decoded at once.
+      reuse_cache: with `context="episode"`, False prefills the whole conversation again each turn (for benchmarks).
+    """
+
+    engine: Engine
+    pool: EnvironmentPool
+    prompt: Prompt
+    chat: Chat
+    context: str
+    history: int
+    max_steps: int
+    max_rows: int
+    reuse_cache: bool = True
+
+    def __post_init__(self):
+        if self.context not in CONTEXTS:
+            raise ValueError(f"rollout.context={self.context!r} is not one of {', '.join(CONTEXTS)}.")
+        self._know_distance = DISTANCE in self.pool.capabilities()
+
+    def collect(self, params, tasks: Sequence[Task], key: jax.Array) -> list[Episode]:
+        """Plays each task once and returns the episodes in the order of `tasks`.
+
+        An episode's draws depend on `key`, its index in `tasks` and its turn, not on its neighbours.
+        """
+        episodes = []
+        for first in range(0, len(tasks), self.max_rows):
+            chunk = tasks[first : first + self.max_rows]
+            episodes += self._collect_chunk(params, chunk, key, first)
+        return episodes
+
+    def _collect_chunk(self, params, tasks, key, first_index) -> list[Episode]:
+        games = [_Game(Episode(task), slot) for slot, task in enumerate(tasks)]
+        for game in games:
+            self._guard(game, self._reset, game)
+        rows: list[_Game] = games  # row -> game; finished games stay as idle rows until the batch shrinks
+        state = self.engine.start(self.engine.row_bucket(len(rows), self.max_rows))
+        for turn in range(self.max_steps):
+            playing = [g for g in rows if not g.done]
+            if not playing:
+                break
+            size = self.engine.row_bucket(len(playing), self.max_rows)
+            if size < len(state.length):
+                kept = [i for i, g in enumerate(rows) if not g.done]
+                state = self.engine.select(state, np.array(kept + [kept[0]] * (size - len(kept))))
+                rows = playing
+            if self.context == "step" or not self.reuse_cache:
+                state = self.engine.reset(state)
+            new = [self._new_tokens(g, state.length[i]) for i, g in enumerate(rows)]
+            new += [np.zeros(0, np.int32)] * (len(state.length) - len(new))
+            index = np.array([first_index + g.slot for g in rows] + [0] * (len(state.length) - len(rows)), np.uint32)
+            state, answer = self.engine.turn(params, state, new, _row_keys(key, index, turn))
+            for i, game in enumerate(rows):
+                if not game.done:
+                    n = answer.count[i]
+                    sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
+                    self._guard(game, self._act, game, sampled, bool(answer.stopped[i]))
+        for game in games:
+            if not game.done:
+                game.episode.truncated = True
+        return [game.episode for game in games]
+
+    def _guard(self, game, function, *args):
+        try:
+            function(*args)
+        except EnvironmentFailure as failure:
+            game.episode.failure, game.done = str(failure), True
+
+    def _reset(self, game) -> None:
+        task = game.episode.task
+        game.observation, info = self.pool.call(game.slot, "reset", seed=task.seed, options={"split": task.split})
+        game.state_key = info["state_key"]
+        game.distance = self._distance(game)
+        game.episode.final_observation, game.episode.final_distance = game.observation["text"], game.distance
+        self._prompt(game)
+
+    def _act(self, game, sampled, stopped: bool) -> None:
+        tokens, log_prob, entropy = sampled
+        output = self.chat.text(tokens)
+        action = self.prompt.parse(output)
+        before = game.observation
+        step = Step(game.prompt_tokens, tokens, log_prob, entropy, before["text"], output, action, 0.0, False, game.state_key)
+        step.distance = game.distance
+        game.observation, reward, terminated, truncated, info = self.pool.call(game.slot, "step", action)
+        step.reward, step.executed, game.state_key = float(reward), bool(info["executed"]), info["state_key"]
+        episode = game.episode
+        episode.steps.append(step)
+        game.distance = self._distance(game)
+        episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
+        episode.final_observation, episode.final_distance = game.observation["text"], game.distance
+        game.done = terminated or truncated
+        game.tokens = np.concatenate([game.tokens, tokens])
+        game.history.append((before, output))
+        if not game.done:
+            self._prompt(game, closes_answer=not stopped)
+            if not self.engine.holds(len(game.tokens)):
+                episode.truncated = game.done = True  # the conversation is full
+
+    def _prompt(self, game, closes_answer: bool = False) -> None:
+        """Writes the next turn's prompt: a whole one, or what the conversation gains."""
+        if self.context == "step":
+            window = game.history[-self.history :] if self.history else []
+            game.prompt_tokens = game.tokens = self.chat.user_turn(self.prompt.window(game.observation, window))
+            return
+        say = self.prompt.later if game.history else self.prompt.first
+        game.prompt_tokens = self.chat.user_turn(say(game.observation), closes_answer=closes_answer)
+        game.tokens = np.concatenate([game.tokens, game.prompt_tokens])
+
+    def _new_tokens(self, game, cached: int) -> np.ndarray:
+        return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
+
+    def _distance(self, game) -> float:
+        return float(self.pool.call(game.slot, "distance")) if self._know_distance else float("nan")
+
+
+@dataclasses.dataclass
+class _Game:
+    """An episode in play."""
+
+    episode: Episode
+    slot: int
+    done: bool = False
+    observation: dict | None = None
+    state_key: str = ""
+    distance: float = float("nan")
+    prompt_tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    history: list = dataclasses.field(default_factory=list)
+
+
+@jax.jit
+def _row_keys(key, index, turn):
+    key = jax.random.fold_in(key, turn)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, index)

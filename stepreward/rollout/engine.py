@@ -1,0 +1,201 @@
+"""Batched decoding with a KV cache that stays on the device across turns.
+
+A row is one conversation. `turn` appends new tokens to each row (ragged), samples an answer token by token until every row
+stopped, and keeps the cache, so that a turn costs its new tokens only. Token in, token out: nothing is ever decoded and
+re-tokenised. Shapes come from a few buckets (numbers of rows, of new tokens and of cache slots), so nothing retraces
+after warm-up. The cache grows with the conversations, by doubling: attention costs what they hold, not what they might.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward.models.decoder import DecoderConfig, cached_hidden_states, empty_cache
+from stepreward.models.log_probs import log_softmax
+from stepreward.rollout.sampling import Sampling, sample
+
+Array = jax.Array
+
+
+class EngineState(NamedTuple):
+    """The cache of one batch of conversations.
+
+    Attributes:
+      caches: one `LayerCache` a layer, `[B, K, S, H]`.
+      length: host int32 `[B]`, how many tokens of each row the cache holds.
+    """
+
+    caches: Any
+    length: np.ndarray
+
+
+class Answer(NamedTuple):
+    """What each row sampled in a turn; arrays on the host.
+
+    Attributes:
+      tokens: int32 `[B, A]`; only the first `count` of a row are its answer.
+      log_prob: float32 `[B, A]`, log-probability at the sampling temperature, before top-k / top-p truncation.
+      entropy: float32 `[B, A]`, of the same distribution, in nats.
+      count: int32 `[B]`, how many tokens were sampled, the stop token included.
+      stopped: bool `[B]`, False where the answer ran into `max_answer_tokens`.
+    """
+
+    tokens: np.ndarray
+    log_prob: np.ndarray
+    entropy: np.ndarray
+    count: np.ndarray
+    stopped: np.ndarray
+
+
+@dataclasses.dataclass
+class Engine:
+    """Samples answers for a batch of conversations.
+
+    Attributes:
+      graphdef, config: the decoder.
+      sampling: temperature, truncation, stop tokens and the longest answer.
+      max_length: tokens that a conversation may hold in all.
+      buckets: allowed numbers of new tokens a turn, ascending; a turn is padded to the smallest that fits.
+      pad_id: token used as padding.
+      cache_dtype: storage type of the cache (None: the compute type).
+      sharding: where arrays with a leading row axis live (None: the default device).
+      rows_multiple: batches hold a multiple of this many rows (what the sharding divides by).
+      slot_buckets: numbers of slots that a cache may have, ascending (derived from the lengths above).
+    """
+
+    graphdef: Any
+    config: DecoderConfig
+    sampling: Sampling
+    max_length: int
+    buckets: tuple[int, ...]
+    pad_id: int
+    cache_dtype: Any = None
+    sharding: Any = None
+    rows_multiple: int = 1
+
+    def __post_init__(self):
+        self.buckets = tuple(sorted(set(self.buckets)))
+        if not self.buckets or self.buckets[-1] > self.max_length:
+            raise ValueError(f"buckets {self.buckets} must be non-empty and fit max_length={self.max_length}.")
+        # A padded turn may write past a row's true end, never past the cache.
+        sizes = [self.max_length + self.buckets[-1] + self.sampling.max_answer_tokens]
+        while sizes[0] > 128:
+            sizes.insert(0, -(-sizes[0] // 2))
+        self.slot_buckets = tuple(sizes)
+        # Outputs go where `start` puts its arrays: a cache that came to lie elsewhere would compile a turn once more.
+        jit = partial(jax.jit, out_shardings=self.sharding)
+        self._turn = jit(partial(_turn, self.graphdef, self.sampling, self.pad_id), donate_argnums=(1,))
+        self._grow = jit(_grow, static_argnums=1)
+        self._select = jit(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
+
+    def start(self, rows: int) -> EngineState:
+        """Empty conversations."""
+        caches = empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype)
+        return EngineState(self._place(caches), np.zeros(rows, np.int32))
+
+    def reset(self, state: EngineState) -> EngineState:
+        """Forgets every conversation and keeps the memory."""
+        return state._replace(length=np.zeros_like(state.length))
+
+    def select(self, state: EngineState, index: np.ndarray) -> EngineState:
+        """Keeps the rows `index` (in that order; a row may repeat as filler)."""
+        return EngineState(self._select(state.caches, jnp.asarray(index)), state.length[index])
+
+    def row_bucket(self, rows: int, most: int) -> int:
+        """How many rows a batch with `rows` conversations gets: `most`, or a half, an eighth or a 32nd of it that fits."""
+        sizes = [most] + [-(-most // part // self.rows_multiple) * self.rows_multiple for part in (2, 8, 32)]
+        return min(size for size in sizes if size >= rows)
+
+    def bucket(self, tokens: int) -> int:
+        """The smallest bucket that holds `tokens` new tokens."""
+        for size in self.buckets:
+            if tokens <= size:
+                return size
+        raise ValueError(
+            f"A turn brings {tokens} new tokens, more than the largest bucket {self.buckets[-1]}; raise "
+            "rollout.max_prompt_tokens or shorten the prompt."
+        )
+
+    def holds(self, tokens: int) -> bool:
+        """Whether a conversation of `tokens` tokens has room for one more answer."""
+        return tokens + self.sampling.max_answer_tokens <= self.max_length
+
+    def turn(self, params, state: EngineState, new_tokens: list[np.ndarray], keys: Array) -> tuple[EngineState, Answer]:
+        """Appends `new_tokens[b]` to each row and samples an answer.
+
+        The last sampled token of an answer is not yet in the cache: the caller sends it again as the first of the next
+        turn's new tokens (`new_tokens` is whatever lies beyond `state.length`). A row with no new tokens is idle: it
+        samples nothing and keeps its conversation.
+
+        Args:
+          params: the decoder's parameters.
+          state: the conversations; its cache is donated.
+          new_tokens: per row, int32 tokens.
+          keys: one PRNG key a row, `[B]`.
+        """
+        count = np.array([len(x) for x in new_tokens], np.int32)
+        width = self.bucket(int(count.max()))
+        if int((state.length + count).max()) > self.max_length:
+            raise ValueError(f"A conversation grew past max_length={self.max_length} tokens.")
+        caches, need = state.caches, int(state.length.max()) + width + self.sampling.max_answer_tokens
+        if need > caches[0].key.shape[2]:
+            caches = self._grow(caches, next(size for size in self.slot_buckets if size >= need))
+        tokens = np.full((len(new_tokens), width), self.pad_id, np.int32)
+        for row, new in enumerate(new_tokens):
+            tokens[row, : len(new)] = new
+        arrays = self._place((tokens, count, state.length))
+        caches, *answer = self._turn(params, caches, *arrays, self._place(keys))
+        answer = Answer(*(np.asarray(x) for x in jax.device_get(answer)))
+        # Idle rows keep their length; others hold all but the last sampled token.
+        length = np.where(count > 0, state.length + count + answer.count - 1, state.length).astype(np.int32)
+        return EngineState(caches, length), answer
+
+    def _place(self, tree):
+        return jax.device_put(tree, self.sharding)
+
+
+def _grow(caches, slots: int):
+    """The caches with `slots` slots; the new ones are zero."""
+    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), caches)
+
+
+def _turn(graphdef, sampling: Sampling, pad_id: int, params, caches, tokens_BxT, count_B, length_B, keys_B):
+    last = jnp.maximum(count_B - 1, 0)[:, None]
+    hidden, head, caches = cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, last)
+    rows, longest = tokens_BxT.shape[0], sampling.max_answer_tokens
+    stop = jnp.asarray(sampling.stop_ids, jnp.int32)
+
+    def draw(index, hidden_BxE, done_B, out):
+        log_p = log_softmax(hidden_BxE, head, sampling.temperature)
+        token = sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
+        token = jnp.where(done_B, pad_id, token)
+        chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+        values = (token, jnp.where(done_B, 0.0, chosen), jnp.where(done_B, 0.0, entropy))
+        out = tuple(jax.lax.dynamic_update_index_in_dim(o, v, index, axis=1) for o, v in zip(out, values))
+        stopped = jnp.any(token[:, None] == stop[None], axis=-1) & ~done_B
+        return token, stopped, out
+
+    def body(carry):
+        index, token_B, position_B, answered_B, stopped_B, caches, out = carry
+        done = stopped_B | (count_B == 0)
+        hidden, _, caches = cached_hidden_states(graphdef, params, token_B[:, None], position_B, caches)
+        token, now, out = draw(index, hidden[:, 0], done, out)
+        answered = answered_B + ~done
+        return index + 1, token, position_B + ~done, answered, stopped_B | now, caches, out
+
+    idle = count_B == 0
+    out = (jnp.full((rows, longest), pad_id, jnp.int32), jnp.zeros((rows, longest)), jnp.zeros((rows, longest)))
+    token, stopped, out = draw(0, hidden[:, 0], idle, out)
+    carry = (1, token, length_B + count_B, (~idle).astype(jnp.int32), stopped, caches, out)
+    if longest > 1:
+        going = lambda c: (c[0] < longest) & ~jnp.all(c[4] | idle)
+        carry = jax.lax.while_loop(going, body, carry)
+    _, _, _, answered, stopped, caches, out = carry
+    return caches, *out, answered, stopped

@@ -1,0 +1,71 @@
+"""Many environments in one process, with faults contained.
+
+An environment that raises gives one failed episode: the error is kept, the environment is thrown away and a fresh one takes
+its place. Nothing else notices.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable
+
+from envs.protocol import Environment
+
+_log = logging.getLogger(__name__)
+
+
+class EnvironmentFailure(Exception):
+    """An environment raised; the message is what it raised."""
+
+
+class EnvironmentPool:
+    """A growing list of environments, one a slot.
+
+    Args:
+      factory: makes a fresh environment.
+    """
+
+    def __init__(self, factory: Callable[[], Environment]):
+        self._factory = factory
+        self._environments: list[Environment] = []
+        self.failures = 0
+
+    def capabilities(self) -> frozenset[str]:
+        """What the environments declare."""
+        return self._slot(0).capabilities
+
+    def call(self, slot: int, method: str, *args, **kwargs):
+        """Calls a method of the slot's environment.
+
+        Raises:
+          EnvironmentFailure: it raised; the slot already holds a fresh environment.
+        """
+        environment = self._slot(slot)
+        try:
+            return getattr(environment, method)(*args, **kwargs)
+        except Exception as error:
+            self.failures += 1
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            _log.warning("environment raised %r in %s (line %s)", error, last.name, last.lineno)
+            _close(environment)
+            self._environments[slot] = self._factory()
+            raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Closes every environment."""
+        for environment in self._environments:
+            _close(environment)
+        self._environments.clear()
+
+    def _slot(self, slot: int) -> Environment:
+        while len(self._environments) <= slot:
+            self._environments.append(self._factory())
+        return self._environments[slot]
+
+
+def _close(environment: Environment) -> None:
+    try:
+        environment.close()
+    except Exception as error:  # nothing is lost: it is thrown away
+        _log.warning("environment raised %r in close", error)

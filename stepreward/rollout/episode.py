@@ -1,0 +1,111 @@
+"""What a rollout leaves behind: tasks, steps, episodes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One episode to play.
+
+    Attributes:
+      seed: the environment's task seed.
+      split: "train" or "held_out".
+      group: episodes of one group share task and initial state.
+    """
+
+    seed: int
+    split: str
+    group: int
+
+
+@dataclasses.dataclass
+class Step:
+    """One action of the policy.
+
+    Attributes:
+      prompt_tokens: int32 tokens before the answer: a whole prompt (a row is a step) or what this turn added to the
+        conversation (a row is an episode).
+      action_tokens, log_prob, entropy: int32 / float32 `[A]`, exactly as sampled.
+      observation: the environment's text before the action.
+      output: the model's answer as text.
+      action: the parsed action, or None when the answer held none.
+      reward: the environment's reward.
+      executed: the action was understood, ran and took effect.
+      state_key: the state before the action.
+      distance: exact steps to success before the action (NaN where the environment does not know).
+    """
+
+    prompt_tokens: np.ndarray
+    action_tokens: np.ndarray
+    log_prob: np.ndarray
+    entropy: np.ndarray
+    observation: str
+    output: str
+    action: str | None
+    reward: float
+    executed: bool
+    state_key: str
+    distance: float = math.nan
+
+
+@dataclasses.dataclass
+class Episode:
+    """A finished episode.
+
+    Attributes:
+      task: what was played.
+      steps: its actions in order.
+      success, truncated: how it ended.
+      failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
+      final_observation, final_distance: after the last action.
+    """
+
+    task: Task
+    steps: list[Step] = dataclasses.field(default_factory=list)
+    success: bool = False
+    truncated: bool = False
+    failure: str | None = None
+    final_observation: str = ""
+    final_distance: float = math.nan
+
+    @property
+    def episode_return(self) -> float:
+        """Sum of the environment's rewards."""
+        return float(sum(step.reward for step in self.steps))
+
+    def progress(self, unreachable: float) -> np.ndarray:
+        """True progress of each step, d(before) − d(after), with `unreachable` for an infinite distance; NaN if unknown."""
+        distance = np.array([step.distance for step in self.steps] + [self.final_distance], np.float64)
+        distance = np.where(np.isinf(distance), unreachable, distance)
+        return distance[:-1] - distance[1:]
+
+
+def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:
+    """The episode as plain JSON data for the report and for `episodes/`."""
+
+    def number(value):
+        return None if value is None or math.isnan(value) else float(value)  # infinite: out of reach
+
+    steps = []
+    for index, step in enumerate(episode.steps):
+        record = {"observation": step.observation, "action": step.action, "output": step.output}
+        record |= {"reward": step.reward, "executed": step.executed, "distance": number(step.distance)}
+        for name, values in (("step_reward", step_reward), ("step_advantage", step_advantage)):
+            record[name] = None if values is None else number(float(values[index]))
+        steps.append(record)
+    return {
+        "task": f"{episode.task.split.replace('_', '-')} seed {episode.task.seed}",
+        "success": episode.success,
+        "outcome": episode.episode_return,
+        "truncated": episode.truncated,
+        "failure": episode.failure,
+        "steps": steps,
+        "final_observation": episode.final_observation,
+        "final_distance": number(episode.final_distance),
+    }
