@@ -1,0 +1,227 @@
+"""What a run measured: `workdir/metrics.jsonl`, its mirror in TensorBoard, and the interval of a success rate.
+
+A line of `metrics.jsonl` is one JSON object: `iteration` (int; one sequence over all phases of the run), `phase`,
+`step`, `env_steps`, `wall_s`, and measurements under `group/name`. A process may be killed at any byte: every line
+reaches the operating system before `write` returns, so at most the last line is torn, and readers drop it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+def to_json(value: Any, name: str = "value") -> Any:
+    """Returns `value` as strict JSON can hold it.
+
+    NumPy and JAX scalars (any array of one element) become Python numbers, exactly; NaN and ±infinity become None.
+
+    Args:
+      value: None, a string, a number, a one-element array, or mappings and sequences of these.
+      name: what to call the value in an error.
+
+    Raises:
+      ValueError: an array of more than one element.
+      TypeError: anything else that JSON cannot hold.
+    """
+    if value is None or isinstance(value, (str, bool)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [to_json(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "__array__"):
+        array = np.asarray(value)
+        if array.size != 1:
+            raise ValueError(f"{name} is an array of shape {array.shape}; a metric is one number: reduce it first.")
+        item = array.item()
+        # bfloat16 and the other extension types are no Python numbers until they are cast.
+        return to_json(item if isinstance(item, (bool, int, float, str)) else float(item), name)
+    raise TypeError(f"{name} is a {type(value).__name__}, which JSON cannot hold; write a number or a string.")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes `text` (UTF-8) to `path` so that a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Reads `metrics.jsonl`: one dict a line, in file order; a torn last line is left out.
+
+    Args:
+      path: the file, or the workdir that holds it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a line before the last one is not a JSON object; the message gives its number.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / METRICS_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"No metrics at {path}: the run has not started, or the path is not a workdir.")
+    lines = path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("not a JSON object")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise ValueError(
+                f"{path}, line {number} of {len(lines)} is corrupt ({error}); remove that line to read the rest."
+            ) from error
+        records.append(record)
+    return records
+
+
+class MetricsWriter:
+    """Appends records to `workdir/metrics.jsonl` and mirrors their numbers to `workdir/tensorboard/`.
+
+    One process of a job writes. A run that resumes from the checkpoint of iteration k repeats everything after k, so
+    the lines of later iterations are dropped first; write what belongs to iteration k before its checkpoint is saved.
+
+    Args:
+      workdir: the run's folder; made if it is not there.
+      resume_iteration: iteration of the checkpoint that the run continues from, or None for a run that starts at its
+        beginning (every earlier line is dropped).
+      tensorboard: False writes no TensorBoard events.
+
+    Raises:
+      ValueError: the existing file has a corrupt line before its last one.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, resume_iteration: int | None = None, *, tensorboard: bool = True):
+        self.path = Path(workdir) / METRICS_FILE
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        first = 0 if resume_iteration is None else int(resume_iteration) + 1
+        if self.path.exists():
+            kept = [] if resume_iteration is None else [r for r in read_metrics(self.path) if _iteration(r) < first]
+            write_atomically(self.path, "".join(map(_line, kept)))
+        self._file = open(self.path, "ab")
+        self._tensorboard = _tensorboard_writer(self.path.parent / TENSORBOARD_FOLDER, first) if tensorboard else None
+
+    def write(self, record: Mapping[str, Any]) -> dict[str, Any]:
+        """Appends one line.
+
+        Args:
+          record: `iteration` (int ≥ 0) and any other names with numbers, one-element arrays, strings or None. NaN and
+            ±infinity are stored as null.
+
+        Returns:
+          The record as it was stored.
+
+        Raises:
+          ValueError: no `iteration`, or a value that is no scalar.
+        """
+        stored = {str(name): to_json(value, name) for name, value in record.items()}
+        iteration = stored.get("iteration")
+        if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
+            raise ValueError(f"A metrics record needs `iteration`, an integer of at least 0; got {iteration!r}.")
+        self._file.write(_line(stored).encode())
+        self._file.flush()
+        if self._tensorboard is not None:
+            for name, value in stored.items():
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "iteration":
+                    self._tensorboard.add_scalar(name, value, iteration)
+            self._tensorboard.flush()
+        return stored
+
+    def close(self) -> None:
+        """Closes the files; safe to call twice."""
+        self._file.close()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+            self._tensorboard = None
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Returns the Wilson score interval of a success rate.
+
+    (p̂ + z²/2n ± z √(p̂(1 − p̂)/n + z²/4n²)) / (1 + z²/n), with p̂ = successes / n. Unlike p̂ ± z √(p̂(1 − p̂)/n) it
+    stays in [0, 1] and keeps its width at 0 and n successes.
+
+    Args:
+      successes: int in [0, n].
+      n: number of independent episodes, at least 1.
+      confidence: coverage, in (0, 1).
+
+    Returns:
+      (low, high), both in [0, 1].
+
+    Raises:
+      ValueError: n < 1 or successes outside [0, n].
+
+    Source: Wilson (1927), "Probable inference, the law of succession, and statistical inference".
+    """
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"A success rate needs 0 ≤ successes ≤ n and n ≥ 1; got successes={successes}, n={n}.")
+    from scipy.stats import binomtest
+
+    interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def series(records: Sequence[Mapping[str, Any]], name: str, x: str = "iteration") -> tuple[np.ndarray, np.ndarray]:
+    """Returns the finite values of one metric and where they stand: (x, y), float64 `[N]` each, in record order."""
+    pairs = [(record.get(x), record.get(name)) for record in records]
+    pairs = [pair for pair in pairs if all(is_number(value) for value in pair)]
+    points = np.asarray(pairs, np.float64).reshape(-1, 2)
+    return points[:, 0], points[:, 1]
+
+
+def is_number(value: Any) -> bool:
+    """Returns whether `value` is a finite int or float (a bool is not)."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _line(record: Mapping[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _iteration(record: Mapping[str, Any]) -> float:
+    """A record that does not say its iteration cannot be placed, so a resumed run drops it."""
+    value = record.get("iteration")
+    return value if is_number(value) else math.inf
+
+
+def _tensorboard_writer(folder: Path, first: int):
+    """Opens an event file; where others exist, TensorBoard is told to forget their steps from `first` on."""
+    from tensorboardX import SummaryWriter
+
+    purge_step = first if folder.is_dir() and any(folder.iterdir()) else None
+    return SummaryWriter(str(folder), purge_step=purge_step)

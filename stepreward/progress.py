@@ -1,0 +1,231 @@
+"""What a person watching a run sees: a live display in a terminal, plain lines in a log file, a table at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from stepreward.metrics import wilson_interval
+
+_SECONDS_STYLES = {"rollout": "cyan", "scoring": "magenta", "prm": "yellow", "policy": "green"}
+_SECONDS_NAMES = {"prm": "PRM"}
+
+
+class RunDisplay:
+    """Shows how far a run is: phase, bar, success rate, tokens a second, where the seconds go, time left.
+
+    In a terminal the display stays in place and `print` goes above it. Elsewhere (a file, a pipe, a notebook) one plain
+    line is printed every `every` updates, at each change of phase and at the end of a phase.
+
+        with RunDisplay(total=300) as display:
+            display.update(phase="rl", completed=12, success=0.4, seconds={"rollout": 3.2, "policy": 1.1})
+
+    Args:
+      total: number of iterations of the first phase, or None where it is not known.
+      quiet: True shows nothing at all.
+      console: where to write; standard output by default.
+      every: updates between two plain lines.
+      clock: seconds from any origin, for the time left.
+    """
+
+    def __init__(
+        self,
+        total: int | None = None,
+        quiet: bool = False,
+        *,
+        console: Console | None = None,
+        every: int = 10,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.console = console or Console()
+        self.quiet = quiet
+        self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
+        self.phase = ""
+        self.completed = 0
+        self.total = total
+        self.success: float | None = None
+        self.tokens_per_second: float | None = None
+        self.seconds: dict[str, float] = {}
+        self._every = max(1, every)
+        self._clock = clock
+        self._updates = 0
+        self._start: tuple[float, int] | None = None
+        self._display: Live | None = None
+
+    def __enter__(self) -> RunDisplay:
+        self._start = (self._clock(), self.completed)
+        if self.live:
+            self._display = Live(self, console=self.console, refresh_per_second=2)
+            self._display.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+
+    def update(
+        self,
+        *,
+        phase: str | None = None,
+        completed: int | None = None,
+        total: int | None = None,
+        success: float | None = None,
+        tokens_per_second: float | None = None,
+        seconds: Mapping[str, float] | None = None,
+    ) -> None:
+        """Takes over what is given and keeps the rest.
+
+        Args:
+          phase: name of the phase ("sft", "prm", "rl"); a new one starts the time left anew.
+          completed: iterations of this phase that are done.
+          total: iterations of this phase.
+          success: success rate in [0, 1].
+          tokens_per_second: sampled tokens a second.
+          seconds: seconds of the last iteration under "rollout", "scoring", "prm", "policy".
+        """
+        new_phase = phase is not None and phase != self.phase
+        if new_phase:
+            self.phase, self.seconds = phase, {}
+            self.completed = completed if completed is not None else 0
+            # Time left counts from what this process did, not from what a checkpoint brought.
+            self._start = (self._clock(), self.completed)
+        if completed is not None:
+            self.completed = int(completed)
+        if total is not None:
+            self.total = int(total)
+        if success is not None:
+            self.success = float(success)
+        if tokens_per_second is not None:
+            self.tokens_per_second = float(tokens_per_second)
+        if seconds is not None:
+            self.seconds = {name: float(value) for name, value in seconds.items()}
+        self._updates += 1
+        if self.live or self.quiet:
+            return
+        if new_phase or self._updates % self._every == 0 or self.completed == self.total:
+            self._print_line()
+
+    def seconds_left(self) -> float | None:
+        """Returns (total − completed) × seconds an iteration took so far in this phase; None until one is done."""
+        if self._start is None or self.total is None:
+            return None
+        since, already = self._start
+        done = self.completed - already
+        if done <= 0:
+            return 0.0 if self.completed >= self.total else None
+        return max(0, self.total - self.completed) * (self._clock() - since) / done
+
+    def final_table(self, rows: Sequence[tuple[str, str]], title: str = "Run finished") -> None:
+        """Prints `rows` of (name, value), as a small table in a terminal; nothing if quiet. See `summary_rows`."""
+        if self.quiet:
+            return
+        if self._display is not None:
+            self._display.stop()
+            self._display = None
+        if not self.live:
+            for line in [title, *(f"{name}: {value}" for name, value in rows)]:
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in rows:
+            table.add_row(Text(str(name)), Text(str(value)))
+        self.console.print(table)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        head = Table.grid(padding=(0, 2), expand=True)
+        head.add_column(no_wrap=True, style="bold")
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_column(no_wrap=True, justify="right", style="dim")
+        bar = ProgressBar(total=self.total, completed=self.completed, pulse=self.total is None)
+        head.add_row(Text(self.phase or "starting"), bar, Text(self._count()), Text(self._left()))
+        facts = Text("  ").join([Text(fact) for fact in self._facts()])
+        parts = []
+        whole = sum(self.seconds.values())
+        for name, value in self.seconds.items():
+            share = f" {value / whole:.0%}" if whole > 0 else ""
+            style = _SECONDS_STYLES.get(name, "blue")
+            parts.append(Text.assemble((_SECONDS_NAMES.get(name, name), style), f" {value:.2f} s{share}"))
+        lines = [head, *([facts] if facts else []), *([Text("  ").join(parts)] if parts else [])]
+        yield Group(*lines)
+
+    def _print_line(self) -> None:
+        seconds = [f"{_SECONDS_NAMES.get(name, name)} {value:.2f} s" for name, value in self.seconds.items()]
+        fields = [f"{self.phase or 'run'} {self._count()}", *self._facts(), *seconds, self._left()]
+        line = " | ".join(field for field in fields if field)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _count(self) -> str:
+        return f"{self.completed:,}" if self.total is None else f"{self.completed:,}/{self.total:,}"
+
+    def _left(self) -> str:
+        left = self.seconds_left()
+        return "" if left is None else f"{format_duration(left)} left"
+
+    def _facts(self) -> list[str]:
+        facts = []
+        if self.success is not None:
+            facts.append(f"success {_percent(self.success)}")
+        if self.tokens_per_second is not None:
+            facts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        return facts
+
+
+def summary_rows(
+    *,
+    start: tuple[int, int] | None,
+    end: tuple[int, int] | None,
+    wall_s: float,
+    report: Any = None,
+) -> list[tuple[str, str]]:
+    """Returns the rows that close a run: held-out success at its start and end with 95 % intervals, time, report.
+
+    Args:
+      start: (successes, episodes) of the first evaluation, or None.
+      end: (successes, episodes) of the last one, or None.
+      wall_s: seconds that the run took.
+      report: where the report is, or None.
+    """
+    rows = []
+    for name, counts in (("held-out success, start", start), ("held-out success, end", end)):
+        if counts is not None:
+            rows.append((name, format_success(*counts)))
+    rows.append(("wall time", format_duration(wall_s)))
+    if report is not None:
+        rows.append(("report", str(report)))
+    return rows
+
+
+def format_success(successes: int, n: int) -> str:
+    """Returns "41.0 % (34.5 to 47.9, 82 of 200)": the rate and its 95 % Wilson interval; "no episodes" for n = 0."""
+    if n < 1:
+        return "no episodes"
+    low, high = wilson_interval(successes, n)
+    return f"{100 * successes / n:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {successes:,} of {n:,})"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns seconds for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+    if not math.isfinite(seconds):
+        return "unknown time"
+    seconds = max(0, round(seconds))
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} min"
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.1f} %" if math.isfinite(rate) else "unknown"

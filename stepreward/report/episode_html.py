@@ -1,0 +1,146 @@
+"""Recorded episodes as HTML: one board a step, and under it the action and what that step was worth."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from stepreward.metrics import is_number
+
+BoardRenderer = Callable[[str], str]
+
+_ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
+
+
+def plain_board(observation: str) -> str:
+    """Returns the observation's text as an escaped `<pre>`: the renderer for any environment."""
+    return f"<pre>{html.escape(observation)}</pre>"
+
+
+def choose_episodes(files: Sequence[Mapping[str, Any]], limit: int = 3) -> list[tuple[int, Mapping[str, Any]]]:
+    """Picks what tells most: from the last file one success and one failure, from the first file one of the same task.
+
+    Args:
+      files: contents of the files of recorded episodes (see `read_episodes`), first iteration first.
+      limit: how many episodes at most.
+
+    Returns:
+      (iteration, episode), first iteration first.
+    """
+    filled = [file for file in files if file["episodes"]]
+    if not filled:
+        return []
+    first, last = filled[0], filled[-1]
+    by_outcome = [[e for e in last["episodes"] if bool(e.get("success")) is outcome] for outcome in (True, False)]
+    late = [episodes[0] for episodes in by_outcome if episodes][:limit]
+    early = []
+    if first is not last:
+        same_task = [e for e in first["episodes"] if e.get("task") is not None and e.get("task") == late[0].get("task")]
+        early = (same_task or first["episodes"])[:1]
+    chosen = [(first["iteration"], e) for e in early] + [(last["iteration"], e) for e in late]
+    rest = [(last["iteration"], e) for e in last["episodes"] if not any(e is taken for taken in late)]
+    return (chosen + rest)[:limit]
+
+
+def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRenderer) -> str:
+    """Returns one episode as an `<article>`; everything that a model or an environment wrote is escaped.
+
+    Args:
+      iteration: when it was recorded.
+      episode: see `stepreward.report.episodes`.
+      board: observation text → trusted HTML or SVG, which must escape what it shows.
+    """
+    steps = episode["steps"]
+    scale = max((abs(s["step_reward"]) for s in steps if is_number(s.get("step_reward"))), default=0.0)
+    after = [step.get("distance") for step in steps[1:]] + [episode.get("final_distance")]
+    cards = [_step_html(i, step, after[i], scale, board) for i, step in enumerate(steps)]
+    cards.append(_final_html(episode, board))
+    success = bool(episode.get("success"))
+    badges = [f'<span class="badge {"good" if success else "bad"}">{"solved" if success else "failed"}</span>']
+    if episode.get("truncated"):
+        badges.append('<span class="badge">step limit</span>')
+    facts = [f"iteration {iteration}", f"{len(steps)} step{'s' if len(steps) != 1 else ''}"]
+    if is_number(episode.get("outcome")):
+        facts.append(f"outcome {_signed(episode['outcome'])}")
+    return (
+        f'<article class="episode"><h3>{_text(episode.get("task") or "episode")} {" ".join(badges)}</h3>'
+        f'<p class="facts">{" · ".join(facts)}</p><ol class="steps">{"".join(cards)}</ol>{_outputs(steps)}</article>'
+    )
+
+
+def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, board: BoardRenderer) -> str:
+    action = step.get("action")
+    idle = step.get("executed") is False
+    arrow = _ARROWS.get(str(action).strip().lower())
+    if action is None:
+        shown = '<span class="none">no action</span>'
+    elif arrow:
+        shown = f'<span class="arrow">{arrow}</span> {_text(action)}'
+    else:
+        shown = f'<span class="word">{_text(action)}</span>'
+    note = ' <span class="idle" title="the action did not run">no effect</span>' if idle and action is not None else ""
+    rows = [("reward", step.get("reward")), ("advantage", step.get("step_advantage"))]
+    details = "".join(f"<dt>{name}</dt><dd>{_signed(value)}</dd>" for name, value in rows if is_number(value))
+    before = step.get("distance")
+    if _distance(before):
+        change = f" → {_distance(after)}" if _distance(after) else ""
+        details += f"<dt>distance</dt><dd>{_distance(before)}{change}</dd>"
+    return (
+        f'<li class="step{" idle-step" if idle else ""}"><div class="number">{index + 1}</div>'
+        f'<div class="view">{board(_observation(step.get("observation")))}</div>'
+        f'<div class="action">{shown}{note}</div>{_bar(step.get("step_reward"), scale)}<dl>{details}</dl></li>'
+    )
+
+
+def _final_html(episode: Mapping[str, Any], board: BoardRenderer) -> str:
+    success = bool(episode.get("success"))
+    distance = _distance(episode.get("final_distance"))
+    details = f"<dl><dt>distance</dt><dd>{distance}</dd></dl>" if distance else ""
+    observation = episode.get("final_observation")
+    view = "" if observation is None else f'<div class="view">{board(_observation(observation))}</div>'
+    return (
+        f'<li class="step final {"good" if success else "bad"}"><div class="number">end</div>{view}'
+        f'<div class="action">{"✓ solved" if success else "✗ failed"}</div>{details}</li>'
+    )
+
+
+def _bar(value: Any, scale: float) -> str:
+    """A signed number over a bar that grows from the middle; `scale` is the widest bar of the episode."""
+    if not is_number(value):
+        return ""
+    share = 50 * abs(value) / scale if scale > 0 else 0.0
+    side = "left" if value >= 0 else "right"
+    tone = "good" if value > 0 else "bad" if value < 0 else "zero"
+    return (
+        f'<div class="credit {tone}" title="step reward"><b>{_signed(value)}</b>'
+        f'<span class="bar"><i style="{side}:50%;width:{share:.1f}%"></i></span></div>'
+    )
+
+
+def _outputs(steps: Sequence[Mapping[str, Any]]) -> str:
+    items = "".join(f"<li><pre>{_text(step.get('output'))}</pre></li>" for step in steps)
+    if not any(step.get("output") for step in steps):
+        return ""
+    return f"<details><summary>What the model wrote</summary><ol class='outputs'>{items}</ol></details>"
+
+
+def _signed(value: float) -> str:
+    """Returns "+0.013", "−1.2", "0": three significant digits and a true minus."""
+    text = f"{value:+.3g}" if value else "0"
+    return text.replace("-", "−")
+
+
+def _distance(value: Any) -> str:
+    if isinstance(value, float) and value == math.inf:
+        return "∞"
+    return f"{value:g}" if is_number(value) else ""
+
+
+def _observation(value: Any) -> str:
+    return "" if value is None else str(value)
+
+
+def _text(value: Any) -> str:
+    return html.escape("" if value is None else str(value))

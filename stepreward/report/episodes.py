@@ -1,0 +1,97 @@
+"""Recorded episodes: `workdir/episodes/iteration_000123.json`.
+
+    {"iteration": 123, "episodes": [
+      {"task": "held_out seed 5", "success": true, "outcome": 10.4, "truncated": false,
+       "steps": [{"observation": "board", "action": "up", "output": "raw model text", "reward": -0.1, "executed": true,
+                  "step_reward": 0.013, "step_advantage": 0.8, "distance": 5.0}],
+       "final_observation": "board", "final_distance": 0.0}]}
+
+`observation` is what the agent saw before its action, `action` null where the output held none. A number that is not
+known is null or left out; a distance of "inf" means that the task can no longer be solved from there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepreward.metrics import to_json, write_atomically
+
+EPISODES_FOLDER = "episodes"
+
+
+def write_episodes(workdir: str | os.PathLike, iteration: int, episodes: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes the episodes that were recorded at one iteration, whole or not at all.
+
+    Args:
+      workdir: the run's folder.
+      iteration: int ≥ 0; a file of the same iteration is replaced.
+      episodes: dicts as the module's docstring shows; NumPy and JAX scalars are converted, `math.inf` as a distance is
+        kept as "inf", and any other NaN or infinity becomes null.
+
+    Returns:
+      Path of the file.
+
+    Raises:
+      ValueError: an episode without a list of `steps`, or a value that is no scalar.
+    """
+    stored = []
+    for index, episode in enumerate(episodes):
+        name = f"episodes[{index}]"
+        if not isinstance(episode.get("steps"), (list, tuple)):
+            raise ValueError(f"{name} has no list of `steps`.")
+        steps = [_with_distance(step, "distance", f"{name}.steps[{s}]") for s, step in enumerate(episode["steps"])]
+        rest = {key: value for key, value in episode.items() if key != "steps"}
+        stored.append({**_with_distance(rest, "final_distance", name), "steps": steps})
+    path = Path(workdir) / EPISODES_FOLDER / f"iteration_{int(iteration):06d}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    record = {"iteration": int(iteration), "episodes": stored}
+    write_atomically(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1))
+    return path
+
+
+def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads one file of recorded episodes; distances of "inf" come back as `math.inf`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not JSON, or not in the format of this module.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"No recorded episodes at {path}.")
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}).") from error
+    episodes = record.get("episodes") if isinstance(record, dict) else None
+    well_formed = isinstance(episodes, list) and all(
+        isinstance(episode, dict)
+        and isinstance(episode.get("steps"), list)
+        and all(isinstance(step, dict) for step in episode["steps"])
+        for episode in episodes
+    )
+    if not well_formed or not isinstance(record.get("iteration"), int):
+        raise ValueError(f"{path} holds no recorded episodes: it needs `iteration` and `episodes`, each with `steps`.")
+    for episode in episodes:
+        for item, key in [(episode, "final_distance"), *((step, "distance") for step in episode["steps"])]:
+            if item.get(key) == "inf":
+                item[key] = math.inf
+    return record
+
+
+def list_episodes(workdir: str | os.PathLike) -> list[Path]:
+    """Returns the files of recorded episodes, first iteration first; empty where there are none."""
+    paths = (Path(workdir) / EPISODES_FOLDER).glob("iteration_*.json")
+    return sorted(paths, key=lambda path: (len(path.name), path.name))
+
+
+def _with_distance(item: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
+    stored = {field: to_json(value, f"{name}.{field}") for field, value in item.items()}
+    if key in stored and stored[key] is None and item[key] is not None and float(item[key]) == math.inf:
+        stored[key] = "inf"
+    return stored

@@ -1,0 +1,214 @@
+"""The learning curves of one run as inline SVG whose colours follow the page's light or dark theme."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from stepreward.metrics import is_number, series, wilson_interval
+
+Records = Sequence[Mapping[str, Any]]
+
+# matplotlib draws in these stand-ins; in the SVG each becomes a CSS variable that the page defines twice.
+_THEME = {
+    "#010101": "var(--ink)",
+    "#020202": "var(--faint)",
+    "#030301": "var(--c1)",
+    "#030302": "var(--c2)",
+    "#030303": "var(--c3)",
+    "#030304": "var(--c4)",
+    "#030305": "var(--c5)",
+}
+_INK, _FAINT, *_COLOURS = _THEME
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One figure: a title, the metrics that it draws (key → label), and a sentence for who does not know them."""
+
+    title: str
+    keys: Mapping[str, str]
+    note: str
+    rate: bool = False
+
+
+PANELS = (
+    Panel("Success on held-out tasks", {"eval/success": "policy", "prm/policy_success": "PRM as a policy"},
+          "Share of held-out tasks solved; the band is the 95 % Wilson interval.", rate=True),
+    Panel("Success in rollouts", {"rollout/success": "rollouts"},
+          "Share of sampled training episodes solved.", rate=True),
+    Panel("Quality of the credit", {"credit/rank_correlation": "rank correlation"},
+          "How step rewards rank moves against the exact distance to the solution; 1 is perfect, 0 is chance."),
+    Panel("Pair accuracy of the PRM", {"prm/pair_accuracy": "held-out pairs"},
+          "Share of held-out pairs in which the better episode scores higher; 0.5 is chance.", rate=True),
+    Panel("Spread of step rewards", {"credit/step_reward_std": "all steps", "credit/group_spread": "within groups"},
+          "Standard deviation of the step rewards."),
+    Panel("Entropy of the policy", {"rollout/entropy": "entropy"}, "Nats a sampled token."),
+    Panel("KL(policy ‖ PRM)", {"prm/kl_policy": "KL"}, "Nats a token: how far the policy has moved from the PRM."),
+    Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "sft/loss": "SFT"}, "As each optimizer sees them."),
+    Panel("Size of the policy's updates", {"policy/clip_fraction": "clipped", "policy/approx_kl": "approximate KL"},
+          "Share of tokens that hit the clip; KL from the policy that made the rollout, in nats a token."),
+)  # fmt: skip
+
+TIMES = {
+    "time/rollout_s": "rollout",
+    "time/scoring_s": "scoring",
+    "time/prm_s": "PRM",
+    "time/policy_s": "policy",
+    "time/eval_s": "evaluation",
+}
+
+
+def learning_curves(records: Records) -> list[tuple[str, str, str]]:
+    """Draws every panel that the records have values for.
+
+    Args:
+      records: lines of `metrics.jsonl`.
+
+    Returns:
+      (title, note, svg) a panel; empty where nothing was recorded.
+    """
+    figures = []
+    for panel in PANELS:
+        present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
+        if present:
+            figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
+    if any(series(records, key)[0].size for key in TIMES):
+        note = "Mean seconds an iteration, by what they were spent on."
+        figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
+    return figures
+
+
+def evaluations(records: Records) -> list[dict[str, Any]]:
+    """Returns the records with a held-out success rate, each with `low` and `high` added where `eval/episodes` is."""
+    found = []
+    for record in records:
+        rate, n = record.get("eval/success"), record.get("eval/episodes")
+        if not (is_number(rate) and 0 <= rate <= 1):
+            continue
+        entry = dict(record)
+        if is_number(n) and n >= 1:
+            entry["low"], entry["high"] = wilson_interval(round(rate * n), round(n))
+        found.append(entry)
+    return found
+
+
+def _curve_panel(panel: Panel, present: Mapping[str, str]):
+    def draw(axes, records: Records) -> None:
+        for index, (key, label) in enumerate(present.items()):
+            colour = _COLOURS[index]
+            x, y = series(records, key)
+            if key == "eval/success":
+                points = [(e["iteration"], e["low"], e["high"]) for e in evaluations(records)
+                          if "low" in e and is_number(e.get("iteration"))]  # fmt: skip
+                if points:
+                    at, low, high = np.asarray(points, np.float64).T
+                    axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
+            if x.size > 60:
+                axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
+                axes.plot(x, _running_mean(y), color=colour, label=label)
+            else:
+                axes.plot(x, y, color=colour, label=label, marker="o" if x.size <= 30 else None, markersize=2.6)
+        if panel.rate:
+            axes.set_ylim(-0.02, 1.02)
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        if len(present) > 1:
+            axes.legend(frameon=False, fontsize=8, labelcolor=_INK, handlelength=1.2)
+
+    return draw
+
+
+def _time_panel(axes, records: Records) -> None:
+    """Stacked bars, each the mean over a run of iterations: evaluations come seldom and would be lone spikes."""
+    timed = [r for r in records if is_number(r.get("iteration")) and any(is_number(r.get(key)) for key in TIMES)]
+    iterations = np.array([record["iteration"] for record in timed], np.float64)
+    distinct = np.unique(iterations)
+    bins = min(40, distinct.size)
+    edges = np.linspace(distinct[0] - 0.5, distinct[-1] + 0.5, bins + 1)
+    counts = np.histogram(distinct, edges)[0]
+    bottom = np.zeros(bins)
+    for colour, (key, label) in zip(_COLOURS, TIMES.items()):
+        seconds = np.array([record[key] if is_number(record.get(key)) else 0.0 for record in timed])
+        if not seconds.any():
+            continue
+        height = np.histogram(iterations, edges, weights=seconds)[0] / np.maximum(counts, 1)
+        axes.bar(edges[:-1], height, np.diff(edges), bottom, align="edge", color=colour, linewidth=0, label=label)
+        bottom += height
+    axes.set_ylim(0, 1.35 * bottom.max() if bottom.any() else 1)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
+    axes.legend(
+        frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1
+    )
+
+
+def _running_mean(y: np.ndarray) -> np.ndarray:
+    """Centred mean over a twenty-fifth of the curve; windows shrink at the ends."""
+    half = max(1, math.ceil(y.size / 50))
+    total = np.concatenate([[0.0], np.cumsum(y)])
+    index = np.arange(y.size)
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, y.size)
+    return (total[high] - total[low]) / (high - low)
+
+
+def _phase_marks(axes, records: Records) -> None:
+    """Dotted lines where one phase of the run ends and the next begins, named at the top."""
+    starts = []
+    for record in records:
+        phase, iteration = record.get("phase"), record.get("iteration")
+        if phase and is_number(iteration) and (not starts or starts[-1][1] != phase):
+            starts.append((iteration, phase))
+    low, high = axes.get_xlim()
+    if len(starts) < 2:
+        return
+    for index, (iteration, phase) in enumerate(starts):
+        if low < iteration < high and index:
+            axes.axvline(iteration, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+        at = max(low, iteration)
+        end = min(high, starts[index + 1][0]) if index + 1 < len(starts) else high
+        if end - at > 0.08 * (high - low):
+            axes.text(at + 0.01 * (high - low), 1.01, str(phase), transform=axes.get_xaxis_transform(),
+                      fontsize=7.5, color=_INK, alpha=0.7, va="bottom", parse_math=False)  # fmt: skip
+
+
+def _draw(name: str, records: Records, draw) -> str:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 8.5,
+        "lines.linewidth": 1.6,
+        "text.color": _INK,
+        "axes.labelcolor": _INK,
+        "axes.edgecolor": _FAINT,
+        "xtick.color": _FAINT,
+        "ytick.color": _FAINT,
+        "xtick.labelcolor": _INK,
+        "ytick.labelcolor": _INK,
+        "grid.color": _FAINT,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(4.2, 2.5), layout="constrained")
+        axes = figure.subplots()
+        draw(axes, records)
+        axes.patch.set_alpha(0)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", alpha=0.5, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel("iteration")
+        _phase_marks(axes, records)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for stand_in, variable in _THEME.items():
+        svg = svg.replace(stand_in, variable)
+    return svg

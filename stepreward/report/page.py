@@ -1,0 +1,209 @@
+"""One self-contained HTML page about a run: headline numbers, learning curves, replayed episodes, the config."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from stepreward.metrics import is_number, read_metrics, write_atomically
+from stepreward.progress import format_duration
+from stepreward.report.episode_html import BoardRenderer, choose_episodes, episode_html, plain_board
+from stepreward.report.episodes import list_episodes, read_episodes
+from stepreward.report.figures import evaluations, learning_curves
+from stepreward.report.style import CSS
+
+REPORT_FILE = "report.html"
+CONFIG_FILE = "config.json"
+
+
+def write_report(
+    workdir: str | os.PathLike,
+    *,
+    board_renderer: BoardRenderer = plain_board,
+    title: str | None = None,
+    max_episodes: int = 3,
+) -> Path:
+    """Writes `workdir/report.html` from the run's metrics, config and recorded episodes; needs no network to open.
+
+    A source that is missing or unreadable leaves its part out, and the page says so at its top.
+
+    Args:
+      workdir: folder of the run: `metrics.jsonl`, `config.json` and `episodes/*.json`, each optional.
+      board_renderer: observation text → HTML or SVG that is put on the page as it is, so it must escape its input.
+      title: heading of the page; by default the config's `name`, or the folder's name.
+      max_episodes: how many episodes to replay.
+
+    Returns:
+      Path of the page.
+
+    Raises:
+      FileNotFoundError: `workdir` is no folder.
+    """
+    workdir = Path(workdir)
+    if not workdir.is_dir():
+        raise FileNotFoundError(f"No workdir at {workdir}: give the folder that holds {CONFIG_FILE} and metrics.jsonl.")
+    notices: list[str] = []
+    records = _attempt(notices, read_metrics, workdir) or []
+    config = _attempt(notices, _read_config, workdir / CONFIG_FILE) or {}
+    paths = list_episodes(workdir)
+    files = [file for path in paths if (file := _attempt(notices, read_episodes, path))]
+    if not records and not notices:
+        notices.append("No iteration has been recorded yet.")
+    page = _page(
+        title=title or str(config.get("name") or workdir.resolve().name),
+        notices=notices,
+        records=records,
+        config=config,
+        episodes=[episode_html(at, e, board_renderer) for at, e in choose_episodes(files, max_episodes)],
+    )
+    path = workdir / REPORT_FILE
+    write_atomically(path, page)
+    return path
+
+
+def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str, str]]]:
+    """Returns the headline of a run: one paragraph (HTML) and cards of (number, label, detail) in plain text.
+
+    Args:
+      records: lines of `metrics.jsonl`.
+    """
+    found = evaluations(records)
+    sentences, cards = [], []
+    if len(found) > 1:
+        start, end = found[0], found[-1]
+        sentences.append(
+            f"Success on held-out tasks went from <b>{_rate(start)}</b>{_interval(start)} to <b>{_rate(end)}</b>"
+            f"{_interval(end)}{_over(end)}."
+        )
+        cards = [(_rate(start), "held-out success, start", _detail(start))]
+        middle = _before_rl(records, found)
+        if middle is not None and middle is not start and middle is not end:
+            sentences.append(f"When reinforcement learning began it stood at {_rate(middle)}{_interval(middle)}.")
+            cards.append((_rate(middle), "when reinforcement learning began", _detail(middle)))
+        cards.append((_rate(end), "held-out success, end", _detail(end)))
+    elif found:
+        only = found[0]
+        sentences.append(f"Success on held-out tasks is <b>{_rate(only)}</b>{_interval(only)}{_over(only)}.")
+        cards = [(_rate(only), "held-out success", _detail(only))]
+    else:
+        sentences.append("No evaluation on held-out tasks has been recorded.")
+    iterations = {record["iteration"] for record in records if is_number(record.get("iteration"))}
+    if iterations:
+        spent = [f"{len(iterations):,} iteration{'s' if len(iterations) > 1 else ''}"]
+        steps = [record["env_steps"] for record in records if is_number(record.get("env_steps"))]
+        seconds = [record["wall_s"] for record in records if is_number(record.get("wall_s"))]
+        if steps:
+            spent.append(f"{max(steps):,.0f} environment steps")
+        took = f" took {format_duration(max(seconds))}" if seconds else ""
+        sentences.append(f"The run's {' and '.join(spent)}{took}." if took else f"The run has {' and '.join(spent)}.")
+        if seconds:
+            cards.append((format_duration(max(seconds)), "wall time", ", ".join(spent)))
+    if any("low" in entry for entry in found):
+        sentences.append('<span class="soft">Intervals: 95\u00a0% Wilson, over the evaluated episodes.</span>')
+    return " ".join(sentences), cards
+
+
+def _before_rl(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The last evaluation before the phase "rl", or else the first one in it; None for a run of one phase."""
+    phases = {record.get("phase") for record in records if record.get("phase")}
+    if "rl" not in phases or len(phases) < 2:
+        return None
+    inside = [index for index, entry in enumerate(found) if entry.get("phase") == "rl"]
+    if not inside:
+        return None
+    return found[max(0, inside[0] - 1)]
+
+
+def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any], episodes: list[str]) -> str:
+    paragraph, cards = summarize(records)
+    body = [f"<h1>{html.escape(title)}</h1>"]
+    body += [f'<p class="notice">{html.escape(notice)}</p>' for notice in notices]
+    if records:
+        body.append(f'<p class="lead">{paragraph}</p>')
+    if cards:
+        items = (f"<div><b>{number}</b><span>{label}<br>{detail}</span></div>" for number, label, detail in cards)
+        body.append(f'<div class="numbers">{"".join(items)}</div>')
+    figures = learning_curves(records)
+    if figures:
+        drawn = (
+            f'<figure role="group" aria-label="{name}"><figcaption>{name}<span>{note}</span></figcaption>{svg}</figure>'
+            for name, note, svg in figures
+        )
+        note = "Thin lines are single iterations, bold ones a running mean. Dotted lines part the run's phases."
+        body.append(
+            f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div>'
+            "</section>"
+        )
+    if episodes:
+        legend = (
+            "Each board is what the agent saw; under it are its move, the <b>step reward</b> of that move (the bar is "
+            "scaled within the episode), the environment's reward, the step advantage and the exact distance to the "
+            "solution before and after, where they were recorded."
+        )
+        body.append(f'<section><h2>Replayed episodes</h2><p class="facts">{legend}</p>{"".join(episodes)}</section>')
+    if config:
+        rows = "".join(
+            f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in _flatten(config)
+        )
+        table = f'<table class="config">{rows}</table>'
+        body.append(f"<section><h2>Config</h2><details><summary>{CONFIG_FILE}</summary>{table}</details></section>")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
+        + "\n".join(body)
+        + "\n</body></html>\n"
+    )
+
+
+def _attempt(notices: list[str], read, path: Path) -> Any:
+    """Reads one source; what is wrong with it becomes a notice on the page instead of an end to the report."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as error:
+        notices.append(str(error))
+        return None
+
+
+def _read_config(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}).") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} does not hold a JSON object.")
+    return config
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows = []
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            rows += _flatten(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
+    return rows
+
+
+def _rate(entry: Mapping[str, Any]) -> str:
+    return f"{100 * entry['eval/success']:.1f}\u00a0%"
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    return f" ({100 * entry['low']:.1f} to {100 * entry['high']:.1f})" if "low" in entry else ""
+
+
+def _over(entry: Mapping[str, Any]) -> str:
+    return f" over {entry['eval/episodes']:,.0f} episodes" if "low" in entry else ""
+
+
+def _detail(entry: Mapping[str, Any]) -> str:
+    at = f"iteration {entry['iteration']:,}" if is_number(entry.get("iteration")) else ""
+    interval = f"95\u00a0% interval {100 * entry['low']:.1f} to {100 * entry['high']:.1f}" if "low" in entry else ""
+    return ", ".join(part for part in (interval, at) if part)

@@ -1,0 +1,177 @@
+"""Tests of the metrics file: exact values, strict JSON, resume, torn lines, TensorBoard, Wilson intervals."""
+
+import json
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from stepreward.metrics import MetricsWriter, read_metrics, series, to_json, wilson_interval
+
+
+def strict(text):
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        writer.write({
+            "iteration": np.int64(3),
+            "phase": "rl",
+            "policy/loss": np.float32(0.1),
+            "prm/loss": jnp.float32(0.1),
+            "time/rollout_s": jnp.asarray(0.5, jnp.bfloat16),
+            "rollout/entropy": jnp.nan,
+            "rollout/return": np.float64("inf"),
+            "env_steps": 2**40,
+            "rollout/executed": jnp.asarray([True]),
+        })
+    record = strict((tmp_path / "metrics.jsonl").read_text())
+    assert record == {
+        "iteration": 3, "phase": "rl", "policy/loss": float(np.float32(0.1)), "prm/loss": float(np.float32(0.1)),
+        "time/rollout_s": 0.5, "rollout/entropy": None, "rollout/return": None, "env_steps": 2**40,
+        "rollout/executed": True,
+    }  # fmt: skip
+    assert read_metrics(tmp_path) == [record]
+
+
+def test_resume_gives_the_same_file_as_an_uninterrupted_run(tmp_path):
+    def write(folder, iterations, resume=None):
+        with MetricsWriter(tmp_path / folder, resume, tensorboard=False) as writer:
+            for i in iterations:
+                writer.write({"iteration": i, "phase": "sft", "sft/loss": 1 / (i + 3)})
+                writer.write({"iteration": i, "phase": "sft", "eval/success": i / 7})
+
+    write("whole", range(6))
+    write("parts", range(5))
+    with open(tmp_path / "parts" / "metrics.jsonl", "ab") as file:
+        file.write(b'{"iteration": 5, "sft/lo')
+    write("parts", range(3, 6), resume=2)
+    assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["metrics.jsonl"]
+
+
+def test_resume_at_iteration_zero_keeps_that_iteration_alone(tmp_path):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+        for i in range(3):
+            writer.write({"iteration": i})
+    MetricsWriter(tmp_path, 0, tensorboard=False).close()
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == [0]
+
+
+def test_a_run_from_its_beginning_starts_an_empty_file_even_over_a_corrupt_one(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("garbage\n{}\n")
+    MetricsWriter(tmp_path, None, tensorboard=False).close()
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_complete_last_line_without_its_newline_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}')
+    with MetricsWriter(tmp_path, 2, tensorboard=False) as writer:
+        writer.write({"iteration": 3})
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+
+
+def test_every_line_survives_a_kill(tmp_path):
+    code = f"""
+        import os, signal
+        from stepreward.metrics import MetricsWriter
+        writer = MetricsWriter({str(tmp_path)!r}, tensorboard=False)
+        for i in range(5):
+            writer.write({{"iteration": i}})
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1])
+    assert result.returncode != 0
+    assert [record["iteration"] for record in read_metrics(tmp_path)] == list(range(5))
+
+
+def test_read_names_the_missing_file_and_the_corrupt_line(tmp_path):
+    with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
+        read_metrics(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3"):
+        read_metrics(path)
+    with pytest.raises(ValueError, match="line 2 of 3"):
+        MetricsWriter(tmp_path, 3, tensorboard=False)
+    path.write_text('{"iteration": 1}\n3\n{"iteration": 3}\n')
+    with pytest.raises(ValueError, match="line 2 of 3.*not a JSON object"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize("tail", [b'{"iteration": 2, "a', b"\xff\xfe\n", b"\x00\x00\x00", b"3\n"])
+def test_read_drops_a_torn_last_line(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"iteration": 1}\n' + tail)
+    assert read_metrics(path) == [{"iteration": 1}]
+
+
+@pytest.mark.parametrize("iteration", [None, -1, True, 1.5, "3"])
+def test_a_record_needs_an_iteration(tmp_path, iteration):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer, pytest.raises(ValueError, match="iteration"):
+        writer.write({"iteration": iteration})
+    assert read_metrics(tmp_path) == []
+
+
+def test_an_array_is_no_metric():
+    with pytest.raises(ValueError, match=r"policy/loss is an array of shape \(2,\)"):
+        to_json(np.zeros(2), "policy/loss")
+    with pytest.raises(TypeError, match="policy/loss is a set"):
+        to_json({1}, "policy/loss")
+
+
+def test_tensorboard_mirrors_numbers_and_is_told_what_to_forget(tmp_path):
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    def events(path):
+        data, position = path.read_bytes(), 0
+        while position < len(data):
+            length = int.from_bytes(data[position : position + 8], "little")
+            yield Event.FromString(data[position + 12 : position + 12 + length])
+            position += 16 + length
+
+    folder = tmp_path / "tensorboard"
+    with MetricsWriter(tmp_path) as writer:
+        for i in range(3):
+            writer.write({"iteration": i, "phase": "rl", "policy/loss": i / 4, "prm/loss": math.nan})
+    (first,) = folder.iterdir()
+    scalars = [(e.step, v.tag, v.simple_value) for e in events(first) for v in e.summary.value]
+    assert scalars == [(0, "policy/loss", 0.0), (1, "policy/loss", 0.25), (2, "policy/loss", 0.5)]
+    assert all(e.session_log.status == SessionLog.STATUS_UNSPECIFIED for e in events(first))
+
+    MetricsWriter(tmp_path, 1).close()
+    found = [e for path in folder.iterdir() for e in events(path) if e.session_log.status == SessionLog.START]
+    assert [event.step for event in found] == [2]
+
+
+def test_series_keeps_finite_numbers_in_order():
+    records = [{"iteration": 0, "a": 1}, {"iteration": 1}, {"iteration": 2, "a": None}, {"iteration": 3, "a": 2.5},
+               {"iteration": 4, "a": "high"}, {"a": 9}]  # fmt: skip
+    x, y = series(records, "a")
+    np.testing.assert_array_equal(x, [0, 3])
+    np.testing.assert_array_equal(y, [1, 2.5])
+    assert series([], "a")[0].shape == (0,)
+
+
+@pytest.mark.parametrize("successes, n", [(0, 10), (10, 10), (3, 10), (82, 200), (1, 1)])
+def test_wilson_interval_equals_its_formula(successes, n):
+    z = 1.959963984540054
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    np.testing.assert_allclose(wilson_interval(successes, n), (centre - half, centre + half), atol=1e-12)
+
+
+def test_wilson_interval_refuses_what_is_no_rate():
+    for successes, n in [(0, 0), (3, 2), (-1, 4)]:
+        with pytest.raises(ValueError, match="successes"):
+            wilson_interval(successes, n)

@@ -1,0 +1,120 @@
+"""Tests of the run display: what a terminal, a log file and a quiet run get to see."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from stepreward.progress import RunDisplay, format_duration, format_success, summary_rows
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def console(terminal, width=100):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system="truecolor", _environ={})
+
+
+SECONDS = {"rollout": 3.0, "scoring": 0.5, "prm": 0.5, "policy": 1.0}
+
+
+def test_a_terminal_shows_every_figure():
+    clock, out = Clock(), console(terminal=True)
+    with RunDisplay(total=40, console=out, clock=clock) as display:
+        display.update(phase="rl", completed=0)
+        clock.now += 20
+        display.update(completed=10, success=0.425, tokens_per_second=12345.6, seconds=SECONDS)
+        page = Console(file=io.StringIO(), width=100, _environ={})
+        page.print(display)
+    text = page.file.getvalue()
+    for part in ["rl", "━", "10/40", "1 min 00 s left", "success 42.5 %", "12,346 tokens/s",
+                 "rollout 3.00 s 60%", "scoring 0.50 s 10%", "PRM 0.50 s 10%", "policy 1.00 s 20%"]:  # fmt: skip
+        assert part in text
+    assert "\x1b[" in out.file.getvalue()
+    assert "success 42.5 %" in out.file.getvalue()
+
+
+def test_a_file_gets_plain_lines_every_few_updates():
+    out, clock = console(terminal=False), Clock()
+    with RunDisplay(total=25, console=out, every=10, clock=clock) as display:
+        for i in range(1, 26):
+            clock.now += 2
+            display.update(phase="rl", completed=i, success=0.5, seconds=SECONDS)
+    lines = out.file.getvalue().splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["rl 1/25", "rl 10/25", "rl 20/25", "rl 25/25"]
+    assert lines[1] == (
+        "rl 10/25 | success 50.0 % | rollout 3.00 s | scoring 0.50 s | PRM 0.50 s | policy 1.00 s | 30 s left"
+    )
+    assert all(character.isprintable() or character == "\n" for character in out.file.getvalue())
+
+
+def test_a_long_plain_line_is_not_wrapped():
+    out = console(terminal=False, width=20)
+    with RunDisplay(total=1, console=out) as display:
+        display.update(phase="rl", completed=1, success=0.5, tokens_per_second=1e6, seconds=SECONDS)
+    assert len(out.file.getvalue().splitlines()) == 1
+
+
+def test_a_new_phase_starts_its_time_anew_and_a_resumed_run_counts_its_own_iterations_only():
+    clock = Clock()
+    with RunDisplay(total=10, quiet=True, clock=clock) as display:
+        display.update(phase="sft", completed=0)
+        assert display.seconds_left() is None
+        clock.now += 5
+        display.update(completed=10)
+        assert display.seconds_left() == 0
+        display.update(phase="rl", completed=60, total=100)
+        clock.now += 30
+        display.update(completed=70)
+        assert display.seconds_left() == 90
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_quiet_prints_nothing(terminal):
+    out = console(terminal)
+    with RunDisplay(total=1, quiet=True, console=out) as display:
+        display.update(phase="rl", completed=1)
+        display.final_table([("wall time", "3 s")])
+    assert out.file.getvalue() == ""
+
+
+def test_an_unknown_total_and_names_with_markup_are_shown_as_they_are():
+    page = Console(file=io.StringIO(), width=100, _environ={})
+    display = RunDisplay(total=None, quiet=True)
+    display.update(phase="[red]rl", completed=1500, seconds={"[b]": 0.0})
+    page.print(display)
+    display = RunDisplay(console=page, quiet=False)
+    display.update(phase="[red]rl", completed=1500)
+    display.final_table([("[b]", "[i]")])
+    assert page.file.getvalue().count("1,500") == 2
+    assert page.file.getvalue().count("[red]rl") == 2
+    assert "[i]" in page.file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_end_shows_both_intervals_the_time_and_the_whole_path_of_the_report(terminal):
+    out = Console(file=io.StringIO(), force_terminal=terminal, width=80, color_system=None, _environ={})
+    path = "somewhere/" + "deep/" * 15 + "report.html"
+    with RunDisplay(console=out) as display:
+        display.final_table(summary_rows(start=(4, 200), end=(82, 200), wall_s=3725, report=path))
+    text = out.file.getvalue()
+    for part in ["held-out success, start", "2.0 % (0.8 to 5.0, 4 of 200)", "41.0 % (34.4 to 47.9, 82 of 200)",
+                 "1 h 02 min"]:  # fmt: skip
+        assert part in text
+    assert path in "".join(character for character in text if character not in "│ \n")
+    assert ("│" in text) == terminal
+
+
+def test_summary_without_evaluations_has_time_alone():
+    assert summary_rows(start=None, end=None, wall_s=61) == [("wall time", "1 min 01 s")]
+    assert format_success(0, 0) == "no episodes"
+
+
+def test_durations():
+    assert [format_duration(s) for s in (0, 59.6, 3599, 3600, 90000, float("inf"))] == [
+        "0 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "25 h 00 min", "unknown time"]  # fmt: skip
