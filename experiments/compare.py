@@ -1,0 +1,118 @@
+"""Runs several arms of an experiment on paired seeds and compares them.
+
+    python experiments/compare.py --out=runs/compare --seeds=5 --jobs=2 \
+        --arms="istar= rloo=credit.method:rloo,credit.variant: frozen=credit.options.prm_frozen:True" \
+        --set="train.env_steps:200000"
+
+Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated.
+A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed start from the same policy.
+Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area under the curve
+(mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from stepreward.metrics import read_metrics, series
+from stepreward.report import plot_curves
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--config", default="configs/istar_sokoban.py")
+    parser.add_argument("--arms", required=True, help="space-separated name=key:value,key:value")
+    parser.add_argument("--set", default="", help="key:value,... of every arm")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2)
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    arms = dict(arm.split("=", 1) for arm in options.arms.split())
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    jobs = [(seed, name) for seed in seeds for name in arms]
+
+    def run(job):
+        seed, name = job
+        pairs = [p for p in f"{options.set},{arms[name]}".split(",") if p]
+        overrides = [f"--config.{p.replace(':', '=', 1)}" for p in pairs] + [f"--config.seed={seed}"]
+        workdir = out / f"{name}_{seed}"
+        environment = os.environ | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={options.config}", f"--workdir={workdir}"]
+        with open(out / f"{name}_{seed}.log", "w") as log:
+            code = subprocess.run(command + overrides, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
+        print(f"{name} seed {seed}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(run, jobs))
+    summarise(out, list(arms), list(seeds))
+
+
+def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
+    """Reads the finished runs below `out`, writes results.json and curves.png, and prints the table."""
+    curves: dict[str, list] = {arm: [] for arm in arms}
+    rows = []
+    for arm in arms:
+        for seed in seeds:
+            path = out / f"{arm}_{seed}" / "metrics.jsonl"
+            if not path.exists():
+                continue
+            records = [r for r in read_metrics(path) if r.get("eval/success") is not None]
+            if not records:
+                continue  # stopped before its first evaluation
+            x, y = series(records, "eval/success", x="env_steps")
+            curves[arm].append((x, y))
+            all_records = read_metrics(path)
+            quality = [r["credit/rank_correlation"] for r in all_records if r.get("credit/rank_correlation") is not None]
+            rows.append(
+                dict(arm=arm, seed=seed, start=y[0], end=float(np.mean(y[-2:])), auc=area(x, y), wall_s=all_records[-1]["wall_s"],
+                     rank_correlation=float(np.mean(quality)) if quality else None, env_steps=x.tolist(), success=y.tolist())
+            )  # fmt: skip
+    (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
+    plot_curves(
+        out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label="held-out success"
+    )
+    print("| arm | seeds | start | end | area under the curve | rank correlation | wall s | difference of area to the first arm |")
+    print("|---|---|---|---|---|---|---|---|")
+    for arm in arms:
+        mine = [r for r in rows if r["arm"] == arm]
+        if not mine:
+            continue
+        cell = lambda key: interval([r[key] for r in mine if r[key] is not None])
+        pairs = [(a["auc"], b["auc"]) for a in mine for b in rows if b["arm"] == arms[0] and b["seed"] == a["seed"]]
+        difference = "" if arm == arms[0] else interval([b - a for a, b in pairs], test=True)
+        scaled = " | ".join(cell(k) for k in ("start", "end", "auc"))
+        quality = cell("rank_correlation") if mine[0]["rank_correlation"] is not None else "–"
+        print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
+
+
+def area(x: np.ndarray, y: np.ndarray) -> float:
+    """Mean height of the curve over its range of environment steps."""
+    return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
+
+
+def interval(values: list[float], test: bool = False) -> str:
+    """Mean and half-width of the 95 % t-interval; with `test`, the two-sided p value of a mean of zero."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return f"{values.mean():.3f}"
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    p = f" (first minus this; p = {stats.ttest_1samp(values, 0).pvalue:.3f})" if test else ""
+    return f"{values.mean():.3f} ± {half:.3f}{p}"
+
+
+if __name__ == "__main__":
+    main()

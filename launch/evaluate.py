@@ -1,0 +1,35 @@
+"""Evaluates a run's checkpoint with exactly the training rollout, on the fixed held-out set.
+
+    python launch/evaluate.py --workdir=runs/istar_sokoban [--episodes=2048] [--step=120] [--which=policy]
+
+Prints the success rate with its 95 % interval. The first tasks of the set are those that the run itself evaluated on.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from stepreward.config import Option, parse_arguments
+from stepreward.errors import launcher
+
+
+def main() -> int | None:
+    options = parse_arguments(
+        sys.argv[1:],
+        description=__doc__,
+        required=("workdir",),
+        options=(
+            Option("workdir", "folder of the run"),
+            Option("episodes", "held-out episodes to play", default=2048, type=int),
+            Option("step", "checkpoint to evaluate (default: the latest)", type=int),
+            Option("which", "whose parameters to play", default="policy", choices=("policy", "prm", "initial")),
+            Option("seed", "seed of the policy's draws", default=0, type=int),
+        ),
+    )
+    from stepreward.training.evaluate import evaluate_workdir
+
+    return evaluate_workdir(options.workdir, options.episodes, options.step, options.which, options.seed)
+
+
+if __name__ == "__main__":
+    launcher(main)

@@ -1,0 +1,1 @@
+"""Update steps and the runner that strings them together."""

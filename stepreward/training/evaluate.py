@@ -1,0 +1,62 @@
+"""Evaluation of a workdir's checkpoint, with the rollout that it was trained with."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import jax
+
+from stepreward import parallel
+from stepreward.checkpoint import Checkpoints
+from stepreward.config import load_config
+from stepreward.errors import UserError
+from stepreward.metrics import wilson_interval
+from stepreward.training import setup
+from stepreward.training.main_job import use_compilation_cache
+
+_GROUPS = ("environment", "model", "mesh", "rollout", "sft", "credit", "policy")
+_TREE = {"policy": lambda params: {"policy": {"params": params}}, "prm": lambda params: {"prm": {"params": params}}}
+_TREE["initial"] = lambda params: {"initial": params}
+
+
+def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which: str, seed: int) -> int:
+    """Plays `episodes` held-out episodes with a checkpoint's parameters and prints success with its 95 % interval.
+
+    Raises:
+      UserError, FileNotFoundError, ValueError: the workdir, checkpoint or number is wrong; one line says how.
+    """
+    workdir = Path(workdir)
+    if episodes < 1:
+        raise UserError(f"--episodes={episodes}: give at least 1")
+    if not workdir.is_dir():
+        raise UserError(f"no workdir {str(workdir)!r}: give the folder that train.py wrote")
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{str(workdir)!r} is not the workdir of a run: it holds no config.json")
+    use_compilation_cache()
+    config = load_config(workdir / "config.json")
+    absent = [group for group in _GROUPS if group not in config]
+    if absent:
+        raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    parts = setup.build(config, workdir)
+    template = _TREE[which](setup.initial_params(config, parts))
+    step, tree, counters = checkpoints.restore(template, step)
+    params = parallel.place_parameters(jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0], parts.mesh)
+    started = time.monotonic()
+    tasks = setup.held_out_tasks(config, parts.factory, episodes)
+    played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
+    good = [e for e in played if e.failure is None]
+    if not good:
+        raise UserError(f"every environment failed; the first one: {played[0].failure}")
+    won = sum(e.success for e in good)
+    low, high = wilson_interval(won, len(good))
+    steps = sum(len(e.steps) for e in good)
+    print(f"workdir     {workdir}")
+    print(f"checkpoint  {step} ({counters['phase']}, {counters['env_steps']:,} environment steps), {which}")
+    print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
+    print(f"return      {sum(e.episode_return for e in good) / len(good):.3f} an episode, {steps / len(good):.1f} steps")
+    if len(good) < len(played):
+        print(f"failed      {len(played) - len(good)} environments; their episodes are left out")
+    print(f"time        {time.monotonic() - started:.1f} s")
+    return 0

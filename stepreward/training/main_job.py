@@ -1,0 +1,96 @@
+"""The main job with everything a person sees: display, final table, report."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from stepreward.metrics import read_metrics
+from stepreward.progress import RunDisplay, summary_rows
+from stepreward.report import write_report
+from stepreward.training.setup import environment_module
+
+_SECONDS = ("rollout", "scoring", "prm", "policy")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder, so that only the first run on a machine waits for the compiler.
+
+    `JAX_COMPILATION_CACHE_DIR` names another folder; set to the empty string it turns the cache off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        import jax
+
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(base / "stepreward" / "jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def train(config, workdir: str | Path, quiet: bool = False) -> int:
+    """Runs or resumes `workdir`, writes the report and prints the final table.
+
+    Returns:
+      The exit code: 0.
+
+    Raises:
+      UserError and ValueError: for what a user can get wrong, one line each.
+      KeyboardInterrupt: after the last finished tick was saved.
+    """
+    use_compilation_cache()
+    from stepreward.training.runner import Runner
+
+    workdir = Path(workdir)
+    display = RunDisplay(quiet=quiet)
+    _say(display, f"workdir {workdir}: preparing demonstrations and models")
+    runner = Runner(config, workdir, on_tick=lambda runner, metrics: _show(display, runner, metrics))
+    if runner.finished:
+        runner.close()
+        report = workdir / "report.html"
+        _table(display, workdir, runner.counters.wall_s, report, "This run is finished already")
+        _say(display, "give another --workdir to start afresh, or a larger --config.train.env_steps to go on")
+        return 0
+    if runner.counters.tick:
+        _say(display, f"resuming after tick {runner.counters.tick} ({runner.counters.env_steps:,} environment steps)")
+    try:
+        with display:
+            runner.run()
+    except KeyboardInterrupt:
+        _say(display, f"stopped after tick {runner.counters.tick}; the same command goes on from here")
+        _report(config, workdir)
+        raise
+    report = _report(config, workdir)
+    _table(display, workdir, runner.counters.wall_s, report, "Run finished")
+    return 0
+
+
+def _say(display: RunDisplay, text: str) -> None:
+    if not display.quiet:
+        display.console.print(text, highlight=False)
+
+
+def _report(config, workdir: Path) -> Path:
+    module = environment_module(config.environment.name)
+    options = {"board_renderer": module.board_html} if hasattr(module, "board_html") else {}
+    return write_report(workdir, **options)
+
+
+def _show(display: RunDisplay, runner, metrics: dict) -> None:
+    counters, c = runner.counters, runner.c
+    phase, done, total = {
+        "sft": ("warm start", counters.sft_updates, c.sft.updates),
+        "prm": ("PRM warm-up", counters.prm_batches, c.prm.warmup_batches),
+    }.get(counters.phase, ("reinforcement", min(counters.env_steps, c.train.env_steps), c.train.env_steps))
+    success = metrics.get("eval/success", metrics.get("rollout/success"))
+    seconds = {name: metrics[f"time/{name}_s"] for name in _SECONDS if f"time/{name}_s" in metrics}
+    display.update(
+        phase=phase, completed=done, total=total, success=success, tokens_per_second=metrics.get("rollout/tokens_per_s"),
+        seconds=seconds or None,
+    )  # fmt: skip
+
+
+def _table(display: RunDisplay, workdir: Path, wall_s: float, report: Path, title: str) -> None:
+    evaluated = [r for r in read_metrics(workdir / "metrics.jsonl") if r.get("eval/success") is not None]
+    ends = [(round(r["eval/success"] * r["eval/episodes"]), int(r["eval/episodes"])) for r in evaluated]
+    display.final_table(
+        summary_rows(start=ends[0] if ends else None, end=ends[-1] if ends else None, wall_s=wall_s, report=report), title
+    )

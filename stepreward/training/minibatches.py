@@ -1,0 +1,87 @@
+"""Parts of a batch, on the host: shuffled rows for the policy, whole groups for the PRM."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from stepreward.batch import TOKEN_LEVEL, Batch
+
+_EPISODE_LEVEL = ("episode_mask", "outcome", "success", "truncated", "group_id")
+_STEP_LEVEL = ("step_mask", "env_reward", "executed")
+
+
+def round_up(number: int, multiple: int) -> int:
+    """The least multiple of `multiple` that is at least `number`."""
+    return -(-number // multiple) * multiple
+
+
+def filled_rows(batch: Batch) -> np.ndarray:
+    """Indices of the rows that hold an action token."""
+    return np.flatnonzero(np.asarray(batch.action_mask).any(axis=1))
+
+
+def row_minibatches(batch: Batch, rows: int, capacity: int, rng: np.random.Generator) -> Iterator[tuple[Batch, np.ndarray]]:
+    """Splits the filled rows, shuffled, into equal parts of at most `rows`, each padded to `capacity` rows.
+
+    Yields:
+      The mini-batch (step and episode levels whole) and the indices of its real rows in `batch`.
+    """
+    order = rng.permutation(filled_rows(batch))
+    parts = max(1, math.ceil(len(order) / rows))
+    for index in np.array_split(order, parts):
+        yield take_rows(batch, index, capacity), index
+
+
+def take_rows(batch: Batch, index: np.ndarray, capacity: int) -> Batch:
+    """The rows `index`, padded with empty rows to `capacity`."""
+    if len(index) > capacity:
+        raise ValueError(f"{len(index)} rows do not fit into {capacity}.")
+    shape = np.shape(batch.tokens)
+    padded = {n: pad_rows(np.asarray(getattr(batch, n))[index], capacity, -1 if n == "step_id" else 0) for n in TOKEN_LEVEL}
+    signals = {
+        k: pad_rows(np.asarray(v)[index], capacity, 0) if np.shape(v) == shape else v for k, v in batch.signals.items()
+    }
+    return batch.replace(signals=signals, **padded)
+
+
+def pad_rows(x: np.ndarray, capacity: int, value) -> np.ndarray:
+    """Pads the first axis to `capacity` with `value`."""
+    out = np.full((capacity, *x.shape[1:]), value, x.dtype)
+    out[: len(x)] = x
+    return out
+
+
+def take_groups(batch: Batch, groups: np.ndarray, capacity: int) -> Batch:
+    """The episodes of some groups with their rows, as a batch of its own.
+
+    Args:
+      batch: NumPy arrays; every group has the same number of episodes.
+      groups: group ids to keep.
+      capacity: rows of the result.
+    """
+    max_steps = batch.max_steps
+    episodes = np.flatnonzero(np.isin(batch.group_id, groups))
+    new_index = np.full(batch.num_episodes, -1)
+    new_index[episodes] = np.arange(len(episodes))
+    row_step = np.asarray(batch.step_id).max(axis=1)
+    row_episode = np.where(row_step >= 0, new_index[np.maximum(row_step, 0) // max_steps], -1)
+    part = take_rows(batch, np.flatnonzero(row_episode >= 0), capacity)
+    old = part.step_id
+    step_id = np.where(old >= 0, new_index[np.maximum(old, 0) // max_steps] * max_steps + old % max_steps, -1)
+    levels = {n: np.asarray(getattr(batch, n))[episodes] for n in _EPISODE_LEVEL + _STEP_LEVEL}
+    levels["group_id"] = np.unique(levels["group_id"], return_inverse=True)[1].astype(np.int32)
+    signals = dict(part.signals)  # token level: taken with the rows; told by the shape in `batch`, as `part` has others
+    for name, value in batch.signals.items():
+        if np.shape(value) != np.shape(batch.tokens) and np.shape(value)[:1] == (batch.num_episodes,):
+            signals[name] = np.asarray(value)[episodes]
+    return part.replace(step_id=step_id.astype(np.int32), signals=signals, **levels)
+
+
+def group_minibatches(batch: Batch, groups: int, capacity: int, rng: np.random.Generator) -> Iterator[Batch]:
+    """Splits the batch's groups, shuffled, into mini-batches of exactly `groups` groups (a remainder is left out)."""
+    order = rng.permutation(int(np.max(batch.group_id)) + 1)
+    for first in range(0, len(order) - groups + 1, groups):
+        yield take_groups(batch, order[first : first + groups], capacity)

@@ -1,0 +1,153 @@
+"""The policy's update: clipped policy gradient on credited rows, and the supervised warm start."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+
+from stepreward.batch import Batch
+from stepreward.kernels import losses
+from stepreward.models.log_probs import token_log_probs
+from stepreward.training import chunks
+from stepreward.training.state import TrainState, apply_gradients
+
+Array = jax.Array
+
+ADVANTAGE_NORMS = ("none", "centre", "whiten")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+    """The policy's objective: L = clip loss + kl_coef · KL(π‖π_ref) − entropy_coef · H.
+
+    Attributes:
+      ratio: "token" or "step", at which level the importance ratio is taken (the paper writes "step").
+      clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high].
+      dual_clip: bound on the loss of negative advantages (None: unbounded).
+      aggregation: how tokens are averaged, see `kernels.losses.aggregate`; "step-mean" is the paper's 1/(N·T).
+      constant: divisor of the "constant" aggregation.
+      entropy_coef: weight of the entropy bonus.
+      kl_coef: weight of KL to the policy that RL started from; `kl` is "k1" or "k3".
+    """
+
+    ratio: str = "step"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    dual_clip: float | None = None
+    aggregation: str = "step-mean"
+    constant: float | None = None
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
+    kl: str = "k3"
+
+    def __post_init__(self):
+        if self.kl not in ("k1", "k3"):
+            raise ValueError(f"policy.kl={self.kl!r} is neither 'k1' nor 'k3'.")
+        if self.aggregation not in losses.AGGREGATIONS:
+            raise ValueError(f"policy.aggregation={self.aggregation!r} is not one of {', '.join(losses.AGGREGATIONS)}.")
+        if self.ratio not in losses.RATIOS:
+            raise ValueError(f"policy.ratio={self.ratio!r} is not one of {', '.join(losses.RATIOS)}.")
+
+
+def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str) -> np.ndarray:
+    """Advantages with mean 0 over the batch's steps ("centre"), and standard deviation 1 too ("whiten"); on the host.
+
+    Failed episodes run to the step limit, so a baseline that counts episodes leaves the mean over *steps* below zero: most
+    updates then push sampled actions down, and their probability flows to actions that nobody tried. A constant baseline changes
+    no expected gradient.
+
+    Args:
+      advantage_RxL: float32 `[R, L]`, 0 off the action mask.
+      norm: one of `ADVANTAGE_NORMS`; "none" returns the advantages as they are.
+    """
+    mask_RxL = np.asarray(batch.action_mask)
+    if norm == "none" or not mask_RxL.any():
+        return advantage_RxL
+    first = np.unique(np.asarray(batch.step_id)[mask_RxL], return_index=True)[1]  # one token a step
+    of_steps = advantage_RxL[mask_RxL][first]
+    scale = of_steps.std() + 1e-6 if norm == "whiten" else 1.0
+    return np.where(mask_RxL, (advantage_RxL - of_steps.mean()) / scale, 0.0).astype(np.float32)
+
+
+def _levels(batch: Batch) -> dict:
+    return dict(num_episodes=batch.num_episodes, max_steps=batch.max_steps)
+
+
+def _chunked(batch: Batch, chunk_rows: int, **more: Array) -> dict[str, Array]:
+    names = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "log_prob_old")
+    return {k: chunks.split(v, chunk_rows) for k, v in ({n: getattr(batch, n) for n in names} | more).items()}
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "temperature", "max_actions"), donate_argnames="state")
+def policy_step(
+    state: TrainState, batch: Batch, advantage_RxL: Array, *, graphdef, optimizer, loss: PolicyLoss, chunk_rows, temperature,
+    max_actions=None,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One policy update on one mini-batch of rows.
+
+    Args:
+      state: donated.
+      batch: the mini-batch; `batch.signals["log_prob_reference"]` `[R, L]` is needed when `loss.kl_coef` is not 0.
+      advantage_RxL: float `[R, L]`, 0 off the action mask.
+      chunk_rows: rows of one forward and backward pass.
+      max_actions: most action tokens in a row, where that is few (see `token_log_probs`).
+
+    Returns:
+      The new state and metrics: means over the mini-batch's tokens unless named otherwise.
+    """
+    used = chunks.used_chunks(batch.action_mask, chunk_rows)
+    options = dict(aggregation=loss.aggregation, constant=loss.constant, **_levels(batch))
+    denominator = losses.aggregation_denominator(batch.action_mask, step_id_RxL=batch.step_id, **options)
+    tokens = losses.aggregation_denominator(batch.action_mask, "token-mean")
+    more = {"advantage": advantage_RxL}
+    if loss.kl_coef:
+        more["reference"] = batch.signals["log_prob_reference"]
+
+    def loss_fn(params, c):
+        log_prob, entropy = token_log_probs(
+            graphdef, params, c["tokens"], c["positions"], c["segment_ids"], temperature=temperature,
+            action_mask_RxL=c["action_mask"], max_actions=max_actions,
+        )  # fmt: skip
+        rows = dict(step_id_RxL=c["step_id"], denominator=denominator, **options)
+        total, metrics = losses.ppo_clip(
+            log_prob, c["log_prob_old"], c["advantage"], c["action_mask"], ratio=loss.ratio, clip_low=loss.clip_low,
+            clip_high=loss.clip_high, dual_clip=loss.dual_clip, **rows,
+        )
+        share = metrics["tokens"] / tokens
+        kept = {k: metrics[k] * share for k in ("clip_fraction", "approx_kl", "ratio_mean")}
+        kept["entropy"] = losses.aggregate(entropy, c["action_mask"], denominator=tokens)
+        if loss.entropy_coef:
+            total += losses.entropy_bonus(entropy, c["action_mask"], loss.entropy_coef, **rows)
+        if loss.kl_coef:
+            kl = getattr(losses, f"kl_{loss.kl}")(log_prob, c["reference"])
+            total += loss.kl_coef * losses.aggregate(kl, c["action_mask"], **rows)
+            kept["kl_reference"] = losses.aggregate(kl, c["action_mask"], denominator=tokens)
+        return total, kept
+
+    grads, metrics = chunks.accumulate(loss_fn, state.params, _chunked(batch, chunk_rows, **more), used)
+    state, more_metrics = apply_gradients(state, grads, optimizer)
+    return state, metrics | more_metrics
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "chunk_rows", "max_actions"), donate_argnames="state")
+def sft_step(
+    state: TrainState, batch: Batch, *, graphdef, optimizer, chunk_rows, max_actions=None
+) -> tuple[TrainState, dict[str, Array]]:
+    """One supervised update: mean negative log-likelihood of the demonstrated action tokens, in nats a token."""
+    denominator = losses.aggregation_denominator(batch.action_mask, "token-mean")
+
+    def loss_fn(params, c):
+        log_prob, entropy = token_log_probs(
+            graphdef, params, c["tokens"], c["positions"], c["segment_ids"],
+            action_mask_RxL=c["action_mask"], max_actions=max_actions,
+        )  # fmt: skip
+        loss = losses.negative_log_likelihood(log_prob, c["action_mask"], denominator=denominator)
+        return loss, {"entropy": losses.aggregate(entropy, c["action_mask"], denominator=denominator)}
+
+    used = chunks.used_chunks(batch.action_mask, chunk_rows)
+    grads, metrics = chunks.accumulate(loss_fn, state.params, _chunked(batch, chunk_rows), used)
+    state, more_metrics = apply_gradients(state, grads, optimizer)
+    return state, metrics | more_metrics

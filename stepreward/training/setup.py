@@ -1,0 +1,343 @@
+"""From a config to the parts of a run: the same for training and for evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import os
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from envs.protocol import EXPERT, Prompt
+from stepreward import credit, parallel
+from stepreward.config import TrackedConfig
+from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
+from stepreward.models import decoder
+from stepreward.models.presets import decoder_config
+from stepreward.models.tokenizer import TextCodec, load_tokenizer, train_symbol_tokenizer
+from stepreward.rollout.chat import Chat
+from stepreward.rollout.collect import CONTEXTS, Collector
+from stepreward.rollout.engine import Engine
+from stepreward.rollout.environments import EnvironmentPool
+from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.rollout.sampling import Sampling
+from stepreward.training.minibatches import round_up
+from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
+from stepreward.training.state import OptimizerConfig
+
+# The signals that a run computes for its credit method.
+SIGNALS = frozenset({"log_prob_prm", "log_prob_initial", "step_permutation", "alpha_scale"})
+_AT_LEAST_ONE = (
+    "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
+    "prm.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows", "eval.episodes", "eval.every",
+    "checkpoint.every", "checkpoint.keep",
+)  # fmt: skip
+
+
+@dataclasses.dataclass
+class Parts:
+    """What a run is made of; no parameters yet."""
+
+    factory: Callable[[], Any]
+    prompt: Prompt
+    chat: Chat
+    mesh: Mesh
+    graphdef: Any
+    model_config: decoder.DecoderConfig
+    collector: Collector
+    method: credit.Method
+    policy_loss: PolicyLoss
+    demonstrations: list[Demonstration]
+
+
+def environment_module(name: str):
+    """`envs.<name>`, or the user's own module by its dotted name; it has `make(preset, **settings)` and `prompts(name)`.
+
+    Raises:
+      ValueError: no such module; the built-in ones are listed.
+    """
+    import envs
+
+    built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
+    target = f"envs.{name}" if name in built_in else name
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name and target.startswith(error.name):
+            close = difflib.get_close_matches(name, built_in, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"environment.name={name!r} is unknown{hint}; built in: {', '.join(built_in)}, or a module of your own."
+            ) from error
+        raise
+
+
+def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
+    """The environment's factory and prompt as the config's `environment` group names them."""
+    module = environment_module(c.environment.name)
+    settings = {"max_steps": c.rollout.max_steps}
+    if c.environment.levels:
+        settings["levels"] = c.environment.levels
+    return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
+
+
+def build(c, workdir: Path, *, max_rows: int | None = None) -> Parts:
+    """Builds everything that the config names; demonstrations and tokenizer are made on the first call and then read.
+
+    Raises:
+      ValueError: the config contradicts itself, the machine, or what the workdir holds.
+    """
+    factory, prompt = environment_factory(c)
+    mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    max_rows = max_rows or c.rollout.max_rows
+    parallel.check_rows(mesh, rollout__max_rows=max_rows, train__chunk_rows=c.train.chunk_rows)
+    demonstrations = load_demonstrations(c, factory, workdir / "demonstrations")
+    codec = load_codec(workdir / "tokenizer", demonstrations, prompt)
+    chat = Chat(codec)
+    model_config = decoder_config(
+        c.model.preset, vocab_size=round_up(codec.vocab_size, 8), compute_dtype=c.model.compute_dtype, remat=c.model.remat
+    )
+    sampling = Sampling(
+        chat.stop_ids, c.rollout.max_answer_tokens, c.rollout.temperature, c.rollout.top_k, c.rollout.top_p
+    )
+    graphdef = decoder.graph(model_config)
+    # A conversation that goes on also brings the answer's last token, and the end token of an answer that was cut.
+    left_over = 2 if c.rollout.context == "episode" else 0
+    engine = Engine(
+        graphdef,
+        model_config,
+        sampling,
+        max_length=c.rollout.max_row_tokens,
+        buckets=prompt_buckets(c.rollout.max_prompt_tokens + left_over, c.rollout.max_row_tokens),
+        pad_id=codec.pad_id,
+        sharding=parallel.row_sharding(mesh),
+        rows_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
+    )
+    collector = Collector(
+        engine, EnvironmentPool(factory), prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps, max_rows
+    )
+    return Parts(
+        factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations
+    )
+
+
+def check(c) -> None:
+    """Finds what a config gets wrong before anything is written or compiled. Reading it here does not count as reading.
+
+    Raises:
+      ValueError: the config contradicts itself, this machine, or what there is.
+    """
+    c = c.untracked if isinstance(c, TrackedConfig) else c
+    for key in _AT_LEAST_ONE:
+        group, name = key.split(".")
+        if c[group][name] < 1:
+            raise ValueError(f"{key}={c[group][name]}: give at least 1.")
+    decoder_config(c.model.preset, vocab_size=8, compute_dtype=c.model.compute_dtype)
+    environment_factory(c)
+    mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
+    parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
+    prompt_buckets(c.rollout.max_prompt_tokens, c.rollout.max_row_tokens)
+    Sampling((), c.rollout.max_answer_tokens, c.rollout.temperature, c.rollout.top_k, c.rollout.top_p)
+    make_policy_loss(c)
+    choices = {"rollout.context": CONTEXTS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS}
+    for key, known in choices.items():
+        group, name = key.split(".")
+        if c[group][name] not in known:
+            raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
+    missing = sorted(make_method(c).requires - SIGNALS)
+    if missing:
+        able = ", ".join(name for name in credit.names() if not credit.make(name).requires - SIGNALS)
+        raise ValueError(
+            f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
+        )
+    if c.prm.minibatch_groups and c.rollout.groups % c.prm.minibatch_groups:
+        raise ValueError(
+            f"prm.minibatch_groups={c.prm.minibatch_groups} must divide rollout.groups={c.rollout.groups}, so that every group is "
+            "trained on."
+        )
+    if c.policy.kl_coef < 0:
+        raise ValueError(f"policy.kl_coef={c.policy.kl_coef} must be at least 0.")
+
+
+def prompt_buckets(most: int, longest_row: int) -> tuple[int, ...]:
+    """Numbers of new tokens a turn is padded to: the most that is allowed, and halves of it down to 32."""
+    if most > longest_row:
+        raise ValueError(f"rollout.max_prompt_tokens={most} exceeds rollout.max_row_tokens={longest_row}.")
+    sizes = [most]
+    while sizes[-1] > 64:
+        sizes.append(sizes[-1] // 2)
+    return tuple(sizes)
+
+
+def make_method(c) -> credit.Method:
+    """The credit method with the flags that the config sets."""
+    options = {k: v for k, v in c.credit.options.to_dict().items() if v is not None}
+    variant = credit.recommended_variant(c.credit.method) if c.credit.variant == "auto" else c.credit.variant
+    if variant:
+        options["variant"] = variant
+    return credit.make(c.credit.method, **options)
+
+
+def make_policy_loss(c) -> PolicyLoss:
+    """The policy's objective."""
+    p = c.policy
+    return PolicyLoss(
+        p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl
+    )
+
+
+def make_optimizer(group, **more):
+    """AdamW as a config group states it."""
+    return OptimizerConfig(
+        group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
+        weight_decay=group.weight_decay if "weight_decay" in group else 0.0, **more,
+    ).make()  # fmt: skip
+
+
+# --- Demonstrations and tokenizer ---
+
+
+def load_demonstrations(c, factory, folder: Path) -> list[Demonstration]:
+    """The expert's episodes: read from `folder`, or made there."""
+    about = {
+        "environment": c.environment.name, "preset": c.environment.preset, "levels": c.environment.levels,
+        "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,
+    }  # fmt: skip
+    if folder.exists():
+        records, found = read_demonstrations(folder)
+        check_metadata(found, about)
+        return records
+    records = make_demonstrations(factory, c.sft.episodes, c.seed)
+    write_demonstrations(folder, records, about)
+    return records
+
+
+def make_demonstrations(factory, episodes: int, seed: int) -> list[Demonstration]:
+    """Plays the environment's own expert on `episodes` training tasks; ties among best actions are drawn at random.
+
+    Raises:
+      ValueError: the environment has no expert.
+    """
+    environment = factory()
+    if EXPERT not in environment.capabilities:
+        raise ValueError("this environment has no expert to imitate: set sft.updates=0, or give it an expert() method.")
+    rng = np.random.default_rng([seed, 1])
+    records = []
+    for index in range(episodes):
+        task = task_seed(seed, "demonstrations", index)
+        observation, info = environment.reset(seed=task, options={"split": "train"})
+        observations, actions, total = [observation["text"]], [], 0.0
+        for action in environment.expert(rng) or []:
+            observation, reward, terminated, truncated, info = environment.step(action)
+            observations.append(observation["text"])
+            actions.append(action)
+            total += reward
+            if terminated or truncated:
+                break
+        records.append(Demonstration(str(task), "train", observations, actions, bool(info["won"]), total))
+    environment.close()
+    return records
+
+
+def load_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt) -> TextCodec:
+    """The tokenizer of the workdir: read, or trained on what the environment and its prompt say."""
+    if folder.exists():
+        return load_tokenizer(folder)
+    words = sorted({a for d in demonstrations for a in d.actions})
+    texts = {o for d in demonstrations for o in d.observations}
+    shown = [{"text": o} for o in sorted(texts)]
+    history = [(shown[0], prompt.answer(words[0]))]
+    texts |= {say(o) for o in shown for say in (prompt.first, prompt.later)} | {prompt.window(o, history) for o in shown[:200]}
+    texts |= {prompt.answer(w) for w in words}
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
+    train_symbol_tokenizer(sorted(texts), words, temporary)
+    temporary.rename(folder)
+    return load_tokenizer(folder)
+
+
+def demonstration_episodes(records: list[Demonstration], parts: Parts) -> list[Episode]:
+    """Demonstrations as episodes whose steps show exactly what a rollout would show."""
+    collector, chat, prompt = parts.collector, parts.chat, parts.prompt
+    episodes = []
+    for index, record in enumerate(records):
+        episode = Episode(Task(int(record.task), record.split, index), success=record.success)
+        history: list = []
+        for text, action in zip(record.observations, record.actions):
+            observation = {"text": text}
+            if collector.context == "step":
+                shown = prompt.window(observation, history[-collector.history :] if collector.history else [])
+            else:
+                shown = (prompt.later if history else prompt.first)(observation)
+            answer = chat.answer(prompt.answer(action))
+            longest = collector.engine.sampling.max_answer_tokens
+            if len(answer) > longest:
+                raise ValueError(
+                    f"a demonstrated answer has {len(answer)} tokens, rollout.max_answer_tokens={longest} cuts it: raise it to at "
+                    f"least {len(answer)} (and rollout.max_row_tokens with it)."
+                )
+            zeros = np.zeros(len(answer), np.float32)
+            episode.steps.append(
+                Step(chat.user_turn(shown), answer, zeros, zeros, text, prompt.answer(action), action, 0.0, True, text)
+            )
+            history.append((observation, prompt.answer(action)))
+        episodes.append(episode)
+    return episodes
+
+
+# --- Tasks ---
+
+_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4}
+
+
+def task_seed(seed: int, stream: str, *index: int) -> int:
+    """A task seed drawn from the run's seed, a named stream and an index; the held-out set is the same for every run."""
+    entropy = [0 if stream == "held_out" else seed, _STREAMS[stream], *index]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
+
+
+def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_size: int) -> list[Task]:
+    """One iteration's tasks: `groups` training tasks, each `group_size` times."""
+    return [
+        Task(task_seed(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)
+    ]
+
+
+def held_out_tasks(c, factory, episodes: int) -> list[Task]:
+    """The fixed held-out set: tasks of different initial states; its first n are the same whatever n is.
+
+    It does not depend on the run's seed. Where the environment runs out of different states, they repeat.
+    """
+    return list(_held_out(c.environment.name, c.environment.preset, c.environment.levels, factory, episodes))
+
+
+_SETS: dict[tuple, tuple[Task, ...]] = {}
+
+
+def _held_out(name, preset, levels, factory, episodes) -> tuple[Task, ...]:
+    found = _SETS.get((name, preset, levels), ())
+    if len(found) >= episodes:
+        return found[:episodes]
+    environment, tasks, seen, index = factory(), [], set(), 0
+    while len(tasks) < episodes:
+        seed = task_seed(0, "held_out", index)
+        index += 1
+        _, info = environment.reset(seed=seed, options={"split": "held_out"})
+        if info["state_key"] not in seen or index > 20 * episodes:
+            seen.add(info["state_key"])
+            tasks.append(Task(seed, "held_out", len(tasks)))
+    environment.close()
+    _SETS[name, preset, levels] = tuple(tasks)
+    return tuple(tasks)
+
+
+def initial_params(c, parts: Parts):
+    """Fresh parameters on the mesh."""
+    _, params = decoder.build(parts.model_config, jax.random.fold_in(jax.random.key(c.seed), 0))
+    return parallel.place_parameters(params, parts.mesh)

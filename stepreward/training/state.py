@@ -1,0 +1,87 @@
+"""Parameters with their optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh, NamedSharding
+
+from stepreward import parallel
+
+
+@struct.dataclass
+class TrainState:
+    """What an update changes: parameters, optimizer state, and the count of updates (int32 scalar).
+
+    `mesh` (static) says where they live, so that an update leaves every array where it was; None is the default device.
+    """
+
+    params: Any
+    opt_state: Any
+    updates: jax.Array
+    mesh: Mesh | None = struct.field(pytree_node=False, default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with a linear warm-up to a constant (or linearly decaying) rate, and clipping by global norm.
+
+    Attributes:
+      learning_rate: after the warm-up.
+      warmup_updates: updates until the rate is reached. Without it Adam's first steps, taken at full size on a noisy first
+        gradient, can destroy a warm-started policy.
+      decay_updates: updates over which the rate then falls linearly to a tenth (0: constant).
+      b1, b2, weight_decay: of AdamW.
+      max_grad_norm: gradients are scaled down to this global norm.
+    """
+
+    learning_rate: float
+    warmup_updates: int = 0
+    decay_updates: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    @functools.lru_cache(maxsize=None)
+    def make(self) -> optax.GradientTransformation:
+        """The optax optimizer; equal settings give the same object, so that a second run in a process compiles nothing."""
+        peak = self.learning_rate
+        parts = [optax.linear_schedule(0.0, peak, self.warmup_updates)] if self.warmup_updates else []
+        parts.append(
+            optax.linear_schedule(peak, 0.1 * peak, self.decay_updates)
+            if self.decay_updates
+            else optax.constant_schedule(peak)
+        )
+        schedule = optax.join_schedules(parts, [self.warmup_updates]) if len(parts) > 1 else parts[0]
+        return optax.chain(
+            optax.clip_by_global_norm(self.max_grad_norm),
+            optax.adamw(schedule, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay),
+        )
+
+
+def create(params, optimizer: optax.GradientTransformation) -> TrainState:
+    """A fresh state around parameters, on their mesh; the parameters are copied, since updates donate them."""
+    params = jax.tree.map(jnp.copy, params)
+    sharding = jax.tree.leaves(params)[0].sharding
+    mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), mesh)
+    return state if mesh is None else parallel.place_parameters(state, mesh)
+
+
+def apply_gradients(state: TrainState, grads, optimizer) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One optimizer update. A non-finite gradient changes nothing and is visible as `grad_norm`."""
+    norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    new = TrainState(optax.apply_updates(state.params, updates), opt_state, state.updates + 1, state.mesh)
+    finite = jnp.isfinite(norm)
+    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    if state.mesh is not None:  # else the compiler picks a layout, and the next update compiles again for it
+        new = jax.lax.with_sharding_constraint(new, parallel.parameter_sharding(new, state.mesh))
+    return new, {"grad_norm": norm}

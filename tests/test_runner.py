@@ -1,0 +1,289 @@
+"""Whole runs of the micro preset: every phase, method and option that changes the order of things."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from stepreward.config import TrackedConfig, leaves, unread_keys
+from stepreward.errors import UserError
+from stepreward.metrics import read_metrics
+from stepreward.training import main_job, setup
+from stepreward.training.evaluate import evaluate_workdir
+from stepreward.training.policy import policy_step, sft_step
+from stepreward.training.prm import prm_step, score
+from stepreward.training.runner import Runner, TrainingDiverged
+
+EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
+SFT = {"sft/loss", "sft/grad_norm", "time/sft_s"}
+ROLLOUT = {"rollout/success", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
+           "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s"}  # fmt: skip
+PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
+PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
+POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
+          "policy/sampler_gap", "time/policy_s"}  # fmt: skip
+CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy"}
+REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
+EVAL = {"eval/success", "eval/return", "eval/episodes", "time/eval_s"}
+
+
+def flat_params(state):
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(state.params)])
+
+
+@pytest.fixture(scope="module")
+def run(micro_config, tmp_path_factory):
+    """`run(changes)`: a finished micro run with some config keys changed; the shared demonstrations are made once."""
+    base = tmp_path_factory.mktemp("runs")
+    made = {}
+
+    def finish(changes):
+        key = tuple(sorted(changes.items()))
+        if key not in made:
+            runner = Runner(micro_config({"train.env_steps": 200, **changes}), base / str(len(made)))
+            made[key] = runner
+            runner.start = None if runner.prm is None else flat_params(runner.prm)
+            begin = runner._begin_rl
+
+            def begin_rl():
+                begin()
+                runner.start = None if runner.prm is None else flat_params(runner.prm)
+
+            runner._begin_rl = begin_rl
+            runner.programs = []
+            runner.on_tick = lambda r, _: r.programs.append([f._cache_size() for f in (sft_step, policy_step, prm_step, score)])
+            runner.run()
+        return made[key], made[key].history()
+
+    return finish
+
+
+def test_the_default_run_passes_through_its_phases(run):
+    runner, records = run({"train.env_steps": 300})
+    assert runner.finished and [r["phase"] for r in records] == ["sft", "sft", "rl", "rl", "rl"]
+    assert [r["iteration"] for r in records] == [1, 2, 3, 4, 5]
+    assert set(records[0]) == EVERY_TICK | SFT
+    assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
+    correlation = {k for k in records[2] if k.startswith("credit/")} - CREDIT
+    assert any("correlation" in k for k in correlation)
+    rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | correlation
+    assert set(records[2]) == rl and set(records[3]) == rl | EVAL | {"prm/policy_success"} and set(records[4]) == rl | EVAL
+    assert records[1]["sft/loss"] < records[0]["sft/loss"]
+    assert records[4]["env_steps"] >= 300 > records[3]["env_steps"]
+    assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r["prm/grad_norm"] for r in records[2:]) > 0
+    assert all(r["policy/sampler_gap"] < 1e-4 for r in records[2:])  # the sampler's and the trainer's log-probabilities agree
+    assert np.abs(flat_params(runner.prm) - runner.start).max() > 1e-4
+    assert len(list((runner.workdir / "episodes").iterdir())) == 2
+
+
+def test_nothing_compiles_after_the_first_iterations(run):
+    """Iterations differ in their numbers of rows, steps and pairs, never in shapes."""
+    runner, records = run({"train.env_steps": 300})
+    assert len({r["env_steps"] for r in records[2:]}) == 3
+    assert runner.programs[0] == [runner.programs[-1][0], *runner.programs[0][1:]]  # one sft_step
+    assert runner.programs[2] == runner.programs[-1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"credit.options.step_reward": "shuffled", "credit.options.reward_from": "post"},
+        {"credit.options.step_reward": "uniform"},
+        {"credit.method": "prime"},
+        REPLAY,
+        {"rollout.context": "episode", "rollout.max_row_tokens": 168, "sft.rows": 16},
+        {"policy.kl_coef": 0.1, "policy.entropy_coef": 0.01, "policy.advantage_norm": "whiten", "policy.epochs": 2,
+         "credit.options.alpha_scaled": False, "credit.outcome": "return", "rollout.history": 1,
+         "rollout.max_prompt_tokens": 64, "rollout.max_row_tokens": 66},
+        {"credit.variant": "released"},
+        {"credit.method": "rloo"},
+    ],
+    ids=lambda changes: " ".join(f"{k.split('.')[-1]}={v}" for k, v in changes.items())[:60],
+)  # fmt: skip
+def test_a_run_ends_with_finite_metrics(run, changes):
+    runner, records = run(changes)
+    phases = ["sft", "sft"] + ["prm"] * changes.get("prm.warmup_batches", 0) + ["rl"]
+    assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
+    assert all(v is not None for r in records for v in r.values())
+    last = records[-1]
+    trains_prm = runner.prm is not None and not runner.method.prm_frozen
+    assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
+    assert set(PRM_UPDATE) <= set(last) if trains_prm else not set(PRM_UPDATE) & set(last)
+    if runner.prm is None:
+        assert not [k for k in last if k.startswith("prm/")]
+    else:
+        assert np.array_equal(flat_params(runner.prm), runner.start) != trains_prm
+
+
+def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
+    runner, records = run(REPLAY)
+    warm = [r for r in records if r["phase"] == "prm"]
+    assert all(PRM | PRM_UPDATE | ROLLOUT <= set(r) and not POLICY & set(r) for r in warm)
+    assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
+    # Two epochs over the new batch and, from the second on, the one before it.
+    assert int(runner.prm.updates) == 2 + 4 * (len(records) - 3) and len(runner.replay) == 1
+
+
+def test_uniform_step_rewards_are_equal_within_an_episode(run):
+    runner, _ = run({"credit.options.step_reward": "uniform"})
+    steps = _recorded_rewards(runner)
+    assert steps and all(np.ptp(rewards) < 1e-6 for rewards in steps)
+    paper, _ = run({"train.env_steps": 300})
+    assert any(np.ptp(rewards) > 1e-6 for rewards in _recorded_rewards(paper))
+
+
+def _recorded_rewards(runner):
+    from stepreward.report.episodes import list_episodes, read_episodes
+
+    last = read_episodes(list_episodes(runner.workdir)[-1])
+    return [[s["step_reward"] for s in e["steps"]] for e in last["episodes"] if len(e["steps"]) > 1]
+
+
+def test_without_a_warm_start(micro_config, tmp_path):
+    runner = Runner(micro_config({"sft.updates": 0, "sft.episodes": 1, "train.env_steps": 100}), tmp_path / "run")
+    runner.run()
+    assert runner.finished and "sft/loss" not in runner.history()[0] and "eval/success" in runner.history()[0]
+
+
+def test_every_config_key_is_read(micro_config, tmp_path):
+    """By the main job and an evaluation; what is read on one branch only is on that branch here."""
+    config = TrackedConfig(micro_config({"train.env_steps": 300, "prm.warmup_batches": 1, "prm.replay": 1}))
+    keys = set(leaves(config.untracked))
+    assert main_job.train(config, tmp_path / "run", quiet=True) == 0
+    assert unread_keys(config) == [] and len(keys) > 60
+
+
+def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_path, caplog, monkeypatch):
+    from envs.sokoban.env import SokobanEnv
+
+    runner = Runner(micro_config({"train.env_steps": 400}), tmp_path / "run")
+    play, calls = SokobanEnv.step, []
+
+    def broken(self, action):
+        if runner.counters.phase == "rl" and runner.counters.iteration == 1:
+            calls.append(action)
+            if len(calls) == 20:
+                raise RuntimeError("the game server went away")
+        return play(self, action)
+
+    monkeypatch.setattr(SokobanEnv, "step", broken)
+    masks, pack = [], runner._pack
+    runner._pack = lambda *a, **k: masks.append(pack(*a, **k)) or masks[-1]
+    with caplog.at_level(logging.WARNING):
+        runner.run()
+    failed = [m for m in masks if not m.episode_mask.all()]
+    assert len(failed) == 1 and (~failed[0].episode_mask).sum() == 1
+    lost = int(np.flatnonzero(~failed[0].episode_mask)[0])
+    assert not failed[0].step_mask[lost].any() and lost not in failed[0].step_id[failed[0].action_mask] // 8
+    counted = [r["rollout/failed_episodes"] for r in runner.history() if "rollout/failed_episodes" in r]
+    assert counted[0] == 0 and counted[-1] == 1 and runner.finished
+    assert "the game server went away" in caplog.text
+    assert all(v is not None for r in runner.history() for v in r.values())
+
+
+def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, monkeypatch):
+    from envs.sokoban.env import SokobanEnv
+
+    runner = Runner(micro_config(), tmp_path / "run")
+    runner.counters.phase = "rl"
+
+    def broken(self, action):
+        raise RuntimeError("no licence")
+
+    monkeypatch.setattr(SokobanEnv, "step", broken)
+    with pytest.raises(UserError, match="every environment of the batch failed; the first one: RuntimeError: no licence"):
+        runner.run()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(micro_config, tmp_path):
+    changes = {"policy.learning_rate": 1e30, "policy.warmup_updates": 0, "policy.max_grad_norm": 1e9}
+    runner = Runner(micro_config(changes), tmp_path / "run")
+    with pytest.raises(TrainingDiverged, match=r"not finite at rl tick \d \(iteration \d\).*last good checkpoint is tick \d"):
+        runner.run()
+    records = read_metrics(tmp_path / "run")
+    assert records and all(v is not None for r in records for v in r.values())  # what diverged was neither written nor saved
+    kept = Runner(micro_config(changes), tmp_path / "run")
+    assert 2 <= kept.counters.tick <= records[-1]["iteration"] and np.isfinite(flat_params(kept.policy)).all()
+    kept.close()
+
+
+def test_the_supervised_phase_notices_too(micro_config, tmp_path):
+    runner = Runner(micro_config({"sft.learning_rate": 1e30, "sft.warmup_updates": 0}), tmp_path / "run")
+    with pytest.raises(TrainingDiverged, match="sft/grad_norm.* not finite at sft tick 1 .*No checkpoint had been written"):
+        runner.run()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model.preset": "tiny-micra"}, "model.preset='tiny-micra' is unknown .did you mean 'tiny-micro'"),
+        ({"environment.name": "sokobann"}, "environment.name='sokobann' is unknown .did you mean 'sokoban'"),
+        ({"environment.preset": "huge"}, "unknown Sokoban preset 'huge'"),
+        ({"credit.method": "ppo"}, "credit.method='ppo' needs value, .* these do not: .*istar"),
+        ({"credit.variant": "papre"}, "unknown variant 'papre'"),
+        ({"credit.outcome": "reward"}, "credit.outcome='reward' is not one of success, return"),
+        ({"rollout.context": "turn"}, "rollout.context='turn' is not one of step, episode"),
+        ({"policy.advantage_norm": "center"}, "policy.advantage_norm='center' is not one of"),
+        ({"policy.kl_coef": -0.1}, "policy.kl_coef=-0.1 must be at least 0"),
+        ({"prm.minibatch_groups": 3}, "prm.minibatch_groups=3 must divide rollout.groups=4"),
+        ({"rollout.max_prompt_tokens": 99}, "rollout.max_prompt_tokens=99 exceeds rollout.max_row_tokens=20"),
+        ({"eval.every": 0}, "eval.every=0: give at least 1"),
+        ({"sft.log_every": 0}, "sft.log_every=0: give at least 1"),
+        ({"mesh.data": 64}, "needs 64 devices"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_a_wrong_config_is_named_before_anything_is_written(micro_config, tmp_path, changes, words):
+    with pytest.raises((ValueError, UserError), match=words):
+        Runner(micro_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_is_there_whole_or_not_at_all(micro_config, tmp_path, monkeypatch):
+    make = setup.train_symbol_tokenizer
+
+    def killed(texts, words, path):
+        make(texts, words, path)
+        (path / "tokenizer.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(setup, "train_symbol_tokenizer", killed)
+    with pytest.raises(KeyboardInterrupt):
+        Runner(micro_config(), tmp_path / "run")
+    monkeypatch.setattr(setup, "train_symbol_tokenizer", make)
+    Runner(micro_config(), tmp_path / "run").close()
+
+
+def test_the_paper_preset_states_the_paper_s_numbers(root):
+    from envs.sokoban import settings
+    from stepreward.config import load_config_file
+    from stepreward.credit import IStar
+
+    config = load_config_file(f"{root}/configs/istar_sokoban.py:paper")
+    c = leaves(config)
+    expected = {
+        "model.preset": "qwen2.5-vl-7b", "rollout.groups": 32, "rollout.group_size": 8, "rollout.max_steps": 15,
+        "rollout.max_rows": 256, "rollout.history": 0, "rollout.context": "step", "rollout.temperature": 1.0,
+        "rollout.max_prompt_tokens": 1024, "rollout.max_answer_tokens": 512, "rollout.max_row_tokens": 1536,
+        "sft.updates": 0, "policy.learning_rate": 5e-7, "prm.learning_rate": 1e-6, "policy.warmup_updates": 0,
+        "prm.warmup_updates": 0, "policy.minibatch_rows": 64, "train.chunk_rows": 8, "policy.clip_low": 0.2,
+        "policy.clip_high": 0.2, "policy.ratio": "step", "policy.aggregation": "step-mean", "policy.kl_coef": 0.0,
+        "policy.entropy_coef": 0.0, "policy.epochs": 1, "policy.advantage_norm": "none", "prm.max_grad_norm": 10.0,
+        "prm.weight_decay": 0.0, "prm.epochs": 1, "prm.minibatch_groups": 0, "prm.replay": 0, "prm.warmup_batches": 0,
+        "eval.episodes": 128, "eval.every": 5, "train.env_steps": 200 * 256 * 15, "checkpoint.every": 50, "seed": 0,
+        "environment.preset": "istar", "environment.prompt": "istar_image", "credit.outcome": "return",
+    }  # fmt: skip
+    assert {k: c[k] for k in expected} == expected
+    method = setup.make_method(config)
+    assert method == IStar(beta=0.05, alpha=1.0, episode_advantage="rloo", reward_from="pre", trajectory_reduce="sum")
+    room = settings("istar")
+    assert (room.height, room.width, room.boxes, room.invalid_reward) == (6, 6, 1, -0.1)
+    with pytest.raises(ValueError, match="model.preset='qwen2.5-vl-7b' is unknown.*there are: tiny-micro"):
+        setup.check(config)
+
+
+def test_evaluation_needs_a_checkpoint_of_the_asked_kind(run, capsys):
+    runner, _ = run({"credit.method": "rloo"})
+    with pytest.raises(ValueError, match="has no array 'prm/params/"):
+        evaluate_workdir(runner.workdir, 4, None, "prm", 0)

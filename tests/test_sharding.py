@@ -1,0 +1,142 @@
+"""Eight devices on one CPU: sharded updates equal unsharded ones, and a run works on a mesh."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from stepreward import parallel
+
+SCRIPT = """
+import json, sys
+sys.path.insert(0, "tests")
+import jax, numpy as np, optax
+from stepreward import credit, parallel
+from stepreward.models import decoder
+from stepreward.models.presets import decoder_config
+from stepreward.training.policy import PolicyLoss, policy_step, sft_step
+from stepreward.training.prm import prm_step
+from stepreward.training.state import create
+import conftest
+
+assert len(jax.devices()) == 8
+graphdef, params = model = decoder.build(decoder_config("tiny-micro", vocab_size=conftest.VOCABULARY), jax.random.key(0))
+batch = conftest.random_batch(model, noise=0.3)
+advantage = np.random.default_rng(5).normal(size=batch.tokens.shape).astype(np.float32) * batch.action_mask
+optimizer = optax.sgd(0.1, momentum=0.9)
+common = dict(graphdef=graphdef, optimizer=optimizer, chunk_rows=8)
+policy = dict(loss=PolicyLoss(entropy_coef=0.1), temperature=1.0, **common)
+prm = dict(method=credit.make("istar", beta=1.0), temperature=1.0, **common)
+steps = {
+    "policy": lambda state, place: policy_step(state, place(batch), place(advantage), **policy),
+    "prm": lambda state, place: prm_step(state, place(batch), **prm),
+    "sft": lambda state, place: sft_step(state, place(batch), **common),
+}
+jitted = {"policy": policy_step, "prm": prm_step, "sft": sft_step}
+
+def placed(mesh):
+    rows, whole = parallel.row_sharding(mesh), parallel.replicated(mesh)
+    return lambda tree: jax.tree.map(
+        lambda x: jax.device_put(x, rows if np.shape(x) == batch.tokens.shape else whole), tree
+    )
+
+found = {}
+for name, step in steps.items():
+    ends, metrics = [], []
+    for shape in ((1, 1, 1), (2, 2, 2)):
+        mesh = parallel.make_mesh(*shape)
+        state = create(parallel.place_parameters(params, mesh), optimizer)
+        for _ in range(3):
+            state, out = step(state, placed(mesh))
+            programs = jitted[name]._cache_size()
+            ends.append(programs)
+        metrics.append({k: float(v) for k, v in out.items()})
+        leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(state))[0]
+        values = {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+        if shape == (1, 1, 1):
+            expected = values
+    specs = {jax.tree_util.keystr(p): [list(x.sharding.spec), x.addressable_shards[0].data.size / x.size]
+             for p, x in jax.tree_util.tree_flatten_with_path(state)[0]}
+    found[name] = {
+        "difference": max(float(np.abs(values[k] - expected[k]).max()) for k in expected),
+        "moved": max(float(np.abs(x).max()) for k, x in expected.items() if "trace" in k),
+        "metrics": metrics, "specs": specs, "programs": ends,
+    }
+print(json.dumps(found))
+"""
+
+RUN = """
+import json, sys
+from stepreward.config import load_config_file
+from stepreward.training.runner import Runner
+
+config = load_config_file("configs/istar_sokoban.py:micro")
+config.update_from_flattened_dict({"mesh.data": -1, "mesh.fsdp": 2, "mesh.tensor": 2, "train.env_steps": 200})
+runner = Runner(config, sys.argv[1])
+runner.run()
+assert dict(runner.mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+print(json.dumps(runner.history()))
+"""
+
+
+def on_eight_devices(root, script, *arguments):
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], cwd=root, env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def found(root):
+    return on_eight_devices(root, SCRIPT)
+
+
+@pytest.mark.parametrize("name", ["policy", "prm", "sft"])
+def test_three_sharded_updates_equal_three_on_one_device(found, name):
+    """Parameters and momentum; a mesh of data 2 × fsdp 2 × tensor 2."""
+    step = found[name]
+    assert step["moved"] > 1e-2 and step["difference"] < 1e-5
+    one, eight = step["metrics"]
+    assert eight == pytest.approx(one, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["policy", "prm", "sft"])
+def test_parameters_and_momentum_stay_sharded(found, name):
+    shares = {
+        "['embedding']": [["tensor", "fsdp"], 1 / 4],
+        "['attention']['query']": [["fsdp", "tensor"], 1 / 4],
+        "['attention']['output']": [["tensor", None, "fsdp"], 1 / 4],
+        "['mlp']['down']": [["tensor", "fsdp"], 1 / 4],
+        "['final_norm']['scale']": [[], 1],
+    }
+    for part, expected in shares.items():
+        specs = {path: spec for path, spec in found[name]["specs"].items() if part in path}
+        assert any("trace" in path for path in specs) and any(".params" in path for path in specs)
+        assert list(specs.values()) == [expected] * len(specs), part
+
+
+@pytest.mark.parametrize("name", ["policy", "prm", "sft"])
+def test_a_step_compiles_once_a_mesh(found, name):
+    assert found[name]["programs"] == [1, 1, 1, 2, 2, 2]
+
+
+def test_a_run_works_on_the_mesh(root, tmp_path):
+    records = on_eight_devices(root, RUN, str(tmp_path / "run"))
+    assert [r["phase"] for r in records] == ["sft", "sft", "rl", "rl"]
+    assert records[1]["sft/loss"] < records[0]["sft/loss"]
+    assert records[-1]["env_steps"] >= 200 and 0 <= records[-1]["eval/success"] <= 1
+    assert max(r["policy/sampler_gap"] for r in records[2:]) < 1e-4
+    assert any(r["policy/grad_norm"] > 0 for r in records[2:])
+
+
+def test_a_mesh_that_does_not_fit_is_named():
+    with pytest.raises(ValueError, match="needs 16 devices; 1 are there"):
+        parallel.make_mesh(4, 2, 2)
+    mesh = parallel.make_mesh(-1)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    with pytest.raises(ValueError, match="do not divide"):
+        parallel.make_mesh(-1, 2, 1)
