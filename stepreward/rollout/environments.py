@@ -1,7 +1,7 @@
 """Many environments in one process, with faults contained.
 
-An environment that raises gives one failed episode: the error is kept, the environment is thrown away and a fresh one takes
-its place. Nothing else notices.
+An environment that raises, or that cannot be made, gives one failed episode: the error is kept, the environment is thrown away
+and a fresh one takes its place at the slot's next call. Nothing else notices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class EnvironmentPool:
 
     def __init__(self, factory: Callable[[], Environment]):
         self._factory = factory
-        self._environments: list[Environment] = []
+        self._environments: list[Environment | None] = []  # None: to be made
         self.failures = 0
 
     def capabilities(self) -> frozenset[str]:
@@ -39,17 +39,16 @@ class EnvironmentPool:
         """Calls a method of the slot's environment.
 
         Raises:
-          EnvironmentFailure: it raised; the slot already holds a fresh environment.
+          EnvironmentFailure: it raised, or could not be made; the slot's next call meets a fresh environment.
         """
-        environment = self._slot(slot)
         try:
-            return getattr(environment, method)(*args, **kwargs)
+            return getattr(self._slot(slot), method)(*args, **kwargs)
         except Exception as error:
             self.failures += 1
             last = traceback.extract_tb(error.__traceback__)[-1]
             _log.warning("environment raised %r in %s (line %s)", error, last.name, last.lineno)
-            _close(environment)
-            self._environments[slot] = self._factory()
+            _close(self._environments[slot])
+            self._environments[slot] = None
             raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
 
     def close(self) -> None:
@@ -59,12 +58,15 @@ class EnvironmentPool:
         self._environments.clear()
 
     def _slot(self, slot: int) -> Environment:
-        while len(self._environments) <= slot:
-            self._environments.append(self._factory())
+        self._environments += [None] * (slot + 1 - len(self._environments))
+        if self._environments[slot] is None:
+            self._environments[slot] = self._factory()
         return self._environments[slot]
 
 
-def _close(environment: Environment) -> None:
+def _close(environment: Environment | None) -> None:
+    if environment is None:
+        return
     try:
         environment.close()
     except Exception as error:  # nothing is lost: it is thrown away
