@@ -61,7 +61,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     # Warm start: imitation of the exact solver, kept short so that the policy still explores.
     c.sft = ConfigDict()
     c.sft.episodes = 2000
-    c.sft.updates = 120
+    c.sft.updates = 100
     c.sft.rows = 256  # steps of demonstrations in an update
     c.sft.log_every = 20
     c.sft.learning_rate = 2e-3
@@ -79,21 +79,22 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     # The process reward model's training.
     c.prm = ConfigDict()
-    c.prm.learning_rate = 2e-4
+    c.prm.learning_rate = 5e-4
     c.prm.warmup_updates = 0
     c.prm.weight_decay = 0.0
     c.prm.max_grad_norm = 10.0
-    c.prm.minibatch_groups = 16  # 0: all groups in one update, as in the paper
+    c.prm.minibatch_groups = 16  # of those that hold a pair; 0: all in one update, as in the paper
     c.prm.epochs = 1
-    c.prm.replay = 1  # earlier batches that an update also visits
-    c.prm.warmup_batches = 5  # batches of the start policy that only the PRM learns from
+    c.prm.resync = True  # start each training from the current policy; the paper's PRM goes on from where it was
+    c.prm.replay = 5  # earlier batches that an update also visits
+    c.prm.warmup_batches = 0  # batches of the start policy that only the PRM learns from
 
     c.policy = ConfigDict()
     c.policy.learning_rate = 5e-4
     c.policy.warmup_updates = 40
     c.policy.weight_decay = 0.0
     c.policy.max_grad_norm = 1.0
-    c.policy.minibatch_rows = 512
+    c.policy.minibatch_rows = 1024
     c.policy.epochs = 1
     c.policy.advantage_norm = "centre"  # over the steps of the batch; "none" is the paper's
     c.policy.ratio = "step"
@@ -132,7 +133,7 @@ def _micro(c: ConfigDict) -> None:
     c.rollout.update({"context": "step", "history": 0, "groups": 4, "group_size": 4, "max_steps": 8, "max_rows": 16})
     c.rollout.update({"max_answer_tokens": 2, "max_prompt_tokens": 18, "max_row_tokens": 20})
     c.sft.update({"episodes": 60, "updates": 100, "rows": 64, "log_every": 50, "learning_rate": 1e-2, "warmup_updates": 10})
-    c.prm.update({"learning_rate": 1e-3, "warmup_updates": 0, "minibatch_groups": 2, "replay": 0, "warmup_batches": 0})
+    c.prm.update({"learning_rate": 1e-3, "warmup_updates": 0, "minibatch_groups": 2, "resync": False, "replay": 0, "warmup_batches": 0})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 64})
     c.train.update({"env_steps": 300, "chunk_rows": 16})
     c.eval.update({"episodes": 16, "every": 2, "prm_as_policy_every": 2, "record": 3})
@@ -151,7 +152,7 @@ def _paper(c: ConfigDict) -> None:
     c.credit.update({"method": "istar", "variant": "paper", "outcome": "return", "outcome_scale": 1.0})
     c.credit.options.update({"alpha": 1.0, "beta": 0.05, "episode_advantage": "rloo"})
     c.prm.update({"learning_rate": 1e-6, "warmup_updates": 0, "weight_decay": 0.0, "max_grad_norm": 10.0})
-    c.prm.update({"minibatch_groups": 0, "epochs": 1, "replay": 0, "warmup_batches": 0})
+    c.prm.update({"minibatch_groups": 0, "epochs": 1, "resync": False, "replay": 0, "warmup_batches": 0})
     c.policy.update({"learning_rate": 5e-7, "warmup_updates": 0, "weight_decay": 0.0, "minibatch_rows": 64, "epochs": 1})
     c.policy.update({"ratio": "step", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 0.0, "aggregation": "step-mean"})
     c.policy.update({"advantage_norm": "none", "entropy_coef": 0.0, "kl_coef": 0.0})

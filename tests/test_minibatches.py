@@ -97,14 +97,26 @@ def test_take_groups_against_a_loop(groups, capacity):
     assert part.signals["value"].shape == (capacity, L)
 
 
-def test_group_minibatches_hold_whole_groups_and_leave_a_remainder_out():
+def test_group_minibatches_hold_whole_groups_in_parts_of_one_shape():
     batch = make_batch()
     parts = list(group_minibatches(batch, 2, R, np.random.default_rng(0)))
-    assert len(parts) == 1 and parts[0].num_episodes == 4 and set(parts[0].group_id) == {0, 1}
+    assert [p.num_episodes for p in parts] == [4, 4] and sorted(len(np.unique(p.group_id)) for p in parts) == [1, 2]
     single = list(group_minibatches(batch, 1, R, np.random.default_rng(0)))
     np.testing.assert_array_equal(np.sort(np.concatenate([p.outcome for p in single])), batch.outcome)
     assert all(set(p.group_id) == {0} for p in single)
-    assert sum(int(p.action_mask.sum()) for p in single) == int(batch.action_mask.sum())
+    for found in (parts, single):
+        assert sum(int(p.action_mask.sum()) for p in found) == int(batch.action_mask.sum())
+        assert sum(int(p.episode_mask.sum()) for p in found) == int(batch.episode_mask.sum())
+        assert sum(int(p.step_mask.sum()) for p in found) == int(batch.step_mask.sum())
+
+
+def test_only_groups_with_a_pair_are_kept_on_request():
+    batch = make_batch()  # group 0: episodes 0 (won) and 4 (won); 1: 1 and 5, both lost; 2: 2 (won) and 3, which failed
+    keep = lambda batch: list(group_minibatches(batch, 3, R, np.random.default_rng(0), mixed_only=True))
+    assert keep(batch) == []
+    (part,) = keep(batch.replace(success=np.array([True, True, True, False, False, False])))
+    assert part.num_episodes == 6 and part.episode_mask.sum() == 4
+    np.testing.assert_array_equal(np.sort(part.outcome[part.episode_mask]), batch.outcome[[0, 1, 4, 5]])
 
 
 def test_batch_rows_keeps_the_other_levels_whole():

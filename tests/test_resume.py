@@ -14,7 +14,7 @@ from stepreward.training import main_job
 from stepreward.training.runner import Runner
 
 # Every phase, a replayed batch, the reference of PRIME's kind: all that a checkpoint can hold.
-CHANGES = {"prm.warmup_batches": 1, "prm.replay": 1, "credit.options.reference": "initial", "train.env_steps": 400}
+CHANGES = {"prm.warmup_batches": 1, "prm.replay": 1, "prm.resync": True, "credit.options.reference": "initial", "train.env_steps": 400}
 
 DRIVER = """
 import os, signal, sys

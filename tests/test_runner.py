@@ -68,10 +68,12 @@ def test_the_default_run_passes_through_its_phases(run):
     correlation = {k for k in records[2] if k.startswith("credit/")} - CREDIT
     assert any("correlation" in k for k in correlation)
     rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | correlation
-    assert set(records[2]) == rl and set(records[3]) == rl | EVAL | {"prm/policy_success"} and set(records[4]) == rl | EVAL
+    rl = [rl if r["prm/pairs"] else rl - {"prm/grad_norm", "prm/train_loss"} for r in records[2:]]
+    assert set(records[2]) == rl[0] and set(records[3]) == rl[1] | EVAL | {"prm/policy_success"}
+    assert set(records[4]) == rl[2] | EVAL
     assert records[1]["sft/loss"] < records[0]["sft/loss"]
     assert records[4]["env_steps"] >= 300 > records[3]["env_steps"]
-    assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r["prm/grad_norm"] for r in records[2:]) > 0
+    assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r.get("prm/grad_norm", 0) for r in records[2:]) > 0
     assert all(r["policy/sampler_gap"] < 1e-4 for r in records[2:])  # the sampler's and the trainer's log-probabilities agree
     assert np.abs(flat_params(runner.prm) - runner.start).max() > 1e-4
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
@@ -82,7 +84,9 @@ def test_nothing_compiles_after_the_first_iterations(run):
     runner, records = run({"train.env_steps": 300})
     assert len({r["env_steps"] for r in records[2:]}) == 3
     assert runner.programs[0] == [runner.programs[-1][0], *runner.programs[0][1:]]  # one sft_step
-    assert runner.programs[2] == runner.programs[-1]
+    before, first, last = runner.programs[1], runner.programs[2], runner.programs[-1]
+    assert [first[i] == last[i] for i in (1, 3)] == [True, True]
+    assert sum(r["prm/pairs"] > 0 for r in records[2:]) > 1 and last[2] - before[2] <= 1  # compiled by the first batch with a pair
 
 
 @pytest.mark.parametrize(
@@ -109,7 +113,8 @@ def test_a_run_ends_with_finite_metrics(run, changes):
     last = records[-1]
     trains_prm = runner.prm is not None and not runner.method.prm_frozen
     assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
-    assert set(PRM_UPDATE) <= set(last) if trains_prm else not set(PRM_UPDATE) & set(last)
+    updates = [set(r) & PRM_UPDATE for r in records]
+    assert PRM_UPDATE in updates if trains_prm else not any(updates)
     if runner.prm is None:
         assert not [k for k in last if k.startswith("prm/")]
     else:
@@ -119,10 +124,22 @@ def test_a_run_ends_with_finite_metrics(run, changes):
 def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     runner, records = run(REPLAY)
     warm = [r for r in records if r["phase"] == "prm"]
-    assert all(PRM | PRM_UPDATE | ROLLOUT <= set(r) and not POLICY & set(r) for r in warm)
+    assert all(PRM | ROLLOUT <= set(r) and not POLICY & set(r) for r in warm)
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
-    # Two epochs over the new batch and, from the second on, the one before it.
-    assert int(runner.prm.updates) == 2 + 4 * (len(records) - 3) and len(runner.replay) == 1
+    # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
+    pairs = [r["prm/pairs"] > 0 for r in records if "prm/pairs" in r]
+    assert int(runner.prm.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.replay) == 1
+
+
+def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):
+    still = {"prm.learning_rate": 1e-12, "prm.replay": 1, "credit.options.alpha_scaled": False}
+    runner, records = run(still | {"prm.resync": True})
+    assert int(runner.prm.updates) > 0 and np.abs(flat_params(runner.policy) - runner.start).max() > 1e-4
+    np.testing.assert_allclose(flat_params(runner.prm), flat_params(runner.policy), atol=1e-9)
+    # The first step rewards are exactly 0, and all later ones too, since this PRM does not learn.
+    assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["phase"] == "rl")
+    runner, _ = run(still)
+    np.testing.assert_allclose(flat_params(runner.prm), runner.start, atol=1e-9)
 
 
 def test_uniform_step_rewards_are_equal_within_an_episode(run):
@@ -226,7 +243,8 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"rollout.context": "turn"}, "rollout.context='turn' is not one of step, episode"),
         ({"policy.advantage_norm": "center"}, "policy.advantage_norm='center' is not one of"),
         ({"policy.kl_coef": -0.1}, "policy.kl_coef=-0.1 must be at least 0"),
-        ({"prm.minibatch_groups": 3}, "prm.minibatch_groups=3 must divide rollout.groups=4"),
+        ({"prm.minibatch_groups": -1}, "prm.minibatch_groups=-1 must be at least 0"),
+        ({"prm.resync": True, "credit.options.reward_from": "post"}, "no step reward can come from after its update"),
         ({"rollout.max_prompt_tokens": 99}, "rollout.max_prompt_tokens=99 exceeds rollout.max_row_tokens=20"),
         ({"eval.every": 0}, "eval.every=0: give at least 1"),
         ({"sft.log_every": 0}, "sft.log_every=0: give at least 1"),

@@ -55,6 +55,11 @@ class Method:
         """Names of the arrays that `batch.signals` must hold."""
         return frozenset()
 
+    @property
+    def needs_pairs(self) -> bool:
+        """Whether only the groups that hold both a success and a failure train the process reward model."""
+        return False
+
     def credit(self, batch: Batch) -> Credit:
         """Returns the credit of every action; pure, jit-able, and without gradient.
 

@@ -185,6 +185,11 @@ class IStar(Method):
         return cls(**{**cls.variants[name], **options})
 
     @property
+    def needs_pairs(self) -> bool:
+        """True with DPO; cross-entropy learns from every episode."""
+        return self.prm_objective == "dpo"
+
+    @property
     def requires(self) -> frozenset[str]:
         needed = {"log_prob_prm"}
         if self.reference in _REFERENCE_SIGNAL:

@@ -54,13 +54,14 @@ def pad_rows(x: np.ndarray, capacity: int, value) -> np.ndarray:
     return out
 
 
-def take_groups(batch: Batch, groups: np.ndarray, capacity: int) -> Batch:
+def take_groups(batch: Batch, groups: np.ndarray, capacity: int, num_episodes: int | None = None) -> Batch:
     """The episodes of some groups with their rows, as a batch of its own.
 
     Args:
       batch: NumPy arrays; every group has the same number of episodes.
       groups: group ids to keep.
       capacity: rows of the result.
+      num_episodes: episodes of the result; the last ones are empty and do not count. None: as many as there are.
     """
     max_steps = batch.max_steps
     episodes = np.flatnonzero(np.isin(batch.group_id, groups))
@@ -73,15 +74,29 @@ def take_groups(batch: Batch, groups: np.ndarray, capacity: int) -> Batch:
     step_id = np.where(old >= 0, new_index[np.maximum(old, 0) // max_steps] * max_steps + old % max_steps, -1)
     levels = {n: np.asarray(getattr(batch, n))[episodes] for n in _EPISODE_LEVEL + _STEP_LEVEL}
     levels["group_id"] = np.unique(levels["group_id"], return_inverse=True)[1].astype(np.int32)
+    size = len(episodes) if num_episodes is None else num_episodes
+    levels = {name: pad_rows(value, size, 0) for name, value in levels.items()}
     signals = dict(part.signals)  # token level: taken with the rows; told by the shape in `batch`, as `part` has others
     for name, value in batch.signals.items():
         if np.shape(value) != np.shape(batch.tokens) and np.shape(value)[:1] == (batch.num_episodes,):
-            signals[name] = np.asarray(value)[episodes]
+            signals[name] = pad_rows(np.asarray(value)[episodes], size, 0)
     return part.replace(step_id=step_id.astype(np.int32), signals=signals, **levels)
 
 
-def group_minibatches(batch: Batch, groups: int, capacity: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Splits the batch's groups, shuffled, into mini-batches of exactly `groups` groups (a remainder is left out)."""
-    order = rng.permutation(int(np.max(batch.group_id)) + 1)
-    for first in range(0, len(order) - groups + 1, groups):
-        yield take_groups(batch, order[first : first + groups], capacity)
+def group_minibatches(
+    batch: Batch, groups: int, capacity: int, rng: np.random.Generator, *, mixed_only: bool = False
+) -> Iterator[Batch]:
+    """Splits the batch's groups, shuffled, into equal parts of at most `groups` groups, all of one shape.
+
+    Args:
+      batch, capacity: as in `take_groups`.
+      groups: most groups in a part.
+      mixed_only: leave out the groups that hold no success or no failure: they make no pair.
+    """
+    group_id, success, counted = (np.asarray(x) for x in (batch.group_id, batch.success, batch.episode_mask))
+    kept, sizes = np.unique(group_id, return_counts=True)
+    if mixed_only:
+        kept = np.intersect1d(group_id[counted & success], group_id[counted & ~success])
+    if len(kept):
+        for part in np.array_split(rng.permutation(kept), math.ceil(len(kept) / groups)):
+            yield take_groups(batch, part, capacity, groups * int(sizes.max()))

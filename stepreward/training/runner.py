@@ -195,10 +195,13 @@ class Runner:
         credit_of = self._credit(batch, metrics)
         after = self.prm is not None and self.method.reward_from == "post"
         credited = None if after else credit_of(batch, episodes)
-        self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
+        if not c.prm.resync:
+            self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
         if after:
             credited = credit_of(self._score(batch, metrics), episodes)
         self._update_policy(batch, np.asarray(credited.advantage), metrics, [c.seed, 5, counters.iteration])
+        if c.prm.resync:  # to the new policy, which the next batch comes from
+            self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
         counters.iteration += 1
         counters.env_steps += int(batch.step_mask.sum())
         last = counters.env_steps >= c.train.env_steps
@@ -301,17 +304,20 @@ class Runner:
         return {f"credit/{k}": v for k, v in credit_quality(credited.step_reward, progress, batch.step_mask).items()}
 
     def _update_prm(self, batch, metrics, seed) -> None:
-        """Trains the PRM on this batch and the replayed ones."""
+        """Trains the PRM on this batch and the replayed ones, each with the log-probabilities it was collected under."""
         if self.prm is None or self.method.prm_frozen:
             return
         c, started, outs = self.c.prm, time.monotonic(), []
+        if c.resync:
+            self.prm = self.prm.replace(params=jax.tree.map(jnp.copy, self.policy.params))
         rng = np.random.default_rng(seed)
         signals = {k: v for k, v in batch.signals.items() if k == "log_prob_initial"}
         batch = batch.replace(signals=signals)
         groups = c.minibatch_groups or self.c.rollout.groups
         capacity = self._row_capacity(groups * self.c.rollout.group_size)
         for _ in range(c.epochs):
-            parts = [p for b in [batch, *self.replay] for p in group_minibatches(b, groups, capacity, rng)]
+            mixed = self.method.needs_pairs
+            parts = [p for b in [batch, *self.replay] for p in group_minibatches(b, groups, capacity, rng, mixed_only=mixed)]
             for index in rng.permutation(len(parts)):
                 self.prm, out = prm_step(
                     self.prm, self._place(parts[index]), optimizer=self.prm_optimizer, method=self.method, **self._model
@@ -319,8 +325,9 @@ class Runner:
                 outs.append(out)
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
-        metrics["prm/grad_norm"] = float(np.mean([o["grad_norm"] for o in outs]))
-        metrics["prm/train_loss"] = float(np.mean([o["loss"] for o in outs]))
+        if outs:  # none where no group holds a pair
+            metrics["prm/grad_norm"] = float(np.mean([o["grad_norm"] for o in outs]))
+            metrics["prm/train_loss"] = float(np.mean([o["loss"] for o in outs]))
         metrics["time/prm_s"] = time.monotonic() - started
 
     def _update_policy(self, batch, advantage, metrics, seed) -> None:

@@ -157,10 +157,13 @@ def check(c) -> None:
         raise ValueError(
             f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
         )
-    if c.prm.minibatch_groups and c.rollout.groups % c.prm.minibatch_groups:
+    for name in ("minibatch_groups", "replay", "warmup_batches"):
+        if c.prm[name] < 0:
+            raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
+    if c.prm.resync and getattr(make_method(c), "reward_from", "pre") == "post":
         raise ValueError(
-            f"prm.minibatch_groups={c.prm.minibatch_groups} must divide rollout.groups={c.rollout.groups}, so that every group is "
-            "trained on."
+            "prm.resync trains the PRM after the policy, so no step reward can come from after its update: set prm.resync=False or "
+            "credit.options.reward_from='pre'."
         )
     if c.policy.kl_coef < 0:
         raise ValueError(f"policy.kl_coef={c.policy.kl_coef} must be at least 0.")
