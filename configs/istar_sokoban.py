@@ -109,12 +109,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
     # The run ends when this many environment steps have been trained on.
     c.train = ConfigDict()
-    c.train.env_steps = 300_000
+    c.train.env_steps = 700_000
     c.train.chunk_rows = 256  # rows in one forward and backward pass
 
     c.eval = ConfigDict()
     c.eval.episodes = 512
-    c.eval.every = 10
+    c.eval.every = 20
     c.eval.prm_as_policy_every = 20  # 0: never
     c.eval.record = 3  # episodes kept for the report
 
@@ -133,7 +133,7 @@ def _micro(c: ConfigDict) -> None:
     c.rollout.update({"context": "step", "history": 0, "groups": 4, "group_size": 4, "max_steps": 8, "max_rows": 16})
     c.rollout.update({"max_answer_tokens": 2, "max_prompt_tokens": 18, "max_row_tokens": 20})
     c.sft.update({"episodes": 60, "updates": 100, "rows": 64, "log_every": 50, "learning_rate": 1e-2, "warmup_updates": 10})
-    c.prm.update({"learning_rate": 1e-3, "warmup_updates": 0, "minibatch_groups": 2, "resync": False, "replay": 0, "warmup_batches": 0})
+    c.prm.update({"learning_rate": 1e-3, "warmup_updates": 0, "minibatch_groups": 2, "resync": False, "replay": 0})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 64})
     c.train.update({"env_steps": 300, "chunk_rows": 16})
     c.eval.update({"episodes": 16, "every": 2, "prm_as_policy_every": 2, "record": 3})

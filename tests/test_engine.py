@@ -208,7 +208,7 @@ def test_nothing_retraces_after_warm_up(params, monkeypatch):
 def test_shapes_come_from_buckets():
     engine = make_engine(max_length=500, buckets=(32, 8, 32))
     assert engine.buckets == (8, 32) and [engine.bucket(n) for n in (0, 8, 9, 32)] == [8, 8, 32, 32]
-    assert engine.slot_buckets == (67, 134, 268, 536)
+    assert engine.slot_buckets == (67, 134, 201, 268, 335, 402, 469, 536)
     assert engine.start(2).caches[0].key.shape == (2, 2, 67, 4)
     assert [engine.row_bucket(n, 64) for n in (64, 33, 32, 9, 8, 3, 2, 1)] == [64, 64, 32, 32, 8, 8, 2, 2]
     assert [engine.row_bucket(n, 7) for n in (7, 4, 1)] == [7, 4, 1]

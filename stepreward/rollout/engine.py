@@ -3,7 +3,8 @@
 A row is one conversation. `turn` appends new tokens to each row (ragged), samples an answer token by token until every row
 stopped, and keeps the cache, so that a turn costs its new tokens only. Token in, token out: nothing is ever decoded and
 re-tokenised. Shapes come from a few buckets (numbers of rows, of new tokens and of cache slots), so nothing retraces
-after warm-up. The cache grows with the conversations, by doubling: attention costs what they hold, not what they might.
+after warm-up. The cache grows with the conversations, by an eighth of its most at a time: attention costs what they hold, not
+what they might.
 """
 
 from __future__ import annotations
@@ -84,10 +85,9 @@ class Engine:
         if not self.buckets or self.buckets[-1] > self.max_length:
             raise ValueError(f"buckets {self.buckets} must be non-empty and fit max_length={self.max_length}.")
         # A padded turn may write past a row's true end, never past the cache.
-        sizes = [self.max_length + self.buckets[-1] + self.sampling.max_answer_tokens]
-        while sizes[0] > 128:
-            sizes.insert(0, -(-sizes[0] // 2))
-        self.slot_buckets = tuple(sizes)
+        most = self.max_length + self.buckets[-1] + self.sampling.max_answer_tokens
+        parts = max(1, min(8, most // 64))
+        self.slot_buckets = tuple(-(-most * part // parts) for part in range(1, parts + 1))
         # Outputs go where `start` puts its arrays: a cache that came to lie elsewhere would compile a turn once more.
         jit = partial(jax.jit, out_shardings=self.sharding)
         self._turn = jit(partial(_turn, self.graphdef, self.sampling, self.pad_id), donate_argnums=(1,))
