@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     step, tree, counters = checkpoints.restore(template, step)
     params = parallel.place_parameters(jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0], parts.mesh)
     started = time.monotonic()
+    print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
     tasks = setup.held_out_tasks(config, parts.factory, episodes)
     played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
