@@ -1,7 +1,7 @@
 """Runs several arms of an experiment on paired seeds and compares them.
 
     python experiments/compare.py --out=runs/compare --seeds=5 --jobs=2 \
-        --arms="istar= rloo=credit.method:rloo,credit.variant: frozen=credit.options.prm_frozen:True" \
+        --arms="istar= rloo=credit.method:rloo frozen=credit.options.prm_frozen:True" \
         --set="train.env_steps:200000"
 
 Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated.

@@ -25,7 +25,7 @@ from stepreward.credit import credit_quality, step_permutation
 from stepreward.errors import UserError
 from stepreward.metrics import MetricsWriter, read_metrics
 from stepreward.report import write_episodes
-from stepreward.rollout.episode import to_record
+from stepreward.rollout.episode import Episode, to_record
 from stepreward.rollout.packing import pack
 from stepreward.training import setup
 from stepreward.training.minibatches import group_minibatches, pad_rows, round_up, row_minibatches
@@ -443,8 +443,6 @@ class Runner:
         """A batch of the shapes that a rollout packs into, as the template of a replayed one."""
         c = self.c.rollout
         tasks = setup.training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
-        from stepreward.rollout.episode import Episode
-
         batch = self._pack([Episode(task) for task in tasks])
         if self.initial is not None:
             batch = batch.with_signals(log_prob_initial=np.zeros(batch.tokens.shape, np.float32))

@@ -88,7 +88,7 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
 
 
-def build(c, workdir: Path, *, max_rows: int | None = None) -> Parts:
+def build(c, workdir: Path) -> Parts:
     """Builds everything that the config names; demonstrations and tokenizer are made on the first call and then read.
 
     Raises:
@@ -96,8 +96,7 @@ def build(c, workdir: Path, *, max_rows: int | None = None) -> Parts:
     """
     factory, prompt = environment_factory(c)
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
-    max_rows = max_rows or c.rollout.max_rows
-    parallel.check_rows(mesh, rollout__max_rows=max_rows, train__chunk_rows=c.train.chunk_rows)
+    parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
     demonstrations = load_demonstrations(c, factory, workdir / "demonstrations")
     codec = load_codec(workdir / "tokenizer", demonstrations, prompt)
     chat = Chat(codec)
@@ -121,8 +120,9 @@ def build(c, workdir: Path, *, max_rows: int | None = None) -> Parts:
         rows_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
     )
     collector = Collector(
-        engine, EnvironmentPool(factory), prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps, max_rows
-    )
+        engine, EnvironmentPool(factory), prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
+        c.rollout.max_rows,
+    )  # fmt: skip
     return Parts(
         factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations
     )
@@ -151,7 +151,8 @@ def check(c) -> None:
         group, name = key.split(".")
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
-    missing = sorted(make_method(c).requires - SIGNALS)
+    method = make_method(c)
+    missing = sorted(method.requires - SIGNALS)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - SIGNALS)
         raise ValueError(
@@ -160,7 +161,7 @@ def check(c) -> None:
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
-    if c.prm.resync and getattr(make_method(c), "reward_from", "pre") == "post":
+    if c.prm.resync and getattr(method, "reward_from", "pre") == "post":
         raise ValueError(
             "prm.resync trains the PRM after the policy, so no step reward can come from after its update: set prm.resync=False or "
             "credit.options.reward_from='pre'."
@@ -196,11 +197,11 @@ def make_policy_loss(c) -> PolicyLoss:
     )
 
 
-def make_optimizer(group, **more):
+def make_optimizer(group):
     """AdamW as a config group states it."""
     return OptimizerConfig(
         group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
-        weight_decay=group.weight_decay if "weight_decay" in group else 0.0, **more,
+        weight_decay=group.weight_decay if "weight_decay" in group else 0.0,
     ).make()  # fmt: skip
 
 
