@@ -1,5 +1,6 @@
 """Credit assignment: one file a published method, made by name."""
 
+from stepreward.credit.actor_critic import PPO, ActorCritic, StepPPO
 from stepreward.credit.base import (
     Credit,
     Method,
@@ -12,13 +13,7 @@ from stepreward.credit.base import (
     token_mask,
 )
 from stepreward.credit.istar import PRIME, IStar, step_permutation
-from stepreward.credit.outcome import (
-    GRPO,
-    PPO,
-    RLOO,
-    DrGRPO,
-    ReinforcePlusPlus,
-    ReinforcePlusPlusBaseline,
-    StepPPO,
-)
+from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
+from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels
 from stepreward.credit.quality import credit_quality, rank_correlation
+from stepreward.credit.spa import RBT, SPA

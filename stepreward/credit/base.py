@@ -56,6 +56,21 @@ class Method:
         return frozenset()
 
     @property
+    def has_critic(self) -> bool:
+        """Whether a critic's values are a signal of the method; it then has `value_mask(batch)`, and `Credit.returns`."""
+        return False
+
+    @property
+    def has_progress(self) -> bool:
+        """Whether an estimator's outputs are the signal `progress`; the method then defines `progress_loss` and `contributions`."""
+        return False
+
+    @property
+    def label_signals(self) -> frozenset[str]:
+        """Names of the arrays that `progress_loss` reads beside the batch itself."""
+        return frozenset()
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether only the groups that hold both a success and a failure train the process reward model."""
         return False
@@ -91,6 +106,25 @@ class Method:
           ValueError: if the method has no process reward model (`has_prm` is False).
         """
         raise ValueError(f"method '{self.name}' has no process reward model, so it has no prm_loss")
+
+    def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """The loss that trains the method's progress estimator, as a function of that model's outputs.
+
+        Args:
+          output_ExS: float `[E, S]`, the estimator's output at the last token of each step; not read on steps that do not count.
+          batch: whole episodes.
+
+        Returns:
+          `(loss, metrics)`, a mean over episodes or bags.
+
+        Raises:
+          ValueError: if the method has no progress estimator (`has_progress` is False).
+        """
+        raise ValueError(f"method '{self.name}' has no progress estimator, so it has no progress_loss")
+
+    def contributions(self, output_ExS: Array, batch: Batch) -> Array:
+        """float32 `[E, S]`: what the estimator's outputs say each step contributed; their sum predicts the outcome."""
+        raise ValueError(f"method '{self.name}' has no progress estimator, so it has no contributions")
 
 
 _METHODS: dict[str, type[Method]] = {}

@@ -1,6 +1,6 @@
-"""Methods that see nothing but how each episode ended (and, for the actor-critic ones, a critic's values).
+"""Methods that see nothing but how each episode ended: every token of an episode gets one advantage.
 
-The group methods give every token of an episode one advantage. They are the baselines of the step-level methods.
+They are the baselines of the step-level methods.
 """
 
 from __future__ import annotations
@@ -17,30 +17,24 @@ from stepreward.credit.base import (
     Method,
     Metrics,
     check_choice,
-    first_token,
     last_step,
     per_step,
     register,
     step_mask,
-    step_mean,
-    step_sum,
     to_tokens,
     token_count,
     token_mask,
 )
 from stepreward.kernels import (
     dr_grpo,
-    generalized_advantage_estimation,
     group_statistics,
     group_sum,
     grpo,
     masked_mean,
     masked_std,
-    masked_whiten,
     reinforce_plus_plus,
     reinforce_plus_plus_baseline,
     rloo,
-    token_stream,
 )
 from stepreward.kernels.masked import SINGLETON
 
@@ -183,89 +177,3 @@ class ReinforcePlusPlusBaseline(_Grouped):
     """A = R − mean_g, whitened over all action tokens of the batch (arXiv 2501.03262)."""
 
     name: ClassVar[str] = "reinforce_plus_plus_baseline"
-
-
-@dataclasses.dataclass(frozen=True)
-class _ActorCritic(Method):
-    """Options of the methods with a critic.
-
-    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probs are.
-
-    An episode that the step limit stopped is treated as ended: nothing is bootstrapped beyond its last step.
-
-    Attributes:
-      discount: γ in [0, 1].
-      trace: λ in [0, 1].
-      reward: "outcome" gives the outcome at the last step, "env" the environment's reward at each step.
-      whiten: shift and scale the advantages to zero mean and unit variance over the batch.
-    """
-
-    discount: float = 1.0
-    trace: float = 1.0
-    reward: str = "outcome"
-    whiten: bool = True
-
-    def __post_init__(self):
-        check_choice(self, "reward", ("outcome", "env"))
-        for field in ("discount", "trace"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise ValueError(f"{field} of '{self.name}' must lie in [0, 1], not {getattr(self, field)!r}")
-
-    @property
-    def requires(self) -> frozenset[str]:
-        return frozenset({"value"})
-
-    def _step_reward(self, batch: Batch) -> Array:
-        if self.reward == "outcome":
-            return outcome_reward(batch)
-        return jnp.where(step_mask(batch), batch.env_reward.astype(jnp.float32), 0.0)
-
-
-@register("ppo")
-@dataclasses.dataclass(frozen=True)
-class PPO(_ActorCritic):
-    """Generalized advantage estimation over the action tokens of each episode, a step's reward at its last token."""
-
-    name: ClassVar[str] = "ppo"
-
-    def assign(self, batch: Batch) -> Credit:
-        reward_ExS, shape = self._step_reward(batch), batch.tokens.shape
-        stream = token_stream(batch.step_id, token_mask(batch), batch.max_steps)
-        reward_1xN = jnp.where(stream.step_end, stream.take(to_tokens(reward_ExS, batch)), 0.0)
-        value_1xN = stream.take(batch.signals["value"].astype(jnp.float32))
-        discount_1xN = jnp.where(stream.episode_end, 0.0, self.discount)
-        advantage_1xN, returns_1xN = generalized_advantage_estimation(
-            reward_1xN, value_1xN, stream.mask, discount_1xN, self.trace
-        )
-        if self.whiten:
-            advantage_1xN = masked_whiten(advantage_1xN, stream.mask)
-        advantage_RxL = stream.put(advantage_1xN, shape)
-        metrics = {**outcome_metrics(batch), **advantage_metrics(advantage_RxL, batch)}
-        return Credit(
-            advantage_RxL, reward_ExS, step_mean(advantage_RxL, batch), stream.put(returns_1xN, shape), metrics
-        )
-
-
-@register("step_ppo")
-@dataclasses.dataclass(frozen=True)
-class StepPPO(_ActorCritic):
-    """Generalized advantage estimation with one transition a step: V at its first token, whitened over steps.
-
-    `returns` holds the step's return at each of its tokens; train the critic at the first one.
-
-    Source: StepPO (arXiv 2604.18401).
-    """
-
-    name: ClassVar[str] = "step_ppo"
-
-    def assign(self, batch: Batch) -> Credit:
-        reward_ExS, mask_ExS = self._step_reward(batch), step_mask(batch)
-        value_ExS = step_sum(jnp.where(first_token(batch), batch.signals["value"].astype(jnp.float32), 0.0), batch)
-        advantage_ExS, returns_ExS = generalized_advantage_estimation(
-            reward_ExS, value_ExS, mask_ExS, self.discount, self.trace
-        )
-        if self.whiten:
-            advantage_ExS = masked_whiten(advantage_ExS, mask_ExS)
-        advantage_RxL = to_tokens(advantage_ExS, batch)
-        metrics = {**outcome_metrics(batch), **advantage_metrics(advantage_RxL, batch)}
-        return Credit(advantage_RxL, reward_ExS, advantage_ExS, to_tokens(returns_ExS, batch), metrics)

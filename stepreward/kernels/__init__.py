@@ -28,9 +28,23 @@ from stepreward.kernels.preferences import (
     implicit_reward_cross_entropy,
     preference_pairs,
 )
+from stepreward.kernels.redistribution import (
+    bag_sum_loss,
+    contribution_sum_loss,
+    potential_differences,
+    return_prediction_loss,
+    spread_residual,
+    steps_to_go,
+)
 from stepreward.kernels.temporal import (
     bi_level_generalized_advantage_estimation,
     generalized_advantage_estimation,
     linear_recurrence,
     return_to_go,
+)
+from stepreward.kernels.values import (
+    adaptive_kl_coefficient,
+    clipped_value_loss,
+    explained_variance,
+    leave_one_out_return_to_go,
 )

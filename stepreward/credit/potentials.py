@@ -1,0 +1,172 @@
+"""RUDDER and ProgRM: step rewards as differences of a potential that an estimator predicts from each prefix."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from stepreward.batch import Batch
+from stepreward.credit.actor_critic import ActorCritic
+from stepreward.credit.base import Metrics, check_choice, register, step_mask
+from stepreward.kernels import masked_mean, potential_differences, return_prediction_loss, spread_residual
+from stepreward.kernels.redistribution import RESIDUALS
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Potential(ActorCritic):
+    """Differences of a potential, accumulated to returns-to-go and compared within the group, or estimated with a critic.
+
+    Attributes:
+      baseline: "group": return-to-go minus that of the others of the group at the same step; "critic": the signal `value`.
+    """
+
+    baseline: str = "group"
+
+    @property
+    def has_progress(self) -> bool:
+        return True
+
+    @property
+    def requires(self) -> frozenset[str]:
+        return super().requires | {"progress"}
+
+    def reward_of_steps(self, batch: Batch) -> Array:
+        return self.contributions(batch.signals["progress"], batch)
+
+
+@register("rudder")
+@dataclasses.dataclass(frozen=True)
+class RUDDER(_Potential):
+    """Return decomposition by differences: r_t = g_t − g_{t−1}, g_t the return predicted from the first t steps, g_{−1} = 0.
+
+    The estimator is trained on (g_T − R)² + w·mean_t (g_t − R)². What is missing to the outcome is added (`residual`), so that the rewards
+    sum to it and the optimal policies stay. The backbone is the run's language model in place of the paper's LSTM.
+
+    Attributes:
+      residual: where R − g_T goes: "last" step, "uniform", or "none".
+      every_step: w, weight of predicting the return at every step.
+
+    Source: arXiv 1806.07857.
+    """
+
+    name: ClassVar[str] = "rudder"
+
+    residual: str = "last"
+    every_step: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice(self, "residual", RESIDUALS)
+        if self.every_step < 0:
+            raise ValueError(f"every_step of '{self.name}' must be at least 0, not {self.every_step!r}")
+
+    def contributions(self, output_ExS: Array, batch: Batch) -> Array:
+        return potential_differences(output_ExS, step_mask(batch))
+
+    def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """L = mean over episodes of (g_T − R)² + w·mean_t (g_t − R)²."""
+        return return_prediction_loss(output_ExS, batch.outcome, step_mask(batch), every_step=self.every_step), {}
+
+    def reward_of_steps(self, batch: Batch) -> Array:
+        return spread_residual(super().reward_of_steps(batch), batch.outcome, step_mask(batch), self.residual)
+
+
+@register("progrm")
+@dataclasses.dataclass(frozen=True)
+class ProgRM(_Potential):
+    """Progress differences: r_t = p_t − p_{t−1}, p_{−1} = 0, with p_t = σ(output) in [0, 1] the progress after step t.
+
+    The estimator learns labels in [0, 1], the signal `progress_label` `[E, S]` (negative: no label), from `lcs_progress_labels` or from an
+    environment's milestones.
+
+    Attributes:
+      objective: "mse" (p_t − label)², or "cross_entropy".
+
+    Source: arXiv 2505.18121. Which algorithm the paper trains on these rewards is not public; here they are returns-to-go.
+    """
+
+    name: ClassVar[str] = "progrm"
+
+    objective: str = "mse"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice(self, "objective", ("mse", "cross_entropy"))
+
+    @property
+    def label_signals(self) -> frozenset[str]:
+        return frozenset({"progress_label"})
+
+    def contributions(self, output_ExS: Array, batch: Batch) -> Array:
+        return potential_differences(jax.nn.sigmoid(output_ExS.astype(jnp.float32)), step_mask(batch))
+
+    def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """L = mean over labelled steps of (σ(output) − label)², or of the cross-entropy with the label."""
+        label_ExS = batch.signals["progress_label"].astype(jnp.float32)
+        mask_ExS = step_mask(batch) & (label_ExS >= 0)
+        output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
+        if self.objective == "mse":
+            loss_ExS = (jax.nn.sigmoid(output_ExS) - label_ExS) ** 2
+        else:
+            loss_ExS = optax.losses.sigmoid_binary_cross_entropy(output_ExS, jnp.where(mask_ExS, label_ExS, 0.0))
+        return masked_mean(loss_ExS, mask_ExS), {"labelled": masked_mean(mask_ExS.astype(jnp.float32), step_mask(batch))}
+
+
+def lcs_progress_labels(
+    sequences: Sequence[Sequence[str]], success: Sequence[bool], group_id: Sequence[int]
+) -> list[np.ndarray]:
+    """Labels each step with its progress by self-annotation, on the host.
+
+    The longest common subsequence of the successful episodes of a group gives its m key steps; once the first j of them have been taken in
+    order, progress is j / m. Several episodes are folded pairwise in the given order.
+
+    Args:
+      sequences: for each episode what identifies its steps, such as "state|action".
+      success: of each episode.
+      group_id: episodes of one group share the task and the initial state.
+
+    Returns:
+      float32 `[T_i]` for each episode: the progress *after* each step; −1 throughout where the group has no success, or where its
+      successes have nothing in common.
+
+    Source: ProgRM (arXiv 2505.18121), LCS self-annotation.
+    """
+    keys: dict[int, list[str]] = {}
+    for sequence, won, group in zip(sequences, success, group_id):
+        if won:
+            keys[group] = _common(keys[group], sequence) if group in keys else list(sequence)
+    labels = []
+    for sequence, group in zip(sequences, group_id):
+        key, reached, label = keys.get(group, []), 0, np.full(len(sequence), -1.0, np.float32)
+        for t, item in enumerate(sequence) if key else ():
+            reached += reached < len(key) and item == key[reached]
+            label[t] = reached / len(key)
+        labels.append(label)
+    return labels
+
+
+def _common(a: Sequence[str], b: Sequence[str]) -> list[str]:
+    """The longest common subsequence, by dynamic programming over suffixes."""
+    length = np.zeros((len(a) + 1, len(b) + 1), int)
+    for i in range(len(a) - 1, -1, -1):
+        for j in range(len(b) - 1, -1, -1):
+            same = a[i] == b[j]
+            length[i, j] = length[i + 1, j + 1] + 1 if same else max(length[i + 1, j], length[i, j + 1])
+    found, i, j = [], 0, 0
+    while i < len(a) and j < len(b):
+        if a[i] == b[j]:
+            found.append(a[i])
+            i, j = i + 1, j + 1
+        elif length[i + 1, j] >= length[i, j + 1]:
+            i += 1
+        else:
+            j += 1
+    return found

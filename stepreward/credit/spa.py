@@ -1,0 +1,177 @@
+"""SPA-RL and RBT: an estimator's per-step contributions, whose sum fits the outcome, are the step rewards.
+
+SPA fits one sum an episode and adds a grounding signal; RBT fits one sum a bag of steps. The controls of the method, and what
+SPA's public release computes instead, are options (`docs/methods.md`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+
+from stepreward.batch import Batch
+from stepreward.credit.actor_critic import ActorCritic
+from stepreward.credit.base import Metrics, check_choice, last_step, per_step, register, step_mask
+from stepreward.credit.outcome import episode_advantage, outcome_reward
+from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual, steps_to_go
+
+Array = jax.Array
+
+_ESTIMATED = ("progress", "shuffled")
+CHOICES = {
+    "step_reward": (*_ESTIMATED, "uniform", "terminal", "leave_one_out"),
+    "step_weight": ("none", "released"),
+}
+
+
+@register("spa")
+@dataclasses.dataclass(frozen=True)
+class SPA(ActorCritic):
+    """Stepwise progress attribution: r_t = α·ĉ_t + β·g_t, then generalized advantage estimation with a critic.
+
+    ĉ_t is the signal `progress` `[E, S]`, the estimator's output at the last token of step t, trained so that Σ_t ĉ_t ≈ R:
+    L = (Σ_t ĉ_t − R)². g_t is 1 where the action was parsed and ran (`Batch.executed`). Other signals: `value` `[R, L]` with a critic;
+    `step_permutation` for "shuffled"; those of `ActorCritic`.
+
+    With β > 0 an agent is paid for every step that it goes on, so the optimum may change; with `enforce_sum` and β = 0 it does not.
+
+    Attributes:
+      alpha: α, weight of the progress.
+      beta: β, weight of the grounding signal (the release: 0.5).
+      step_reward: what stands for ĉ: "progress"; or a control: "shuffled" (ĉ permuted within the episode by `step_permutation`),
+        "uniform" (R / T), "terminal" (R at the last step), "leave_one_out" (R minus the mean of the others of the group, at every
+        step: what the release runs).
+      clamp: contributions below 0 count as 0.
+      enforce_sum: spread R − Σ ĉ evenly over the steps, so that the contributions sum to R exactly.
+      step_weight: "released" multiplies the reward of step t by T − t − 1, so that the last step gets nothing.
+      last_grounded: the last step counts as grounded whatever it did, as in the release.
+      level: of the advantage estimation: "step" or "token".
+      observation: with "token": "skip" passes over the tokens of observations, "decay" lets them shrink what comes later (TRL).
+      baseline: "critic", or "group": return-to-go minus that of the others of the group at the same step; no critic.
+
+    Raises:
+      ValueError: at construction, on a value that no option has.
+
+    Source: SPA-RL (arXiv 2505.20732). The default of every option is the paper's definition; γ, λ are the release's 0.99 and 0.95.
+    """
+
+    name: ClassVar[str] = "spa"
+    variants: ClassVar = {
+        "paper": {},
+        "released": {
+            "step_reward": "leave_one_out",
+            "alpha": 1.0,
+            "beta": 0.5,
+            "step_weight": "released",
+            "last_grounded": True,
+            "level": "token",
+            "observation": "decay",
+            "kl_in_reward": True,
+        },
+    }
+
+    discount: float = 0.99
+    trace: float = 0.95
+    alpha: float = 1.0
+    beta: float = 0.5
+    step_reward: str = "progress"
+    clamp: bool = False
+    enforce_sum: bool = False
+    step_weight: str = "none"
+    last_grounded: bool = False
+    level: str = "step"
+    observation: str = "skip"
+    baseline: str = "critic"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for field, choices in CHOICES.items():
+            check_choice(self, field, choices)
+        for field in ("alpha", "beta"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
+
+    @property
+    def has_progress(self) -> bool:
+        return self.alpha > 0 and self.step_reward in _ESTIMATED
+
+    @property
+    def requires(self) -> frozenset[str]:
+        needed = super().requires | ({"progress"} if self.has_progress else set())
+        return frozenset(needed | ({"step_permutation"} if self.has_progress and self.step_reward == "shuffled" else set()))
+
+    def contributions(self, output_ExS: Array, batch: Batch) -> Array:
+        mask_ExS = step_mask(batch)
+        output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
+        return jnp.maximum(output_ExS, 0.0) if self.clamp else output_ExS
+
+    def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """L = mean over episodes of (Σ_t ĉ_t − R)², on the estimator's outputs as they are (`clamp` acts on rewards only)."""
+        return contribution_sum_loss(output_ExS, batch.outcome, step_mask(batch)), {}
+
+    def reward_of_steps(self, batch: Batch) -> Array:
+        mask_ExS = step_mask(batch)
+        reward_ExS = self.beta * self._grounding(batch)
+        if self.alpha > 0:
+            reward_ExS = reward_ExS + self.alpha * self._progress(batch)
+        if self.step_weight == "released":
+            reward_ExS = reward_ExS * steps_to_go(mask_ExS)
+        return jnp.where(mask_ExS, reward_ExS, 0.0)
+
+    def _grounding(self, batch: Batch) -> Array:
+        mask_ExS = step_mask(batch)
+        executed_ExS = batch.executed | last_step(mask_ExS) if self.last_grounded else batch.executed
+        return jnp.where(mask_ExS & executed_ExS, 1.0, 0.0)
+
+    def _progress(self, batch: Batch) -> Array:
+        """`[E, S]`: ĉ, or what a control puts in its place."""
+        mask_ExS, outcome_E = step_mask(batch), batch.outcome.astype(jnp.float32)
+        if self.step_reward == "terminal":
+            return outcome_reward(batch)
+        if self.step_reward == "uniform":
+            return per_step(outcome_E / jnp.maximum(mask_ExS.sum(axis=1), 1), batch)
+        if self.step_reward == "leave_one_out":
+            return per_step(episode_advantage(batch, "rloo"), batch)
+        progress_ExS = self.contributions(batch.signals["progress"], batch)
+        if self.enforce_sum:
+            progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, "uniform")
+        if self.step_reward == "shuffled":
+            progress_ExS = jnp.take_along_axis(progress_ExS, batch.signals["step_permutation"], axis=1)
+        return progress_ExS
+
+
+@register("rbt")
+@dataclasses.dataclass(frozen=True)
+class RBT(SPA):
+    """Reward from bags: contributions whose sum over each bag of `bag_size` steps fits the reward observed for the bag.
+
+    L = mean over bags of (Σ_bag ĉ − Σ_bag r)². One bag an episode, with the outcome as its reward, is SPA without grounding. The backbone
+    is the run's language model in place of the paper's bidirectional transformer, and the next state is not predicted.
+
+    Attributes:
+      bag_size: steps in a bag; 0 is the whole episode.
+      bag_reward: "outcome" (at the last step) or "env", the environment's own rewards, summed over each bag.
+
+    Source: arXiv 2402.03771.
+    """
+
+    name: ClassVar[str] = "rbt"
+    variants: ClassVar = {}
+
+    beta: float = 0.0
+    bag_size: int = 0
+    bag_reward: str = "outcome"
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_choice(self, "bag_reward", ("outcome", "env"))
+        if self.bag_size < 0:
+            raise ValueError(f"bag_size of '{self.name}' must be at least 0, not {self.bag_size!r}")
+
+    def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+        """L = mean over bags of (Σ_bag ĉ − Σ_bag r)²."""
+        reward_ExS = batch.env_reward if self.bag_reward == "env" else outcome_reward(batch)
+        return bag_sum_loss(output_ExS, reward_ExS, step_mask(batch), bag_size=self.bag_size), {}

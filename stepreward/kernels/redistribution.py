@@ -1,0 +1,158 @@
+"""Redistribution of an episode's outcome over its steps: losses that fit it, and rewards that follow from the fit.
+
+`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` float `[E]`. Losses are means over
+the episodes that have a counted step, so that an empty batch has loss 0.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+RESIDUALS = ("none", "last", "uniform")
+
+
+def contribution_sum_loss(contribution_ExS: Array, outcome_E: Array, mask_ExS: Array) -> Array:
+    """Squared error of the sum of per-step contributions: mean over episodes of (Σ_t ĉ_t − R)².
+
+    The derivative with respect to each contribution of an episode is 2·(Σ ĉ − R) / episodes: the loss itself prefers no step to
+    another; what differs between steps comes from the model.
+
+    Args:
+      contribution_ExS: float `[E, S]`.
+      outcome_E: float `[E]`.
+      mask_ExS: bool `[E, S]`.
+
+    Returns:
+      float32 scalar.
+
+    Source: SPA-RL (arXiv 2505.20732), progress estimator.
+    """
+    return bag_sum_loss(contribution_ExS, _at_last(outcome_E, mask_ExS), mask_ExS, bag_size=0)
+
+
+def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *, bag_size: int) -> Array:
+    """Squared error of the sum over each bag of consecutive steps: mean over bags of (Σ_bag ĉ − Σ_bag r)².
+
+    Bag b of an episode holds its steps b·k … b·k + k − 1; bags are told by position, never by non-zero rewards. One bag an episode is
+    `contribution_sum_loss`.
+
+    Args:
+      contribution_ExS: float `[E, S]`.
+      reward_ExS: float `[E, S]`, the rewards whose sum over a bag is observed.
+      mask_ExS: bool `[E, S]`.
+      bag_size: k ≥ 0 steps, static; 0 makes the whole episode one bag.
+
+    Returns:
+      float32 scalar.
+
+    Raises:
+      ValueError: on a negative `bag_size`.
+
+    Source: reinforcement learning from bagged rewards (arXiv 2402.03771), equation 4, as a mean over bags. The public code divides by
+    positions instead (half as large for two steps a bag).
+    """
+    chex.assert_rank([contribution_ExS, reward_ExS, mask_ExS], 2)
+    chex.assert_equal_shape([contribution_ExS, reward_ExS, mask_ExS])
+    if bag_size < 0:
+        raise ValueError(f"bag_size must be at least 0, not {bag_size}")
+    episodes, steps = mask_ExS.shape
+    size = min(bag_size, steps) or max(steps, 1)
+    error_ExS = jnp.where(mask_ExS, contribution_ExS.astype(jnp.float32) - reward_ExS.astype(jnp.float32), 0.0)
+    bags = lambda x_ExS: jnp.pad(x_ExS, ((0, 0), (0, -steps % size))).reshape(episodes, -1, size)
+    counted_ExB = bags(mask_ExS).any(axis=2)
+    return (bags(error_ExS).sum(axis=2) ** 2).sum() / jnp.maximum(counted_ExB.sum(), 1)
+
+
+def return_prediction_loss(
+    prediction_ExS: Array, outcome_E: Array, mask_ExS: Array, *, every_step: float = 0.5
+) -> Array:
+    """Squared error of the return predicted from each prefix: mean over episodes of (g_T − R)² + w · mean_t (g_t − R)².
+
+    Args:
+      prediction_ExS: float `[E, S]`, g_t: the return predicted after step t.
+      outcome_E: float `[E]`.
+      mask_ExS: bool `[E, S]`.
+      every_step: w ≥ 0, weight of predicting the return early ("continuous prediction").
+
+    Source: RUDDER (arXiv 1806.07857), main and auxiliary loss.
+    """
+    chex.assert_rank([prediction_ExS, mask_ExS], 2)
+    error_ExS = jnp.where(mask_ExS, prediction_ExS.astype(jnp.float32) - outcome_E[:, None].astype(jnp.float32), 0.0) ** 2
+    steps_E = mask_ExS.sum(axis=1)
+    final_E = jnp.where(_last(mask_ExS), error_ExS, 0.0).sum(axis=1)
+    each_E = error_ExS.sum(axis=1) / jnp.maximum(steps_E, 1)
+    return (final_E + every_step * each_E).sum() / jnp.maximum((steps_E > 0).sum(), 1)
+
+
+def potential_differences(potential_ExS: Array, mask_ExS: Array) -> Array:
+    """Rewards that telescope to the last potential: r_t = p_t − p_{t−1} with p_{−1} = 0, p_t after step t; 0 under the mask.
+
+    With p a predicted return this is RUDDER's redistribution, with p a progress in [0, 1] ProgRM's reward.
+
+    Args:
+      potential_ExS: float `[E, S]`.
+      mask_ExS: bool `[E, S]`, the counted steps, which are the first ones of their row.
+
+    Source: RUDDER (arXiv 1806.07857); ProgRM (arXiv 2505.18121).
+    """
+    chex.assert_rank([potential_ExS, mask_ExS], 2)
+    chex.assert_equal_shape([potential_ExS, mask_ExS])
+    potential_ExS = jnp.where(mask_ExS, potential_ExS.astype(jnp.float32), 0.0)
+    before_ExS = jnp.pad(potential_ExS[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(mask_ExS, potential_ExS - before_ExS, 0.0)
+
+
+def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: str = "uniform") -> Array:
+    """Adds what is missing to the outcome, so that the steps' rewards sum to it exactly: Σ_t r'_t = R.
+
+    "uniform": r'_t = r_t + (R − Σ r) / T. "last": all of it to the last step. "none": r' = r.
+
+    Args:
+      reward_ExS: float `[E, S]`.
+      outcome_E: float `[E]`.
+      mask_ExS: bool `[E, S]`.
+      how: one of `RESIDUALS`.
+
+    Returns:
+      float32 `[E, S]`, 0 under the mask.
+
+    Raises:
+      ValueError: on another `how`.
+
+    Source: RUDDER (arXiv 1806.07857), "residual"; return-equivalent rewards keep the optimal policies.
+    """
+    chex.assert_rank([reward_ExS, mask_ExS], 2)
+    chex.assert_equal_shape([reward_ExS, mask_ExS])
+    if how not in RESIDUALS:
+        raise ValueError(f"the residual must be one of {RESIDUALS}, not {how!r}")
+    reward_ExS = jnp.where(mask_ExS, reward_ExS.astype(jnp.float32), 0.0)
+    if how == "none":
+        return reward_ExS
+    residual_E = outcome_E.astype(jnp.float32) - reward_ExS.sum(axis=1)
+    if how == "last":
+        return reward_ExS + jnp.where(_last(mask_ExS), residual_E[:, None], 0.0)
+    share_E = residual_E / jnp.maximum(mask_ExS.sum(axis=1), 1)
+    return jnp.where(mask_ExS, reward_ExS + share_E[:, None], 0.0)
+
+
+def steps_to_go(mask_ExS: Array) -> Array:
+    """float32 `[E, S]`: T − t − 1, the counted steps after step t (0-based); 0 under the mask.
+
+    The public release of SPA-RL multiplies step t's reward by it, so that the last step's reward is lost.
+    """
+    chex.assert_rank(mask_ExS, 2)
+    later_ExS = jnp.cumsum(mask_ExS[:, ::-1], axis=1)[:, ::-1]
+    return jnp.where(mask_ExS, later_ExS - 1, 0).astype(jnp.float32)
+
+
+def _last(mask_ExS: Array) -> Array:
+    """bool `[E, S]`: the last True step of each episode."""
+    return mask_ExS & (steps_to_go(mask_ExS) == 0)
+
+
+def _at_last(outcome_E: Array, mask_ExS: Array) -> Array:
+    return jnp.where(_last(mask_ExS), outcome_E[:, None].astype(jnp.float32), 0.0)
