@@ -6,20 +6,16 @@ it that tells which environment made them. Neither writing nor reading imports T
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stepreward import __version__
+from stepreward.data.storage import METADATA, damaged, flatten, plain, read_dataset, read_header, write_dataset
 
-_METADATA = "metadata.json"
+_WHAT = "demonstrations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +58,8 @@ def write_demonstrations(
     rows = [_checked(index, record) for index, record in enumerate(records)]
     if not rows:
         raise ValueError(f"no demonstrations to write to {str(path)!r}")
-    header = {"stepreward": __version__, "count": len(rows), "metadata": _plain(metadata)}
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        folder = _write_dataset(temporary, rows)
-        (folder / _METADATA).write_text(json.dumps(header, indent=2) + "\n", encoding="utf-8")
-        folder.rename(path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    header = {"stepreward": __version__, "count": len(rows), "metadata": plain(metadata, _WHAT)}
+    write_dataset(path, rows, header, "Demonstrations")
 
 
 def read_demonstrations(path: str | os.PathLike) -> tuple[list[Demonstration], dict[str, Any]]:
@@ -87,41 +75,47 @@ def read_demonstrations(path: str | os.PathLike) -> tuple[list[Demonstration], d
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f"no demonstrations folder {str(path)!r}")
-    if not (path / _METADATA).is_file():
-        raise ValueError(f"{str(path)!r} is not a folder of demonstrations: it holds no {_METADATA}")
+    if not (path / METADATA).is_file():
+        raise ValueError(f"{str(path)!r} is not a folder of demonstrations: it holds no {METADATA}")
     try:
-        header = json.loads((path / _METADATA).read_text(encoding="utf-8"))
+        header = read_header(path)
         count, metadata = header["count"], header["metadata"]
-        records = _read_dataset(path)
-    except Exception as error:  # damage shows in as many ways as there are layers below
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the demonstrations in {str(path)!r} are damaged ({type(error).__name__}: {reason}); "
-            "delete the folder and write them again"
-        ) from error
+        records = [_record(row) for row in read_dataset(path)]
+    except Exception as error:
+        raise damaged(_WHAT, path, error) from error
     if len(records) != count:
-        raise ValueError(
-            f"the demonstrations in {str(path)!r} are damaged ({len(records)} of {count} episodes); "
-            "delete the folder and write them again"
-        )
+        raise damaged(_WHAT, path, f"{len(records)} of {count} episodes")
     return records, metadata
 
 
-def check_metadata(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+def check_metadata(
+    found: Mapping[str, Any], expected: Mapping[str, Any], what: str = _WHAT, whole: bool = False
+) -> None:
     """Raises ValueError when the metadata of a dataset is not what the run expects.
 
     Only the keys of `expected` are compared; nested keys are named with dots, and a tuple equals the list of its items.
 
+    Args:
+      found, expected: the metadata of the dataset and of the run.
+      what: what the dataset holds, as the message names it.
+      whole: a key that only `found` has is an error too.
+
     Raises:
       ValueError: the first key that is missing or differs, with both values.
     """
-    found, expected = _flatten(_plain(found)), _flatten(_plain(expected))
+    found, expected = flatten(plain(found, what)), flatten(plain(expected, what))
     for key, value in expected.items():
         if key not in found:
-            raise ValueError(f"these demonstrations do not say {key!r}, which must be {value!r}; write them again")
+            raise ValueError(f"these {what} do not say {key!r}, which must be {value!r}; write them again")
         if found[key] != value:
             raise ValueError(
-                f"these demonstrations were made with {key} = {found[key]!r}, but this run has {key} = {value!r}; "
+                f"these {what} were made with {key} = {found[key]!r}, but this run has {key} = {value!r}; "
+                "write them again or change the config"
+            )
+    for key in found if whole else ():
+        if key not in expected:
+            raise ValueError(
+                f"these {what} were made with {key} = {found[key]!r}, but this run has no {key}; "
                 "write them again or change the config"
             )
 
@@ -141,60 +135,12 @@ def _checked(index: int, record: Demonstration) -> dict[str, Any]:
     return {**row, "success": bool(row["success"]), "outcome": float(row["outcome"])}
 
 
-def _write_dataset(folder: Path, rows: list[dict[str, Any]]) -> Path:
-    """Writes the rows below `folder` and returns the folder of the dataset itself."""
-    with _silent():
-        import tensorflow_datasets as tfds
-
-        from stepreward.data.builder import Demonstrations
-
-        builder = Demonstrations(data_dir=str(folder), file_format="array_record", records=rows)
-        builder.download_and_prepare(
-            download_dir=str(folder / "downloads"),
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False, compute_stats="skip"),
-        )
-    return Path(builder.data_dir)
-
-
-def _read_dataset(path: Path) -> list[Demonstration]:
-    with _silent():
-        import tensorflow_datasets as tfds
-
-        from stepreward.data.builder import SPLIT
-
-        source = tfds.builder_from_directory(str(path)).as_data_source(split=SPLIT)
-        return [
-            Demonstration(
-                task=row["task"].decode(),
-                split=row["split"].decode(),
-                observations=[text.decode() for text in row["observations"]],
-                actions=[text.decode() for text in row["actions"]],
-                success=bool(row["success"]),
-                outcome=float(row["outcome"]),
-            )
-            for row in source
-        ]
-
-
-@contextlib.contextmanager
-def _silent():
-    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
-def _plain(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    try:
-        return json.loads(json.dumps(dict(metadata)))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the metadata of demonstrations must be plain JSON values: {error}") from None
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            found.update(_flatten(value, f"{prefix}{name}."))
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
+def _record(row: dict[str, Any]) -> Demonstration:
+    return Demonstration(
+        task=row["task"].decode(),
+        split=row["split"].decode(),
+        observations=[text.decode() for text in row["observations"]],
+        actions=[text.decode() for text in row["actions"]],
+        success=bool(row["success"]),
+        outcome=float(row["outcome"]),
+    )

@@ -1,0 +1,235 @@
+"""Recordings: the episodes that a policy explored, token by token as sampled, kept to train on later.
+
+The folder is written in parts, so that an interrupted exploration loses nothing finished: `metadata.json` tells what made
+the episodes and how many parts there will be; each part is a TFDS dataset of its own, whole or absent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepreward import __version__
+from stepreward.data.demonstrations import check_metadata
+from stepreward.data.storage import METADATA, damaged, plain, read_dataset, read_header, scratch, write_dataset, write_header
+
+_WHAT = "recorded episodes"
+_FINISH = "with --stage=explore in that workdir"
+_STRINGS = ("observations", "outputs", "actions", "state_keys")
+_PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64}
+# The arrays of one length per step, and under which name that length is stored.
+_RAGGED = {
+    "prompt_tokens": (np.int32, "prompt_lengths"),
+    "action_tokens": (np.int32, "action_lengths"),
+    "log_prob": (np.float32, "action_lengths"),
+    "entropy": (np.float32, "action_lengths"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Recording:
+    """One episode of `S` steps; `S` may be 0. Every number comes back bit for bit.
+
+    Attributes:
+      seed, split, group: the task: its seed, "train" or "held_out", and the group of episodes that share it.
+      success, truncated: how the episode ended.
+      failure: what the environment raised, or None.
+      final_observation, final_distance: after the last action; a distance is NaN where unknown, inf where out of reach.
+      prompt_tokens: `S` int32 arrays, the tokens before each answer.
+      action_tokens, log_prob, entropy: `S` arrays `[A]` each, int32 / float32 / float32; `A` is the answer's length.
+      observations: the text before each action.
+      outputs: the model's answers as text.
+      actions: the parsed actions; None where the answer held none.
+      rewards: float64 `[S]`, the environment's rewards.
+      executed: bool `[S]`, the action was understood, ran and took effect.
+      state_keys: the state before each action.
+      distances: float64 `[S]`, steps to success before each action.
+    """
+
+    seed: int
+    split: str
+    group: int
+    success: bool
+    truncated: bool
+    failure: str | None
+    final_observation: str
+    final_distance: float
+    prompt_tokens: list[np.ndarray]
+    action_tokens: list[np.ndarray]
+    log_prob: list[np.ndarray]
+    entropy: list[np.ndarray]
+    observations: list[str]
+    outputs: list[str]
+    actions: list[str | None]
+    rewards: np.ndarray
+    executed: np.ndarray
+    state_keys: list[str]
+    distances: np.ndarray
+
+
+def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
+    """Makes the folder `path` for `parts` parts, or finds it as an earlier run left it.
+
+    Args:
+      path: the folder; its parents are made.
+      metadata: what makes the episodes, such as the policy and the tokenizer; plain JSON values.
+      parts: how many parts the finished folder will hold, at least 1.
+
+    Returns:
+      How many parts are finished, counted from the first: the index of the part to write next.
+
+    Raises:
+      ValueError: the metadata is not JSON; or the folder was begun with other metadata or another number of parts (named is
+        the first key that differs, with both values), is not a folder of recordings, or is damaged.
+    """
+    path = Path(path)
+    if parts < 1:
+        raise ValueError(f"parts must be at least 1; got {parts}")
+    header = {"stepreward": __version__, "parts": parts, "metadata": plain(metadata, _WHAT)}
+    if not path.exists():
+        with scratch(path) as temporary:
+            folder = temporary / path.name
+            folder.mkdir()
+            write_header(folder, header)
+            folder.rename(path)
+        return 0
+    found = _header(path)
+    check_metadata(found["metadata"], header["metadata"], _WHAT, whole=True)
+    check_metadata({"parts": found["parts"]}, {"parts": parts}, _WHAT)
+    return _finished(path, parts)
+
+
+def write_part(path: str | os.PathLike, index: int, recordings: Iterable[Recording]) -> None:
+    """Writes one part below `path`, whole or not at all.
+
+    Args:
+      path: a folder that `begin_recording` made.
+      index: which part, from 0.
+      recordings: its episodes, at least one; their order is kept.
+
+    Raises:
+      ValueError: `path` is no folder of recordings or has no such part, the part exists, there are no episodes, or a field has
+        the wrong type or length.
+    """
+    path = Path(path)
+    parts = _header(path)["parts"]
+    if not 0 <= index < parts:
+        raise ValueError(f"{str(path)!r} has parts 0 to {parts - 1}; got {index}")
+    part = path / _name(index)
+    if part.exists():
+        raise ValueError(f"{str(part)!r} already exists; delete it or write another part")
+    rows = [_row(place, recording) for place, recording in enumerate(recordings)]
+    if not rows:
+        raise ValueError(f"no episodes to write to {str(part)!r}")
+    write_dataset(part, rows, {"count": len(rows)}, "Recordings")
+
+
+def read_recordings(path: str | os.PathLike) -> tuple[list[Recording], dict[str, Any]]:
+    """Reads a finished folder.
+
+    Returns:
+      The episodes of all parts in the order written, and the metadata; tuples in it come back as lists.
+
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: the folder holds no recordings, parts are missing, or they are damaged.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f"no recordings folder {str(path)!r}")
+    header = _header(path)
+    parts, finished = header["parts"], _finished(path, header["parts"])
+    if finished < parts:
+        raise ValueError(f"{str(path)!r} is unfinished: it holds {finished} of {parts} parts; finish it {_FINISH}")
+    # Parts are written in order: those after a deleted one would be in the way.
+    remedy = f"and the parts after it, and finish it {_FINISH}"
+    recordings: list[Recording] = []
+    for index in range(parts):
+        part = path / _name(index)
+        try:
+            count = read_header(part)["count"]
+            found = [_recording(row) for row in read_dataset(part)]
+        except Exception as error:
+            raise damaged(_WHAT, part, error, remedy) from error
+        if len(found) != count:
+            raise damaged(_WHAT, part, f"{len(found)} of {count} episodes", remedy)
+        recordings += found
+    return recordings, header["metadata"]
+
+
+def _name(index: int) -> str:
+    return f"part-{index:05d}"
+
+
+def _finished(path: Path, parts: int) -> int:
+    return sum(1 for _ in itertools.takewhile(lambda index: (path / _name(index)).is_dir(), range(parts)))
+
+
+def _header(path: Path) -> dict[str, Any]:
+    if not (path / METADATA).is_file():
+        raise ValueError(f"{str(path)!r} is not a folder of recordings: it holds no {METADATA}")
+    try:
+        header = read_header(path)
+        return {"parts": int(header["parts"]), "metadata": dict(header["metadata"])}
+    except Exception as error:
+        raise damaged(_WHAT, path, error) from error
+
+
+def _row(place: int, recording: Recording) -> dict[str, Any]:
+    """The recording as a dict of the stored types; ValueError names the field that is of another type or length."""
+    row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
+    row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
+    row["final_distance"] = np.float64(recording.final_distance)
+    for name in ("split", "final_observation", "failure"):
+        row[name] = value = getattr(recording, name)
+        if not isinstance(value, str) and not (value is None and name == "failure"):
+            raise ValueError(f"recording {place}: {name} must be a str; got {type(value).__name__}")
+    row["failure"] = json.dumps(recording.failure)
+
+    steps = len(recording.observations)
+    for name in (*_STRINGS, *_PER_STEP, *_RAGGED):
+        if len(getattr(recording, name)) != steps:
+            raise ValueError(f"recording {place}: {name} has {len(getattr(recording, name))} items for {steps} observations")
+    for name in _STRINGS:
+        for item in getattr(recording, name):
+            if not isinstance(item, str) and not (item is None and name == "actions"):
+                raise ValueError(f"recording {place}: {name} must hold str; got {type(item).__name__}")
+        row[name] = json.dumps(list(getattr(recording, name)))
+    for name, dtype in _PER_STEP.items():
+        row[name] = _array(f"recording {place}: {name}", getattr(recording, name), dtype)
+    for name, (dtype, lengths) in _RAGGED.items():
+        arrays = [_array(f"recording {place}: {name}", item, dtype) for item in getattr(recording, name)]
+        length = np.array([len(item) for item in arrays], np.int32)
+        if (row.setdefault(lengths, length) != length).any():
+            raise ValueError(f"recording {place}: {name} and action_tokens have different lengths")
+        row[name] = np.concatenate([np.zeros(0, dtype), *arrays])
+    return row
+
+
+def _array(where: str, values: np.ndarray, dtype) -> np.ndarray:
+    # Of the stored type already: a cast here would change what comes back.
+    if not isinstance(values, np.ndarray) or values.dtype != dtype or values.ndim != 1:
+        got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+        raise ValueError(f"{where} must hold {np.dtype(dtype)} in one dimension; got {got}")
+    return values
+
+
+def _recording(row: dict[str, Any]) -> Recording:
+    fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
+    fields |= {name: bool(row[name]) for name in ("success", "truncated")}
+    fields |= {name: row[name].decode() for name in ("split", "final_observation")}
+    fields |= {name: json.loads(row[name]) for name in ("failure", *_STRINGS)}
+    fields["final_distance"] = float(row["final_distance"])
+    # Copies: what TFDS hands out are read-only views of its buffers.
+    fields |= {name: np.array(row[name]) for name in _PER_STEP}
+    for name, (_, lengths) in _RAGGED.items():
+        ends = np.cumsum(row[lengths])
+        fields[name] = np.split(np.array(row[name]), ends)[:-1]
+    return Recording(**fields)

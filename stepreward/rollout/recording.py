@@ -1,0 +1,61 @@
+"""Episodes to and from the plain data that `data/recordings.py` stores."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stepreward.data.recordings import Recording
+from stepreward.rollout.episode import Episode, Step, Task
+
+
+def to_recording(episode: Episode) -> Recording:
+    """The episode as plain data; `from_recording` gives back an equal one."""
+    steps = episode.steps
+    return Recording(
+        seed=episode.task.seed,
+        split=episode.task.split,
+        group=episode.task.group,
+        success=episode.success,
+        truncated=episode.truncated,
+        failure=episode.failure,
+        final_observation=episode.final_observation,
+        final_distance=episode.final_distance,
+        prompt_tokens=[np.asarray(step.prompt_tokens, np.int32) for step in steps],
+        action_tokens=[np.asarray(step.action_tokens, np.int32) for step in steps],
+        log_prob=[np.asarray(step.log_prob, np.float32) for step in steps],
+        entropy=[np.asarray(step.entropy, np.float32) for step in steps],
+        observations=[step.observation for step in steps],
+        outputs=[step.output for step in steps],
+        actions=[step.action for step in steps],
+        rewards=np.array([step.reward for step in steps], np.float64),
+        executed=np.array([step.executed for step in steps], np.bool_),
+        state_keys=[step.state_key for step in steps],
+        distances=np.array([step.distance for step in steps], np.float64),
+    )
+
+
+def from_recording(recording: Recording) -> Episode:
+    """The episode that `to_recording` was given."""
+    columns = zip(
+        recording.prompt_tokens,
+        recording.action_tokens,
+        recording.log_prob,
+        recording.entropy,
+        recording.observations,
+        recording.outputs,
+        recording.actions,
+        recording.rewards.tolist(),
+        recording.executed.tolist(),
+        recording.state_keys,
+        recording.distances.tolist(),
+        strict=True,
+    )
+    return Episode(
+        task=Task(recording.seed, recording.split, recording.group),
+        steps=[Step(*column) for column in columns],
+        success=recording.success,
+        truncated=recording.truncated,
+        failure=recording.failure,
+        final_observation=recording.final_observation,
+        final_distance=recording.final_distance,
+    )
