@@ -1,23 +1,27 @@
 """Trains an agent with step-level credit.
 
-    python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--config.KEY=VALUE …]
+    python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--stage=explore] [--config.KEY=VALUE …]
 
-The same command on the same workdir resumes the run, or says that it is finished.
+The same command on the same workdir resumes the run, or says that it is finished. A run goes through its stages in order: sft, explore,
+estimator, train, evaluate, as far as its credit method has them; --stage runs one of them alone.
 """
 
 from __future__ import annotations
 
 import sys
 
-from stepreward.config import parse_command_line
+from stepreward.config import QUIET, WORKDIR, Option, parse_command_line
 from stepreward.errors import launcher
 
 
+STAGE = Option("stage", "run this stage alone", choices=("sft", "explore", "estimator", "train", "evaluate"))
+
+
 def main() -> int | None:
-    config, options = parse_command_line(sys.argv[1:], description=__doc__)
+    config, options = parse_command_line(sys.argv[1:], extra=(WORKDIR, QUIET, STAGE), description=__doc__)
     from stepreward.training.main_job import train  # jax loads only once the command line is known to be right
 
-    return train(config, options.workdir, quiet=options.quiet)
+    return train(config, options.workdir, quiet=options.quiet, stage=options.stage)
 
 
 if __name__ == "__main__":

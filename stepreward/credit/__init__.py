@@ -15,5 +15,5 @@ from stepreward.credit.base import (
 from stepreward.credit.istar import PRIME, IStar, step_permutation
 from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels
-from stepreward.credit.quality import credit_quality, rank_correlation
+from stepreward.credit.quality import credit_quality, outcome_fit, rank_correlation
 from stepreward.credit.spa import RBT, SPA

@@ -66,6 +66,11 @@ class Method:
         return False
 
     @property
+    def progress_options(self) -> dict[str, Any]:
+        """What of the method decides how its estimator is trained: plain values that tell one trained estimator from another."""
+        return {}
+
+    @property
     def label_signals(self) -> frozenset[str]:
         """Names of the arrays that `progress_loss` reads beside the batch itself."""
         return frozenset()
@@ -263,3 +268,9 @@ def first_token(batch: Batch) -> Array:
     stream = token_stream(batch.step_id, token_mask(batch), batch.max_steps)
     started = jnp.pad(stream.step_end[:, :-1], ((0, 0), (1, 0)), constant_values=True)
     return stream.put(stream.mask & started, batch.tokens.shape)
+
+
+def last_token(batch: Batch) -> Array:
+    """bool `[R, L]`: True at the last counted action token of each step, whose tokens lie side by side in a row."""
+    ids_RxL = jnp.where(token_mask(batch), batch.step_id, -1)
+    return (ids_RxL >= 0) & (jnp.pad(ids_RxL[:, 1:], ((0, 0), (0, 1)), constant_values=-1) != ids_RxL)

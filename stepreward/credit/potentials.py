@@ -68,6 +68,10 @@ class RUDDER(_Potential):
         if self.every_step < 0:
             raise ValueError(f"every_step of '{self.name}' must be at least 0, not {self.every_step!r}")
 
+    @property
+    def progress_options(self) -> dict:
+        return {"loss": "return of each prefix", "every_step": self.every_step}
+
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
         return potential_differences(output_ExS, step_mask(batch))
 
@@ -100,6 +104,10 @@ class ProgRM(_Potential):
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "objective", ("mse", "cross_entropy"))
+
+    @property
+    def progress_options(self) -> dict:
+        return {"loss": "label of each step", "objective": self.objective}
 
     @property
     def label_signals(self) -> frozenset[str]:

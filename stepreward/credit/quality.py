@@ -47,6 +47,37 @@ def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
     return {name: value for name, value in measures.items() if not np.isnan(value)}
 
 
+def outcome_fit(prediction, outcome, reference: float, *, bins: int = 10) -> dict[str, float]:
+    """How well episodes' outcomes are predicted by the sums of their steps' contributions.
+
+    Args:
+      prediction: float `[E]`.
+      outcome: float `[E]`.
+      reference: a constant prediction to compare with, such as the mean outcome of the training tasks.
+      bins: number of bins of `calibration_error`.
+
+    Returns:
+      `mse`, `mae`, `within_0.1` (share of |error| ≤ 0.1), `mse_of_mean` (of the constant prediction), `explained` = 1 − mse / mse_of_mean
+      (left out where that is 0), and `calibration_error`: mean over bins of equally many episodes, sorted by prediction, of
+      |mean prediction − mean outcome|.
+    """
+    prediction, outcome = np.asarray(prediction, np.float64), np.asarray(outcome, np.float64)
+    if prediction.shape != outcome.shape or prediction.ndim != 1 or not len(outcome):
+        raise ValueError(f"prediction and outcome must share one shape [E], E > 0, not {prediction.shape}, {outcome.shape}")
+    error = prediction - outcome
+    order = np.argsort(prediction, kind="stable")
+    gaps = [(abs(error[part].mean()), len(part)) for part in np.array_split(order, min(bins, len(order)))]
+    mse, of_mean = float((error**2).mean()), float(((outcome - reference) ** 2).mean())
+    measures = {
+        "mse": mse,
+        "mae": float(np.abs(error).mean()),
+        "within_0.1": float((np.abs(error) <= 0.1).mean()),
+        "mse_of_mean": of_mean,
+        "calibration_error": float(np.average([gap for gap, _ in gaps], weights=[count for _, count in gaps])),
+    }
+    return measures | ({"explained": 1.0 - mse / of_mean} if of_mean > 0 else {})
+
+
 def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     reward, progress = np.asarray(step_reward, np.float64), np.asarray(true_progress, np.float64)
     mask = np.asarray(mask, bool)

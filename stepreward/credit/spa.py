@@ -103,6 +103,10 @@ class SPA(ActorCritic):
         needed = super().requires | ({"progress"} if self.has_progress else set())
         return frozenset(needed | ({"step_permutation"} if self.has_progress and self.step_reward == "shuffled" else set()))
 
+    @property
+    def progress_options(self) -> dict:
+        return {"loss": "sum of the episode"}
+
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
         mask_ExS = step_mask(batch)
         output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
@@ -170,6 +174,10 @@ class RBT(SPA):
         check_choice(self, "bag_reward", ("outcome", "env"))
         if self.bag_size < 0:
             raise ValueError(f"bag_size of '{self.name}' must be at least 0, not {self.bag_size!r}")
+
+    @property
+    def progress_options(self) -> dict:
+        return {"loss": "sum of each bag", "bag_size": self.bag_size, "bag_reward": self.bag_reward}
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
         """L = mean over bags of (Σ_bag ĉ − Σ_bag r)²."""

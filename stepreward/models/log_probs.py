@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.models.decoder import hidden_states
+from stepreward.models.heads import action_positions, apply_head, scatter
 
 Array = jax.Array
 
@@ -39,21 +40,43 @@ def token_log_probs(
     Returns:
       `log_prob[R, L]` and `entropy[R, L]` in nats, fp32, aligned with `tokens`; 0 at the first token of a row.
     """
-    rows, length = tokens_RxL.shape
+    return log_probs_and_values(
+        graphdef, params, None, tokens_RxL, positions_RxL, segment_ids_RxL, temperature=temperature, chunk=chunk,
+        action_mask_RxL=action_mask_RxL, max_actions=max_actions,
+    )[:2]  # fmt: skip
+
+
+def log_probs_and_values(
+    graphdef,
+    params,
+    head,
+    tokens_RxL,
+    positions_RxL,
+    segment_ids_RxL,
+    *,
+    temperature: float = 1.0,
+    chunk: int = 1024,
+    action_mask_RxL: Array | None = None,
+    max_actions: int | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """`token_log_probs`, and what a scalar head says of the same hidden states, from one pass: `value[R, L]` *before* each token.
+
+    Args:
+      head: parameters of the head (see `models.heads`), or None: then there are no values.
+      others: as in `token_log_probs`.
+    """
+    length = tokens_RxL.shape[1]
     if max_actions is None or action_mask_RxL is None or max_actions >= length - 1:
-        hidden, head = hidden_states(graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL)
-        found = _flat_log_probs(hidden[:, :-1], tokens_RxL[:, 1:], head, temperature, chunk)
-        return tuple(jnp.pad(x, ((0, 0), (1, 0))) for x in found)
-    # Positions of the action tokens, in order; a row with fewer is filled up with others, which the mask drops again.
-    order = jnp.where(action_mask_RxL, length - jnp.arange(length), 0)
-    at_RxQ = jax.lax.top_k(order, max_actions)[1]
-    kept_RxQ = jnp.take_along_axis(action_mask_RxL, at_RxQ, axis=1) & (at_RxQ > 0)
-    at_RxQ = jnp.maximum(at_RxQ, 1)  # the first token, which nothing predicts, stands aside for the second
-    hidden, head = hidden_states(graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL, at_RxQ - 1)
-    targets = jnp.take_along_axis(tokens_RxL, at_RxQ, axis=1)
-    found = _flat_log_probs(hidden, targets, head, temperature, chunk)
-    row = jnp.arange(rows)[:, None]
-    return tuple(jnp.zeros((rows, length)).at[row, at_RxQ].add(jnp.where(kept_RxQ, x, 0.0)) for x in found)
+        hidden, vocabulary = hidden_states(graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL)
+        hidden, targets = hidden[:, :-1], tokens_RxL[:, 1:]
+        put = lambda x: jnp.pad(x, ((0, 0), (1, 0)))
+    else:
+        at_RxQ, kept_RxQ = action_positions(action_mask_RxL, max_actions)
+        hidden, vocabulary = hidden_states(graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL, at_RxQ - 1)
+        targets = jnp.take_along_axis(tokens_RxL, at_RxQ, axis=1)
+        put = lambda x: scatter(x, at_RxQ, kept_RxQ, length)
+    log_prob, entropy = _flat_log_probs(hidden, targets, vocabulary, temperature, chunk)
+    return put(log_prob), put(entropy), None if head is None else put(apply_head(head, hidden))
 
 
 def _flat_log_probs(hidden_RxQxE, targets_RxQ, head_ExV, temperature, chunk) -> tuple[Array, Array]:

@@ -95,3 +95,13 @@ def _with_distance(item: Mapping[str, Any], key: str, name: str) -> dict[str, An
     if key in stored and stored[key] is None and item[key] is not None and float(item[key]) == math.inf:
         stored[key] = "inf"
     return stored
+
+
+def telling(records: list[dict], count: int) -> list[dict]:
+    """Episodes worth a look: a success and a failure of the same room first, the longer ones before the shorter."""
+    records = [r for r in records if r["steps"]]
+    won = sorted((r for r in records if r["success"]), key=lambda r: -len(r["steps"]))
+    lost = [r for r in records if not r["success"]]
+    mixed = [r for pair in zip(won, lost) for r in pair]
+    rest = [r for r in won + lost if not any(r is m for m in mixed)]
+    return (mixed + rest)[:count]

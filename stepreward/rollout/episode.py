@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,29 @@ class Episode:
         distance = np.array([step.distance for step in self.steps] + [self.final_distance], np.float64)
         distance = np.where(np.isinf(distance), unreachable, distance)
         return distance[:-1] - distance[1:]
+
+
+def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
+    """Exact progress of each step, float64 `[E, S]`: NaN where unknown; a lost task counts as `2 · max_steps` away."""
+    progress = np.full((len(episodes), max_steps), np.nan)
+    for row, episode in zip(progress, episodes):
+        row[: len(episode.steps)] = episode.progress(2.0 * max_steps)
+    return progress
+
+
+def summary(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Means over episodes that did not fail: `success`, `return`, `steps_per_episode`; and over their steps: `executed` (the share whose
+    action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `entropy` of the sampled tokens."""
+    steps = [s for e in episodes for s in e.steps]
+    found = {
+        "success": np.mean([e.success for e in episodes]),
+        "return": np.mean([e.episode_return for e in episodes]),
+        "steps_per_episode": len(steps) / len(episodes),
+        "executed": np.mean([s.executed for s in steps]),
+        "invalid": np.mean([s.action is None for s in steps]),
+        "entropy": np.concatenate([s.entropy for s in steps]).mean(),
+    }
+    return {name: float(value) for name, value in found.items()}
 
 
 def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:

@@ -27,21 +27,67 @@ def used_chunks(action_mask_RxL: Array, chunk_rows: int) -> Array:
     return jnp.max(jnp.where(used, jnp.arange(1, used.shape[0] + 1), 0))
 
 
-def log_probs(graphdef, params, batch, chunk_rows: int, temperature: float, max_actions: int | None = None) -> tuple[Array, Array]:
-    """`token_log_probs` of all rows, chunk by chunk; `log_prob[R, L]`, `entropy[R, L]`, 0 off the action mask."""
-    inputs = [split(x, chunk_rows) for x in (batch.tokens, batch.positions, batch.segment_ids, batch.action_mask)]
-    out = jnp.zeros((2, *inputs[0].shape), jnp.float32)
+def map_rows(apply, batch, chunk_rows: int, outputs: int = 1):
+    """Runs `apply(rows) -> arrays [r, L]` over all rows, chunk by chunk.
+
+    Args:
+      apply: a function of a dict with `tokens`, `positions`, `segment_ids`, `action_mask`; returns a tuple of `outputs` float arrays.
+
+    Returns:
+      float32 `[outputs, R, L]`, 0 off the action mask.
+    """
+    inputs = row_inputs(batch, chunk_rows)
+    out = jnp.zeros((outputs, *inputs["tokens"].shape), jnp.float32)
 
     def body(i, out):
-        *rows, action_mask = (x[i] for x in inputs)
-        log_prob, entropy = token_log_probs(
-            graphdef, params, *rows, temperature=temperature, action_mask_RxL=action_mask, max_actions=max_actions
-        )
-        return out.at[0, i].set(log_prob).at[1, i].set(entropy)
+        return out.at[:, i].set(jnp.stack(apply({name: x[i] for name, x in inputs.items()})))
 
     out = jax.lax.fori_loop(0, used_chunks(batch.action_mask, chunk_rows), body, out)
-    out = jnp.where(batch.action_mask, out.reshape(2, *batch.tokens.shape), 0.0)
-    return out[0], out[1]
+    return jnp.where(batch.action_mask, out.reshape(outputs, *batch.tokens.shape), 0.0)
+
+
+def row_inputs(batch, chunk_rows: int) -> dict[str, Array]:
+    """What a model reads of each row, in chunks."""
+    return {name: split(getattr(batch, name), chunk_rows) for name in ("tokens", "positions", "segment_ids", "action_mask")}
+
+
+def log_probs(graphdef, params, batch, chunk_rows: int, temperature: float, max_actions: int | None = None) -> tuple[Array, Array]:
+    """`token_log_probs` of all rows, chunk by chunk; `log_prob[R, L]`, `entropy[R, L]`, 0 off the action mask."""
+    apply = lambda rows: token_log_probs_of(graphdef, params, rows, temperature, max_actions)
+    log_prob, entropy = map_rows(apply, batch, chunk_rows, outputs=2)
+    return log_prob, entropy
+
+
+def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tuple[Array, Array]:
+    """`token_log_probs` of one chunk, as `row_inputs` names its arrays."""
+    return token_log_probs(
+        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], temperature=temperature,
+        action_mask_RxL=rows["action_mask"], max_actions=max_actions,
+    )  # fmt: skip
+
+
+def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int):
+    """Gradient of a loss that couples rows of different chunks, with the memory of one chunk.
+
+    Three turns: the outputs of all rows; the loss's gradient with respect to them, on arrays alone; then the vector–Jacobian product through
+    the model, chunk by chunk. By the chain rule that is the exact gradient of the whole loss.
+
+    Args:
+      apply: `(params, rows) -> [r, L]`, see `map_rows`.
+      loss: `[R, L] -> (loss, metrics)`.
+
+    Returns:
+      Gradients with respect to `params`, and the metrics with `loss`.
+    """
+    output = map_rows(lambda rows: (apply(params, rows),), batch, chunk_rows)[0]
+    (value, metrics), cotangent = jax.value_and_grad(loss, has_aux=True)(output)
+    chunked = row_inputs(batch, chunk_rows) | {"cotangent": split(cotangent, chunk_rows)}
+
+    def surrogate(params, c):
+        return jnp.sum(jnp.where(c["action_mask"], apply(params, c) * c["cotangent"], 0.0)), {}
+
+    grads, _ = accumulate(surrogate, params, chunked, used_chunks(batch.action_mask, chunk_rows))
+    return grads, {"loss": value, **metrics}
 
 
 def accumulate(loss_fn, params, chunked, used: Array):

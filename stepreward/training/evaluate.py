@@ -16,9 +16,7 @@ from stepreward.metrics import wilson_interval
 from stepreward.training import setup
 from stepreward.training.main_job import use_compilation_cache
 
-_GROUPS = ("environment", "model", "mesh", "rollout", "sft", "credit", "policy")
-_TREE = {"policy": lambda params: {"policy": {"params": params}}, "prm": lambda params: {"prm": {"params": params}}}
-_TREE["initial"] = lambda params: {"initial": params}
+_GROUPS = ("environment", "model", "mesh", "rollout", "sft", "credit", "policy", "critic", "stages")
 
 
 def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which: str, seed: int) -> int:
@@ -41,8 +39,9 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
         raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
     checkpoints = Checkpoints(workdir, read_only=True)
     parts = setup.build(config, workdir)
-    template = _TREE[which](setup.initial_params(config, parts))
-    step, tree, counters = checkpoints.restore(template, step)
+    template = _template(which, setup.initial_params(config, parts), _headed(config, parts, checkpoints, step))
+    step, tree, facts = checkpoints.restore(template, step)
+    counters = facts["counters"]
     params = parallel.place_parameters(jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0], parts.mesh)
     started = time.monotonic()
     print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
@@ -62,3 +61,18 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
         print(f"failed      {len(played) - len(good)} environments; their episodes are left out")
     print(f"time        {time.monotonic() - started:.1f} s")
     return 0
+
+
+def _template(which: str, params, headed: bool) -> dict:
+    """Where the decoder's parameters lie in a checkpoint."""
+    if which == "initial":
+        return {"initial": params}
+    return {which: {"params": {"decoder": params} if headed and which == "policy" else params}}
+
+
+def _headed(config, parts, checkpoints, step: int | None) -> bool:
+    """Whether the policy of that checkpoint carries a value head."""
+    if not parts.method.has_critic or config.critic.backbone != "shared" or step not in (None, *checkpoints.steps()):
+        return False
+    facts = checkpoints.counters(step)
+    return facts is not None and facts["counters"]["phase"] in ("prm", "rl", "evaluate", "done")

@@ -10,7 +10,7 @@ from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report
 from stepreward.training.setup import environment_module
 
-_SECONDS = ("rollout", "scoring", "prm", "policy")
+_SECONDS = ("rollout", "scoring", "prm", "estimator", "critic", "policy")
 
 
 def use_compilation_cache() -> None:
@@ -26,8 +26,14 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def train(config, workdir: str | Path, quiet: bool = False) -> int:
+def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = None) -> int:
     """Runs or resumes `workdir`, writes the report and prints the final table.
+
+    Args:
+      config: see `configs/`.
+      workdir: folder of the run.
+      quiet: print only the last line.
+      stage: run this stage alone, see `training/stages.py`.
 
     Returns:
       The exit code: 0.
@@ -43,7 +49,7 @@ def train(config, workdir: str | Path, quiet: bool = False) -> int:
     display = RunDisplay(quiet=quiet)
     _say(display, f"workdir {workdir}: preparing demonstrations and models")
     runner = Runner(config, workdir, on_tick=lambda runner, metrics: _show(display, runner, metrics))
-    if runner.finished:
+    if runner.finished and stage is None:
         runner.close()
         report = workdir / "report.html"
         _table(display, workdir, runner.counters.wall_s, report, "This run is finished already")
@@ -53,13 +59,15 @@ def train(config, workdir: str | Path, quiet: bool = False) -> int:
         _say(display, f"resuming after tick {runner.counters.tick} ({runner.counters.env_steps:,} environment steps)")
     try:
         with display:
-            runner.run()
+            runner.run(stage)
     except KeyboardInterrupt:
         _say(display, f"stopped after tick {runner.counters.tick}; the same command goes on from here")
         _report(config, workdir)
         raise
     report = _report(config, workdir)
-    _table(display, workdir, runner.counters.wall_s, report, "Run finished")
+    _table(display, workdir, runner.counters.wall_s, report, "Run finished" if runner.finished else f"Stage {stage} finished")
+    if not runner.finished:
+        _say(display, f"next: --stage={runner.stage}, or the same command without --stage for all that is left")
     return 0
 
 
@@ -78,7 +86,11 @@ def _show(display: RunDisplay, runner, metrics: dict) -> None:
     counters, c = runner.counters, runner.c
     phase, done, total = {
         "sft": ("warm start", counters.sft_updates, c.sft.updates),
+        "start": ("first look", 0, 1),
+        "explore": ("exploration", counters.explored_parts, runner.exploration.parts if runner.exploration else 1),
+        "estimator": ("estimator", counters.estimator_epochs, c.estimator.epochs),
         "prm": ("PRM warm-up", counters.prm_batches, c.prm.warmup_batches),
+        "evaluate": ("evaluation", 0, 1),
     }.get(counters.phase, ("reinforcement", min(counters.env_steps, c.train.env_steps), c.train.env_steps))
     success = metrics.get("eval/success", metrics.get("rollout/success"))
     seconds = {name: metrics[f"time/{name}_s"] for name in _SECONDS if f"time/{name}_s" in metrics}

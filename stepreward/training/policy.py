@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.kernels import losses
-from stepreward.models.log_probs import token_log_probs
+from stepreward.models.log_probs import log_probs_and_values, token_log_probs
 from stepreward.training import chunks
+from stepreward.training.critic import ValueLoss, value_signals
+from stepreward.training.layout import Layout
+from stepreward.training.minibatches import round_up, row_minibatches
 from stepreward.training.state import TrainState, apply_gradients
 
 Array = jax.Array
@@ -81,10 +86,11 @@ def _chunked(batch: Batch, chunk_rows: int, **more: Array) -> dict[str, Array]:
     return {k: chunks.split(v, chunk_rows) for k, v in ({n: getattr(batch, n) for n in names} | more).items()}
 
 
-@partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "temperature", "max_actions"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "temperature", "max_actions", "value_loss"),
+         donate_argnames="state")
 def policy_step(
     state: TrainState, batch: Batch, advantage_RxL: Array, *, graphdef, optimizer, loss: PolicyLoss, chunk_rows, temperature,
-    max_actions=None,
+    max_actions=None, value_loss: ValueLoss | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One policy update on one mini-batch of rows.
 
@@ -94,6 +100,8 @@ def policy_step(
       advantage_RxL: float `[R, L]`, 0 off the action mask.
       chunk_rows: rows of one forward and backward pass.
       max_actions: most action tokens in a row, where that is few (see `token_log_probs`).
+      value_loss: for a value head on the policy's own backbone; the parameters are then `{"decoder", "scalar_head"}`, and the signals
+        `value`, `returns` and `value_mask` `[R, L]` are needed.
 
     Returns:
       The new state and metrics: means over the mini-batch's tokens unless named otherwise.
@@ -106,9 +114,14 @@ def policy_step(
     if loss.kl_coef:
         more["reference"] = batch.signals["log_prob_reference"]
 
+    if value_loss is not None:
+        more |= value_signals(batch)
+        values = jnp.maximum(batch.signals["value_mask"].sum(), 1)
+
     def loss_fn(params, c):
-        log_prob, entropy = token_log_probs(
-            graphdef, params, c["tokens"], c["positions"], c["segment_ids"], temperature=temperature,
+        decoder, head = (params, None) if value_loss is None else (params["decoder"], params["scalar_head"])
+        log_prob, entropy, value = log_probs_and_values(
+            graphdef, decoder, head, c["tokens"], c["positions"], c["segment_ids"], temperature=temperature,
             action_mask_RxL=c["action_mask"], max_actions=max_actions,
         )  # fmt: skip
         rows = dict(step_id_RxL=c["step_id"], denominator=denominator, **options)
@@ -125,11 +138,47 @@ def policy_step(
             kl = getattr(losses, f"kl_{loss.kl}")(log_prob, c["reference"])
             total += loss.kl_coef * losses.aggregate(kl, c["action_mask"], **rows)
             kept["kl_reference"] = losses.aggregate(kl, c["action_mask"], denominator=tokens)
+        if value_loss is not None:
+            value_total, value_metrics = value_loss(value, c, values)
+            total += value_loss.coef * value_total
+            kept |= value_metrics | {"value_loss": value_total}
         return total, kept
 
     grads, metrics = chunks.accumulate(loss_fn, state.params, _chunked(batch, chunk_rows, **more), used)
     state, more_metrics = apply_gradients(state, grads, optimizer)
     return state, metrics | more_metrics
+
+
+def update_policy(
+    state: TrainState, batch: Batch, c, layout: Layout, metrics: dict, seed, *, optimizer, loss: PolicyLoss,
+    value_loss: ValueLoss | None,
+) -> TrainState:
+    """Several epochs of `policy_step` over shuffled rows, until the policy is `stop_kl` away from where it began.
+
+    Args:
+      batch: NumPy arrays, with the signal `advantage` and those that the losses read.
+      c: the config's `policy` group.
+      metrics: gains means over the updates; `policy/sampler_gap` is how far the first mini-batch's ratios are from 1, before anything
+        has moved: the sampler's log-probabilities against the trainer's.
+      seed: of the shuffles.
+    """
+    started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
+    capacity = round_up(min(c.minibatch_rows, layout.capacity), layout.passes["chunk_rows"])
+    parts = (part for _ in range(c.epochs) for part, _ in row_minibatches(batch, c.minibatch_rows, capacity, rng))
+    for part in parts:
+        part = layout.place(part)
+        state, out = policy_step(
+            state, part, part.signals["advantage"], optimizer=optimizer, loss=loss, value_loss=value_loss, **layout.model
+        )
+        outs.append(out)
+        if c.stop_kl and float(out["approx_kl"]) > c.stop_kl:
+            break
+    metrics |= {f"policy/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
+    if c.stop_kl:
+        metrics["policy/updates"] = len(outs)
+    metrics["policy/sampler_gap"] = abs(float(outs[0]["ratio_mean"]) - 1.0)
+    metrics["time/policy_s"] = time.monotonic() - started
+    return state
 
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "chunk_rows", "max_actions"), donate_argnames="state")

@@ -1,22 +1,23 @@
 """The implicit process reward model's update, and scoring.
 
-The loss compares whole episodes (all success × failure pairs of a group), whose rows may lie in different chunks. So a step
-takes three turns: log-probabilities of all rows; the loss's gradient with respect to them, on arrays alone; then the
-vector–Jacobian product through the model, chunk by chunk. The result is the exact gradient of the loss over the whole
-mini-batch, with the memory of one chunk.
+The loss compares whole episodes (all success × failure pairs of a group), whose rows may lie in different chunks: see
+`chunks.gradient_through_outputs`.
 """
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stepreward.batch import Batch
-from stepreward.models.log_probs import token_log_probs
 from stepreward.training import chunks
-from stepreward.training.state import TrainState, apply_gradients
+from stepreward.training.layout import Layout
+from stepreward.training.minibatches import group_minibatches
+from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
 
 Array = jax.Array
 
@@ -35,21 +36,8 @@ def prm_gradient(params, batch: Batch, *, graphdef, method, chunk_rows, temperat
       batch: whole groups; carries the reference log-probabilities that the method names in `requires`.
       method: has `prm_loss(log_prob_RxL, batch) -> (loss, metrics)`.
     """
-    log_prob, _ = chunks.log_probs(graphdef, params, batch, chunk_rows, temperature, max_actions)
-    (loss, metrics), cotangent = jax.value_and_grad(method.prm_loss, has_aux=True)(log_prob, batch)
-    names = ("tokens", "positions", "segment_ids", "action_mask")
-    chunked = {n: chunks.split(getattr(batch, n), chunk_rows) for n in names}
-    chunked["cotangent"] = chunks.split(cotangent, chunk_rows)
-
-    def surrogate(params, c):
-        log_prob, _ = token_log_probs(
-            graphdef, params, c["tokens"], c["positions"], c["segment_ids"], temperature=temperature,
-            action_mask_RxL=c["action_mask"], max_actions=max_actions,
-        )  # fmt: skip
-        return jnp.sum(jnp.where(c["action_mask"], log_prob * c["cotangent"], 0.0)), {}
-
-    grads, _ = chunks.accumulate(surrogate, params, chunked, chunks.used_chunks(batch.action_mask, chunk_rows))
-    return grads, {"loss": loss, **metrics}
+    apply = lambda params, rows: chunks.token_log_probs_of(graphdef, params, rows, temperature, max_actions)[0]
+    return chunks.gradient_through_outputs(apply, lambda log_prob: method.prm_loss(log_prob, batch), params, batch, chunk_rows)
 
 
 @partial(
@@ -70,3 +58,64 @@ def prm_step(
     )  # fmt: skip
     state, more = apply_gradients(state, grads, optimizer)
     return state, metrics | more
+
+
+class ProcessRewardModel:
+    """The PRM of a run: its parameters, the batches that it replays, and how it is updated.
+
+    Attributes:
+      state: parameters and optimizer.
+      replay: earlier batches, newest first.
+    """
+
+    def __init__(self, c, method, layout: Layout, params):
+        self.c, self.method, self.layout = c, method, layout
+        self.optimizer = make_optimizer(c.prm)
+        self.state = create(params, self.optimizer)
+        self.replay: list[Batch] = []
+
+    @property
+    def params(self):
+        return self.state.params
+
+    def begin(self, params) -> None:
+        """Starts again from these parameters."""
+        self.state = create(params, self.optimizer)
+
+    def before(self, batch: Batch) -> tuple[np.float32, dict]:
+        """How the PRM does on a batch that it has not learnt from: twice the pair accuracy minus 1, at least 0; and metrics."""
+        loss, found = _loss(self.method, batch)
+        accuracy = float(found["pair_accuracy"]) if float(found["pairs"]) else 0.5
+        metrics = {"prm/pair_accuracy": accuracy, "prm/pairs": float(found["pairs"]), "prm/loss": float(loss)}
+        return np.float32(np.clip(2 * accuracy - 1, 0, 1)), metrics
+
+    def update(self, batch: Batch, metrics: dict, seed, policy_params) -> None:
+        """Trains on this batch and the replayed ones, each with the log-probabilities it was collected under."""
+        if self.method.prm_frozen:
+            return
+        c, started, outs = self.c.prm, time.monotonic(), []
+        if c.resync:
+            self.state = self.state.replace(params=jax.tree.map(jnp.copy, policy_params))
+        rng = np.random.default_rng(seed)
+        batch = batch.replace(signals={k: v for k, v in batch.signals.items() if k == "log_prob_initial"})
+        groups = c.minibatch_groups or self.c.rollout.groups
+        capacity = self.layout.row_capacity(groups * self.c.rollout.group_size)
+        for _ in range(c.epochs):
+            mixed = self.method.needs_pairs
+            parts = [p for b in [batch, *self.replay] for p in group_minibatches(b, groups, capacity, rng, mixed_only=mixed)]
+            for index in rng.permutation(len(parts)):
+                self.state, out = prm_step(
+                    self.state, self.layout.place(parts[index]), optimizer=self.optimizer, method=self.method, **self.layout.model
+                )
+                outs.append(out)
+        if c.replay:
+            self.replay = [batch, *self.replay][: c.replay]
+        if outs:  # none where no group holds a pair
+            metrics["prm/grad_norm"] = float(np.mean([o["grad_norm"] for o in outs]))
+            metrics["prm/train_loss"] = float(np.mean([o["loss"] for o in outs]))
+        metrics["time/prm_s"] = time.monotonic() - started
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(method, batch):
+    return method.prm_loss(batch.signals["log_prob_prm"], batch)

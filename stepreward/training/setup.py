@@ -20,6 +20,7 @@ from stepreward import credit, parallel
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
 from stepreward.models import decoder
+from stepreward.models.heads import HEADS
 from stepreward.models.presets import decoder_config
 from stepreward.models.tokenizer import TextCodec, load_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
@@ -28,17 +29,27 @@ from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.sampling import Sampling
+from stepreward.training.critic import BACKBONES
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
-from stepreward.training.state import OptimizerConfig
 
 # The signals that a run computes for its credit method.
-SIGNALS = frozenset({"log_prob_prm", "log_prob_initial", "step_permutation", "alpha_scale"})
+SIGNALS = frozenset(
+    {"log_prob_prm", "log_prob_initial", "step_permutation", "alpha_scale", "value", "progress", "progress_label", "kl_coef"}
+)
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
-    "prm.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows", "eval.episodes", "eval.every",
+    "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_groups", "estimator.epochs",
+    "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows", "eval.episodes", "eval.every",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip
+
+
+_AT_LEAST_ZERO = (
+    "policy.kl_coef", "policy.stop_kl", "policy.kl_reward_coef", "policy.kl_reward_target", "critic.clip", "critic.coef",
+    "estimator.refresh_every", "estimator.patience", "eval.final_episodes",
+)  # fmt: skip
+OLD_LOG_PROBS = ("auto", "behaviour", "current")
 
 
 @dataclasses.dataclass
@@ -146,13 +157,15 @@ def check(c) -> None:
     prompt_buckets(c.rollout.max_prompt_tokens, c.rollout.max_row_tokens)
     Sampling((), c.rollout.max_answer_tokens, c.rollout.temperature, c.rollout.top_k, c.rollout.top_p)
     make_policy_loss(c)
-    choices = {"rollout.context": CONTEXTS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS}
+    choices = {"rollout.context": CONTEXTS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
+               "policy.old_log_prob": OLD_LOG_PROBS, "train.mode": ("online", "offline"), "critic.backbone": BACKBONES,
+               "critic.head": HEADS, "estimator.head": HEADS}  # fmt: skip
     for key, known in choices.items():
         group, name = key.split(".")
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    missing = sorted(method.requires - SIGNALS)
+    missing = sorted((method.requires | method.label_signals) - SIGNALS)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - SIGNALS)
         raise ValueError(
@@ -166,8 +179,29 @@ def check(c) -> None:
             "prm.resync trains the PRM after the policy, so no step reward can come from after its update: set prm.resync=False or "
             "credit.options.reward_from='pre'."
         )
-    if c.policy.kl_coef < 0:
-        raise ValueError(f"policy.kl_coef={c.policy.kl_coef} must be at least 0.")
+    for key in _AT_LEAST_ZERO:
+        group, name = key.split(".")
+        if c[group][name] < 0:
+            raise ValueError(f"{key}={c[group][name]} must be at least 0.")
+    if not 0 <= c.estimator.held_out < 1:
+        raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: give at least 0 and less than 1.")
+    if c.train.mode == "offline":
+        _check_offline(c, method)
+
+
+def _check_offline(c, method) -> None:
+    if c.exploration.rollouts != c.rollout.group_size:
+        raise ValueError(
+            f"train.mode=offline trains on groups as they were explored: set rollout.group_size={c.exploration.rollouts} "
+            f"(exploration.rollouts), not {c.rollout.group_size}."
+        )
+    if c.exploration.tasks < c.rollout.groups:
+        raise ValueError(
+            f"train.mode=offline takes rollout.groups={c.rollout.groups} tasks an iteration, exploration.tasks={c.exploration.tasks} are "
+            "there: lower rollout.groups or explore more."
+        )
+    if method.has_prm:
+        raise ValueError(f"train.mode=offline has no fresh episodes for the PRM of {method.name}: set train.mode=online.")
 
 
 def prompt_buckets(most: int, longest_row: int) -> tuple[int, ...]:
@@ -186,7 +220,14 @@ def make_method(c) -> credit.Method:
     variant = credit.recommended_variant(c.credit.method) if c.credit.variant == "auto" else c.credit.variant
     if variant:
         options["variant"] = variant
+    if "kl_in_reward" not in options and c.policy.kl_reward_coef > 0:
+        options["kl_in_reward"] = True
     return credit.make(c.credit.method, **options)
+
+
+def recomputes_old_log_prob(c) -> bool:
+    """Whether an offline run takes the current policy's log-probabilities for those of the policy that played, as SPA's release does."""
+    return c.policy.old_log_prob == "current" or (c.policy.old_log_prob == "auto" and c.credit.variant == "released")
 
 
 def make_policy_loss(c) -> PolicyLoss:
@@ -195,14 +236,6 @@ def make_policy_loss(c) -> PolicyLoss:
     return PolicyLoss(
         p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl
     )
-
-
-def make_optimizer(group):
-    """AdamW as a config group states it."""
-    return OptimizerConfig(
-        group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
-        weight_decay=group.weight_decay if "weight_decay" in group else 0.0,
-    ).make()  # fmt: skip
 
 
 # --- Demonstrations and tokenizer ---
@@ -297,7 +330,7 @@ def demonstration_episodes(records: list[Demonstration], parts: Parts) -> list[E
 
 # --- Tasks ---
 
-_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4}
+_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4, "explore": 5}
 
 
 def task_seed(seed: int, stream: str, *index: int) -> int:

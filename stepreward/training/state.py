@@ -66,6 +66,14 @@ class OptimizerConfig:
         )
 
 
+def make_optimizer(group) -> optax.GradientTransformation:
+    """AdamW as a config group states it."""
+    return OptimizerConfig(
+        group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
+        weight_decay=group.weight_decay if "weight_decay" in group else 0.0,
+    ).make()  # fmt: skip
+
+
 def create(params, optimizer: optax.GradientTransformation) -> TrainState:
     """A fresh state around parameters, on their mesh; the parameters are copied, since updates donate them."""
     params = jax.tree.map(jnp.copy, params)

@@ -1,0 +1,162 @@
+"""Every key that a run reads, with neutral values; an experiment in `configs/` states what it sets otherwise."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+# Options of the credit methods; `docs/methods.md` says which method has which.
+CREDIT_FLAGS = (
+    "beta", "alpha", "episode_advantage", "granularity", "prm_objective", "prm_beta", "trajectory_reduce", "nll_coef",
+    "step_norm", "step_norm_floor", "step_advantage", "baseline", "merge", "reference", "reward_from", "prm_frozen",
+    "step_reward", "alpha_scaled", "singleton", "eps",
+    "discount", "trace", "whiten", "kl_in_reward", "reward", "level", "observation", "clamp", "enforce_sum", "step_weight",
+    "last_grounded", "bag_size", "bag_reward", "residual", "every_step", "objective",
+)  # fmt: skip
+
+
+def base_config() -> ConfigDict:
+    """A tiny model on Sokoban with every key set; unlocked."""
+    c = ConfigDict()
+    c.seed = 0
+
+    # What is played, and the words around it.
+    c.environment = ConfigDict()
+    c.environment.name = "sokoban"  # a package in envs/, or the dotted name of your own module
+    c.environment.preset = "tiny"  # rooms of 4 to 12 moves
+    c.environment.prompt = "compact"
+    c.environment.levels = ""  # file or folder of Boxoban levels; "" generates rooms
+
+    c.model = ConfigDict()
+    c.model.preset = "tiny-0.1m"
+    c.model.compute_dtype = "float32"
+    c.model.remat = False
+
+    # Devices: rows of tokens are split over data × fsdp; -1 takes all that are left.
+    c.mesh = ConfigDict()
+    c.mesh.data = 1
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    # How episodes are played, in training and in evaluation alike.
+    c.rollout = ConfigDict()
+    c.rollout.context = "step"  # "step": each turn is a fresh prompt; "episode": one growing conversation
+    c.rollout.history = 0  # (observation, action) pairs shown in a "step" prompt
+    c.rollout.groups = 32
+    c.rollout.group_size = 8
+    c.rollout.max_steps = 15
+    c.rollout.max_rows = 256  # episodes decoded at once
+    c.rollout.temperature = 1.0
+    c.rollout.top_k = 0
+    c.rollout.top_p = 1.0
+    c.rollout.max_answer_tokens = 2
+    c.rollout.max_prompt_tokens = 18  # new tokens that a turn may bring
+    c.rollout.max_row_tokens = 20
+
+    # Finished stages of other workdirs, taken instead of being made here ("": made here). They must match this config.
+    c.stages = ConfigDict()
+    c.stages.sft = ""
+    c.stages.exploration = ""
+    c.stages.estimator = ""
+
+    # Warm start: imitation of the exact solver, kept short so that the policy still explores.
+    c.sft = ConfigDict()
+    c.sft.episodes = 2000
+    c.sft.updates = 100
+    c.sft.rows = 256  # steps of demonstrations in an update
+    c.sft.log_every = 20
+    c.sft.learning_rate = 2e-3
+    c.sft.warmup_updates = 20
+    c.sft.max_grad_norm = 1.0
+
+    # Episodes of the supervised policy, recorded for the estimator and for offline training; skipped where neither needs them.
+    c.exploration = ConfigDict()
+    c.exploration.tasks = 1024
+    c.exploration.rollouts = 8  # of each task
+    c.exploration.part_tasks = 128  # tasks recorded at once: what an interruption can lose
+
+    # The progress estimator of SPA and its relatives.
+    c.estimator = ConfigDict()
+    c.estimator.head = "mlp"  # or "linear"
+    c.estimator.learning_rate = 1e-3
+    c.estimator.warmup_updates = 20
+    c.estimator.weight_decay = 0.01
+    c.estimator.max_grad_norm = 1.0
+    c.estimator.minibatch_groups = 8  # tasks in an update
+    c.estimator.epochs = 8  # at most
+    c.estimator.patience = 1  # epochs without a lower loss on held-out tasks before it stops
+    c.estimator.held_out = 0.125  # share of the tasks that only measure
+    c.estimator.refresh_every = 0  # iterations after which it goes on training on what they brought; 0: never
+
+    # Credit. "auto" is the variant that a method recommends; "paper" and "released" are the others. None leaves a flag as the variant
+    # has it.
+    c.credit = ConfigDict()
+    c.credit.method = "rloo"
+    c.credit.variant = "auto"
+    c.credit.outcome = "success"  # or "return", the sum of the environment's rewards
+    c.credit.outcome_scale = 1.0
+    c.credit.options = ConfigDict({flag: None for flag in CREDIT_FLAGS})
+
+    # The process reward model of iStar and PRIME.
+    c.prm = ConfigDict()
+    c.prm.learning_rate = 5e-4
+    c.prm.warmup_updates = 0
+    c.prm.weight_decay = 0.0
+    c.prm.max_grad_norm = 10.0
+    c.prm.minibatch_groups = 16  # of those that hold a pair; 0: all in one update, as in the paper
+    c.prm.epochs = 1
+    c.prm.resync = True  # start each training from the current policy; the paper's PRM goes on from where it was
+    c.prm.replay = 5  # earlier batches that an update also visits
+    c.prm.warmup_batches = 0  # batches of the start policy that only the PRM learns from
+
+    # The critic of PPO, SPA and whatever else estimates advantages with values.
+    c.critic = ConfigDict()
+    c.critic.backbone = "separate"  # or "shared": a head on the policy's own backbone, trained with it
+    c.critic.head = "mlp"
+    c.critic.clip = 0.2  # 0: none
+    c.critic.coef = 0.1  # weight in the policy's loss, where the backbone is shared
+    c.critic.learning_rate = 1e-3
+    c.critic.warmup_updates = 0
+    c.critic.weight_decay = 0.0
+    c.critic.max_grad_norm = 1.0
+    c.critic.minibatch_rows = 1024
+    c.critic.epochs = 1
+
+    c.policy = ConfigDict()
+    c.policy.learning_rate = 5e-4
+    c.policy.warmup_updates = 40
+    c.policy.weight_decay = 0.0
+    c.policy.max_grad_norm = 1.0
+    c.policy.minibatch_rows = 1024
+    c.policy.epochs = 1
+    c.policy.stop_kl = 0.0  # end an iteration's updates once KL(old ‖ new) exceeds this; 0: never
+    c.policy.old_log_prob = "auto"  # "behaviour": of the policy that played; "current": recomputed; "auto": as the credit variant does
+    c.policy.advantage_norm = "none"  # over the steps of the batch: "centre" or "whiten"
+    c.policy.ratio = "step"
+    c.policy.clip_low = 0.2
+    c.policy.clip_high = 0.2
+    c.policy.dual_clip = 0.0  # 0: none
+    c.policy.aggregation = "step-mean"
+    c.policy.constant = 1.0  # divisor of the "constant" aggregation
+    c.policy.entropy_coef = 0.0
+    c.policy.kl_coef = 0.0  # of KL to the supervised policy as a loss
+    c.policy.kl = "k3"
+    c.policy.kl_reward_coef = 0.0  # of KL to the supervised policy in the reward (methods with a critic)
+    c.policy.kl_reward_target = 0.0  # KL an episode that the coefficient is adapted to hold; 0: it stays
+    c.policy.kl_reward_horizon = 10_000.0  # episodes in which it may change by a fifth
+
+    c.train = ConfigDict()
+    c.train.mode = "online"  # or "offline": one pass over the explored episodes
+    c.train.env_steps = 700_000  # the run ends when this many environment steps have been trained on
+    c.train.chunk_rows = 256  # rows in one forward and backward pass
+
+    c.eval = ConfigDict()
+    c.eval.episodes = 512
+    c.eval.every = 20
+    c.eval.final_episodes = 0  # held-out episodes of a last stage that compares start and end; 0: no such stage
+    c.eval.prm_as_policy_every = 20  # 0: never
+    c.eval.record = 3  # episodes kept for the report
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 10
+    c.checkpoint.keep = 2
+    return c

@@ -1,0 +1,106 @@
+"""Scalar heads on a decoder's hidden states: the critic's value and the estimator's progress.
+
+A model with a head is a dict `{"decoder": parameters, "scalar_head": head parameters}`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from stepreward.models.decoder import hidden_states
+
+Array = jax.Array
+
+HEADS = ("linear", "mlp")
+
+
+def init_head(key: jax.Array, width: int, kind: str = "mlp") -> dict[str, Array]:
+    """Parameters of a head on hidden states of `width` channels (fp32): "linear", or "mlp" with one hidden layer (GELU) of that width.
+
+    The last layer starts at zero, so that a fresh head says 0 everywhere.
+
+    Raises:
+      ValueError: on another kind.
+    """
+    if kind not in HEADS:
+        raise ValueError(f"the head must be one of {', '.join(HEADS)}, not {kind!r}")
+    last = {"weight": jnp.zeros((width,), jnp.float32), "bias": jnp.zeros((), jnp.float32)}
+    if kind == "linear":
+        return last
+    first = {
+        "hidden_weight": jax.random.normal(key, (width, width), jnp.float32) * width**-0.5,
+        "hidden_bias": jnp.zeros((width,), jnp.float32),
+    }
+    return first | last
+
+
+def with_head(decoder_params, key: jax.Array, width: int, kind: str) -> dict[str, Any]:
+    """A decoder's parameters and a fresh head as one tree."""
+    return {"decoder": decoder_params, "scalar_head": init_head(key, width, kind)}
+
+
+def decoder_of(params):
+    """The decoder's parameters, of a model with or without a head."""
+    return params["decoder"] if isinstance(params, dict) and "scalar_head" in params else params
+
+
+def apply_head(head: dict[str, Array], hidden: Array) -> Array:
+    """`[..., E]` to `[...]`, fp32."""
+    hidden = hidden.astype(jnp.float32)
+    if "hidden_weight" in head:
+        hidden = jax.nn.gelu(hidden @ head["hidden_weight"] + head["hidden_bias"])
+    return hidden @ head["weight"] + head["bias"]
+
+
+def head_outputs(
+    graphdef,
+    params: dict[str, Any],
+    tokens_RxL: Array,
+    positions_RxL: Array,
+    segment_ids_RxL: Array,
+    *,
+    action_mask_RxL: Array,
+    before: bool,
+    max_actions: int | None = None,
+) -> Array:
+    """The head's output at every action token, float32 `[R, L]`, 0 elsewhere.
+
+    Args:
+      graphdef, params: the decoder's graph, and a dict with its parameters and a head's.
+      tokens_RxL, positions_RxL, segment_ids_RxL: int32 rows as in `Batch`.
+      action_mask_RxL: bool `[R, L]`.
+      before: True reads the hidden state that *predicts* the token (a state's value), False the token's own, which has seen it (what an
+        action did). A token that opens its row has nothing before it: 0.
+      max_actions: most action tokens in a row, where that is few; the last layer then skips the others.
+    """
+    rows, length = tokens_RxL.shape
+    shift = int(before)
+    if max_actions is None or max_actions >= length - 1:
+        hidden, _ = hidden_states(graphdef, params["decoder"], tokens_RxL, positions_RxL, segment_ids_RxL)
+        output = apply_head(params["scalar_head"], hidden[:, : length - shift])
+        return jnp.where(action_mask_RxL, jnp.pad(output, ((0, 0), (shift, 0))), 0.0)
+    at_RxQ, kept_RxQ = action_positions(action_mask_RxL, max_actions)
+    hidden, _ = hidden_states(graphdef, params["decoder"], tokens_RxL, positions_RxL, segment_ids_RxL, at_RxQ - shift)
+    output = apply_head(params["scalar_head"], hidden)
+    return scatter(output, at_RxQ, kept_RxQ, length)
+
+
+def action_positions(action_mask_RxL: Array, max_actions: int) -> tuple[Array, Array]:
+    """Where each row's first `max_actions` action tokens are, int32 `[R, Q]`, and which of these are real, bool `[R, Q]`.
+
+    A row with fewer is filled up with other positions. Position 0, which nothing predicts, is never one: the second token stands in.
+    """
+    length = action_mask_RxL.shape[1]
+    order = jnp.where(action_mask_RxL, length - jnp.arange(length), 0)
+    at_RxQ = jax.lax.top_k(order, max_actions)[1]
+    kept_RxQ = jnp.take_along_axis(action_mask_RxL, at_RxQ, axis=1) & (at_RxQ > 0)
+    return jnp.maximum(at_RxQ, 1), kept_RxQ
+
+
+def scatter(x_RxQ: Array, at_RxQ: Array, kept_RxQ: Array, length: int) -> Array:
+    """`[R, Q]` back to `[R, L]`, 0 where nothing was asked."""
+    rows = x_RxQ.shape[0]
+    return jnp.zeros((rows, length)).at[jnp.arange(rows)[:, None], at_RxQ].add(jnp.where(kept_RxQ, x_RxQ, 0.0))

@@ -1,0 +1,132 @@
+"""The critic: values of all rows, and the update of a critic with a backbone of its own.
+
+A critic that shares the policy's backbone is updated with it, by `policy.policy_step`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward.batch import Batch
+from stepreward.kernels import clipped_value_loss
+from stepreward.models.heads import head_outputs, with_head
+from stepreward.training import chunks
+from stepreward.training.layout import Layout
+from stepreward.training.minibatches import round_up, row_minibatches
+from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
+
+Array = jax.Array
+
+BACKBONES = ("separate", "shared")
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueLoss:
+    """L = ½ · mean of the clipped squared error, see `kernels.clipped_value_loss`.
+
+    Attributes:
+      clip: ε around the value that the advantages were computed with; None does not clip.
+      coef: weight in the policy's loss, where both share a backbone.
+    """
+
+    clip: float | None = 0.2
+    coef: float = 0.1
+
+    def __call__(self, value_RxL: Array, chunk: dict[str, Array], denominator: Array) -> tuple[Array, dict[str, Array]]:
+        return clipped_value_loss(
+            value_RxL, chunk["value"], chunk["returns"], chunk["value_mask"], clip=self.clip, denominator=denominator
+        )
+
+
+def value_signals(batch: Batch) -> dict[str, Array]:
+    """The `[R, L]` arrays that a value loss reads."""
+    return {name: batch.signals[name] for name in ("value", "returns", "value_mask")}
+
+
+@partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
+def values(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None) -> Array:
+    """V before each action token, float32 `[R, L]`; 0 elsewhere.
+
+    Args:
+      params: `{"decoder", "scalar_head"}`.
+    """
+    return chunks.map_rows(lambda rows: (_value(graphdef, params, rows, max_actions),), batch, chunk_rows)[0]
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "max_actions"), donate_argnames="state")
+def critic_step(
+    state: TrainState, batch: Batch, *, graphdef, optimizer, loss: ValueLoss, chunk_rows, max_actions=None
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of a separate critic on one mini-batch of rows, with the signals of `value_signals`."""
+    count = jnp.maximum(batch.signals["value_mask"].sum(), 1)
+    chunked = chunks.row_inputs(batch, chunk_rows) | {k: chunks.split(v, chunk_rows) for k, v in value_signals(batch).items()}
+    loss_fn = lambda params, c: loss(_value(graphdef, params, c, max_actions), c, count)
+    grads, metrics = chunks.accumulate(loss_fn, state.params, chunked, chunks.used_chunks(batch.action_mask, chunk_rows))
+    state, more = apply_gradients(state, grads, optimizer)
+    return state, metrics | more
+
+
+def _value(graphdef, params, rows, max_actions) -> Array:
+    return head_outputs(
+        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=True,
+        max_actions=max_actions,
+    )  # fmt: skip
+
+
+class Critic:
+    """The critic of a run; with a shared backbone it has no parameters of its own.
+
+    Attributes:
+      state: parameters and optimizer of a separate critic, or None.
+      shared: whether its head sits on the policy's backbone.
+    """
+
+    def __init__(self, c, layout: Layout, params, key: jax.Array):
+        self.c, self.layout, self.key = c.critic, layout, key
+        self.shared = c.critic.backbone == "shared"
+        self.loss = value_loss(c)
+        self.optimizer = make_optimizer(c.critic)
+        self.state = None
+        self.begin(params)
+
+    def begin(self, params) -> None:
+        """Starts a separate critic as a copy of a policy with a fresh head."""
+        if not self.shared:
+            self.state = create(self.headed(params), self.optimizer)
+
+    def headed(self, params):
+        """Parameters of a decoder with a fresh head."""
+        return self.layout.place_parameters(with_head(params, self.key, self.layout.embed_dim, self.c.head))
+
+    def values(self, policy_params, batch: Batch) -> np.ndarray:
+        """V before each action token of a placed batch."""
+        params = policy_params if self.shared else self.state.params
+        return np.asarray(values(params, batch, **self.layout.passes))
+
+    def update(self, batch: Batch, metrics: dict, seed) -> None:
+        """Trains a separate critic on the signals of `value_signals`, several epochs of shuffled rows."""
+        if self.shared:
+            return
+        started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
+        batch = batch.replace(signals=value_signals(batch))
+        rows = self.c.minibatch_rows
+        capacity = round_up(min(rows, self.layout.capacity), self.layout.passes["chunk_rows"])
+        for _ in range(self.c.epochs):
+            for part, _ in row_minibatches(batch, rows, capacity, rng):
+                self.state, out = critic_step(
+                    self.state, self.layout.place(part), optimizer=self.optimizer, loss=self.loss, **self.layout.passes
+                )
+                outs.append(out)
+        metrics |= {f"critic/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
+        metrics["time/critic_s"] = time.monotonic() - started
+
+
+def value_loss(c) -> ValueLoss:
+    """The critic's objective."""
+    return ValueLoss(c.critic.clip or None, c.critic.coef)

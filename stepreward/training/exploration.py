@@ -1,0 +1,87 @@
+"""Exploration: episodes of the supervised policy on training tasks, recorded part by part, and read back as a batch."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from stepreward.data.recordings import begin_recording, read_recordings, write_part
+from stepreward.errors import UserError
+from stepreward.rollout.episode import Episode, Task
+from stepreward.rollout.recording import from_recording, to_recording
+from stepreward.training import setup, stages
+
+
+def tokenizer_fingerprint(folder: Path) -> str:
+    """Sixteen hex digits that tell one tokenizer from another."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+class Exploration:
+    """The recorded episodes of a run: `exploration.tasks` tasks, each played `exploration.rollouts` times.
+
+    Attributes:
+      folder: where they are; in the run's workdir, or in that of `stages.exploration`.
+      borrowed: whether they are another run's.
+    """
+
+    def __init__(self, c, workdir: Path):
+        self.c, self.borrowed = c, bool(c.stages.exploration)
+        self.folder = Path(c.stages.exploration or workdir) / "exploration"
+        self.parts = -(-c.exploration.tasks // c.exploration.part_tasks)
+        self.metadata = stages.fingerprint(c, "explore", tokenizer=tokenizer_fingerprint(workdir / "tokenizer"))
+
+    def finished_parts(self) -> int:
+        """How many parts are there; makes the folder where there is none.
+
+        Raises:
+          ValueError: what is there was recorded with another config or tokenizer; the message names the difference.
+        """
+        if self.borrowed:
+            return self.parts  # it is checked when it is read
+        return begin_recording(self.folder, self.metadata, self.parts)
+
+    def tasks(self, part: int) -> list[Task]:
+        """The tasks of one part."""
+        x = self.c.exploration
+        first = part * x.part_tasks
+        groups = min(x.part_tasks, x.tasks - first)
+        played = setup.training_tasks(self.c.seed, "explore", part, groups, x.rollouts)
+        return [Task(task.seed, task.split, first + task.group) for task in played]
+
+    def record(self, part: int, episodes: list[Episode]) -> None:
+        """Writes one part, whole or not at all."""
+        write_part(self.folder, part, [to_recording(e) for e in episodes])
+
+    def read(self) -> list[Episode]:
+        """All recorded episodes.
+
+        Raises:
+          UserError: they are missing, unfinished or damaged, or were made with another config or tokenizer.
+        """
+        try:
+            recordings, metadata = read_recordings(self.folder)
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(str(error)) from error
+        stages.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}")
+        return [from_recording(r) for r in recordings]
+
+
+def by_task(episodes: list[Episode]) -> dict[int, list[Episode]]:
+    """Episodes of each task."""
+    found: dict[int, list[Episode]] = {}
+    for episode in episodes:
+        found.setdefault(episode.task.group, []).append(episode)
+    return found
+
+
+def offline_groups(tasks: list[int], groups: int, iteration: int, seed: int) -> list[int] | None:
+    """The tasks of one iteration of an offline run: a shuffled pass in pieces of `groups`; None once the pass is over."""
+    order = np.random.default_rng([seed, 9]).permutation(tasks)
+    first = iteration * groups
+    return order[first : first + groups].tolist() if first < len(order) else None

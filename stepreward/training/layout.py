@@ -1,0 +1,63 @@
+"""Shapes and places of a run's arrays: how many rows a batch has, how models pass over them, which device holds what."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from stepreward import parallel
+from stepreward.rollout.packing import pack
+from stepreward.training.minibatches import pad_rows, round_up
+
+
+class Layout:
+    """What every part of a run needs to know about its arrays.
+
+    Attributes:
+      passes: arguments of every pass over rows: the model's graph, rows of a chunk, most action tokens in a row.
+      model: `passes`, and the sampling temperature that log-probabilities refer to.
+      capacity: rows of one iteration's batch.
+    """
+
+    def __init__(self, c, parts):
+        self.c, self.mesh, self._pad_id = c, parts.mesh, parts.chat.codec.pad_id
+        self.embed_dim = parts.model_config.embed_dim
+        self.passes = dict(
+            graphdef=parts.graphdef, chunk_rows=c.train.chunk_rows,
+            max_actions=c.rollout.max_answer_tokens if c.rollout.context == "step" else None,
+        )  # fmt: skip
+        self.model = self.passes | dict(temperature=c.rollout.temperature)
+        self.capacity = self.row_capacity(c.rollout.groups * c.rollout.group_size)
+
+    def row_capacity(self, episodes: int) -> int:
+        """Rows that hold `episodes` episodes of full length, in whole chunks."""
+        rows = episodes * (self.c.rollout.max_steps if self.c.rollout.context == "step" else 1)
+        return round_up(rows, self.c.train.chunk_rows)
+
+    def pack(self, episodes, row_multiple: int | None = None):
+        """Episodes as a batch, with the outcome that the config names."""
+        c = self.c
+        return pack(
+            episodes, context=c.rollout.context, max_steps=c.rollout.max_steps, row_length=c.rollout.max_row_tokens,
+            row_multiple=row_multiple or self.capacity, pad_id=self._pad_id, outcome=c.credit.outcome,
+            outcome_scale=c.credit.outcome_scale,
+        )  # fmt: skip
+
+    def place(self, batch):
+        """Rows split over the mesh, the rest on every device."""
+        rows, copy = parallel.row_sharding(self.mesh), parallel.replicated(self.mesh)
+        token_shape = np.shape(batch.tokens)
+        return jax.tree.map(lambda x: jax.device_put(x, rows if np.shape(x) == token_shape else copy), batch)
+
+    def place_parameters(self, params):
+        """Parameters on the mesh."""
+        return parallel.place_parameters(params, self.mesh)
+
+    def demonstrated_rows(self, batch, index):
+        """A mini-batch of demonstrated steps; step and episode levels play no part in imitation."""
+        capacity = round_up(self.c.sft.rows, self.c.train.chunk_rows)
+        names = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "log_prob_old")
+        rows = {n: pad_rows(np.asarray(getattr(batch, n))[index], capacity, -1 if n == "step_id" else 0) for n in names}
+        one = {k: getattr(batch, k)[:1] for k in ("step_mask", "env_reward", "executed")}
+        one |= {k: getattr(batch, k)[:1] for k in ("episode_mask", "outcome", "success", "truncated", "group_id")}
+        return self.place(batch.replace(**rows, **one))

@@ -1,0 +1,232 @@
+"""What learns in a run: the policy, and whatever its credit method trains beside it; one iteration's pieces.
+
+`score` adds signals to a batch, `credit` turns them into advantages, `update_policy`, `update_prm` and `refresh_estimator` learn from them.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward.credit import credit_quality, rank_correlation, step_permutation
+from stepreward.kernels import adaptive_kl_coefficient
+from stepreward.models.heads import decoder_of
+from stepreward.rollout.episode import Episode, true_progress
+from stepreward.training import progress, setup
+from stepreward.training.critic import Critic
+from stepreward.training.layout import Layout
+from stepreward.training.policy import normalise_advantage, update_policy
+from stepreward.training.prm import ProcessRewardModel, score
+from stepreward.training.progress import Estimator
+from stepreward.training.state import create, make_optimizer
+
+_CREDIT_METRICS = (
+    "step_reward_std", "step_reward_group_std", "process_share", "alpha", "explained_variance", "kl_initial", "kl_coef",
+)  # fmt: skip
+
+
+class Learner:
+    """The models of a run.
+
+    Attributes:
+      policy: its parameters (with a head where the critic shares its backbone) and optimizer.
+      initial: the policy that reinforcement learning started from, where a method or loss needs it.
+      prm, critic, estimator: None where the credit method has none.
+      kl_coef: coefficient of the KL penalty in the reward.
+    """
+
+    def __init__(self, c, parts, key: jax.Array):
+        self.c, self.method, self.layout = c, parts.method, Layout(c, parts)
+        self.policy_loss = parts.policy_loss
+        self.sft_optimizer, self.policy_optimizer = make_optimizer(c.sft), make_optimizer(c.policy)
+        params = setup.initial_params(c, parts)
+        self.policy = create(params, self.sft_optimizer)
+        needs_initial = "log_prob_initial" in self.method.requires or c.policy.kl_coef != 0
+        self.initial = params if needs_initial else None
+        keys = [jax.random.fold_in(key, n) for n in (5, 6)]
+        self.prm = ProcessRewardModel(c, self.method, self.layout, params) if self.method.has_prm else None
+        self.critic = Critic(c, self.layout, params, keys[0]) if self.method.has_critic else None
+        self.estimator = Estimator(c, self.method, self.layout, params, keys[1]) if self.method.has_progress else None
+        self.kl_coef = c.policy.kl_reward_coef
+
+    @property
+    def actor(self):
+        """The decoder that plays."""
+        return decoder_of(self.policy.params)
+
+    def take(self, params) -> None:
+        """A supervised policy that is there already."""
+        self.policy = create(self.layout.place_parameters(params), self.sft_optimizer)
+
+    def begin_rl(self) -> None:
+        """The supervised policy becomes the start of policy, PRM, critic and reference."""
+        params = self.policy.params
+        if self.initial is not None:
+            self.initial = jax.tree.map(jnp.copy, params)
+        for model in (self.prm, self.critic):
+            if model is not None:
+                model.begin(params)
+        shared = self.critic is not None and self.critic.shared
+        self.policy = create(self.critic.headed(params) if shared else params, self.policy_optimizer)
+
+    # --- One iteration ---
+
+    def score(self, batch, metrics: dict):
+        """Adds the signals that the method and the policy's loss need, but for those that `credit` draws itself."""
+        started, offline = time.monotonic(), self.c.train.mode == "offline"
+        wanted = {} if self.prm is None else {"log_prob_prm": self.prm.params}
+        if self.initial is not None:
+            wanted["log_prob_initial"] = self.initial
+        if offline:
+            wanted["log_prob_policy"] = self.actor
+        placed = self.layout.place(batch.replace(signals={})) if wanted or self.critic or self.estimator else None
+        signals = {name: np.asarray(score(params, placed, **self.layout.model)[0]) for name, params in wanted.items()}
+        if self.critic is not None:
+            signals["value"] = self.critic.values(self.policy.params, placed)
+        if self.estimator is not None:
+            signals["progress"] = self.estimator.outputs(placed)
+        batch = batch.with_signals(**signals)
+        if offline and setup.recomputes_old_log_prob(self.c):
+            batch = batch.replace(log_prob_old=signals["log_prob_policy"])
+        metrics["time/scoring_s"] = metrics.get("time/scoring_s", 0.0) + time.monotonic() - started
+        return batch
+
+    def credit(self, batch, metrics: dict, seed):
+        """Returns the function that credits a batch and logs what it saw."""
+        scale, found = (np.float32(1), {}) if self.prm is None else self.prm.before(batch)
+        metrics |= found
+        rng = np.random.default_rng(seed)
+
+        def credit(batch, episodes):
+            started = time.monotonic()
+            extra = {"alpha_scale": scale, "kl_coef": np.float32(self.kl_coef)}
+            extra = {k: v for k, v in extra.items() if k in self.method.requires}
+            if "step_permutation" in self.method.requires:
+                extra["step_permutation"] = step_permutation(rng, batch.step_mask)
+            credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
+            metrics.update({f"credit/{k}": float(credited.metrics[k]) for k in _CREDIT_METRICS if k in credited.metrics})
+            if "prm_kl_k3" in credited.metrics:
+                metrics["prm/kl_policy"] = float(credited.metrics["prm_kl_k3"])
+            metrics.update(self._quality(credited, batch, episodes))
+            metrics["time/scoring_s"] += time.monotonic() - started
+            return credited
+
+        return credit
+
+    def _quality(self, credited, batch, episodes) -> dict:
+        """Credit against true progress, where the environment knows it."""
+        truth = true_progress(episodes, self.c.rollout.max_steps)
+        if not np.isfinite(truth).any():
+            return {}
+        found = {"advantage_rank_correlation": rank_correlation(credited.step_advantage, truth, batch.step_mask)}
+        if self.prm is not None or self.critic is not None or self.estimator is not None:
+            found |= credit_quality(credited.step_reward, truth, batch.step_mask)
+        return {f"credit/{k}": v for k, v in found.items() if math.isfinite(v)}
+
+    def update_prm(self, batch, metrics: dict, seed) -> None:
+        """Trains the PRM, where there is one."""
+        if self.prm is not None:
+            self.prm.update(batch, metrics, seed, self.actor)
+
+    def update_policy(self, batch, credited, metrics: dict, seed) -> None:
+        """Trains policy and critic; the coefficient of the KL penalty follows the KL that was seen."""
+        c = self.c
+        signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm)}
+        if c.policy.kl_coef:
+            signals["log_prob_reference"] = batch.signals["log_prob_initial"]
+        if self.critic is not None:
+            signals |= {"value": batch.signals["value"], "returns": np.asarray(credited.returns)}
+            signals["value_mask"] = np.asarray(_value_mask(self.method, batch))
+            self.critic.update(batch.with_signals(**signals), metrics, [*seed, 1])
+        self.policy = update_policy(
+            self.policy, batch.replace(signals=signals), c.policy, self.layout, metrics, seed, optimizer=self.policy_optimizer,
+            loss=self.policy_loss, value_loss=self.critic.loss if self.critic is not None and self.critic.shared else None,
+        )  # fmt: skip
+        if c.train.mode == "offline":
+            metrics.pop("policy/sampler_gap")  # the policy that sampled is another one
+        if "kl_initial" in credited.metrics and c.policy.kl_reward_target:
+            self.kl_coef = adaptive_kl_coefficient(
+                self.kl_coef, float(credited.metrics["kl_initial"]), target=c.policy.kl_reward_target,
+                horizon=c.policy.kl_reward_horizon, episodes=int(batch.episode_mask.sum()),
+            )  # fmt: skip
+
+    def refresh_estimator(self, batch, episodes, metrics: dict, iteration: int) -> None:
+        """Every few iterations, goes on training the estimator on what they brought."""
+        every = self.c.estimator.refresh_every
+        if self.estimator is None or not every or self.c.train.mode == "offline":
+            return
+        self.estimator.remember(progress.with_labels(batch, episodes, self.method))
+        if iteration % every == 0:
+            self.estimator.refresh(metrics, [self.c.seed, 10, iteration])
+
+    # --- Checkpoints ---
+
+    def tree(self) -> dict:
+        """Everything that the next update depends on."""
+        tree = {"policy": self.policy}
+        if self.prm is not None:
+            tree["prm"] = self.prm.state
+            tree |= {"replay": self.prm.replay} if self.prm.replay else {}
+        if self.initial is not None:
+            tree["initial"] = self.initial
+        if self.critic is not None and not self.critic.shared:
+            tree["critic"] = self.critic.state
+        if self.estimator is not None:
+            tree |= {"estimator": self.estimator.state, "estimator_best": self.estimator.best}
+            tree |= {"recent": self.estimator.replay} if self.estimator.replay else {}
+        return tree
+
+    def facts(self) -> dict:
+        """The plain values that belong to `tree`."""
+        estimator = self.estimator
+        return {
+            "replayed": len(self.prm.replay) if self.prm else 0,
+            "recent": len(estimator.replay) if estimator else 0,
+            "estimator_best_loss": estimator.best_loss if estimator and math.isfinite(estimator.best_loss) else None,
+            "estimator_stale": estimator.stale if estimator else 0,
+            "kl_coef": self.kl_coef,
+        }
+
+    def template(self, facts: dict) -> dict:
+        """A tree of the structure that `tree` had when `facts` were saved."""
+        if facts["replayed"]:
+            signals = () if self.initial is None else ("log_prob_initial",)
+            self.prm.replay = [self._empty_batch(signals) for _ in range(facts["replayed"])]
+        if facts["recent"]:
+            self.estimator.replay = [self._empty_batch(self.method.label_signals) for _ in range(facts["recent"])]
+        return self.tree()
+
+    def load(self, tree: dict, facts: dict) -> None:
+        """Takes over a saved tree."""
+        self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
+        if self.prm is not None:
+            self.prm.state, self.prm.replay = tree["prm"], tree.get("replay", [])
+        if "critic" in tree:
+            self.critic.state = tree["critic"]
+        if self.estimator is not None:
+            self.estimator.state, self.estimator.best = tree["estimator"], tree["estimator_best"]
+            self.estimator.replay, self.estimator.stale = tree.get("recent", []), facts["estimator_stale"]
+            self.estimator.best_loss = math.inf if facts["estimator_best_loss"] is None else facts["estimator_best_loss"]
+
+    def _empty_batch(self, signals):
+        """A batch of the shapes that a rollout packs into, as the template of a remembered one."""
+        c = self.c.rollout
+        tasks = setup.training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
+        batch = self.layout.pack([Episode(task) for task in tasks])
+        levels = {"log_prob_initial": batch.tokens.shape, "progress_label": batch.step_mask.shape}
+        return batch.with_signals(**{name: np.zeros(levels[name], np.float32) for name in signals})
+
+
+@partial(jax.jit, static_argnums=0)
+def _credit(method, batch):
+    return method.credit(batch)
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_mask(method, batch):
+    return method.value_mask(batch)

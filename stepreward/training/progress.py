@@ -1,0 +1,230 @@
+"""The progress estimator: a language model with a scalar head, trained so that its outputs over an episode explain the outcome.
+
+The loss is the credit method's (`Method.progress_loss`): it couples the steps of an episode, whose rows may lie in different chunks, see
+`chunks.gradient_through_outputs`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward.batch import Batch
+from stepreward.credit import lcs_progress_labels
+from stepreward.credit.base import last_token, step_sum
+from stepreward.credit.quality import credit_quality, outcome_fit
+from stepreward.errors import UserError
+from stepreward.models.heads import head_outputs, with_head
+from stepreward.training import chunks
+from stepreward.training.layout import Layout
+from stepreward.training.minibatches import group_minibatches, take_groups
+from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
+
+Array = jax.Array
+
+
+def _outputs(graphdef, params, rows, max_actions) -> Array:
+    return head_outputs(
+        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=False,
+        max_actions=max_actions,
+    )  # fmt: skip
+
+
+def _at_steps(output_RxL: Array, batch: Batch) -> Array:
+    """`[E, S]`: the output at the last action token of each step."""
+    return step_sum(jnp.where(last_token(batch), output_RxL, 0.0), batch)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
+def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None) -> Array:
+    """The estimator's output for each step, float32 `[E, S]`; 0 on steps that do not count.
+
+    Args:
+      params: `{"decoder", "scalar_head"}`.
+    """
+    output = chunks.map_rows(lambda rows: (_outputs(graphdef, params, rows, max_actions),), batch, chunk_rows)[0]
+    return _at_steps(output, batch)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "optimizer", "method", "chunk_rows", "max_actions"), donate_argnames="state")
+def progress_step(
+    state: TrainState, batch: Batch, *, graphdef, optimizer, method, chunk_rows, max_actions=None
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update of the estimator on one mini-batch of whole episodes, with the method's `progress_loss`."""
+    apply = lambda params, rows: _outputs(graphdef, params, rows, max_actions)
+    loss = lambda output_RxL: method.progress_loss(_at_steps(output_RxL, batch), batch)
+    grads, metrics = chunks.gradient_through_outputs(apply, loss, state.params, batch, chunk_rows)
+    state, more = apply_gradients(state, grads, optimizer)
+    return state, metrics | more
+
+
+@partial(jax.jit, static_argnums=0)
+def _loss(method, output_ExS, batch):
+    return method.progress_loss(output_ExS, batch)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _contributions(method, output_ExS, batch):
+    return method.contributions(output_ExS, batch)
+
+
+class Estimator:
+    """The estimator of a run.
+
+    Attributes:
+      state: parameters and optimizer.
+      best: the parameters with the least loss on held-out tasks so far.
+      best_loss, stale: that loss, and how many epochs ago it was reached.
+      replay: recent batches, newest first, that a refresh trains on.
+    """
+
+    def __init__(self, c, method, layout: Layout, params, key: jax.Array):
+        self.c, self.method, self.layout, self.key = c.estimator, method, layout, key
+        self.optimizer = make_optimizer(c.estimator)
+        self.replay: list[Batch] = []
+        self.begin(params)
+
+    @property
+    def params(self):
+        return self.best
+
+    def begin(self, params) -> None:
+        """Starts as a copy of a policy with a fresh head."""
+        self.load(self.layout.place_parameters(with_head(params, self.key, self.layout.embed_dim, self.c.head)))
+
+    def load(self, params) -> None:
+        """Starts from trained parameters, a head included."""
+        self.state = create(params, self.optimizer)
+        self.best = jax.tree.map(jnp.copy, params)
+        self.best_loss, self.stale = float("inf"), 0
+
+    # --- Training on explored episodes ---
+
+    def epoch(self, batch: Batch, held_out: np.ndarray, seed) -> dict:
+        """One pass over the tasks that are not held out, then the loss on those that are; keeps the best parameters.
+
+        Args:
+          batch: all explored episodes (NumPy), with the label signals of the method.
+          held_out: group ids that only measure.
+        """
+        started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
+        groups = np.setdiff1d(np.unique(batch.group_id), held_out)
+        steps = 0
+        for part, _ in self._parts(batch, rng.permutation(groups)):
+            outs.append(self._step(part))
+            steps += int(part.step_mask.sum())
+        seconds = time.monotonic() - started
+        loss = self.loss(batch, held_out if len(held_out) else groups)
+        if loss < self.best_loss:
+            self.best, self.best_loss, self.stale = jax.tree.map(jnp.copy, self.state.params), loss, 0
+        else:
+            self.stale += 1
+        metrics = {f"estimator/{k}": float(np.mean([o[k] for o in outs])) for k in ("loss", "grad_norm")}
+        return metrics | {"estimator/held_out_loss": loss, "estimator/steps_per_s": steps / seconds, "time/estimator_s": seconds}
+
+    def loss(self, batch: Batch, groups: np.ndarray) -> float:
+        """The method's loss on some tasks, a mean over the parts that they are cut into."""
+        losses, sizes = [], []
+        for part, count in self._parts(batch, groups):
+            placed = self.layout.place(part)
+            losses.append(float(_loss(self.method, estimate(self.state.params, placed, **self.layout.passes), placed)))
+            sizes.append(count)
+        return float(np.average(losses, weights=sizes))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the held-out loss has stopped falling."""
+        return self.stale > self.c.patience
+
+    def quality(self, batch: Batch, groups: np.ndarray, progress_ExS: np.ndarray, reference: float) -> dict[str, float]:
+        """How well the best parameters explain the outcomes of some tasks, and the true progress of their steps.
+
+        Args:
+          progress_ExS: exact progress of each step of `batch`, NaN where unknown.
+          reference: the constant prediction to compare with, the mean outcome of the tasks trained on.
+        """
+        found, truth, outcome, masks = [], [], [], []
+        batch = batch.with_signals(progress_true=progress_ExS)
+        for part, count in self._parts(batch, groups):
+            placed = self.layout.place(part)
+            output = estimate(self.best, placed, **self.layout.passes)
+            found.append(np.asarray(_contributions(self.method, output, placed)))
+            truth.append(part.signals["progress_true"])
+            outcome.append(part.outcome), masks.append(part.step_mask & part.episode_mask[:, None])
+        contribution, mask = np.concatenate(found), np.concatenate(masks)
+        counted = mask.any(axis=1)
+        fit = outcome_fit(contribution.sum(axis=1)[counted], np.concatenate(outcome)[counted], reference)
+        return fit | credit_quality(contribution, np.concatenate(truth), mask)
+
+    # --- During reinforcement learning ---
+
+    def outputs(self, placed: Batch) -> np.ndarray:
+        """The signal `progress` of a placed batch, `[E, S]`."""
+        return np.asarray(estimate(self.best, placed, **self.layout.passes))
+
+    def remember(self, batch: Batch) -> None:
+        """Keeps a batch for the next refresh."""
+        if self.c.refresh_every:
+            kept = batch.replace(signals={k: batch.signals[k] for k in self.method.label_signals})
+            self.replay = [kept, *self.replay][: self.c.refresh_every]
+
+    def refresh(self, metrics: dict, seed) -> None:
+        """Goes on training on the remembered batches."""
+        started, rng = time.monotonic(), np.random.default_rng(seed)
+        groups = self.c.minibatch_groups
+        parts = [p for b in self.replay for p in group_minibatches(b, groups, self._capacity(b), rng)]
+        outs = [self._step(parts[i]) for i in rng.permutation(len(parts))]
+        self.best = jax.tree.map(jnp.copy, self.state.params)
+        metrics["estimator/loss"] = float(np.mean([o["loss"] for o in outs]))
+        metrics["time/estimator_s"] = time.monotonic() - started
+
+    def _step(self, part: Batch) -> dict:
+        self.state, out = progress_step(
+            self.state, self.layout.place(part), optimizer=self.optimizer, method=self.method, **self.layout.passes
+        )
+        return out
+
+    def _parts(self, batch: Batch, groups: np.ndarray) -> Iterator[tuple[Batch, int]]:
+        """The episodes of some groups in mini-batches of one shape, with the number of groups in each."""
+        size = self.c.minibatch_groups
+        episodes = size * int(np.bincount(batch.group_id).max())
+        for first in range(0, len(groups), size):
+            some = groups[first : first + size]
+            yield take_groups(batch, some, self._capacity(batch), episodes), len(some)
+
+    def _capacity(self, batch: Batch) -> int:
+        return self.layout.row_capacity(self.c.minibatch_groups * int(np.bincount(batch.group_id).max()))
+
+
+def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """A random share of the tasks, which the estimator never trains on."""
+    groups = np.unique(group_id)
+    count = int(round(share * len(groups)))
+    return np.sort(np.random.default_rng([seed, 8]).permutation(groups)[:count])
+
+
+def with_labels(batch: Batch, episodes, method) -> Batch:
+    """Adds the labels that the method's loss reads."""
+    if "progress_label" not in method.label_signals:
+        return batch
+    sequences = [[f"{step.state_key}|{step.action}" for step in e.steps] if e.failure is None else [] for e in episodes]
+    labels = lcs_progress_labels(sequences, np.asarray(batch.success).tolist(), np.asarray(batch.group_id).tolist())
+    label_ExS = np.full(batch.step_mask.shape, -1.0, np.float32)
+    for row, label in zip(label_ExS, labels):
+        row[: len(label)] = label
+    return batch.with_signals(progress_label=label_ExS)
+
+
+def check_outcomes(batch: Batch) -> None:
+    """Raises a UserError when outcomes lie outside [0, 1], which an estimator of progress is trained on."""
+    outcome = np.asarray(batch.outcome)[np.asarray(batch.episode_mask)]
+    if outcome.size and (outcome.min() < 0 or outcome.max() > 1):
+        raise UserError(
+            f"outcomes lie in [{outcome.min():.3g}, {outcome.max():.3g}], a progress estimator is trained on outcomes in [0, 1]: set "
+            "credit.outcome=success, or a credit.outcome_scale that brings the return there."
+        )

@@ -1,0 +1,114 @@
+"""The stages of a run and their outputs: what a later run, or a later stage, can take instead of making it again.
+
+    sft -> explore -> estimator -> train -> evaluate
+
+A finished stage leaves its output in the workdir: `stages/sft` and `stages/estimator` (parameters), `exploration/` (recorded episodes). Each
+carries the config keys that decide it. It is taken only where they agree; the error names the first that does not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from stepreward.checkpoint import Checkpoints
+from stepreward.config import leaves
+from stepreward.errors import UserError
+
+STAGES = ("sft", "explore", "estimator", "train", "evaluate")
+
+# Prefixes of the keys that decide a stage's output, beside those of the stages before it.
+_KEYS = {
+    "sft": ("seed", "environment.", "model.preset", "model.compute_dtype", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
+    "explore": ("exploration.", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.max_answer_tokens"),
+    "estimator": ("estimator.", "credit.outcome"),
+    "train": ("",),
+    "evaluate": ("",),
+}
+# They say how to go about it, not what comes out.
+_NOT_DECIDING = ("sft.log_every", "estimator.refresh_every")
+
+
+def covers(stage: str, key: str) -> bool:
+    """Whether a config key plays a part in a stage's output."""
+    if key.startswith(_NOT_DECIDING) and stage != "train":
+        return False
+    before = STAGES[: STAGES.index(stage) + 1]
+    return any(key.startswith(prefix) for s in before for prefix in _KEYS[s])
+
+
+def fingerprint(config, stage: str, **more: Any) -> dict[str, Any]:
+    """The config keys that decide a stage's output, and what else is given; plain JSON values."""
+    config = getattr(config, "untracked", config)
+    return json.loads(json.dumps({k: v for k, v in leaves(config).items() if covers(stage, k)} | more))
+
+
+def check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """Raises a UserError that names the first key in which a finished stage differs from what this run asks for."""
+    for key in sorted(set(found) | set(expected)):
+        if found.get(key) != expected.get(key):
+            raise UserError(
+                f"{what} was made with {key} = {found.get(key, '(absent)')!r}, this run has {expected.get(key, '(absent)')!r}: give the same "
+                "value, or make that stage again in a workdir of its own."
+            )
+
+
+class StageOutput:
+    """The parameters that a stage leaves in `workdir/stages/NAME`."""
+
+    def __init__(self, workdir: str | Path, stage: str):
+        self.stage, self.folder = stage, Path(workdir) / "stages" / stage
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "facts.json").is_file()
+
+    def save(self, params, facts: dict[str, Any], metrics: dict[str, float]) -> None:
+        """Writes parameters, then `facts.json`, whose presence says that the stage is finished."""
+        checkpoints = Checkpoints(self.folder, keep=1)
+        checkpoints.save(0, {"params": params}, {})
+        checkpoints.close()
+        text = json.dumps({"facts": facts, "metrics": metrics}, indent=2) + "\n"
+        temporary = self.folder / ".facts.json"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(self.folder / "facts.json")
+
+    def read(self, template, facts: dict[str, Any]) -> tuple[Any, dict[str, float]]:
+        """The parameters in the structure of `template`, and the stage's metrics.
+
+        Raises:
+          UserError: the stage is not finished, was made with another config, or holds arrays of other shapes.
+        """
+        where = f"the {self.stage} stage in {str(self.folder.parent.parent)!r}"
+        if not self.exists:
+            raise UserError(f"{where} is not finished: run it there with --stage={self.stage} first.")
+        found = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
+        check(found["facts"], facts, where)
+        checkpoints = Checkpoints(self.folder, read_only=True)
+        try:
+            _, tree, _ = checkpoints.restore({"params": template})
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from error
+        finally:
+            checkpoints.close()
+        return tree["params"], found["metrics"]
+
+
+def begun(workdir: Path) -> set[str]:
+    """The stages that a workdir has begun."""
+    path = Path(workdir) / "stages" / "begun.json"
+    return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+
+
+def mark_begun(workdir: Path, stages: Iterable[str]) -> None:
+    """Notes that stages have begun: from now on the workdir's config may not change in what decides them."""
+    found = begun(workdir)
+    if set(stages) <= found:
+        return
+    path = Path(workdir) / "stages" / "begun.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(".begun.json")
+    temporary.write_text(json.dumps(sorted(found | set(stages))) + "\n", encoding="utf-8")
+    temporary.rename(path)
