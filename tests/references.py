@@ -20,6 +20,9 @@ class Step:
     value: np.ndarray
     observation: int
     env_reward: float
+    progress: float = 0.0
+    progress_label: float = -1.0
+    executed: bool = True
     shuffled_from: int = 0
 
 
@@ -33,13 +36,17 @@ class Episode:
 
 
 CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
-SIGNALS = ("log_prob_prm", "log_prob_initial", "value")
+SIGNALS = ("log_prob_prm", "log_prob_initial", "value")  # one number a token
+STEP_SIGNALS = ("progress", "progress_label")  # one number a step
 
 
 def random_step(rng, tokens=None) -> Step:
     tokens = int(rng.integers(1, 4)) if tokens is None else tokens
     draw = lambda: rng.normal(-1.0, 0.7, tokens)
-    return Step(draw(), draw(), draw(), rng.normal(0, 1, tokens), int(rng.integers(1, 3)), float(rng.normal()))
+    step = Step(draw(), draw(), draw(), rng.normal(0, 1, tokens), int(rng.integers(1, 3)), float(rng.normal()))
+    step.progress, step.executed = float(rng.normal()), bool(rng.random() < 0.6)
+    step.progress_label = float(rng.random()) if rng.random() < 0.7 else -1.0
+    return step
 
 
 def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4) -> list[Episode]:
@@ -101,10 +108,15 @@ def pack(
 
     step_mask = np.zeros((num_episodes, max_steps), bool)
     env_reward = np.zeros((num_episodes, max_steps), np.float32)
+    executed = np.ones((num_episodes, max_steps), bool)
+    step_level = {name: np.full((num_episodes, max_steps), 1e3, np.float32) for name in STEP_SIGNALS}
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
         for s, step in enumerate(episode.steps):
             step_mask[e, s], env_reward[e, s], permutation[e, s] = True, step.env_reward, step.shuffled_from
+            executed[e, s] = step.executed
+            for name, array in step_level.items():
+                array[e, s] = getattr(step, name)
     pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
     group_of = group_of or (lambda group: group)
     return Batch(
@@ -116,7 +128,7 @@ def pack(
         log_prob_old=jnp.asarray(token["log_prob_old"]),
         step_mask=jnp.asarray(step_mask),
         env_reward=jnp.asarray(env_reward),
-        executed=jnp.asarray(step_mask),
+        executed=jnp.asarray(executed),
         episode_mask=pad([e.counted for e in episodes], False, bool),
         outcome=pad([e.outcome for e in episodes], 77.0, np.float32),
         success=pad([e.success for e in episodes], True, bool),
@@ -124,8 +136,10 @@ def pack(
         group_id=pad([group_of(e.group) for e in episodes], 0, np.int32),
         signals={
             **{name: jnp.asarray(token[name]) for name in SIGNALS},
+            **{name: jnp.asarray(array) for name, array in step_level.items()},
             "step_permutation": jnp.asarray(permutation),
             "alpha_scale": jnp.float32(0.7),
+            "kl_coef": jnp.float32(0.3),
         },
     )
 
@@ -139,11 +153,13 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
     return values
 
 
-def literal(step_tokens, outcomes, *, groups=None, packing="episode", **tokens) -> Batch:
+def literal(
+    step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, **tokens
+) -> Batch:
     """A batch of given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` is the number of tokens of each step of episode e; `tokens[name][e]` holds the values of all action
-    tokens of the episode (0 where a name is not given).
+    tokens of the episode (0 where a name is not given). `progress[e]` and `executed[e]` hold one value a step.
     """
     episodes = []
     for e, counts in enumerate(step_tokens):
@@ -155,6 +171,9 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", **tokens) 
             Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0)
             for i in range(len(counts))
         ]
+        for name, values in (("progress", progress), ("executed", executed)):
+            for step, value in zip(steps, values[e] if values else ()):
+                setattr(step, name, value)
         group = 0 if groups is None else groups[e]
         episodes.append(Episode(steps, float(outcomes[e]), group, success=outcomes[e] > 0))
     return pack(episodes, packing)

@@ -1,4 +1,4 @@
-"""What every credit method must hold to, written once and run on every registered method and on iStar's options."""
+"""What every credit method must hold to, written once and run on every registered method and on many options."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepreward.credit import Method, make, names, register, token_mask
-from tests.references import SIGNALS, by_step, pack, random_episodes
+from tests.references import SIGNALS, STEP_SIGNALS, by_step, pack, random_episodes
 
 METHODS = {name: make(name) for name in names()} | {
     "istar-released": make("istar", variant="released"),
@@ -20,10 +20,39 @@ METHODS = {name: make(name) for name in names()} | {
     "grpo-raw": make("grpo", singleton="raw"),
     "ppo-env": make("ppo", reward="env", discount=0.9, trace=0.7),
     "step_ppo-env": make("step_ppo", reward="env", discount=0.9, trace=0.7, whiten=False),
+    "ppo-decay": make("ppo", observation="decay", discount=0.9, trace=0.7),
+    "ppo-kl": make("ppo", kl_in_reward=True),
+    "spa-released": make("spa", variant="released"),
+    "spa-enforced": make("spa", clamp=True, enforce_sum=True, kl_in_reward=True),
+    "spa-shuffled": make("spa", step_reward="shuffled"),
+    "spa-uniform": make("spa", step_reward="uniform"),
+    "spa-terminal": make("spa", step_reward="terminal"),
+    "spa-group": make("spa", baseline="group"),
+    "spa-token": make("spa", level="token"),
+    "rbt-bags": make("rbt", bag_size=2, bag_reward="env"),
+    "rudder-critic": make("rudder", baseline="critic", residual="uniform"),
+    "rudder-none": make("rudder", residual="none"),
+    "progrm-cross-entropy": make("progrm", objective="cross_entropy"),
 }
-CRITIC = {"ppo", "step_ppo", "ppo-env", "step_ppo-env"}
 RAW = {"istar-uniform", "grpo-raw"}
+# They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached.
+# A reward that is the environment's or an estimator's does not read the outcome at all.
+NOT_CENTRED = RAW | {
+    "ppo",
+    "step_ppo",
+    "ppo-decay",
+    "ppo-kl",
+    "spa-enforced",
+    "spa-uniform",
+    "spa-terminal",
+    "rudder",
+    "rudder-critic",
+}
+CRITIC = [name for name in METHODS if METHODS[name].has_critic]
+ESTIMATOR = [name for name in METHODS if METHODS[name].has_progress]
 each_method = pytest.mark.parametrize("name", METHODS)
+each_critic = pytest.mark.parametrize("name", CRITIC)
+each_estimator = pytest.mark.parametrize("name", ESTIMATOR)
 
 FAILED = 5
 
@@ -138,25 +167,20 @@ def test_groups_do_not_leak(name, episodes, batch, credits):
     changed = batch.replace(
         outcome=jnp.where(changed_E, batch.outcome**2 + 1, batch.outcome),
         env_reward=jnp.where(changed_E[:, None], batch.env_reward * 2, batch.env_reward),
+        executed=batch.executed ^ changed_E[:, None],
     )
     if getattr(method, "step_norm", "none") == "none":  # the option rescales by the rewards of the batch, by definition
         episode_of = np.asarray(batch.step_id) // batch.max_steps
         in_group = (episode_of >= 0) & changed_E[np.maximum(episode_of, 0)]
         signals = {k: jnp.where(in_group, 1.5 * batch.signals[k], batch.signals[k]) for k in SIGNALS}
+        signals |= {k: jnp.where(changed_E[:, None], 1.5 * batch.signals[k], batch.signals[k]) for k in STEP_SIGNALS}
         changed = changed.with_signals(**signals)
     before, after = np.asarray(credits[name].step_advantage), np.asarray(run(changed)[name].step_advantage)
     counted = np.asarray(batch.step_mask & batch.episode_mask[:, None])
     others = counted & ~changed_E[:, None]
     assert np.abs(before - after)[counted & changed_E[:, None]].max() > 1e-3
-    whitens = name in (
-        "reinforce_plus_plus",
-        "reinforce_plus_plus_baseline",
-        "ppo",
-        "ppo-env",
-        "step_ppo",
-        "prime",
-        "istar-merged",
-    )
+    by_definition = ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "prime", "istar-merged")
+    whitens = name in by_definition or getattr(method, "whiten", False)
     if name == "istar-first-zscore":  # its outcome part whitens, its step part does not: compare the step parts
         outcome = "reinforce_plus_plus_baseline"
         before = before - np.asarray(credits[outcome].step_advantage)
@@ -168,17 +192,25 @@ def test_groups_do_not_leak(name, episodes, batch, credits):
     np.testing.assert_allclose(before[others], after[others], atol=3e-5)
 
 
-@each_method
-def test_failed_episodes_change_nothing(name, episodes, batch, credits):
-    """Whatever a failed episode holds, even NaN, and whether it is there at all."""
+def spoil_failed(batch):
     of_failed = np.asarray(batch.step_id) // batch.max_steps == FAILED
     at = lambda x: jnp.asarray(x).at[FAILED].set(jnp.nan)
-    spoilt = batch.replace(
+    return batch.replace(
         log_prob_old=jnp.where(of_failed, jnp.nan, batch.log_prob_old),
         outcome=at(batch.outcome),
         env_reward=at(batch.env_reward),
-        success=~batch.success & (jnp.arange(batch.num_episodes) == FAILED) | batch.success,
-    ).with_signals(**{k: jnp.where(of_failed, jnp.nan, batch.signals[k]) for k in SIGNALS})
+        executed=batch.executed.at[FAILED].set(~batch.executed[FAILED]),
+        success=batch.success.at[FAILED].set(~batch.success[FAILED]),
+    ).with_signals(
+        **{k: jnp.where(of_failed, jnp.nan, batch.signals[k]) for k in SIGNALS},
+        **{k: at(batch.signals[k]) for k in STEP_SIGNALS},
+    )
+
+
+@each_method
+def test_failed_episodes_change_nothing(name, episodes, batch, credits):
+    """Whatever a failed episode holds, even NaN, and whether it is there at all."""
+    spoilt = spoil_failed(batch)
     credit = run(spoilt)[name]
     assert_same_by_step(credits[name], batch, credit, spoilt)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(credit))
@@ -199,7 +231,7 @@ def test_batch_of_failed_episodes_gets_no_credit(name, batch):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(credit))
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in CRITIC | RAW])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in NOT_CENTRED])
 def test_adding_a_constant_to_all_outcomes_changes_nothing(name, batch, credits):
     shifted = run(batch.replace(outcome=batch.outcome + 5.0))[name]
     np.testing.assert_allclose(credits[name].advantage, shifted.advantage, atol=2e-5)
@@ -227,7 +259,7 @@ def test_no_gradient_flows_through_credit(name, batch):
         credit = METHODS[name].credit(inputs.with_signals(**signals))
         return credit.advantage.sum() + credit.step_reward.sum() + credit.step_advantage.sum()
 
-    signals = {k: batch.signals[k] for k in SIGNALS}
+    signals = {k: batch.signals[k] for k in (*SIGNALS, *STEP_SIGNALS, "kl_coef")}
     gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(
         batch.outcome, batch.log_prob_old, batch.env_reward, signals
     )
@@ -254,6 +286,120 @@ def test_methods_without_a_prm_have_no_prm_loss(name, batch):
         METHODS[name].prm_loss(batch.log_prob_old, batch)
 
 
+@each_critic
+def test_a_critic_is_read_and_trained_on_action_tokens(name, batch, credits):
+    """A critic of tokens at each of them, one of steps at the first of each step; what it says elsewhere is not read."""
+    method, counted = METHODS[name], np.asarray(token_mask(batch))
+    mask = np.asarray(method.value_mask(batch))
+    if method.level == "token":
+        np.testing.assert_array_equal(mask, counted)
+    else:
+        firsts = {key: [1.0] + [0.0] * (len(v) - 1) for key, v in by_step(mask, batch).items() if key[0] != FAILED}
+        assert not (mask & ~counted).any()
+        assert {k: v for k, v in by_step(mask, batch).items() if k[0] != FAILED} == firsts
+    assert "value" in method.requires and credits[name].returns is not None
+    unread = batch.with_signals(value=jnp.where(mask, batch.signals["value"], jnp.nan))
+    assert_same_by_step(credits[name], batch, run(unread)[name], unread)
+
+
+def test_without_a_critic_or_an_estimator_their_signals_are_not_asked_for():
+    for name, method in METHODS.items():
+        assert ("value" in method.requires) == (name in CRITIC)
+        assert ("progress" in method.requires) == (name in ESTIMATOR)
+        assert not method.label_signals & method.requires
+
+
+def losses_of_every_estimator(output_ExS, batch):
+    """For each method with an estimator `((loss, metrics), gradient)`."""
+    return {
+        name: jax.value_and_grad(METHODS[name].progress_loss, has_aux=True)(output_ExS, batch) for name in ESTIMATOR
+    }
+
+
+run_losses = jax.jit(losses_of_every_estimator)
+
+
+@pytest.fixture(scope="module")
+def losses(batch):
+    return losses_of_every_estimator(batch.signals["progress"], batch)
+
+
+def assert_same_loss(ours, theirs):
+    (loss, metrics), gradient = ours
+    (other_loss, other_metrics), other_gradient = theirs
+    np.testing.assert_allclose(loss, other_loss, rtol=1e-5)
+    assert set(metrics) == set(other_metrics)
+    for key in metrics:
+        np.testing.assert_allclose(metrics[key], other_metrics[key], rtol=1e-5)
+    episodes, steps = (min(a, b) for a, b in zip(gradient.shape, other_gradient.shape))
+    gradient, other_gradient = np.asarray(gradient), np.asarray(other_gradient)
+    np.testing.assert_allclose(gradient[:episodes, :steps], other_gradient[:episodes, :steps], atol=1e-6)
+    for array in (gradient, other_gradient):  # beyond the common part there is only padding
+        assert not array[episodes:].any() and not array[:, steps:].any()
+
+
+@each_estimator
+def test_the_loss_of_an_estimator_teaches_counted_steps_only(name, batch, losses):
+    (loss, metrics), gradient = losses[name]
+    counted, gradient = np.asarray(batch.step_mask & batch.episode_mask[:, None]), np.asarray(gradient)
+    assert np.isfinite(loss) and loss > 0 and all(np.isfinite(value) for value in metrics.values())
+    assert np.isfinite(gradient).all() and gradient[counted].any() and not gradient[~counted].any()
+    unread = batch.with_signals(**{k: jnp.where(counted, batch.signals[k], jnp.nan) for k in STEP_SIGNALS})
+    assert_same_loss(losses[name], run_losses(unread.signals["progress"], unread)[name])
+
+
+@each_estimator
+def test_packing_and_padding_do_not_change_the_loss_of_an_estimator(name, episodes, batch, losses):
+    order = np.random.default_rng(3).permutation(batch.tokens.shape[0])
+    others = [
+        pack(episodes, "step", row_order=order),
+        pack(episodes, group_of={0: 9, 1: 3, 2: 0, 3: 13}.get),
+        pack(episodes, padded=False),
+    ]
+    for other in others:
+        assert_same_loss(losses[name], run_losses(other.signals["progress"], other)[name])
+
+
+@each_estimator
+def test_failed_episodes_do_not_change_the_loss_of_an_estimator(name, episodes, batch, losses):
+    spoilt = spoil_failed(batch)
+    assert_same_loss(losses[name], run_losses(spoilt.signals["progress"], spoilt)[name])
+    without = pack([e for i, e in enumerate(episodes) if i != FAILED])
+    result, gradient = run_losses(without.signals["progress"], without)[name]
+    gradient = jnp.insert(gradient, FAILED, 0.0, axis=0)[:-1]
+    assert_same_loss(losses[name], (result, gradient))
+
+
+@each_estimator
+def test_a_batch_of_failed_episodes_teaches_an_estimator_nothing(name, batch):
+    nothing = batch.replace(episode_mask=jnp.zeros_like(batch.episode_mask))
+    (loss, metrics), gradient = run_losses(batch.signals["progress"], nothing)[name]
+    assert loss == 0 and not np.asarray(gradient).any()
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+@each_estimator
+def test_the_loss_of_an_estimator_is_the_same_under_jit(name, batch, losses):
+    assert_same_loss(losses[name], run_losses(batch.signals["progress"], batch)[name])
+
+
+@each_estimator
+def test_contributions_read_counted_steps_only(name, batch):
+    counted = np.asarray(batch.step_mask & batch.episode_mask[:, None])
+    output = batch.signals["progress"]
+    contribution = np.asarray(METHODS[name].contributions(output, batch))
+    assert contribution.dtype == np.float32 and contribution[counted].any() and not contribution[~counted].any()
+    hidden = METHODS[name].contributions(jnp.where(counted, output, jnp.nan), batch)
+    np.testing.assert_array_equal(contribution, hidden)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if not METHODS[name].has_progress])
+def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
+    for function in (METHODS[name].progress_loss, METHODS[name].contributions):
+        with pytest.raises(ValueError, match=f"'{METHODS[name].name}' has no progress estimator"):
+            function(batch.signals["progress"], batch)
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
@@ -268,6 +414,24 @@ def test_methods_without_a_prm_have_no_prm_loss(name, batch):
         ("istar", {"granularity": "token", "step_reward": "uniform"}, "granularity='step' only"),
         ("ppo", {"discount": 1.5}, r"discount of 'ppo' must lie in \[0, 1\]"),
         ("step_ppo", {"reward": "prm"}, "'outcome', 'env'"),
+        ("ppo", {"observation": "keep"}, "observation of 'ppo' must be one of 'skip', 'decay', not 'keep'"),
+        ("step_ppo", {"observation": "decay"}, "no option 'observation'"),
+        ("spa", {"trace": -0.1}, r"trace of 'spa' must lie in \[0, 1\]"),
+        ("spa", {"alpha": -1.0}, "alpha of 'spa' must be at least 0"),
+        ("spa", {"beta": -1.0}, "beta of 'spa' must be at least 0"),
+        ("spa", {"step_reward": "constant"}, "step_reward of 'spa' must be one of 'progress', 'shuffled', 'uniform'"),
+        ("spa", {"step_weight": "steptool"}, "'none', 'released'"),
+        ("spa", {"level": "turn"}, "level of 'spa' must be one of 'step', 'token'"),
+        ("spa", {"baseline": "group", "level": "token"}, "set level='step'"),
+        ("spa", {"variant": "release"}, "there are: paper, released"),
+        ("spa", {"reward": "env"}, "no option 'reward'"),
+        ("rbt", {"variant": "released"}, "no option 'variant'"),
+        ("rbt", {"bag_size": -1}, "bag_size of 'rbt' must be at least 0"),
+        ("rbt", {"bag_reward": "prm"}, "'outcome', 'env'"),
+        ("rudder", {"residual": "first"}, "'none', 'last', 'uniform'"),
+        ("rudder", {"every_step": -1.0}, "every_step of 'rudder' must be at least 0"),
+        ("rudder", {"baseline": "none"}, "'critic', 'group'"),
+        ("progrm", {"objective": "bce"}, "'mse', 'cross_entropy'"),
     ],
 )
 def test_bad_options_are_one_clear_error(name, options, message):

@@ -108,12 +108,16 @@ class SPA(ActorCritic):
         return {"loss": "sum of the episode"}
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
+        if not self.has_progress:
+            return super().contributions(output_ExS, batch)  # says so
         mask_ExS = step_mask(batch)
         output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
         return jnp.maximum(output_ExS, 0.0) if self.clamp else output_ExS
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
         """L = mean over episodes of (Σ_t ĉ_t − R)², on the estimator's outputs as they are (`clamp` acts on rewards only)."""
+        if not self.has_progress:
+            return super().progress_loss(output_ExS, batch)
         return contribution_sum_loss(output_ExS, batch.outcome, step_mask(batch)), {}
 
     def reward_of_steps(self, batch: Batch) -> Array:
@@ -181,5 +185,7 @@ class RBT(SPA):
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
         """L = mean over bags of (Σ_bag ĉ − Σ_bag r)²."""
+        if not self.has_progress:
+            return super().progress_loss(output_ExS, batch)
         reward_ExS = batch.env_reward if self.bag_reward == "env" else outcome_reward(batch)
         return bag_sum_loss(output_ExS, reward_ExS, step_mask(batch), bag_size=self.bag_size), {}

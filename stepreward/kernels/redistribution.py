@@ -62,7 +62,7 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
     episodes, steps = mask_ExS.shape
     size = min(bag_size, steps) or max(steps, 1)
     error_ExS = jnp.where(mask_ExS, contribution_ExS.astype(jnp.float32) - reward_ExS.astype(jnp.float32), 0.0)
-    bags = lambda x_ExS: jnp.pad(x_ExS, ((0, 0), (0, -steps % size))).reshape(episodes, -1, size)
+    bags = lambda x_ExS: jnp.pad(x_ExS, ((0, 0), (0, -steps % size))).reshape(episodes, -(-steps // size), size)
     counted_ExB = bags(mask_ExS).any(axis=2)
     return (bags(error_ExS).sum(axis=2) ** 2).sum() / jnp.maximum(counted_ExB.sum(), 1)
 

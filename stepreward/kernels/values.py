@@ -57,7 +57,9 @@ def explained_variance(value: Array, returns: Array, mask: Array) -> Array:
     """1 − Var(G − V) / Var(G) over the True entries: 1 is perfect, 0 no better than a constant; 0 where G is constant."""
     chex.assert_equal_shape([value, returns, mask])
     spread = lambda x: masked_mean((x - masked_mean(x, mask)) ** 2, mask)
-    total = spread(returns)
+    # Measured from the largest one, so that equal returns have a variance of exactly zero: rounding must not pass for one.
+    origin = jnp.where(mask.any(), jnp.max(jnp.where(mask, returns, -jnp.inf), initial=-jnp.inf), 0.0)
+    total = spread(returns - origin)
     return jnp.where(total > 0, 1.0 - spread(returns - value) / jnp.where(total > 0, total, 1.0), 0.0)
 
 
