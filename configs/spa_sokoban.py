@@ -16,8 +16,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
     c = base_config()  # every key, with its meaning
-    c.credit.method = "spa"
-    c.credit.options.update({"alpha": 1.0, "beta": 0.02, "discount": 1.0, "trace": 0.95})
+    c.credit.method = "spa"  # its "auto" variant is "stable", see docs/log.md
+    c.estimator.decay_updates = 4000
     c.critic.update({"backbone": "separate", "epochs": 2})
     c.eval.final_episodes = 2048
     {"tiny": lambda c: None, "micro": _micro}[preset](c)
@@ -31,7 +31,7 @@ def _micro(c: ConfigDict) -> None:
     c.rollout.update({"groups": 4, "group_size": 4, "max_steps": 8, "max_rows": 16})
     c.sft.update({"episodes": 60, "updates": 100, "rows": 64, "log_every": 50, "learning_rate": 1e-2, "warmup_updates": 10})
     c.exploration.update({"tasks": 8, "rollouts": 4, "part_tasks": 3})
-    c.estimator.update({"minibatch_groups": 2, "epochs": 2, "warmup_updates": 0, "held_out": 0.25})
+    c.estimator.update({"minibatch_episodes": 8, "epochs": 2, "warmup_updates": 0, "held_out": 0.25})
     c.prm.update({"learning_rate": 1e-3, "minibatch_groups": 2, "resync": False, "replay": 0})
     c.critic.update({"minibatch_rows": 64})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 64})

@@ -77,13 +77,14 @@ def base_config() -> ConfigDict:
     # The progress estimator of SPA and its relatives.
     c.estimator = ConfigDict()
     c.estimator.head = "mlp"  # or "linear"
-    c.estimator.learning_rate = 1e-3
+    c.estimator.learning_rate = 3e-4
     c.estimator.warmup_updates = 20
+    c.estimator.decay_updates = 0  # over which the rate then falls to a tenth; 0: constant
     c.estimator.weight_decay = 0.01
     c.estimator.max_grad_norm = 1.0
-    c.estimator.minibatch_groups = 8  # tasks in an update
-    c.estimator.epochs = 8  # at most
-    c.estimator.patience = 1  # epochs without a lower loss on held-out tasks before it stops
+    c.estimator.minibatch_episodes = 16  # in an update
+    c.estimator.epochs = 10  # at most
+    c.estimator.patience = 2  # epochs without a lower loss on held-out tasks before it stops
     c.estimator.held_out = 0.125  # share of the tasks that only measure
     c.estimator.refresh_every = 0  # iterations after which it goes on training on what they brought; 0: never
 

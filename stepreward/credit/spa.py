@@ -59,8 +59,11 @@ class SPA(ActorCritic):
     """
 
     name: ClassVar[str] = "spa"
+    recommended: ClassVar[str] = "stable"
     variants: ClassVar = {
         "paper": {},
+        # Where success ends the episode, β = 0.5 a step pays for not succeeding: evidence in docs/log.md.
+        "stable": {"beta": 0.02, "discount": 1.0},
         "released": {
             "step_reward": "leave_one_out",
             "alpha": 1.0,
@@ -167,6 +170,7 @@ class RBT(SPA):
     """
 
     name: ClassVar[str] = "rbt"
+    recommended: ClassVar[str] = ""
     variants: ClassVar = {}
 
     beta: float = 0.0

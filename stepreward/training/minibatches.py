@@ -54,24 +54,37 @@ def pad_rows(x: np.ndarray, capacity: int, value) -> np.ndarray:
     return out
 
 
+def row_episodes(batch: Batch) -> np.ndarray:
+    """int `[R]`: the episode that each row belongs to, −1 for a row without an action."""
+    row_step = np.asarray(batch.step_id).max(axis=1)
+    return np.where(row_step >= 0, row_step // batch.max_steps, -1)
+
+
 def take_groups(batch: Batch, groups: np.ndarray, capacity: int, num_episodes: int | None = None) -> Batch:
-    """The episodes of some groups with their rows, as a batch of its own.
+    """The episodes of some groups with their rows, as a batch of its own; arguments as in `take_episodes`."""
+    return take_episodes(batch, np.flatnonzero(np.isin(batch.group_id, groups)), capacity, num_episodes)
+
+
+def take_episodes(
+    batch: Batch, episodes: np.ndarray, capacity: int, num_episodes: int | None = None, row_episode: np.ndarray | None = None
+) -> Batch:
+    """Some episodes with their rows, as a batch of its own.
 
     Args:
-      batch: NumPy arrays; every group has the same number of episodes.
-      groups: group ids to keep.
+      batch: NumPy arrays.
+      episodes: indices of the episodes to keep, in their new order.
       capacity: rows of the result.
       num_episodes: episodes of the result; the last ones are empty and do not count. None: as many as there are.
+      row_episode: `row_episodes(batch)`, where it is known already.
     """
     max_steps = batch.max_steps
-    episodes = np.flatnonzero(np.isin(batch.group_id, groups))
-    new_index = np.full(batch.num_episodes, -1)
+    new_index = np.full(batch.num_episodes + 1, -1)  # the last entry is for rows of no episode
     new_index[episodes] = np.arange(len(episodes))
-    row_step = np.asarray(batch.step_id).max(axis=1)
-    row_episode = np.where(row_step >= 0, new_index[np.maximum(row_step, 0) // max_steps], -1)
-    part = take_rows(batch, np.flatnonzero(row_episode >= 0), capacity)
-    old = part.step_id
-    step_id = np.where(old >= 0, new_index[np.maximum(old, 0) // max_steps] * max_steps + old % max_steps, -1)
+    new_row_episode = new_index[row_episodes(batch) if row_episode is None else row_episode]
+    kept = np.flatnonzero(new_row_episode >= 0)
+    part = take_rows(batch, kept, capacity)
+    shift = pad_rows(new_row_episode[kept] * max_steps, capacity, 0)[:, None]
+    step_id = np.where(part.step_id >= 0, shift + part.step_id % max_steps, -1)
     levels = {n: np.asarray(getattr(batch, n))[episodes] for n in _EPISODE_LEVEL + _STEP_LEVEL}
     levels["group_id"] = np.unique(levels["group_id"], return_inverse=True)[1].astype(np.int32)
     size = len(episodes) if num_episodes is None else num_episodes

@@ -22,7 +22,7 @@ from stepreward.errors import UserError
 from stepreward.models.heads import head_outputs, with_head
 from stepreward.training import chunks
 from stepreward.training.layout import Layout
-from stepreward.training.minibatches import group_minibatches, take_groups
+from stepreward.training.minibatches import row_episodes, take_episodes
 from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
 
 Array = jax.Array
@@ -110,56 +110,56 @@ class Estimator:
 
         Args:
           batch: all explored episodes (NumPy), with the label signals of the method.
-          held_out: group ids that only measure.
+          held_out: group ids that only measure; where there are none, the training tasks do.
         """
         started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
-        groups = np.setdiff1d(np.unique(batch.group_id), held_out)
-        steps = 0
-        for part, _ in self._parts(batch, rng.permutation(groups)):
+        mine = self.episodes(batch, held_out, among=False)
+        for part, _ in self._parts(batch, rng.permutation(mine)):
             outs.append(self._step(part))
-            steps += int(part.step_mask.sum())
+        metrics = {f"estimator/{k}": float(np.mean([o[k] for o in outs])) for k in ("loss", "grad_norm")}
         seconds = time.monotonic() - started
-        loss = self.loss(batch, held_out if len(held_out) else groups)
+        loss = self.loss(batch, self.episodes(batch, held_out) if len(held_out) else mine)
         if loss < self.best_loss:
             self.best, self.best_loss, self.stale = jax.tree.map(jnp.copy, self.state.params), loss, 0
         else:
             self.stale += 1
-        metrics = {f"estimator/{k}": float(np.mean([o[k] for o in outs])) for k in ("loss", "grad_norm")}
-        return metrics | {"estimator/held_out_loss": loss, "estimator/steps_per_s": steps / seconds, "time/estimator_s": seconds}
+        speed = float(batch.step_mask[mine].sum()) / seconds
+        return metrics | {"estimator/held_out_loss": loss, "estimator/steps_per_s": speed, "time/estimator_s": seconds}
 
-    def loss(self, batch: Batch, groups: np.ndarray) -> float:
-        """The method's loss on some tasks, a mean over the parts that they are cut into."""
+    @staticmethod
+    def episodes(batch: Batch, groups: np.ndarray, among: bool = True) -> np.ndarray:
+        """Indices of the counted episodes of some groups, or of all others."""
+        return np.flatnonzero((np.isin(batch.group_id, groups) == among) & batch.episode_mask)
+
+    def loss(self, batch: Batch, episodes: np.ndarray) -> float:
+        """The method's loss on some episodes, a mean over the parts that they are cut into."""
         losses, sizes = [], []
-        for part, count in self._parts(batch, groups):
+        for part, count in self._parts(batch, episodes):
             placed = self.layout.place(part)
-            losses.append(float(_loss(self.method, estimate(self.state.params, placed, **self.layout.passes), placed)))
+            losses.append(_loss(self.method, estimate(self.state.params, placed, **self.layout.passes), placed))
             sizes.append(count)
-        return float(np.average(losses, weights=sizes))
+        return float(np.average([float(x) for x in losses], weights=sizes))
 
     @property
     def finished(self) -> bool:
         """Whether the held-out loss has stopped falling."""
         return self.stale > self.c.patience
 
-    def quality(self, batch: Batch, groups: np.ndarray, progress_ExS: np.ndarray, reference: float) -> dict[str, float]:
-        """How well the best parameters explain the outcomes of some tasks, and the true progress of their steps.
+    def quality(self, batch: Batch, episodes: np.ndarray, progress_ExS: np.ndarray, reference: float) -> dict[str, float]:
+        """How well the best parameters explain some episodes' outcomes, and the true progress of their steps.
 
         Args:
           progress_ExS: exact progress of each step of `batch`, NaN where unknown.
           reference: the constant prediction to compare with, the mean outcome of the tasks trained on.
         """
-        found, truth, outcome, masks = [], [], [], []
-        batch = batch.with_signals(progress_true=progress_ExS)
-        for part, count in self._parts(batch, groups):
+        found = []
+        for part, count in self._parts(batch, episodes):
             placed = self.layout.place(part)
             output = estimate(self.best, placed, **self.layout.passes)
-            found.append(np.asarray(_contributions(self.method, output, placed)))
-            truth.append(part.signals["progress_true"])
-            outcome.append(part.outcome), masks.append(part.step_mask & part.episode_mask[:, None])
-        contribution, mask = np.concatenate(found), np.concatenate(masks)
-        counted = mask.any(axis=1)
-        fit = outcome_fit(contribution.sum(axis=1)[counted], np.concatenate(outcome)[counted], reference)
-        return fit | credit_quality(contribution, np.concatenate(truth), mask)
+            found.append(np.asarray(_contributions(self.method, output, placed))[:count])
+        contribution = np.concatenate(found)
+        fit = outcome_fit(contribution.sum(axis=1), batch.outcome[episodes], reference)
+        return fit | credit_quality(contribution, progress_ExS[episodes], batch.step_mask[episodes])
 
     # --- During reinforcement learning ---
 
@@ -176,8 +176,7 @@ class Estimator:
     def refresh(self, metrics: dict, seed) -> None:
         """Goes on training on the remembered batches."""
         started, rng = time.monotonic(), np.random.default_rng(seed)
-        groups = self.c.minibatch_groups
-        parts = [p for b in self.replay for p in group_minibatches(b, groups, self._capacity(b), rng)]
+        parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i]) for i in rng.permutation(len(parts))]
         self.best = jax.tree.map(jnp.copy, self.state.params)
         metrics["estimator/loss"] = float(np.mean([o["loss"] for o in outs]))
@@ -189,16 +188,13 @@ class Estimator:
         )
         return out
 
-    def _parts(self, batch: Batch, groups: np.ndarray) -> Iterator[tuple[Batch, int]]:
-        """The episodes of some groups in mini-batches of one shape, with the number of groups in each."""
-        size = self.c.minibatch_groups
-        episodes = size * int(np.bincount(batch.group_id).max())
-        for first in range(0, len(groups), size):
-            some = groups[first : first + size]
-            yield take_groups(batch, some, self._capacity(batch), episodes), len(some)
-
-    def _capacity(self, batch: Batch) -> int:
-        return self.layout.row_capacity(self.c.minibatch_groups * int(np.bincount(batch.group_id).max()))
+    def _parts(self, batch: Batch, episodes: np.ndarray) -> Iterator[tuple[Batch, int]]:
+        """Episodes in mini-batches of one shape, with the number of episodes in each."""
+        size, rows = self.c.minibatch_episodes, row_episodes(batch)
+        capacity = self.layout.row_capacity(size)
+        for first in range(0, len(episodes), size):
+            some = episodes[first : first + size]
+            yield take_episodes(batch, some, capacity, size, rows), len(some)
 
 
 def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray:

@@ -246,7 +246,8 @@ class Runner:
             trained = np.setdiff1d(batch.group_id, held_out)
             reference = float(batch.outcome[np.isin(batch.group_id, trained) & batch.episode_mask].mean())
             truth = true_progress(episodes, c.rollout.max_steps)
-            found = estimator.quality(batch, held_out if len(held_out) else trained, truth, reference)
+            measured = estimator.episodes(batch, held_out if len(held_out) else trained)
+            found = estimator.quality(batch, measured, truth, reference)
             metrics |= {f"estimator/{k}": v for k, v in found.items()}
             self._check_finite(metrics)
             stages.StageOutput(self.workdir, "estimator").save(estimator.best, self._fingerprint("estimator"), found)

@@ -39,7 +39,7 @@ SIGNALS = frozenset(
 )
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
-    "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_groups", "estimator.epochs",
+    "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_episodes", "estimator.epochs",
     "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows", "eval.episodes", "eval.every",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip

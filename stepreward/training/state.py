@@ -71,6 +71,7 @@ def make_optimizer(group) -> optax.GradientTransformation:
     return OptimizerConfig(
         group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
         weight_decay=group.weight_decay if "weight_decay" in group else 0.0,
+        decay_updates=group.decay_updates if "decay_updates" in group else 0,
     ).make()  # fmt: skip
 
 
