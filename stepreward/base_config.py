@@ -154,6 +154,7 @@ def base_config() -> ConfigDict:
     c.eval.episodes = 512
     c.eval.every = 20
     c.eval.final_episodes = 0  # held-out episodes of a last stage that compares start and end; 0: no such stage
+    c.eval.final_temperature = 1.0  # of that stage; 0: greedy
     c.eval.prm_as_policy_every = 20  # 0: never
     c.eval.record = 3  # episodes kept for the report
 

@@ -297,13 +297,16 @@ class Runner:
 
     def _evaluate_tick(self) -> dict:
         """The supervised policy and the trained one on the same held-out tasks; writes `evaluation.json`."""
-        c, started = self.c, time.monotonic()
+        c, started, collector = self.c, time.monotonic(), self.parts.collector
+        if c.eval.final_temperature != c.rollout.temperature:
+            sampling = dataclasses.replace(collector.engine.sampling, temperature=c.eval.final_temperature)
+            collector = dataclasses.replace(collector, engine=dataclasses.replace(collector.engine, sampling=sampling))
         tasks = setup.held_out_tasks(c, self.parts.factory, c.eval.final_episodes)
         source = stages.StageOutput(c.stages.sft or self.workdir, "sft")
         start, _ = source.read(self.learner.actor, self._fingerprint("sft"))
         table = {}
         for name, params in (("start", self.learner.layout.place_parameters(start)), ("end", self.learner.actor)):
-            good = [e for e in self.parts.collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
+            good = [e for e in collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
             if not good:
                 raise UserError("every environment of the evaluation failed.")
             found = summary(good)

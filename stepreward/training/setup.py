@@ -47,7 +47,7 @@ _AT_LEAST_ONE = (
 
 _AT_LEAST_ZERO = (
     "policy.kl_coef", "policy.stop_kl", "policy.kl_reward_coef", "policy.kl_reward_target", "critic.clip", "critic.coef",
-    "estimator.refresh_every", "estimator.patience", "eval.final_episodes",
+    "estimator.refresh_every", "estimator.patience", "eval.final_episodes", "eval.final_temperature",
 )  # fmt: skip
 OLD_LOG_PROBS = ("auto", "behaviour", "current")
 
