@@ -15,7 +15,9 @@ from rich.text import Text
 
 from stepreward.metrics import wilson_interval
 
-_SECONDS_STYLES = {"rollout": "cyan", "scoring": "magenta", "prm": "yellow", "policy": "green"}
+_SECONDS_STYLES = {
+    "rollout": "cyan", "scoring": "magenta", "prm": "yellow", "estimator": "yellow", "critic": "red", "policy": "green",
+}  # fmt: skip
 _SECONDS_NAMES = {"prm": "PRM"}
 
 
@@ -90,7 +92,7 @@ class RunDisplay:
           total: iterations of this phase.
           success: success rate in [0, 1].
           tokens_per_second: sampled tokens a second.
-          seconds: seconds of the last iteration under "rollout", "scoring", "prm", "policy".
+          seconds: seconds of the last iteration under "rollout", "scoring", "prm", "estimator", "critic", "policy".
         """
         new_phase = phase is not None and phase != self.phase
         if new_phase:
@@ -188,6 +190,10 @@ def summary_rows(
     end: tuple[int, int] | None,
     wall_s: float,
     report: Any = None,
+    counted: str = "",
+    grounding: tuple[float, float] | None = None,
+    steps: tuple[float, float] | None = None,
+    estimator: tuple[float, float] | None = None,
 ) -> list[tuple[str, str]]:
     """Returns the rows that close a run: held-out success at its start and end with 95 % intervals, time, report.
 
@@ -196,23 +202,34 @@ def summary_rows(
       end: (successes, episodes) of the last one, or None.
       wall_s: seconds that the run took.
       report: where the report is, or None.
+      counted: what the episodes of `start` and `end` are, such as "tasks of the final evaluation".
+      grounding: grounding accuracy (share of steps whose action took effect) at the start and the end, or None.
+      steps: steps per episode at the start and the end, or None.
+      estimator: mean squared error of the progress estimator, and of predicting the mean outcome instead, or None.
     """
     rows = []
     for name, counts in (("held-out success, start", start), ("held-out success, end", end)):
         if counts is not None:
-            rows.append((name, format_success(*counts)))
+            rows.append((name, format_success(*counts, counted)))
+    if grounding is not None:
+        rows.append(("grounding accuracy", _start_and_end(*map(_percent, grounding))))
+    if steps is not None:
+        rows.append(("steps per episode", _start_and_end(*(f"{count:.1f}" for count in steps))))
+    if estimator is not None:
+        rows.append(("progress estimator", "squared error {:.4f}, predicting the mean {:.4f}".format(*estimator)))
     rows.append(("wall time", format_duration(wall_s)))
     if report is not None:
         rows.append(("report", str(report)))
     return rows
 
 
-def format_success(successes: int, n: int) -> str:
+def format_success(successes: int, n: int, counted: str = "") -> str:
     """Returns "41.0 % (34.5 to 47.9, 82 of 200)": the rate and its 95 % Wilson interval; "no episodes" for n = 0."""
     if n < 1:
         return "no episodes"
     low, high = wilson_interval(successes, n)
-    return f"{100 * successes / n:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {successes:,} of {n:,})"
+    among = f"{successes:,} of {n:,} {counted}".rstrip()
+    return f"{100 * successes / n:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {among})"
 
 
 def format_duration(seconds: float) -> str:
@@ -225,6 +242,11 @@ def format_duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600:,} h {seconds % 3600 // 60:02d} min"
+
+
+def _start_and_end(start: str, end: str) -> str:
+    """In words: a log file's encoding may have no arrow."""
+    return f"{start} at the start, {end} at the end"
 
 
 def _percent(rate: float) -> str:

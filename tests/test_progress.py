@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from stepreward.progress import RunDisplay, format_duration, format_success, summary_rows
+from stepreward.training.main_job import table_facts
 
 
 class Clock:
@@ -113,6 +114,41 @@ def test_the_end_shows_both_intervals_the_time_and_the_whole_path_of_the_report(
 def test_summary_without_evaluations_has_time_alone():
     assert summary_rows(start=None, end=None, wall_s=61) == [("wall time", "1 min 01 s")]
     assert format_success(0, 0) == "no episodes"
+
+
+ON_THE_WAY = [
+    {"eval/success": 0.25, "eval/episodes": 16, "eval/executed": 0.5, "eval/steps_per_episode": 9.0},
+    {"estimator/loss": 0.1, "estimator/mse": 0.0123, "estimator/mse_of_mean": 0.2},
+    {"eval/success": 0.375, "eval/episodes": 16, "eval/executed": 0.75, "eval/steps_per_episode": 7.0},
+    {"rollout/success": 0.1},
+]
+FINAL = {
+    "final/start_success": 0.25, "final/start_episodes": 32.0, "final/start_executed": 0.6359,
+    "final/start_steps_per_episode": 6.78,
+    "final/end_success": 0.3125, "final/end_episodes": 32.0, "final/end_executed": 0.622, "final/end_steps_per_episode": 6.53,
+}  # fmt: skip
+
+
+def test_the_final_evaluation_goes_before_those_on_the_way():
+    estimator = ("progress estimator", "squared error 0.0123, predicting the mean 0.2000")
+    assert summary_rows(wall_s=61, **table_facts([*ON_THE_WAY, FINAL])) == [
+        ("held-out success, start", "25.0 % (13.3 to 42.1, 8 of 32 tasks of the final evaluation)"),
+        ("held-out success, end", "31.2 % (18.0 to 48.6, 10 of 32 tasks of the final evaluation)"),
+        ("grounding accuracy", "63.6 % at the start, 62.2 % at the end"),
+        ("steps per episode", "6.8 at the start, 6.5 at the end"),
+        estimator, ("wall time", "1 min 01 s"),
+    ]  # fmt: skip
+    assert summary_rows(wall_s=61, **table_facts(ON_THE_WAY)) == [
+        ("held-out success, start", "25.0 % (10.2 to 49.5, 4 of 16)"), ("held-out success, end", "37.5 % (18.5 to 61.4, 6 of 16)"),
+        ("grounding accuracy", "50.0 % at the start, 75.0 % at the end"), ("steps per episode", "9.0 at the start, 7.0 at the end"),
+        estimator, ("wall time", "1 min 01 s"),
+    ]  # fmt: skip
+
+
+def test_a_run_that_recorded_less_has_fewer_rows():
+    assert table_facts([{"rollout/success": 0.1}]) == {"start": None, "end": None}
+    old = [{"eval/success": 0.5, "eval/episodes": 4}, {"eval/success": 0.75, "eval/episodes": 4, "eval/executed": 0.9}]
+    assert table_facts(old) == {"start": (2, 4), "end": (3, 4)}
 
 
 def test_durations():

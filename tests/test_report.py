@@ -16,9 +16,10 @@ import pytest
 from envs.sokoban.board_html import board_svg
 from stepreward.report import mean_and_band, plot_curves, read_episodes, write_episodes, write_report
 from stepreward.report.episode_html import choose_episodes, episode_html, plain_board
-from stepreward.report.figures import learning_curves
+from stepreward.report.figures import PANELS, TIMES, learning_curves
 from stepreward.report.page import summarize
 from stepreward.report.style import CSS
+from stepreward.report.tables import estimator_quality, final_evaluation
 
 
 def step(observation="#P#", action="up", **changes):
@@ -142,7 +143,7 @@ def test_the_page_holds_headline_curves_episodes_and_config(tmp_path):
                  "Success in rollouts", "Where the time goes", "Losses", "held_out seed 5", "solved", "↑ up", "← left",
                  "+0.013", "−0.2", "+0.8", "5 → ∞", "∞ → 0", "method.beta", "0.05"]:  # fmt: skip
         assert part in text, part
-    for absent in ["KL(policy", "Entropy", "Quality of the credit"]:
+    for absent in ["KL(policy", "Entropy", "Quality of the credit", "Evaluation", "Grounding", "estimator", "critic"]:
         assert absent not in text
     # Held-out success, rollout success, losses and time, then two steps and the final board.
     assert page.tags.count("svg") == 4 + 3
@@ -164,6 +165,87 @@ def test_curves_take_their_colours_from_the_theme(tmp_path):
         assert all(f"{name}:" in CSS for name in used)
         assert not re.search(r"#0[123]0[123]0\d", svg)
         assert ElementTree.fromstring(svg).tag == SVG + "svg"
+
+
+def test_each_new_panel_and_each_share_of_the_time_appears_where_it_was_recorded():
+    estimator = {f"estimator/{key}": 0.1 for key in ("loss", "held_out_loss")} | {"time/estimator_s": 1.0}
+    learned = {key: 0.5 for panel in PANELS for key in panel.keys if not key.startswith("estimator/")}
+    seconds = dict.fromkeys(TIMES, 1.0)
+    records = [{"iteration": i, **(estimator if i < 3 else learned | seconds)} for i in range(6)]
+    drawn = {title: svg for title, _, svg in learning_curves(records)}
+    assert [*drawn] == [panel.title for panel in PANELS] + ["Where the time goes"]
+    for title, labels in [("Grounding accuracy", ["held-out tasks", "rollouts"]),
+                          ("Loss of the estimator", ["training", "held out"]),
+                          ("Quality of the credit", ["step rewards", "advantages"]),
+                          ("Where the time goes", TIMES.values())]:  # fmt: skip
+        assert all(f">{label}</text>" in drawn[title] for label in labels), title
+    # A colour for each part of the time, none of them twice.
+    assert len(set(re.findall(r"fill: (var\(--c\d\))", drawn["Where the time goes"]))) == len(TIMES)
+
+
+def test_a_lone_curve_of_a_panel_of_several_is_named():
+    ((_, _, svg),) = learning_curves([{"iteration": i, "credit/advantage_rank_correlation": 0.1 * i} for i in range(3)])
+    assert ">advantages</text>" in svg and ">step rewards</text>" not in svg
+
+
+def test_a_critic_that_starts_far_off_leaves_its_later_curve_readable():
+    values = [-5000.0, -3.0, 0.2, 0.5]
+    ((_, _, svg),) = learning_curves([{"iteration": i, "credit/explained_variance": v} for i, v in enumerate(values)])
+    ticks = [float(text.replace("−", "-")) for text in re.findall(r">(−?\d+\.\d+)</text>", svg)]
+    assert -1.05 <= min(ticks) < 0 < max(ticks) < 0.6
+
+
+def evaluated(**changes):
+    """The record of a final evaluation of 2048 tasks, as the runner writes it."""
+    found = {"success": (0.25, 0.5), "success_low": (0.232, 0.478), "success_high": (0.269, 0.522), "return": (-2.0719, 2.784),
+             "steps_per_episode": (6.78, 6.53), "executed": (0.6359, 0.722), "episodes": (2048.0, 2047.0)}  # fmt: skip
+    both = {f"final/{name}_{key}": value[i] for key, value in found.items() for i, name in enumerate(("start", "end"))}
+    return {"iteration": 80, "phase": "evaluate", "wall_s": 160.0, **both, **changes}
+
+
+def test_a_final_evaluation_is_a_table_and_the_headline(tmp_path):
+    workdir(tmp_path, [*lines(), evaluated()])
+    text = page_of(tmp_path).text.replace("\u00a0", " ")
+    for part in ["went from 25.0 % (23.2 to 26.9) under the supervised policy to 50.0 % (47.8 to 52.2)", "over 2,047 episodes",
+                 "policy success return grounding accuracy steps per episode episodes",
+                 "supervised policy (start) 25.0 % (23.2 to 26.9) −2.07 63.6 % 6.8 2,048",
+                 "trained policy (end) 50.0 % (47.8 to 52.2) 2.78 72.2 % 6.5 2,047",
+                 "The learning curves come from evaluations on 200 episodes each."]:  # fmt: skip
+        assert part in text, part
+    assert "2.0 % (0.8 to 5.0)" not in text
+    _, cards = summarize([*lines(), evaluated()])
+    assert [label for _, label, _ in cards] == ["held-out success, start", "held-out success, end", "wall time"]
+
+
+def test_what_a_final_evaluation_lacks_is_a_dash_and_the_last_one_counts(tmp_path):
+    bare = {"iteration": 9, "final/start_success": 0.1, "final/end_success": 0.2}
+    bare |= {"final/end_return": "<b>", "final/start_executed": None}
+    assert final_evaluation([evaluated(), bare]) == {"start": {"success": 0.1}, "end": {"success": 0.2}}
+    text = page_of(workdir(tmp_path, [bare])).text.replace("\u00a0", " ")
+    assert "supervised policy (start) 10.0 % – – – –" in text and "Wilson, over" not in text
+    assert final_evaluation([{"iteration": 1, "final/end_success": 0.2}]) == final_evaluation(lines()) == {}
+
+
+MEASURED = {"mse": 0.01234, "mse_of_mean": 0.2, "mae": 0.0523, "within_0.1": 0.875, "calibration_error": 0.031, "explained": 0.9,
+            "rank_correlation": 0.4217, "rank_correlation_within": -0.0764, "sign_accuracy": 0.68, "steps": 6400.0}  # fmt: skip
+
+
+def test_the_estimator_has_a_table_that_explains_itself(tmp_path):
+    record = {"iteration": 7, "phase": "estimator", **{f"estimator/{key}": value for key, value in MEASURED.items()}}
+    later = {"iteration": 8, "estimator/loss": 0.3}
+    assert estimator_quality([record, later]) == MEASURED and estimator_quality([later]) == {}
+    text = page_of(workdir(tmp_path, [record, later], {"estimator": {"held_out": 0.25}})).text.replace("\u00a0", " ")
+    for part in ["Progress estimator", "mean squared error 0.0123", "of predicting the mean 0.2000",
+                 "mean absolute error 0.052", "errors of at most 0.1 87.5 %", "calibration error 0.031",
+                 "rank correlation with true progress +0.42",
+                 "within episodes −0.08", "right sign 68.0 %", "6,400 of their steps",
+                 "tasks that it did not train on"]:  # fmt: skip
+        assert part in text, part
+    del record["estimator/rank_correlation"], record["estimator/steps"]  # an environment that knows no distance
+    text = page_of(workdir(tmp_path, [record], {"estimator": {"held_out": 0}})).text
+    assert "rank correlation with" not in text and "on the tasks that it trained on" in text
+    for config in ({"estimator": "<b>"}, {}):
+        assert "Measured" not in page_of(workdir(tmp_path, [record], config)).text
 
 
 def test_text_from_models_and_environments_is_escaped(tmp_path):

@@ -18,23 +18,30 @@ Records = Sequence[Mapping[str, Any]]
 _THEME = {
     "#010101": "var(--ink)",
     "#020202": "var(--faint)",
+    "#020103": "var(--card)",
     "#030301": "var(--c1)",
     "#030302": "var(--c2)",
     "#030303": "var(--c3)",
     "#030304": "var(--c4)",
     "#030305": "var(--c5)",
+    "#030306": "var(--c6)",
+    "#030307": "var(--c7)",
 }
-_INK, _FAINT, *_COLOURS = _THEME
+_INK, _FAINT, _CARD, *_COLOURS = _THEME
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: a title, the metrics that it draws (key → label), and a sentence for who does not know them."""
+    """One figure: a title, the metrics that it draws (key → label), and a sentence for who does not know them.
+
+    `rate` shows the whole range of a share; `lowest` cuts the axis there, where a few bad values would hide the rest.
+    """
 
     title: str
     keys: Mapping[str, str]
     note: str
     rate: bool = False
+    lowest: float | None = None
 
 
 PANELS = (
@@ -42,17 +49,37 @@ PANELS = (
           "Share of held-out tasks solved; the band is the 95 % Wilson interval.", rate=True),
     Panel("Success in rollouts", {"rollout/success": "rollouts"},
           "Share of sampled training episodes solved.", rate=True),
-    Panel("Quality of the credit", {"credit/rank_correlation": "rank correlation"},
-          "How step rewards rank moves against the exact distance to the solution; 1 is perfect, 0 is chance."),
+    Panel("Return", {"eval/return": "held-out tasks", "rollout/return": "rollouts"}, "Sum of an episode's rewards, on average."),
+    Panel("Grounding accuracy", {"eval/executed": "held-out tasks", "rollout/executed": "rollouts"},
+          "Share of steps whose action was understood and took effect.", rate=True),
+    Panel("Steps per episode", {"eval/steps_per_episode": "held-out tasks", "rollout/steps_per_episode": "rollouts"},
+          "Mean number of answers that the agent gives until an episode ends."),
+    Panel("Loss of the estimator", {"estimator/loss": "training", "estimator/held_out_loss": "held out"},
+          "On the explored tasks that it learns from, and on those kept apart; when the latter rises, it memorises."),
+    Panel("Quality of the credit",
+          {"credit/rank_correlation": "step rewards", "credit/advantage_rank_correlation": "advantages"},
+          "Rank correlation of what a move received with how far it came nearer to the solution; 1 is perfect, 0 is chance."),
+    Panel("Explained variance of the critic", {"credit/explained_variance": "critic"},
+          "How much of the returns' spread its values foretell; 1 is all, 0 no more than a constant. Cut off below −1.",
+          lowest=-1.05),
+    Panel("Error of the critic", {"critic/value_error": "critic", "policy/value_error": "head on the policy"},
+          "Mean squared difference between its values and the returns."),
     Panel("Pair accuracy of the PRM", {"prm/pair_accuracy": "held-out pairs"},
           "Share of held-out pairs in which the better episode scores higher; 0.5 is chance.", rate=True),
     Panel("Spread of step rewards", {"credit/step_reward_std": "all steps", "credit/group_spread": "within groups"},
           "Standard deviation of the step rewards."),
     Panel("Entropy of the policy", {"rollout/entropy": "entropy"}, "Nats a sampled token."),
     Panel("KL(policy ‖ PRM)", {"prm/kl_policy": "KL"}, "Nats a token: how far the policy has moved from the PRM."),
+    Panel("KL(policy ‖ supervised policy)",
+          {"credit/kl_initial": "nats an episode, in the reward", "policy/kl_reference": "nats a token, in the loss"},
+          "How far the policy has moved from where reinforcement learning began."),
+    Panel("Weight of the KL penalty", {"credit/kl_coef": "coefficient"},
+          "What a nat of KL to the supervised policy costs in reward."),
     Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "sft/loss": "SFT"}, "As each optimizer sees them."),
     Panel("Size of the policy's updates", {"policy/clip_fraction": "clipped", "policy/approx_kl": "approximate KL"},
           "Share of tokens that hit the clip; KL from the policy that made the rollout, in nats a token."),
+    Panel("Updates an iteration", {"policy/updates": "updates"},
+          "Mini-batches learned from before the policy had moved far enough to stop."),
 )  # fmt: skip
 
 TIMES = {
@@ -61,6 +88,8 @@ TIMES = {
     "time/prm_s": "PRM",
     "time/policy_s": "policy",
     "time/eval_s": "evaluation",
+    "time/estimator_s": "estimator",
+    "time/critic_s": "critic",
 }
 
 
@@ -117,8 +146,11 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
         if panel.rate:
             axes.set_ylim(-0.02, 1.02)
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-        if len(present) > 1:
-            axes.legend(frameon=False, fontsize=8, labelcolor=_INK, handlelength=1.2)
+        if panel.lowest is not None and axes.get_ylim()[0] < panel.lowest:
+            top = max(0.0, *(series(records, key)[1].max() for key in present))
+            axes.set_ylim(panel.lowest, top + 0.05 * (top - panel.lowest))
+        if len(panel.keys) > 1:  # also over one curve, which would not say which of them it is
+            axes.legend(fontsize=8, labelcolor=_INK, handlelength=1.2, facecolor=_CARD, edgecolor="none", framealpha=0.8)
 
     return draw
 
@@ -139,7 +171,8 @@ def _time_panel(axes, records: Records) -> None:
         height = np.histogram(iterations, edges, weights=seconds)[0] / np.maximum(counts, 1)
         axes.bar(edges[:-1], height, np.diff(edges), bottom, align="edge", color=colour, linewidth=0, label=label)
         bottom += height
-    axes.set_ylim(0, 1.35 * bottom.max() if bottom.any() else 1)
+    rows = math.ceil(len(axes.containers) / 3)  # of the legend, which lies above the bars
+    axes.set_ylim(0, (1.05 + 0.15 * rows) * bottom.max() if bottom.any() else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
     axes.legend(
         frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1
@@ -170,7 +203,7 @@ def _phase_marks(axes, records: Records) -> None:
             axes.axvline(iteration, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         at = max(low, iteration)
         end = min(high, starts[index + 1][0]) if index + 1 < len(starts) else high
-        if end - at > 0.08 * (high - low):
+        if end - at > (0.018 * len(str(phase)) + 0.02) * (high - low):  # else it would run into the next name
             axes.text(at + 0.01 * (high - low), 1.01, str(phase), transform=axes.get_xaxis_transform(),
                       fontsize=7.5, color=_INK, alpha=0.7, va="bottom", parse_math=False)  # fmt: skip
 

@@ -15,6 +15,7 @@ from stepreward.report.episode_html import BoardRenderer, choose_episodes, episo
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
 from stepreward.report.style import CSS
+from stepreward.report.tables import estimator_html, evaluation_html, final_evaluation, percent
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.json"
@@ -68,12 +69,22 @@ def write_report(
 def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str, str]]]:
     """Returns the headline of a run: one paragraph (HTML) and cards of (number, label, detail) in plain text.
 
+    A final evaluation, which is larger, goes before the evaluations on the way.
+
     Args:
       records: lines of `metrics.jsonl`.
     """
     found = evaluations(records)
+    final = final_evaluation(records)
     sentences, cards = [], []
-    if len(found) > 1:
+    if final:
+        found = [start, end] = [_as_evaluation(final[name]) for name in ("start", "end")]
+        sentences.append(
+            f"Success on held-out tasks went from <b>{_rate(start)}</b>{_interval(start)} under the supervised policy to "
+            f"<b>{_rate(end)}</b>{_interval(end)} under the trained one{_over(end)}."
+        )
+        cards = [(_rate(start), "held-out success, start", _detail(start)), (_rate(end), "held-out success, end", _detail(end))]
+    elif len(found) > 1:
         start, end = found[0], found[-1]
         sentences.append(
             f"Success on held-out tasks went from <b>{_rate(start)}</b>{_interval(start)} to <b>{_rate(end)}</b>"
@@ -107,6 +118,14 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str
     return " ".join(sentences), cards
 
 
+def _as_evaluation(row: Mapping[str, float]) -> dict[str, Any]:
+    """A row of the final evaluation under the names that an evaluation on the way has."""
+    entry = {"eval/success": row["success"]}
+    if all(name in row for name in ("success_low", "success_high", "episodes")):
+        entry |= {"low": row["success_low"], "high": row["success_high"], "eval/episodes": row["episodes"]}
+    return entry
+
+
 def _before_rl(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """The last evaluation before the phase "rl", or else the first one in it; None for a run of one phase."""
     phases = {record.get("phase") for record in records if record.get("phase")}
@@ -127,6 +146,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
     if cards:
         items = (f"<div><b>{number}</b><span>{label}<br>{detail}</span></div>" for number, label, detail in cards)
         body.append(f'<div class="numbers">{"".join(items)}</div>')
+    body += [section for section in (evaluation_html(records), estimator_html(records, config)) if section]
     figures = learning_curves(records)
     if figures:
         drawn = (
@@ -192,7 +212,7 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str
 
 
 def _rate(entry: Mapping[str, Any]) -> str:
-    return f"{100 * entry['eval/success']:.1f}\u00a0%"
+    return percent(entry["eval/success"])
 
 
 def _interval(entry: Mapping[str, Any]) -> str:

@@ -6,12 +6,14 @@ CSS = """
   --paper: #fbfbfa; --card: #ffffff; --ink: #1d2430; --soft: #5f6b7a; --faint: #a9b2bd; --line: #e3e6ea;
   --good: #1a8f4f; --bad: #c9364a; --warn: #fff4d6; --warn-ink: #6b4e00;
   --c1: #2563eb; --c2: #d9730d; --c3: #1a8f4f; --c4: #8b47c9; --c5: #8a94a3;
+  --c6: #0f8b99; --c7: #c2307f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171c; --card: #1c2027; --ink: #e4e8ee; --soft: #9aa6b5; --faint: #5c6673; --line: #2c323b;
     --good: #4cc38a; --bad: #f2707f; --warn: #3a2f10; --warn-ink: #ffd98a;
     --c1: #7aa2ff; --c2: #f0a04b; --c3: #4cc38a; --c4: #bf8df2; --c5: #8a94a3;
+    --c6: #4fc0cc; --c7: #ee82b8;
   }
 }
 * { box-sizing: border-box; }
@@ -34,6 +36,16 @@ h3 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
   padding: .7rem 1rem; }
 .numbers b { display: block; font-size: 1.6rem; line-height: 1.25; letter-spacing: -.01em; }
 .numbers span { color: var(--soft); font-size: .84rem; display: block; line-height: 1.4; }
+.table { overflow-x: auto; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
+  padding: .3rem .9rem; }
+.data { width: 100%; border-collapse: collapse; font-size: .9rem; }
+.data th, .data td { text-align: left; padding: .4rem .8rem .4rem 0; vertical-align: baseline; }
+.data tr + tr > *, .data thead + tbody tr > * { border-top: 1px solid var(--line); }
+.data th { font-weight: 600; }
+.data thead th { color: var(--soft); font-weight: 400; font-size: .84rem; }
+.data td { white-space: nowrap; }
+.data td span { color: var(--soft); font-size: .84rem; }
+.data .meaning { color: var(--soft); font-size: .86rem; white-space: normal; min-width: 14rem; width: 62%; }
 .curves { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)); }
 figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 10px;
   padding: .8rem .9rem .5rem; display: flex; flex-direction: column; }

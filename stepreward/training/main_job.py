@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from stepreward.metrics import read_metrics
+from stepreward.metrics import is_number, read_metrics
 from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report
+from stepreward.report.tables import estimator_quality, final_evaluation
 from stepreward.training.setup import environment_module
 
 _SECONDS = ("rollout", "scoring", "prm", "estimator", "critic", "policy")
@@ -101,8 +102,29 @@ def _show(display: RunDisplay, runner, metrics: dict) -> None:
 
 
 def _table(display: RunDisplay, workdir: Path, wall_s: float, report: Path, title: str) -> None:
-    evaluated = [r for r in read_metrics(workdir / "metrics.jsonl") if r.get("eval/success") is not None]
-    ends = [(round(r["eval/success"] * r["eval/episodes"]), int(r["eval/episodes"])) for r in evaluated]
-    display.final_table(
-        summary_rows(start=ends[0] if ends else None, end=ends[-1] if ends else None, wall_s=wall_s, report=report), title
-    )
+    display.final_table(summary_rows(wall_s=wall_s, report=report, **table_facts(read_metrics(workdir / "metrics.jsonl"))), title)
+
+
+def table_facts(records: list[dict]) -> dict:
+    """What `summary_rows` shows of a run: its final evaluation, or else its first and last evaluation; its estimator.
+
+    Args:
+      records: lines of `metrics.jsonl`.
+    """
+    facts: dict = {"start": None, "end": None}
+    final = final_evaluation(records)
+    ends = [final["start"], final["end"]] if final else []
+    if ends and all(is_number(row.get("episodes")) for row in ends):
+        facts["counted"] = "tasks of the final evaluation"
+    else:
+        evaluated = [r for r in records if r.get("eval/success") is not None]
+        ends = [{k.removeprefix("eval/"): v for k, v in r.items() if k.startswith("eval/")} for r in evaluated[:1] + evaluated[-1:]]
+    if ends:
+        facts |= {k: (round(row["success"] * row["episodes"]), int(row["episodes"])) for k, row in zip(("start", "end"), ends)}
+    for name, key in (("grounding", "executed"), ("steps", "steps_per_episode")):
+        if ends and all(is_number(row.get(key)) for row in ends):
+            facts[name] = tuple(row[key] for row in ends)
+    found = estimator_quality(records)
+    if "mse_of_mean" in found:
+        facts["estimator"] = found["mse"], found["mse_of_mean"]
+    return facts
