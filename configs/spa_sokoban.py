@@ -24,7 +24,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     c = base_config()  # every key, with its meaning
     c.credit.method = "spa"  # its "auto" variant is "stable", see docs/log.md
     c.estimator.decay_updates = 4000
-    c.critic.update({"backbone": "separate", "epochs": 2})
     c.eval.final_episodes = 2048
     if preset == "micro":
         _micro(c)

@@ -4,7 +4,8 @@
         --arms="istar= rloo=credit.method:rloo frozen=credit.options.prm_frozen:True" \
         --set="train.env_steps:200000"
 
-Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated.
+Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated. `{seed}` in
+an override stands for the seed, so that arms can take the finished stages of one run a seed (`stages.sft:runs/base_{seed}`).
 A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed start from the same policy.
 Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area under the curve
 (mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
@@ -47,7 +48,7 @@ def main() -> None:
 
     def run(job):
         seed, name = job
-        pairs = [p for p in f"{options.set},{arms[name]}".split(",") if p]
+        pairs = [p.replace("{seed}", str(seed)) for p in f"{options.set},{arms[name]}".split(",") if p]
         overrides = [f"--config.{p.replace(':', '=', 1)}" for p in pairs] + [f"--config.seed={seed}"]
         workdir = out / f"{name}_{seed}"
         environment = os.environ | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
@@ -76,17 +77,19 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
             x, y = series(records, "eval/success", x="env_steps")
             curves[arm].append((x, y))
             all_records = read_metrics(path)
-            quality = [r["credit/rank_correlation"] for r in all_records if r.get("credit/rank_correlation") is not None]
+            mean = lambda key: float(np.mean(found)) if (found := [r[key] for r in all_records if r.get(key) is not None]) else None
             rows.append(
                 dict(arm=arm, seed=seed, start=y[0], end=float(np.mean(y[-2:])), auc=area(x, y), wall_s=all_records[-1]["wall_s"],
-                     rank_correlation=float(np.mean(quality)) if quality else None, env_steps=x.tolist(), success=y.tolist())
+                     rank_correlation=mean("credit/rank_correlation"), advantage=mean("credit/advantage_rank_correlation"),
+                     grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), success=y.tolist())
             )  # fmt: skip
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(
         out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label="held-out success"
     )
-    print("| arm | seeds | start | end | area under the curve | rank correlation | wall s | difference of area to the first arm |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| arm | seeds | start | end | area under the curve | rank correlation of step rewards | of advantages | grounding at the end |"
+          " wall s | difference of area to the first arm |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for arm in arms:
         mine = [r for r in rows if r["arm"] == arm]
         if not mine:
@@ -95,7 +98,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
         pairs = [(a["auc"], b["auc"]) for a in mine for b in rows if b["arm"] == arms[0] and b["seed"] == a["seed"]]
         difference = "" if arm == arms[0] else interval([b - a for a, b in pairs], test=True)
         scaled = " | ".join(cell(k) for k in ("start", "end", "auc"))
-        quality = cell("rank_correlation") if mine[0]["rank_correlation"] is not None else "–"
+        quality = " | ".join(cell(k) if mine[0][k] is not None else "–" for k in ("rank_correlation", "advantage", "grounding"))
         print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
 
 
