@@ -30,17 +30,24 @@ def root() -> Path:
     return ROOT
 
 
-@pytest.fixture(scope="session")
-def micro_config():
-    """`micro_config({"train.env_steps": 100, …})`: the micro preset with some keys changed."""
+def _micro(file, changes=None):
     from stepreward.config import load_config_file
 
-    def make(changes=None):
-        config = load_config_file(f"{ROOT}/configs/istar_sokoban.py:micro")
-        config.update_from_flattened_dict(changes or {})
-        return config
+    config = load_config_file(f"{ROOT}/configs/{file}.py:micro")
+    config.update_from_flattened_dict(changes or {})
+    return config
 
-    return make
+
+@pytest.fixture(scope="session")
+def micro_config():
+    """`micro_config({"train.env_steps": 100, …})`: the micro preset of iStar with some keys changed."""
+    return partial(_micro, "istar_sokoban")
+
+
+@pytest.fixture(scope="session")
+def spa_config():
+    """The same of SPA."""
+    return partial(_micro, "spa_sokoban")
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,9 @@ from stepreward.training.minibatches import (
     group_minibatches,
     pad_rows,
     round_up,
+    row_episodes,
     row_minibatches,
+    take_episodes,
     take_groups,
     take_rows,
 )
@@ -95,6 +97,51 @@ def test_take_groups_against_a_loop(groups, capacity):
             assert a == (-1 if b < 0 else episodes.index(b // S) * S + b % S)
     assert (part.step_id[len(rows) :] == -1).all() and not part.action_mask[len(rows) :].any()
     assert part.signals["value"].shape == (capacity, L)
+
+
+def test_row_episodes_name_the_episode_of_each_row():
+    batch = make_batch()
+    expected = [int(ids.max()) // S if ids.max() >= 0 else -1 for ids in batch.step_id]
+    np.testing.assert_array_equal(row_episodes(batch), expected)
+    assert expected.count(-1) == R - sum(STEPS)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["rows known", "rows found"])
+@pytest.mark.parametrize("size", [None, 3, 5])
+def test_take_episodes_keeps_their_order_and_pads_with_what_does_not_count(size, known):
+    batch, episodes = make_batch(), np.array([4, 0, 2])
+    part = take_episodes(batch, episodes, 12, size, row_episodes(batch) if known else None)
+    size = size or 3
+    assert part.num_episodes == size and part.tokens.shape == (12, L)
+    for name in ("step_mask", "env_reward", "executed", "episode_mask", "outcome", "success", "truncated"):
+        value = getattr(part, name)
+        np.testing.assert_array_equal(value[:3], getattr(batch, name)[episodes], err_msg=name)
+        assert not value[3:].any()
+    np.testing.assert_array_equal(part.group_id[:3], [0, 0, 1])  # 0 and 2, numbered anew
+    for name, shape in (("progress", (size, S)), ("weight", (size,)), ("value", (12, L))):
+        assert part.signals[name].shape == shape
+    for name in ("progress", "weight"):
+        np.testing.assert_array_equal(part.signals[name][:3], batch.signals[name][episodes])
+        assert not part.signals[name][3:].any()
+    rows = [r for r in range(R) if batch.step_id[r].max() // S in episodes]
+    assert len(rows) == sum(STEPS[e] for e in episodes)
+    np.testing.assert_array_equal(part.tokens[: len(rows)], batch.tokens[rows])
+    np.testing.assert_array_equal(part.signals["value"][: len(rows)], batch.signals["value"][rows])
+    for row, ids in zip(rows, part.step_id):
+        old = batch.step_id[row]
+        new = [list(episodes).index(i // S) * S + i % S if i >= 0 else -1 for i in old]
+        np.testing.assert_array_equal(ids, new)
+    assert (part.step_id[len(rows) :] == -1).all() and not part.action_mask[len(rows) :].any()
+
+
+def test_no_episodes_at_all_are_an_empty_part():
+    part = take_episodes(make_batch(), np.array([], int), 4, 2)
+    assert part.num_episodes == 2 and not part.episode_mask.any() and not part.action_mask.any() and (part.step_id == -1).all()
+
+
+def test_episodes_whose_rows_do_not_fit_are_an_error():
+    with pytest.raises(ValueError, match="8 rows do not fit into 4"):
+        take_episodes(make_batch(), np.array([0, 2, 4]), 4)
 
 
 def test_group_minibatches_hold_whole_groups_in_parts_of_one_shape():

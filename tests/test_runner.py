@@ -24,12 +24,13 @@ PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "time/policy_s"}  # fmt: skip
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy"}
+ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
 REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
-EVAL = {"eval/success", "eval/return", "eval/episodes", "time/eval_s"}
+EVAL = {"eval/success", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 
 
-def flat_params(state):
-    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(state.params)])
+def flat_params(model):
+    return np.concatenate([np.asarray(x).ravel() for x in jax.tree.leaves(model.params)])
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +44,15 @@ def run(micro_config, tmp_path_factory):
         if key not in made:
             runner = Runner(micro_config({"train.env_steps": 200, **changes}), base / str(len(made)))
             made[key] = runner
-            runner.start = None if runner.prm is None else flat_params(runner.prm)
-            begin = runner._begin_rl
+            learner = runner.learner
+            runner.start = None if learner.prm is None else flat_params(learner.prm)
+            begin = learner.begin_rl
 
             def begin_rl():
                 begin()
-                runner.start = None if runner.prm is None else flat_params(runner.prm)
+                runner.start = None if learner.prm is None else flat_params(learner.prm)
 
-            runner._begin_rl = begin_rl
+            learner.begin_rl = begin_rl
             runner.programs = []
             runner.on_tick = lambda r, _: r.programs.append([f._cache_size() for f in (sft_step, policy_step, prm_step, score)])
             runner.run()
@@ -65,17 +67,19 @@ def test_the_default_run_passes_through_its_phases(run):
     assert [r["iteration"] for r in records] == [1, 2, 3, 4, 5]
     assert set(records[0]) == EVERY_TICK | SFT
     assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
-    correlation = {k for k in records[2] if k.startswith("credit/")} - CREDIT
-    assert any("correlation" in k for k in correlation)
-    rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | correlation
+    quality = {k for k in records[2] if k.startswith("credit/")} - CREDIT - {ADVANTAGE_QUALITY}
+    assert any("correlation" in k for k in quality)
+    rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | quality
     rl = [rl if r["prm/pairs"] else rl - {"prm/grad_norm", "prm/train_loss"} for r in records[2:]]
+    rl = [keys | ({ADVANTAGE_QUALITY} if r["policy/grad_norm"] > 0 else set()) for keys, r in zip(rl, records[2:])]
+    assert any(ADVANTAGE_QUALITY in keys for keys in rl)
     assert set(records[2]) == rl[0] and set(records[3]) == rl[1] | EVAL | {"prm/policy_success"}
     assert set(records[4]) == rl[2] | EVAL
     assert records[1]["sft/loss"] < records[0]["sft/loss"]
     assert records[4]["env_steps"] >= 300 > records[3]["env_steps"]
     assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r.get("prm/grad_norm", 0) for r in records[2:]) > 0
     assert all(r["policy/sampler_gap"] < 1e-4 for r in records[2:])  # the sampler's and the trainer's log-probabilities agree
-    assert np.abs(flat_params(runner.prm) - runner.start).max() > 1e-4
+    assert np.abs(flat_params(runner.learner.prm) - runner.start).max() > 1e-4
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
 
 
@@ -111,14 +115,15 @@ def test_a_run_ends_with_finite_metrics(run, changes):
     assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
     assert all(v is not None for r in records for v in r.values())
     last = records[-1]
-    trains_prm = runner.prm is not None and not runner.method.prm_frozen
+    prm = runner.learner.prm
+    trains_prm = prm is not None and not runner.method.prm_frozen
     assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
     updates = [set(r) & PRM_UPDATE for r in records]
     assert PRM_UPDATE in updates if trains_prm else not any(updates)
-    if runner.prm is None:
+    if prm is None:
         assert not [k for k in last if k.startswith("prm/")]
     else:
-        assert np.array_equal(flat_params(runner.prm), runner.start) != trains_prm
+        assert np.array_equal(flat_params(prm), runner.start) != trains_prm
 
 
 def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
@@ -128,18 +133,19 @@ def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
     # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
     pairs = [r["prm/pairs"] > 0 for r in records if "prm/pairs" in r]
-    assert int(runner.prm.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.replay) == 1
+    assert int(runner.learner.prm.state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.prm.replay) == 1
 
 
 def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):
     still = {"prm.learning_rate": 1e-12, "prm.replay": 1, "credit.options.alpha_scaled": False}
     runner, records = run(still | {"prm.resync": True})
-    assert int(runner.prm.updates) > 0 and np.abs(flat_params(runner.policy) - runner.start).max() > 1e-4
-    np.testing.assert_allclose(flat_params(runner.prm), flat_params(runner.policy), atol=1e-9)
+    prm, policy = runner.learner.prm, runner.learner.policy
+    assert int(prm.state.updates) > 0 and np.abs(flat_params(policy) - runner.start).max() > 1e-4
+    np.testing.assert_allclose(flat_params(prm), flat_params(policy), atol=1e-9)
     # The first step rewards are exactly 0, and all later ones too, since this PRM does not learn.
     assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["phase"] == "rl")
     runner, _ = run(still)
-    np.testing.assert_allclose(flat_params(runner.prm), runner.start, atol=1e-9)
+    np.testing.assert_allclose(flat_params(runner.learner.prm), runner.start, atol=1e-9)
 
 
 def test_uniform_step_rewards_are_equal_within_an_episode(run):
@@ -163,12 +169,23 @@ def test_without_a_warm_start(micro_config, tmp_path):
     assert runner.finished and "sft/loss" not in runner.history()[0] and "eval/success" in runner.history()[0]
 
 
-def test_every_config_key_is_read(micro_config, tmp_path):
-    """By the main job and an evaluation; what is read on one branch only is on that branch here."""
-    config = TrackedConfig(micro_config({"train.env_steps": 300, "prm.warmup_batches": 1, "prm.replay": 1}))
-    keys = set(leaves(config.untracked))
-    assert main_job.train(config, tmp_path / "run", quiet=True) == 0
-    assert unread_keys(config) == [] and len(keys) > 60
+def test_every_config_key_is_read(micro_config, spa_config, tmp_path):
+    """By the main job with iStar or SPA; what is read on one branch only is on that branch in one of the runs."""
+    borrowed = {f"stages.{name}": str(tmp_path / "spa") for name in ("sft", "exploration", "estimator")}
+    branches = borrowed | {"train.mode": "offline", "policy.kl_reward_coef": 0.1, "policy.kl_reward_target": 0.1}
+    runs = {
+        "istar": micro_config({"train.env_steps": 300, "prm.warmup_batches": 1, "prm.replay": 1}),
+        "spa": spa_config({"train.env_steps": 100}),
+        "branches": spa_config(branches),
+    }
+    keys, unread = set(leaves(runs["istar"])), []
+    for name, config in runs.items():
+        assert set(leaves(config)) == keys
+        config = TrackedConfig(config)
+        assert main_job.train(config, tmp_path / name, quiet=True) == 0
+        unread.append(set(unread_keys(config)))
+    assert set.intersection(*unread) == set() and len(keys) > 100
+    assert "critic.learning_rate" in unread[0] - unread[1] and "prm.learning_rate" in unread[1] - unread[0]
 
 
 def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_path, caplog, monkeypatch):
@@ -221,7 +238,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(micro_config, tmp_path):
     records = read_metrics(tmp_path / "run")
     assert records and all(v is not None for r in records for v in r.values())  # what diverged was neither written nor saved
     kept = Runner(micro_config(changes), tmp_path / "run")
-    assert 2 <= kept.counters.tick <= records[-1]["iteration"] and np.isfinite(flat_params(kept.policy)).all()
+    assert 2 <= kept.counters.tick <= records[-1]["iteration"] and np.isfinite(flat_params(kept.learner.policy)).all()
     kept.close()
 
 
@@ -237,7 +254,6 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"model.preset": "tiny-micra"}, "model.preset='tiny-micra' is unknown .did you mean 'tiny-micro'"),
         ({"environment.name": "sokobann"}, "environment.name='sokobann' is unknown .did you mean 'sokoban'"),
         ({"environment.preset": "huge"}, "unknown Sokoban preset 'huge'"),
-        ({"credit.method": "ppo"}, "credit.method='ppo' needs value, .* these do not: .*istar"),
         ({"credit.variant": "papre"}, "unknown variant 'papre'"),
         ({"credit.outcome": "reward"}, "credit.outcome='reward' is not one of success, return"),
         ({"rollout.context": "turn"}, "rollout.context='turn' is not one of step, episode"),
@@ -249,12 +265,21 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"eval.every": 0}, "eval.every=0: give at least 1"),
         ({"sft.log_every": 0}, "sft.log_every=0: give at least 1"),
         ({"mesh.data": 64}, "needs 64 devices"),
+        ({"stages.estimator": "runs/other"}, "stages.estimator='runs/other' was made from .* name its workdir in stages.sft too"),
+        ({"stages.exploration": "runs/other"}, "stages.exploration='runs/other' was made from .* in stages.sft too"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
 def test_a_wrong_config_is_named_before_anything_is_written(micro_config, tmp_path, changes, words):
     with pytest.raises((ValueError, UserError), match=words):
         Runner(micro_config(changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(setup, "SIGNALS", setup.SIGNALS - {"value"})
+    with pytest.raises(ValueError, match="credit.method='ppo' needs value, .* these do not: .*istar"):
+        Runner(micro_config({"credit.method": "ppo"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -453,7 +453,8 @@ class Runner:
         if path.exists():
             found = config_difference(load_config(path), self.c)
             found = [line for line in found if not line.startswith(RESUMABLE_CHANGES)]
-            done = stages.begun(self.workdir)
+            made = {"sft"} if (self.workdir / "demonstrations").exists() else set()  # they are the beginning of it
+            done = stages.begun(self.workdir) | made
             found = [line for line in found if any(stages.covers(stage, line.split(":")[0]) for stage in done)]
             if found:
                 raise UserError(

@@ -185,6 +185,9 @@ def check(c) -> None:
             raise ValueError(f"{key}={c[group][name]} must be at least 0.")
     if not 0 <= c.estimator.held_out < 1:
         raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: give at least 0 and less than 1.")
+    for name in ("exploration", "estimator"):
+        if c.stages[name] and not c.stages.sft:
+            raise ValueError(f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too.")
     if c.train.mode == "offline":
         _check_offline(c, method)
 

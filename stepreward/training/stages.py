@@ -9,6 +9,7 @@ carries the config keys that decide it. It is taken only where they agree; the e
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ _NOT_DECIDING = ("sft.log_every", "estimator.refresh_every")
 
 def covers(stage: str, key: str) -> bool:
     """Whether a config key plays a part in a stage's output."""
-    if key.startswith(_NOT_DECIDING) and stage != "train":
+    if key.startswith(_NOT_DECIDING) and stage not in ("train", "evaluate"):
         return False
     before = STAGES[: STAGES.index(stage) + 1]
     return any(key.startswith(prefix) for s in before for prefix in _KEYS[s])
@@ -67,6 +68,7 @@ class StageOutput:
 
     def save(self, params, facts: dict[str, Any], metrics: dict[str, float]) -> None:
         """Writes parameters, then `facts.json`, whose presence says that the stage is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # what a run left that was killed before it had noted that it was done
         checkpoints = Checkpoints(self.folder, keep=1)
         checkpoints.save(0, {"params": params}, {})
         checkpoints.close()
