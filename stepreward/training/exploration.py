@@ -68,7 +68,7 @@ class Exploration:
             recordings, metadata = read_recordings(self.folder)
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from error
-        stages.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}")
+        stages.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed)
         return [from_recording(r) for r in recordings]
 
 

@@ -302,7 +302,7 @@ class Runner:
             sampling = dataclasses.replace(collector.engine.sampling, temperature=c.eval.final_temperature)
             collector = dataclasses.replace(collector, engine=dataclasses.replace(collector.engine, sampling=sampling))
         tasks = setup.held_out_tasks(c, self.parts.factory, c.eval.final_episodes)
-        source = stages.StageOutput(c.stages.sft or self.workdir, "sft")
+        source = stages.StageOutput(self.workdir, "sft", c.stages.sft)
         start, _ = source.read(self.learner.actor, self._fingerprint("sft"))
         table = {}
         for name, params in (("start", self.learner.layout.place_parameters(start)), ("end", self.learner.actor)):
@@ -419,15 +419,15 @@ class Runner:
     def _take_stages(self) -> None:
         """Starts behind the stages whose output is there: in this workdir, or in those that the config names."""
         c, learner, counters = self.c, self.learner, self.counters
-        output = stages.StageOutput(c.stages.sft or self.workdir, "sft")
-        if not (c.stages.sft or output.exists):
+        output = stages.StageOutput(self.workdir, "sft", c.stages.sft)
+        if not (output.borrowed or output.exists):
             return
         learner.take(output.read(learner.policy.params, self._fingerprint("sft"))[0])
         counters.taken = []
         if self.exploration is not None and self.exploration.finished_parts() == self.exploration.parts:
             counters.taken.append("explore")
-        output = stages.StageOutput(c.stages.estimator or self.workdir, "estimator")
-        if learner.estimator is not None and (c.stages.estimator or output.exists):
+        output = stages.StageOutput(self.workdir, "estimator", c.stages.estimator)
+        if learner.estimator is not None and (output.borrowed or output.exists):
             learner.estimator.load(output.read(learner.estimator.best, self._fingerprint("estimator"))[0])
             counters.taken += ["estimator"] + (["explore"] if c.train.mode == "online" else [])
         self._advance()

@@ -46,9 +46,12 @@ def fingerprint(config, stage: str, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps({k: v for k, v in leaves(config).items() if covers(stage, k)} | more))
 
 
-def check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
-    """Raises a UserError that names the first key in which a finished stage differs from what this run asks for."""
-    for key in sorted(set(found) | set(expected)):
+def check(found: dict[str, Any], expected: dict[str, Any], what: str, *, borrowed: bool = False) -> None:
+    """Raises a UserError that names the first key in which a finished stage differs from what this run asks for.
+
+    What is `borrowed` from another run may come from another seed, so that several runs can start from one policy.
+    """
+    for key in sorted((set(found) | set(expected)) - ({"seed"} if borrowed else set())):
         if found.get(key) != expected.get(key):
             raise UserError(
                 f"{what} was made with {key} = {found.get(key, '(absent)')!r}, this run has {expected.get(key, '(absent)')!r}: give the same "
@@ -57,10 +60,11 @@ def check(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
 
 
 class StageOutput:
-    """The parameters that a stage leaves in `workdir/stages/NAME`."""
+    """The parameters that a stage leaves in `workdir/stages/NAME`, or in the workdir of the run that they are borrowed from."""
 
-    def __init__(self, workdir: str | Path, stage: str):
-        self.stage, self.folder = stage, Path(workdir) / "stages" / stage
+    def __init__(self, workdir: str | Path, stage: str, borrowed_from: str | Path = ""):
+        self.stage, self.borrowed = stage, bool(borrowed_from)
+        self.folder = Path(borrowed_from or workdir) / "stages" / stage
 
     @property
     def exists(self) -> bool:
@@ -87,7 +91,7 @@ class StageOutput:
         if not self.exists:
             raise UserError(f"{where} is not finished: run it there with --stage={self.stage} first.")
         found = json.loads((self.folder / "facts.json").read_text(encoding="utf-8"))
-        check(found["facts"], facts, where)
+        check(found["facts"], facts, where, borrowed=self.borrowed)
         checkpoints = Checkpoints(self.folder, read_only=True)
         try:
             _, tree, _ = checkpoints.restore({"params": template})
