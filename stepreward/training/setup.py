@@ -250,6 +250,8 @@ def load_demonstrations(c, factory, folder: Path) -> list[Demonstration]:
         "environment": c.environment.name, "preset": c.environment.preset, "levels": c.environment.levels,
         "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,
     }  # fmt: skip
+    if c.stages.sft:  # those of the run that the supervised policy comes from, which may have another seed
+        del about["seed"]
     if folder.exists():
         records, found = read_demonstrations(folder)
         check_metadata(found, about)
