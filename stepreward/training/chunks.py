@@ -79,6 +79,11 @@ def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int):
     Returns:
       Gradients with respect to `params`, and the metrics with `loss`.
     """
+    if batch.tokens.shape[0] == chunk_rows:  # one chunk: its outputs need not be computed twice
+        rows = {name: x[0] for name, x in row_inputs(batch, chunk_rows).items()}
+        whole = lambda params: loss(jnp.where(batch.action_mask, apply(params, rows), 0.0))
+        (value, metrics), grads = jax.value_and_grad(whole, has_aux=True)(params)
+        return grads, {"loss": value, **metrics}
     output = map_rows(lambda rows: (apply(params, rows),), batch, chunk_rows)[0]
     (value, metrics), cotangent = jax.value_and_grad(loss, has_aux=True)(output)
     chunked = row_inputs(batch, chunk_rows) | {"cotangent": split(cotangent, chunk_rows)}
