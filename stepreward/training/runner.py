@@ -136,10 +136,11 @@ class Runner:
         if stage == self.stage:
             return
         order = stages.STAGES
+        if stage not in {PHASES[p] for p in PHASES if self._has(p)}:
+            reason = "eval.final_episodes=0" if stage == "evaluate" else f"credit.method={self.c.credit.method} does not need it"
+            raise UserError(f"this run has no stage {stage}: {reason}.")
         if self.stage and order.index(stage) > order.index(self.stage):
             raise UserError(f"stage {stage} comes after {self.stage}, which is not finished here: run --stage={self.stage} first.")
-        if stage not in {PHASES[p] for p in PHASES if self._has(p)}:
-            raise UserError(f"this run has no stage {stage}: credit.method={self.c.credit.method} does not need it.")
         raise UserError(f"stage {stage} is finished in this workdir; the next one is {self.stage or 'none: the run is finished'}.")
 
     def _tick(self) -> None:
