@@ -146,9 +146,9 @@ class Runner:
     def _tick(self) -> None:
         counters = self.counters
         counters.tick += 1
-        phase = counters.phase
-        stages.mark_begun(self.workdir, [self.stage])
+        phase, stage = counters.phase, self.stage
         metrics = getattr(self, f"_{phase}_tick")()
+        stages.mark_begun(self.workdir, [stage])  # not before: a config that a stage cannot begin with may still be put right
         counters.wall_s = time.monotonic() - self._started
         record = {"iteration": counters.tick, "phase": phase, "env_steps": counters.env_steps, "wall_s": counters.wall_s}
         self._check_finite(metrics)
