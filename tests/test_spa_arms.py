@@ -36,6 +36,7 @@ ARMS = {
     "rloo": {"credit.method": "rloo"},
     "istar": {"credit.method": "istar"},
 }
+UNESTIMATED = ("terminal", "uniform", "leave-one-out", "grounding only", "released, offline", "ppo", "step_ppo", "rloo", "istar")
 
 
 def flat_params(params):
@@ -65,9 +66,8 @@ def rl(records):
 def rewards(runner):
     """The step rewards of the recorded episodes, and what each step's environment said: `(rewards, executed, success)`."""
     episodes = read_episodes(list_episodes(runner.workdir)[-1])["episodes"]
-    return [
-        (np.array([s["step_reward"] for s in e["steps"]]), np.array([s["executed"] for s in e["steps"]]), e["success"]) for e in episodes
-    ]
+    of = lambda e, name: np.array([s[name] for s in e["steps"]])
+    return [(of(e, "step_reward"), of(e, "executed"), e["success"]) for e in episodes]
 
 
 @pytest.mark.parametrize("name", ARMS)
@@ -79,7 +79,7 @@ def test_every_arm_ends_with_finite_metrics(run, name):
     assert phases == ["start"] + ["estimator"] * (2 if "stages.estimator" in changes else 0) + ["rl"] * 2
     has_critic = name not in ("no critic", "rudder", "progrm", "rloo", "istar")
     separate = has_critic and name != "shared backbone"
-    estimates = name not in ("terminal", "uniform", "leave-one-out", "grounding only", "released, offline", "ppo", "step_ppo", "rloo", "istar")
+    estimates = name not in UNESTIMATED
     assert (learner.critic is not None, learner.estimator is not None) == (has_critic, estimates)
     for r in rl(records):
         assert ("credit/explained_variance" in r) == has_critic and ("critic/value_error" in r) == separate
@@ -166,7 +166,8 @@ def test_an_offline_run_is_one_pass_over_the_explored_episodes(spa_base, run):
     episodes = spa_base.exploration.read()
     steps = sum(len(e.steps) for e in episodes)
     assert len(rl(records)) == 3 and records[-1]["env_steps"] == steps and runner.finished
-    assert sum(r["rollout/success"] * n for r, n in zip(rl(records), (12, 12, 8))) == pytest.approx(sum(e.success for e in episodes))
+    won = sum(r["rollout/success"] * n for r, n in zip(rl(records), (12, 12, 8)))
+    assert won == pytest.approx(sum(e.success for e in episodes))
     assert not any("time/rollout_s" in r or "rollout/tokens_per_s" in r for r in records)
 
 

@@ -136,7 +136,7 @@ def test_outcomes_beyond_one_are_named_before_the_estimator_trains(spa_base, con
     "changes, words",
     [
         ({"train.mode": "offline", "rollout.group_size": 2}, "set rollout.group_size=4 (exploration.rollouts), not 2"),
-        ({"train.mode": "offline", "rollout.groups": 9}, "takes rollout.groups=9 tasks an iteration, exploration.tasks=8 are there"),
+        ({"train.mode": "offline", "rollout.groups": 9}, "rollout.groups=9 tasks an iteration, exploration.tasks=8 are there"),
         ({"train.mode": "offline", "credit.method": "istar"}, "has no fresh episodes for the PRM of istar: set train.mode=online"),
         ({"train.mode": "replayed"}, "train.mode='replayed' is not one of online, offline"),
         ({"estimator.head": "conv"}, "estimator.head='conv' is not one of linear, mlp"),

@@ -1,4 +1,4 @@
-"""A run of SPA that is killed while it explores, trains its estimator or refreshes it gives the metrics of one that was left alone."""
+"""A run of SPA that is killed while it explores or trains its estimator gives the metrics of one that was left alone."""
 
 import signal
 import subprocess
@@ -58,7 +58,7 @@ def measured(workdir):
 
 @pytest.fixture(scope="module")
 def config(spa_base, spa_config):
-    """All that a checkpoint of this kind can hold: a critic, an estimator and its batches, a coefficient that moves, the initial policy."""
+    """All that its checkpoints can hold: critic, estimator and its batches, a coefficient that moves, the initial policy."""
     return spa_config({
         "stages.sft": str(spa_base.workdir), "estimator.refresh_every": 1, "credit.options.step_reward": "shuffled",
         "policy.kl_reward_coef": 0.1, "policy.kl_reward_target": 0.05, "policy.kl_reward_horizon": 100.0,
@@ -74,9 +74,8 @@ def test_a_run_killed_at_any_point_gives_the_same_metrics(config, root, tmp_path
     save_config(config, tmp_path / "config.json")
     workdir, started = tmp_path / "run", []
     for when in WHEN:
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER, str(workdir), str(tmp_path / "config.json"), when], cwd=root, capture_output=True, text=True
-        )
+        command = [sys.executable, "-c", DRIVER, str(workdir), str(tmp_path / "config.json"), when]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
         assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
         started.append(int(done.stdout.split()[2]))
     last = Runner(config, workdir)
@@ -89,7 +88,7 @@ def test_a_run_killed_at_any_point_gives_the_same_metrics(config, root, tmp_path
 
 
 def test_an_interrupt_in_any_phase_loses_nothing(spa_base, config, tmp_path):
-    runner, ends = None, []
+    ends = []
     for tick in (3, 5, 7):
         runner = Runner(config, tmp_path / "run")
         runner.on_tick = lambda r, _: r.counters.tick == tick and signal.raise_signal(signal.SIGTERM)

@@ -47,7 +47,8 @@ def test_a_run_passes_through_its_phases(spa_base):
     assert spa_base.finished and [r["phase"] for r in records] == phases
     assert [r["iteration"] for r in records] == list(range(1, 12))
     sft, explore, estimator, rl = records[:2], records[2:5], records[5:7], records[7:10]
-    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/grad_norm", "time/sft_s"} and sft[1]["sft/loss"] < sft[0]["sft/loss"]
+    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/grad_norm", "time/sft_s"}
+    assert sft[1]["sft/loss"] < sft[0]["sft/loss"]
     assert all(set(r) == EVERY_TICK | ROLLOUT | {"explore/env_steps"} for r in explore)
     assert set(estimator[0]) == EVERY_TICK | EPOCH
     assert set(estimator[1]) == EVERY_TICK | EPOCH | {f"estimator/{k}" for k in QUALITY | FIT}
@@ -197,7 +198,7 @@ def test_what_trains_may_change_until_it_has_begun_and_what_is_made_may_not(spa_
             Runner(spa_config(shared | changes | {"policy.learning_rate": 2e-3}), tmp_path / "run")
         assert words in str(caught.value) and "policy.learning_rate" not in str(caught.value)
         assert (tmp_path / "run" / "config.json").read_bytes() == held
-    with pytest.raises(UserError, match="made with progress_options = {'loss': 'sum of the episode'}, this run has {.*'return of each"):
+    with pytest.raises(UserError, match="made with progress_options = .*'sum of the episode'.*, this run has .*'return of each"):
         Runner(spa_config(shared | {"credit.method": "rudder"}), tmp_path / "run")
     changed = shared | {"policy.learning_rate": 2e-3, "credit.options.beta": 0.1, "train.env_steps": 100}
     Runner(spa_config(changed), tmp_path / "run").run()
