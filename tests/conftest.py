@@ -101,3 +101,19 @@ def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, ro
     log_prob, _ = score(params, batch, graphdef=graphdef, chunk_rows=rows, temperature=1.0)
     log_prob = np.asarray(log_prob) + noise * rng.normal(size=log_prob.shape).astype(np.float32) * batch.action_mask
     return batch.replace(log_prob_old=log_prob)
+
+
+@pytest.fixture(scope="session")
+def spa_base(spa_config, tmp_path_factory):
+    """A finished run of SPA's micro preset, whose stages other runs take; `programs`: compiled steps after each tick."""
+    from stepreward.training.critic import critic_step, values
+    from stepreward.training.policy import policy_step
+    from stepreward.training.progress import estimate, progress_step
+    from stepreward.training.runner import Runner
+
+    steps = (progress_step, estimate, critic_step, values, policy_step)
+    runner = Runner(spa_config(), tmp_path_factory.mktemp("spa") / "run")
+    runner.programs = []
+    runner.on_tick = lambda r, _: r.programs.append([step._cache_size() for step in steps])
+    runner.run()
+    return runner

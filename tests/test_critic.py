@@ -30,9 +30,8 @@ def headed(model):
 
 
 def outputs(headed, params, batch):
-    return head_outputs(
-        headed[0], params, batch.tokens, batch.positions, batch.segment_ids, action_mask_RxL=jnp.asarray(batch.action_mask), before=True
-    )
+    mask = jnp.asarray(batch.action_mask)
+    return head_outputs(headed[0], params, batch.tokens, batch.positions, batch.segment_ids, action_mask_RxL=mask, before=True)
 
 
 @pytest.fixture
@@ -46,11 +45,13 @@ def batch(headed, make_batch):
 
 
 def step(headed, batch, loss=ValueLoss(), chunk_rows=8, **options):
-    return critic_step(create(headed[1], SGD), batch, graphdef=headed[0], optimizer=SGD, loss=loss, chunk_rows=chunk_rows, **options)
+    state = create(headed[1], SGD)
+    return critic_step(state, batch, graphdef=headed[0], optimizer=SGD, loss=loss, chunk_rows=chunk_rows, **options)
 
 
 def whole_value_loss(params, headed, batch, clip):
-    return clipped_value_loss(outputs(headed, params, batch), *(batch.signals[k] for k in ("value", "returns", "value_mask")), clip=clip)
+    signals = [batch.signals[k] for k in ("value", "returns", "value_mask")]
+    return clipped_value_loss(outputs(headed, params, batch), *signals, clip=clip)
 
 
 @pytest.mark.parametrize("chunk_rows, options", [(4, {}), (24, {}), (4, {"max_actions": 2})])

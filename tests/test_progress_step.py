@@ -85,9 +85,8 @@ def test_empty_rows_the_order_of_rows_and_uncounted_episodes_change_nothing(head
 
 def test_the_estimate_is_the_output_at_the_last_token_of_each_step(headed, make_batch):
     batch = make_batch(failed=(2,))
-    output = head_outputs(
-        headed[0], headed[1], batch.tokens, batch.positions, batch.segment_ids, action_mask_RxL=jnp.asarray(batch.action_mask), before=False
-    )
+    mask = jnp.asarray(batch.action_mask)
+    output = head_outputs(*headed, batch.tokens, batch.positions, batch.segment_ids, action_mask_RxL=mask, before=False)
     expected = np.zeros(batch.step_mask.shape)
     for row in np.flatnonzero(batch.action_mask.any(axis=1)):
         at = np.flatnonzero(batch.action_mask[row])[-1]
@@ -195,7 +194,8 @@ def test_the_loss_of_some_episodes_is_their_mean_whatever_the_parts(headed, make
     np.testing.assert_allclose(estimator.loss(batch, mine), (error[mine] ** 2).mean(), rtol=1e-5)
     # Where nothing is held out, the training tasks measure.
     metrics = estimator.epoch(batch, np.array([], int), [0])
-    np.testing.assert_allclose(metrics["estimator/held_out_loss"], estimator.loss(batch, np.array([0, 1, 2, 3, 5, 6, 7])), rtol=1e-6)
+    everyone = np.array([0, 1, 2, 3, 5, 6, 7])
+    np.testing.assert_allclose(metrics["estimator/held_out_loss"], estimator.loss(batch, everyone), rtol=1e-6)
 
 
 def test_the_seed_orders_the_episodes_of_an_epoch(make_batch, make_estimator, flat):

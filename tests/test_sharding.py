@@ -81,6 +81,24 @@ print(json.dumps(runner.history()))
 """
 
 
+SPA = """
+import json, sys
+from stepreward.config import load_config_file
+from stepreward.training.runner import Runner
+
+found = {}
+for name, shape in (("one", (1, 1, 1)), ("eight", (2, 2, 2))):
+    config = load_config_file("configs/spa_sokoban.py:micro")
+    config.update_from_flattened_dict({"mesh.data": shape[0], "mesh.fsdp": shape[1], "mesh.tensor": shape[2], "sft.updates": 30,
+        "exploration.tasks": 4, "exploration.part_tasks": 4, "train.env_steps": 200, "eval.final_episodes": 0})
+    runner = Runner(config, f"{sys.argv[1]}/{name}")
+    runner.run()
+    assert tuple(runner.mesh.shape.values()) == shape
+    found[name] = runner.history()
+print(json.dumps(found))
+"""
+
+
 def on_eight_devices(root, script, *arguments):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
@@ -131,6 +149,22 @@ def test_a_run_works_on_the_mesh(root, tmp_path):
     assert records[-1]["env_steps"] >= 200 and 0 <= records[-1]["eval/success"] <= 1
     assert max(r["policy/sampler_gap"] for r in records[2:]) < 1e-4
     assert any(r["policy/grad_norm"] > 0 for r in records[2:])
+
+
+def test_a_run_with_critic_and_estimator_is_the_same_on_the_mesh(root, tmp_path):
+    """Every phase: what is sampled is the same, what is computed differs by rounding alone."""
+    found = on_eight_devices(root, SPA, str(tmp_path))
+    one, eight = found["one"], found["eight"]
+    assert [r["phase"] for r in one] == ["sft", "explore", "estimator", "estimator", "rl", "rl"]
+    timed = lambda name: name == "wall_s" or name.startswith("time/") or name.endswith("_per_s")
+    for a, b in zip(one, eight, strict=True):
+        assert set(a) == set(b)
+        for name in a:
+            played = name in ("phase", "env_steps") or name.startswith("rollout/") and name != "rollout/entropy"
+            if played and not timed(name):
+                assert b[name] == a[name], name
+            elif not timed(name):
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
 
 
 def test_a_mesh_that_does_not_fit_is_named():

@@ -14,9 +14,10 @@ from stepreward.training.stages import STAGES, StageOutput, begun, check, covers
 FIRST_STAGE = {
     "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft",
     "sft.learning_rate": "sft", "rollout.context": "sft", "rollout.history": "sft", "rollout.max_steps": "sft",
-    "exploration.tasks": "explore", "exploration.part_tasks": "explore", "rollout.temperature": "explore", "rollout.top_p": "explore",
-    "rollout.max_answer_tokens": "explore", "estimator.learning_rate": "estimator", "estimator.head": "estimator",
-    "credit.outcome": "estimator", "credit.outcome_scale": "estimator", "sft.log_every": "train", "estimator.refresh_every": "train",
+    "exploration.tasks": "explore", "exploration.part_tasks": "explore", "rollout.temperature": "explore",
+    "rollout.top_p": "explore", "rollout.max_answer_tokens": "explore", "estimator.learning_rate": "estimator",
+    "estimator.head": "estimator", "credit.outcome": "estimator", "credit.outcome_scale": "estimator",
+    "sft.log_every": "train", "estimator.refresh_every": "train",
     "policy.learning_rate": "train", "credit.method": "train", "credit.options.beta": "train", "critic.head": "train",
     "rollout.groups": "train", "train.mode": "train", "mesh.data": "train", "model.remat": "train", "stages.sft": "train",
 }  # fmt: skip
@@ -53,7 +54,7 @@ def test_taking_a_fingerprint_reads_no_key(spa_config):
 def test_the_first_difference_is_named_with_both_values():
     check({"a": 1, "b": [2]}, {"b": [2], "a": 1}, "it")
     for found, expected, words in (
-        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "it was made with b = 2, this run has 3: give the same value, or make that stage again"),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "it was made with b = 2, this run has 3: give the same value, or make that"),
         ({"a": 1}, {"a": 1, "z": "new"}, "it was made with z = '(absent)', this run has 'new'"),
         ({"a": 1, "c": 0}, {"a": 1}, "it was made with c = 0, this run has '(absent)'"),
     ):
@@ -68,7 +69,8 @@ FACTS = {"seed": 0, "model.preset": "tiny"}
 
 
 def parameters(width=4):
-    return {"decoder": {"a": jnp.arange(width, dtype=jnp.float32), "b": jnp.full((2, width), 0.1)}, "scalar_head": {"bias": jnp.float32(3)}}
+    decoder = {"a": jnp.arange(width, dtype=jnp.float32), "b": jnp.full((2, width), 0.1)}
+    return {"decoder": decoder, "scalar_head": {"bias": jnp.float32(3)}}
 
 
 @pytest.fixture

@@ -136,18 +136,19 @@ class Runner:
         if stage == self.stage:
             return
         order = stages.STAGES
+        if stage not in {PHASES[p] for p in PHASES if self._has(p)}:
+            reason = "eval.final_episodes=0" if stage == "evaluate" else f"credit.method={self.c.credit.method} does not need it"
+            raise UserError(f"this run has no stage {stage}: {reason}.")
         if self.stage and order.index(stage) > order.index(self.stage):
             raise UserError(f"stage {stage} comes after {self.stage}, which is not finished here: run --stage={self.stage} first.")
-        if stage not in {PHASES[p] for p in PHASES if self._has(p)}:
-            raise UserError(f"this run has no stage {stage}: credit.method={self.c.credit.method} does not need it.")
         raise UserError(f"stage {stage} is finished in this workdir; the next one is {self.stage or 'none: the run is finished'}.")
 
     def _tick(self) -> None:
         counters = self.counters
         counters.tick += 1
-        phase = counters.phase
-        stages.mark_begun(self.workdir, [self.stage])
+        phase, stage = counters.phase, self.stage
         metrics = getattr(self, f"_{phase}_tick")()
+        stages.mark_begun(self.workdir, [stage])  # not before: a config that a stage cannot begin with may still be put right
         counters.wall_s = time.monotonic() - self._started
         record = {"iteration": counters.tick, "phase": phase, "env_steps": counters.env_steps, "wall_s": counters.wall_s}
         self._check_finite(metrics)
