@@ -1,0 +1,26 @@
+"""What the presets of configs/spa_sokoban.py state."""
+
+import pytest
+
+from stepreward.config import load_config_file
+from stepreward.training import setup
+
+# Training tasks, rollouts of each, steps of an episode, tasks of the evaluation.
+PAPER = {"paper": (3119, 10, 40, 134), "paper-webshop": (1624, 5, 10, 200), "paper-virtualhome": (1000, 10, 40, 247)}
+
+
+@pytest.mark.parametrize("preset", PAPER)
+def test_the_paper_presets_state_its_numbers(root, preset):
+    c = load_config_file(f"{root}/configs/spa_sokoban.py:{preset}")
+    assert (c.exploration.tasks, c.exploration.rollouts, c.rollout.max_steps, c.eval.final_episodes) == PAPER[preset]
+    assert c.exploration.rollouts == c.rollout.group_size and c.train.mode == "offline" and c.eval.final_temperature == 0.0
+    method = setup.make_method(c)
+    assert (method.alpha, method.beta, method.discount, method.trace, method.step_reward) == (1.0, 0.5, 0.99, 0.95, "progress")
+    assert method.kl_in_reward and not method.enforce_sum and not setup.recomputes_old_log_prob(c)
+    with pytest.raises(ValueError, match="model.preset='llama3.2-3b'"):  # said before anything is written
+        setup.check(c)
+
+
+def test_the_recommended_variant_sums_to_the_outcome(root):
+    method = setup.make_method(load_config_file(f"{root}/configs/spa_sokoban.py"))
+    assert method.enforce_sum and method.discount == 1.0 and 0 < method.beta < 0.05
