@@ -66,11 +66,17 @@ def config(spa_base, spa_config):
     })  # fmt: skip
 
 
-def test_a_run_killed_at_any_point_gives_the_same_metrics(config, root, tmp_path):
-    whole = tmp_path / "whole"
-    Runner(config, whole).run()
-    phases = [r["phase"] for r in read_metrics(whole)]
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The workdir of a run that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    Runner(config, workdir).run()
+    phases = [r["phase"] for r in read_metrics(workdir)]
     assert phases == ["start", *["explore"] * 3, *["estimator"] * 2, *["rl"] * 3, "evaluate"]
+    return workdir
+
+
+def test_a_run_killed_at_any_point_gives_the_same_metrics(whole, config, root, tmp_path):
     save_config(config, tmp_path / "config.json")
     workdir, started = tmp_path / "run", []
     for when in WHEN:
@@ -87,7 +93,7 @@ def test_a_run_killed_at_any_point_gives_the_same_metrics(config, root, tmp_path
     assert (workdir / "evaluation.json").read_bytes() == (whole / "evaluation.json").read_bytes()
 
 
-def test_an_interrupt_in_any_phase_loses_nothing(spa_base, config, tmp_path):
+def test_an_interrupt_in_any_phase_loses_nothing(whole, config, tmp_path):
     ends = []
     for tick in (3, 5, 7):
         runner = Runner(config, tmp_path / "run")
@@ -96,5 +102,4 @@ def test_an_interrupt_in_any_phase_loses_nothing(spa_base, config, tmp_path):
             runner.run()
         ends.append(len(read_metrics(tmp_path / "run")))
     Runner(config, tmp_path / "run").run()
-    Runner(config, tmp_path / "whole").run()
-    assert ends == [3, 5, 7] and measured(tmp_path / "run") == measured(tmp_path / "whole")
+    assert ends == [3, 5, 7] and measured(tmp_path / "run") == measured(whole)
