@@ -4,10 +4,10 @@
     python benchmarks/spa.py --quick        # the micro preset: shows that it works, its figures mean nothing
     python benchmarks/spa.py --json=spa.json
 
-Estimator: environment steps a second through one update of 16 episodes, against the same update whose gradient is taken in one piece over
-all rows of the mini-batch (more memory, one forward pass less).
-PPO: median seconds of an iteration's phases with a separate critic, with a critic on the policy's backbone, and without one (RLOO). Each
-arm is compiled in iterations that are not timed.
+Estimator: environment steps a second through one update of 16 episodes, against the same update whose gradient is taken in one
+piece over all rows of the mini-batch (more memory, one forward pass less).
+PPO: median seconds of an iteration's phases with a separate critic, with a critic on the policy's backbone, and without one
+(RLOO). Each arm is compiled in iterations that are not timed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ PHASES = ("rollout", "scoring", "critic", "policy")
 def make_runner(preset: str, folder: Path, changes: dict) -> Runner:
     """A runner of a copy of the supervised policy, before its first iteration."""
     config = load_config_file(f"{ROOT}/configs/spa_sokoban.py:{preset}")
-    never = {"eval.episodes": 16, "eval.every": 10**9, "train.env_steps": 10**12, "checkpoint.every": 10**9, "eval.final_episodes": 0}
+    never = {"eval.episodes": 16, "eval.every": 10**9, "train.env_steps": 10**12, "checkpoint.every": 10**9}
+    never["eval.final_episodes"] = 0
     short = {"sft.updates": 20, "sft.log_every": 20, "exploration.tasks": 32, "exploration.part_tasks": 32, "estimator.epochs": 1}
     config.update_from_flattened_dict(never | short | changes)
     return Runner(config, folder)
@@ -133,8 +134,8 @@ def main() -> None:
         ratio = arms[name]["iteration"] / arms[name]["env_steps"] / (base["iteration"] / base["env_steps"])
         print(f"{name} / no critic, time an environment step: {ratio:.2f}×")
     if options.json:
-        figures = {"preset": preset, "repeats": repeats, "backend": jax.default_backend(), "cores": os.cpu_count(), "jax": jax.__version__,
-                   "estimator_steps_per_s": speed, "seconds": arms}  # fmt: skip
+        figures = {"preset": preset, "repeats": repeats, "backend": jax.default_backend(), "cores": os.cpu_count()}
+        figures |= {"jax": jax.__version__, "estimator_steps_per_s": speed, "seconds": arms}
         Path(options.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 

@@ -2,13 +2,14 @@
 
     python launch/train.py --config=configs/spa_sokoban.py            # tiny: the whole pipeline from scratch, on a CPU
     python launch/train.py --config=configs/spa_sokoban.py:micro      # seconds; for tests
-    python launch/train.py --config=configs/spa_sokoban.py --stage=explore      # one stage alone: sft, explore, estimator, train, evaluate
+    python launch/train.py --config=configs/spa_sokoban.py --stage=explore      # or sft, estimator, train, evaluate: one stage alone
 
-`get_config("paper")` states the numbers of the paper (arXiv 2505.20732) for ALFWorld, "paper-webshop" and "paper-virtualhome" those for its
-other two environments, with Llama-3.2-3B (how many tasks VirtualHome trains on is not public: 1,000 stands for it). Neither the model nor the environments can be loaded yet, so training them ends with the list of
-those that can. What the paper leaves open is the public release's: everything of the optimizers, and PPO at the level of tokens as
-TRL does it. These have no key: cosine decay of the supervised rate, LoRA (rank 8 on q and v) in PPO, and batches of 32 episodes,
-which here are whole tasks (30).
+`get_config("paper")` states the numbers of the paper (arXiv 2505.20732) for ALFWorld, "paper-webshop" and "paper-virtualhome"
+those for its other two environments, with Llama-3.2-3B (how many tasks VirtualHome trains on is not public: 1,000 stands for it).
+Neither the model nor the environments can be loaded yet, so training them ends with the list of those that can. What the paper
+leaves open is the public release's: everything of the optimizers, and PPO at the level of tokens as TRL does it. These have no
+key: cosine decay of the supervised rate, LoRA (rank 8 on q and v) in PPO, and batches of 32 episodes, which here are whole tasks
+(30).
 """
 
 from ml_collections import ConfigDict
@@ -67,6 +68,7 @@ def _paper(c: ConfigDict, environment: str) -> None:
     c.credit.options.update({"alpha": 1.0, "beta": 0.5, "discount": 0.99, "trace": 0.95, "level": "token", "observation": "decay"})
     c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
     c.policy.update({"learning_rate": 1e-5, "warmup_updates": 0, "minibatch_rows": 32, "epochs": 4, "ratio": "token"})
-    c.policy.update({"aggregation": "token-mean", "clip_low": 0.2, "clip_high": 0.2, "kl_reward_coef": 0.3, "kl_reward_target": 6.0})
+    c.policy.update({"aggregation": "token-mean", "clip_low": 0.2, "clip_high": 0.2})
+    c.policy.update({"kl_reward_coef": 0.3, "kl_reward_target": 6.0})
     c.train.update({"mode": "offline", "env_steps": tasks * rollouts * steps, "chunk_rows": 8})
     c.eval.update({"episodes": tested, "final_episodes": tested, "final_temperature": 0.0})

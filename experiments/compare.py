@@ -4,11 +4,11 @@
         --arms="istar= rloo=credit.method:rloo frozen=credit.options.prm_frozen:True" \
         --set="train.env_steps:200000"
 
-Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated. `{seed}` in
-an override stands for the seed, so that arms can take the finished stages of one run a seed (`stages.sft:runs/base_{seed}`).
-A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed start from the same policy.
-Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area under the curve
-(mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
+Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated.
+`{seed}` in an override stands for the seed, so that arms can take the finished stages of one run a seed
+(`stages.sft:runs/base_{seed}`). A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed
+start from the same policy. Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area
+under the curve (mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
 """
 
 from __future__ import annotations
@@ -87,8 +87,9 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
     plot_curves(
         out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label="held-out success"
     )
-    print("| arm | seeds | start | end | area under the curve | rank correlation of step rewards | of advantages | grounding at the end |"
-          " wall s | difference of area to the first arm |")  # fmt: skip
+    titles = ("arm", "seeds", "start", "end", "area under the curve", "rank correlation of step rewards", "of advantages",
+              "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip
+    print(f"| {' | '.join(titles)} |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     for arm in arms:
         mine = [r for r in rows if r["arm"] == arm]

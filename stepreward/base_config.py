@@ -88,8 +88,8 @@ def base_config() -> ConfigDict:
     c.estimator.held_out = 0.125  # share of the tasks that only measure
     c.estimator.refresh_every = 0  # iterations after which it goes on training on what they brought; 0: never
 
-    # Credit. "auto" is the variant that a method recommends; "paper" and "released" are the others. None leaves a flag as the variant
-    # has it.
+    # Credit. "auto" is the variant that a method recommends; "paper" and "released" are the others. None leaves a flag as the
+    # variant has it.
     c.credit = ConfigDict()
     c.credit.method = "rloo"
     c.credit.variant = "auto"
@@ -130,7 +130,7 @@ def base_config() -> ConfigDict:
     c.policy.minibatch_rows = 1024
     c.policy.epochs = 1
     c.policy.stop_kl = 0.0  # end an iteration's updates once KL(old ‖ new) exceeds this; 0: never
-    c.policy.old_log_prob = "auto"  # "behaviour": of the policy that played; "current": recomputed; "auto": as the credit variant does
+    c.policy.old_log_prob = "auto"  # "behaviour": as it was played; "current": recomputed; "auto": as the credit variant does
     c.policy.advantage_norm = "none"  # over the steps of the batch: "centre" or "whiten"
     c.policy.ratio = "step"
     c.policy.clip_low = 0.2

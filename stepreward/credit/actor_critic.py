@@ -59,9 +59,9 @@ class ActorCritic(Method):
       discount: γ in [0, 1].
       trace: λ in [0, 1].
       whiten: shift and scale the advantages to zero mean and unit variance over the batch.
-      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward; c is the signal `kl_coef` (a scalar that
-        the run adapts), `log_prob_initial` the policy that RL started from, and π the signal `log_prob_policy`, or the policy of
-        the rollout where there is none.
+      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward; c is the signal `kl_coef` (a scalar
+        that the run adapts), `log_prob_initial` the policy that RL started from, and π the signal `log_prob_policy`, or the policy
+        of the rollout where there is none.
     """
 
     level: ClassVar[str] = "step"
@@ -172,8 +172,9 @@ class ActorCritic(Method):
     def _observed_before_next(stream, shape) -> Array:
         """`[1, N]`: how many tokens that nobody sampled lie between an action token and the next one of its episode.
 
-        In TRL's recursion value and reward of these g tokens are 0 but still decay: A_t = r_t − V_t + (γλ)^g · γ · (V_{t'} + λ·A_{t'}), which
-        is the usual step with the discount γ·(γλ)^g. Where the next step has a row of its own, they are the tokens of its prompt.
+        In TRL's recursion value and reward of these g tokens are 0 but still decay: A_t = r_t − V_t + (γλ)^g · γ · (V_{t'} +
+        λ·A_{t'}), which is the usual step with the discount γ·(γλ)^g. Where the next step has a row of its own, they are the
+        tokens of its prompt.
         """
         rows, length = shape
         row_1xN, column_1xN = (stream.take(x) for x in jnp.indices((rows, length)))

@@ -127,8 +127,8 @@ class IStar(Method):
     recommended: ClassVar[str] = "stable"
     variants: ClassVar = {
         "paper": {},
-        # What stays stable with tiny models and few rooms, where the paper's form collapses; evidence in docs/log.md. Step rewards keep
-        # their size (a PRM that knows nothing says nothing), the PRM keeps its mass on actions that winners took, and counts
+        # What stays stable with tiny models and few rooms, where the paper's form collapses; evidence in docs/log.md. Step rewards
+        # keep their size (a PRM that knows nothing says nothing), the PRM keeps its mass on actions that winners took, and counts
         # as far as it ranks new pairs better than chance.
         "stable": {"beta": 1.0, "step_advantage": "centre", "nll_coef": 1.0, "alpha": 0.3, "alpha_scaled": True},
         "released": {

@@ -47,8 +47,8 @@ class _Potential(ActorCritic):
 class RUDDER(_Potential):
     """Return decomposition by differences: r_t = g_t − g_{t−1}, g_t the return predicted from the first t steps, g_{−1} = 0.
 
-    The estimator is trained on (g_T − R)² + w·mean_t (g_t − R)². What is missing to the outcome is added (`residual`), so that the rewards
-    sum to it and the optimal policies stay. The backbone is the run's language model in place of the paper's LSTM.
+    The estimator is trained on (g_T − R)² + w·mean_t (g_t − R)². What is missing to the outcome is added (`residual`), so that the
+    rewards sum to it and the optimal policies stay. The backbone is the run's language model in place of the paper's LSTM.
 
     Attributes:
       residual: where R − g_T goes: "last" step, "uniform", or "none".
@@ -88,8 +88,8 @@ class RUDDER(_Potential):
 class ProgRM(_Potential):
     """Progress differences: r_t = p_t − p_{t−1}, p_{−1} = 0, with p_t = σ(output) in [0, 1] the progress after step t.
 
-    The estimator learns labels in [0, 1], the signal `progress_label` `[E, S]` (negative: no label), from `lcs_progress_labels` or from an
-    environment's milestones.
+    The estimator learns labels in [0, 1], the signal `progress_label` `[E, S]` (negative: no label), from `lcs_progress_labels` or
+    from an environment's milestones.
 
     Attributes:
       objective: "mse" (p_t − label)², or "cross_entropy".
@@ -133,8 +133,8 @@ def lcs_progress_labels(
 ) -> list[np.ndarray]:
     """Labels each step with its progress by self-annotation, on the host.
 
-    The longest common subsequence of the successful episodes of a group gives its m key steps; once the first j of them have been taken in
-    order, progress is j / m. Several episodes are folded pairwise in the given order.
+    The longest common subsequence of the successful episodes of a group gives its m key steps; once the first j of them have been
+    taken in order, progress is j / m. Several episodes are folded pairwise in the given order.
 
     Args:
       sequences: for each episode what identifies its steps, such as "state|action".

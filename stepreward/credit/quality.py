@@ -57,9 +57,9 @@ def outcome_fit(prediction, outcome, reference: float, *, bins: int = 10) -> dic
       bins: number of bins of `calibration_error`.
 
     Returns:
-      `mse`, `mae`, `within_0.1` (share of |error| ≤ 0.1), `mse_of_mean` (of the constant prediction), `explained` = 1 − mse / mse_of_mean
-      (left out where that is 0), and `calibration_error`: mean over bins of equally many episodes, sorted by prediction, of
-      |mean prediction − mean outcome|.
+      `mse`, `mae`, `within_0.1` (share of |error| ≤ 0.1), `mse_of_mean` (of the constant prediction), `explained` = 1 − mse /
+      mse_of_mean (left out where that is 0), and `calibration_error`: mean over bins of equally many episodes, sorted by
+      prediction, of |mean prediction − mean outcome|.
     """
     prediction, outcome = np.asarray(prediction, np.float64), np.asarray(outcome, np.float64)
     if prediction.shape != outcome.shape or prediction.ndim != 1 or not len(outcome):

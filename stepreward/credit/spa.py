@@ -33,8 +33,8 @@ class SPA(ActorCritic):
     """Stepwise progress attribution: r_t = α·ĉ_t + β·g_t, then generalized advantage estimation with a critic.
 
     ĉ_t is the signal `progress` `[E, S]`, the estimator's output at the last token of step t, trained so that Σ_t ĉ_t ≈ R:
-    L = (Σ_t ĉ_t − R)². g_t is 1 where the action was parsed and ran (`Batch.executed`). Other signals: `value` `[R, L]` with a critic;
-    `step_permutation` for "shuffled"; those of `ActorCritic`.
+    L = (Σ_t ĉ_t − R)². g_t is 1 where the action was parsed and ran (`Batch.executed`). Other signals: `value` `[R, L]` with a
+    critic; `step_permutation` for "shuffled"; those of `ActorCritic`.
 
     With β > 0 an agent is paid for every step that it goes on, so the optimum may change; with `enforce_sum` and β = 0 it does not.
 
@@ -62,8 +62,8 @@ class SPA(ActorCritic):
     recommended: ClassVar[str] = "stable"
     variants: ClassVar = {
         "paper": {},
-        # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the estimator gets
-        # wrong, and β for every step. Evidence in docs/log.md.
+        # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the
+        # estimator gets wrong, and β for every step. Evidence in docs/log.md.
         "stable": {"enforce_sum": True, "beta": 0.01, "discount": 1.0},
         "released": {
             "step_reward": "leave_one_out",
@@ -160,8 +160,8 @@ class SPA(ActorCritic):
 class RBT(SPA):
     """Reward from bags: contributions whose sum over each bag of `bag_size` steps fits the reward observed for the bag.
 
-    L = mean over bags of (Σ_bag ĉ − Σ_bag r)². One bag an episode, with the outcome as its reward, is SPA without grounding. The backbone
-    is the run's language model in place of the paper's bidirectional transformer, and the next state is not predicted.
+    L = mean over bags of (Σ_bag ĉ − Σ_bag r)². One bag an episode, with the outcome as its reward, is SPA without grounding. The
+    backbone is the run's language model in place of the paper's bidirectional transformer, and the next state is not predicted.
 
     Attributes:
       bag_size: steps in a bag; 0 is the whole episode.

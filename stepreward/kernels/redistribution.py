@@ -1,7 +1,7 @@
 """Redistribution of an episode's outcome over its steps: losses that fit it, and rewards that follow from the fit.
 
-`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` float `[E]`. Losses are means over
-the episodes that have a counted step, so that an empty batch has loss 0.
+`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` float `[E]`. Losses are
+means over the episodes that have a counted step, so that an empty batch has loss 0.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def contribution_sum_loss(contribution_ExS: Array, outcome_E: Array, mask_ExS: A
 def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *, bag_size: int) -> Array:
     """Squared error of the sum over each bag of consecutive steps: mean over bags of (Σ_bag ĉ − Σ_bag r)².
 
-    Bag b of an episode holds its steps b·k … b·k + k − 1; bags are told by position, never by non-zero rewards. One bag an episode is
-    `contribution_sum_loss`.
+    Bag b of an episode holds its steps b·k … b·k + k − 1; bags are told by position, never by non-zero rewards. One bag an episode
+    is `contribution_sum_loss`.
 
     Args:
       contribution_ExS: float `[E, S]`.
@@ -52,8 +52,8 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
     Raises:
       ValueError: on a negative `bag_size`.
 
-    Source: reinforcement learning from bagged rewards (arXiv 2402.03771), equation 4, as a mean over bags. The public code divides by
-    positions instead (half as large for two steps a bag).
+    Source: reinforcement learning from bagged rewards (arXiv 2402.03771), equation 4, as a mean over bags. The public code divides
+    by positions instead (half as large for two steps a bag).
     """
     chex.assert_rank([contribution_ExS, reward_ExS, mask_ExS], 2)
     chex.assert_equal_shape([contribution_ExS, reward_ExS, mask_ExS])

@@ -33,8 +33,8 @@ def clipped_value_loss(
       denominator: number of True entries of the whole mini-batch when these rows are a part of it; None counts these.
 
     Returns:
-      `(loss, metrics)`; metrics `value_clip_fraction` and `value_error` (mean (V − G)²) are means over the True entries, or their share
-      of it with a `denominator`.
+      `(loss, metrics)`; metrics `value_clip_fraction` and `value_error` (mean (V − G)²) are means over the True entries, or their
+      share of it with a `denominator`.
 
     Source: PPO implementations (TRL 0.10.1, `vf_coef` left to the caller).
     """

@@ -18,7 +18,8 @@ HEADS = ("linear", "mlp")
 
 
 def init_head(key: jax.Array, width: int, kind: str = "mlp") -> dict[str, Array]:
-    """Parameters of a head on hidden states of `width` channels (fp32): "linear", or "mlp" with one hidden layer (GELU) of that width.
+    """Parameters of a head on hidden states of `width` channels (fp32): "linear", or "mlp" with one hidden layer (GELU) of that
+    width.
 
     The last layer starts at zero, so that a fresh head says 0 everywhere.
 
@@ -72,8 +73,8 @@ def head_outputs(
       graphdef, params: the decoder's graph, and a dict with its parameters and a head's.
       tokens_RxL, positions_RxL, segment_ids_RxL: int32 rows as in `Batch`.
       action_mask_RxL: bool `[R, L]`.
-      before: True reads the hidden state that *predicts* the token (a state's value), False the token's own, which has seen it (what an
-        action did). A token that opens its row has nothing before it: 0.
+      before: True reads the hidden state that *predicts* the token (a state's value), False the token's own, which has seen it
+        (what an action did). A token that opens its row has nothing before it: 0.
       max_actions: most action tokens in a row, where that is few; the last layer then skips the others.
     """
     rows, length = tokens_RxL.shape
@@ -91,7 +92,8 @@ def head_outputs(
 def action_positions(action_mask_RxL: Array, max_actions: int) -> tuple[Array, Array]:
     """Where each row's first `max_actions` action tokens are, int32 `[R, Q]`, and which of these are real, bool `[R, Q]`.
 
-    A row with fewer is filled up with other positions. Position 0, which nothing predicts, is never one: the second token stands in.
+    A row with fewer is filled up with other positions. Position 0, which nothing predicts, is never one: the second token stands
+    in.
     """
     length = action_mask_RxL.shape[1]
     order = jnp.where(action_mask_RxL, length - jnp.arange(length), 0)

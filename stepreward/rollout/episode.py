@@ -96,8 +96,9 @@ def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means over episodes that did not fail: `success`, `return`, `steps_per_episode`; and over their steps: `executed` (the share whose
-    action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `entropy` of the sampled tokens."""
+    """Means over episodes that did not fail: `success`, `return`, `steps_per_episode`; and over their steps: `executed` (the share
+    whose action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `entropy` of the sampled
+    tokens."""
     steps = [s for e in episodes for s in e.steps]
     found = {
         "success": np.mean([e.success for e in episodes]),

@@ -31,7 +31,8 @@ def map_rows(apply, batch, chunk_rows: int, outputs: int = 1):
     """Runs `apply(rows) -> arrays [r, L]` over all rows, chunk by chunk.
 
     Args:
-      apply: a function of a dict with `tokens`, `positions`, `segment_ids`, `action_mask`; returns a tuple of `outputs` float arrays.
+      apply: a function of a dict with `tokens`, `positions`, `segment_ids`, `action_mask`; returns a tuple of `outputs` float
+        arrays.
 
     Returns:
       float32 `[outputs, R, L]`, 0 off the action mask.
@@ -69,8 +70,8 @@ def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tupl
 def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int):
     """Gradient of a loss that couples rows of different chunks, with the memory of one chunk.
 
-    Three turns: the outputs of all rows; the loss's gradient with respect to them, on arrays alone; then the vector–Jacobian product through
-    the model, chunk by chunk. By the chain rule that is the exact gradient of the whole loss.
+    Three turns: the outputs of all rows; the loss's gradient with respect to them, on arrays alone; then the vector–Jacobian
+    product through the model, chunk by chunk. By the chain rule that is the exact gradient of the whole loss.
 
     Args:
       apply: `(params, rows) -> [r, L]`, see `map_rows`.

@@ -1,6 +1,7 @@
 """What learns in a run: the policy, and whatever its credit method trains beside it; one iteration's pieces.
 
-`score` adds signals to a batch, `credit` turns them into advantages, `update_policy`, `update_prm` and `refresh_estimator` learn from them.
+`score` adds signals to a batch, `credit` turns them into advantages, `update_policy`, `update_prm` and `refresh_estimator` learn
+from them.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def policy_step(
       advantage_RxL: float `[R, L]`, 0 off the action mask.
       chunk_rows: rows of one forward and backward pass.
       max_actions: most action tokens in a row, where that is few (see `token_log_probs`).
-      value_loss: for a value head on the policy's own backbone; the parameters are then `{"decoder", "scalar_head"}`, and the signals
-        `value`, `returns` and `value_mask` `[R, L]` are needed.
+      value_loss: for a value head on the policy's own backbone; the parameters are then `{"decoder", "scalar_head"}`, and the
+        signals `value`, `returns` and `value_mask` `[R, L]` are needed.
 
     Returns:
       The new state and metrics: means over the mini-batch's tokens unless named otherwise.
@@ -158,8 +158,8 @@ def update_policy(
     Args:
       batch: NumPy arrays, with the signal `advantage` and those that the losses read.
       c: the config's `policy` group.
-      metrics: gains means over the updates; `policy/sampler_gap` is how far the first mini-batch's ratios are from 1, before anything
-        has moved: the sampler's log-probabilities against the trainer's.
+      metrics: gains means over the updates; `policy/sampler_gap` is how far the first mini-batch's ratios are from 1, before
+        anything has moved: the sampler's log-probabilities against the trainer's.
       seed: of the shuffles.
     """
     started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)

@@ -1,7 +1,7 @@
 """The progress estimator: a language model with a scalar head, trained so that its outputs over an episode explain the outcome.
 
-The loss is the credit method's (`Method.progress_loss`): it couples the steps of an episode, whose rows may lie in different chunks, see
-`chunks.gradient_through_outputs`.
+The loss is the credit method's (`Method.progress_loss`): it couples the steps of an episode, whose rows may lie in different
+chunks, see `chunks.gradient_through_outputs`.
 """
 
 from __future__ import annotations
@@ -221,6 +221,6 @@ def check_outcomes(batch: Batch) -> None:
     outcome = np.asarray(batch.outcome)[np.asarray(batch.episode_mask)]
     if outcome.size and (outcome.min() < 0 or outcome.max() > 1):
         raise UserError(
-            f"outcomes lie in [{outcome.min():.3g}, {outcome.max():.3g}], a progress estimator is trained on outcomes in [0, 1]: set "
-            "credit.outcome=success, or a credit.outcome_scale that brings the return there."
+            f"outcomes lie in [{outcome.min():.3g}, {outcome.max():.3g}], a progress estimator is trained on outcomes in [0, 1]: "
+            "set credit.outcome=success, or a credit.outcome_scale that brings the return there."
         )

@@ -1,8 +1,9 @@
 """The run: supervised start, exploration, estimator, reinforcement learning, evaluation; resumable after every tick.
 
-A run is a sequence of ticks: a few supervised updates, one part of the exploration, one epoch of the estimator, one batch of PRM warm-up, or
-one iteration of reinforcement learning. What a tick does depends only on the checkpointed state and its number, so a killed run
-repeats the ticks after its last checkpoint bit for bit. Which phases a run has follows from its credit method; `stages.py` groups them.
+A run is a sequence of ticks: a few supervised updates, one part of the exploration, one epoch of the estimator, one batch of PRM
+warm-up, or one iteration of reinforcement learning. What a tick does depends only on the checkpointed state and its number, so a
+killed run repeats the ticks after its last checkpoint bit for bit. Which phases a run has follows from its credit method;
+`stages.py` groups them.
 """
 
 from __future__ import annotations
@@ -440,7 +441,9 @@ class Runner:
         for name in ("tokenizer", "demonstrations"):
             source, target = Path(self.c.stages.sft) / name, self.workdir / name
             if not source.is_dir():
-                raise UserError(f"stages.sft={self.c.stages.sft!r} holds no {name}: give the workdir of a run whose stage sft is finished.")
+                raise UserError(
+                    f"stages.sft={self.c.stages.sft!r} holds no {name}: give the workdir of a run whose stage sft is finished."
+                )
             if not target.exists():
                 temporary = target.with_name(f".{name}.copy")
                 shutil.copytree(source, temporary, dirs_exist_ok=True)
@@ -471,7 +474,8 @@ class Runner:
             raise UserError(f"workdir {str(self.workdir)!r} cannot be written: {error.strerror or error}.") from error
 
     def _check_finite(self, metrics: dict) -> None:
-        bad = [k for k, v in metrics.items() if k.split("/")[0] in ("sft", "policy", "prm", "critic", "estimator") and not math.isfinite(v)]
+        learnt = ("sft", "policy", "prm", "critic", "estimator")
+        bad = [k for k, v in metrics.items() if k.split("/")[0] in learnt and not math.isfinite(v)]
         if bad:
             where = f"{self.counters.phase} tick {self.counters.tick} (iteration {self.counters.iteration})"
             self.checkpoints.wait()

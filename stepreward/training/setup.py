@@ -40,7 +40,8 @@ SIGNALS = frozenset(
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
     "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_episodes", "estimator.epochs",
-    "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows", "eval.episodes", "eval.every",
+    "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows",
+    "eval.episodes", "eval.every",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip
 
@@ -187,7 +188,9 @@ def check(c) -> None:
         raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: give at least 0 and less than 1.")
     for name in ("exploration", "estimator"):
         if c.stages[name] and not c.stages.sft:
-            raise ValueError(f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too.")
+            raise ValueError(
+                f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too."
+            )
     if c.train.mode == "offline":
         _check_offline(c, method)
 
@@ -200,8 +203,8 @@ def _check_offline(c, method) -> None:
         )
     if c.exploration.tasks < c.rollout.groups:
         raise ValueError(
-            f"train.mode=offline takes rollout.groups={c.rollout.groups} tasks an iteration, exploration.tasks={c.exploration.tasks} are "
-            "there: lower rollout.groups or explore more."
+            f"train.mode=offline takes rollout.groups={c.rollout.groups} tasks an iteration, exploration.tasks={c.exploration.tasks} "
+            "are there: lower rollout.groups or explore more."
         )
     if method.has_prm:
         raise ValueError(f"train.mode=offline has no fresh episodes for the PRM of {method.name}: set train.mode=online.")
@@ -229,7 +232,7 @@ def make_method(c) -> credit.Method:
 
 
 def recomputes_old_log_prob(c) -> bool:
-    """Whether an offline run takes the current policy's log-probabilities for those of the policy that played, as SPA's release does."""
+    """Whether an offline run takes the current policy's log-probabilities for those of the policy that played (SPA's release)."""
     return c.policy.old_log_prob == "current" or (c.policy.old_log_prob == "auto" and c.credit.variant == "released")
 
 

@@ -2,8 +2,8 @@
 
     sft -> explore -> estimator -> train -> evaluate
 
-A finished stage leaves its output in the workdir: `stages/sft` and `stages/estimator` (parameters), `exploration/` (recorded episodes). Each
-carries the config keys that decide it. It is taken only where they agree; the error names the first that does not.
+A finished stage leaves its output in the workdir: `stages/sft` and `stages/estimator` (parameters), `exploration/` (recorded
+episodes). Each carries the config keys that decide it. It is taken only where they agree; the error names the first that does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 
 # Prefixes of the keys that decide a stage's output, beside those of the stages before it.
 _KEYS = {
-    "sft": ("seed", "environment.", "model.preset", "model.compute_dtype", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
+    "sft": ("seed", "environment.", "model.preset", "model.compute_dtype", "sft.", "rollout.context", "rollout.history",
+            "rollout.max_steps"),
     "explore": ("exploration.", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.max_answer_tokens"),
     "estimator": ("estimator.", "credit.outcome"),
     "train": ("",),
@@ -54,8 +55,8 @@ def check(found: dict[str, Any], expected: dict[str, Any], what: str, *, borrowe
     for key in sorted((set(found) | set(expected)) - ({"seed"} if borrowed else set())):
         if found.get(key) != expected.get(key):
             raise UserError(
-                f"{what} was made with {key} = {found.get(key, '(absent)')!r}, this run has {expected.get(key, '(absent)')!r}: give the same "
-                "value, or make that stage again in a workdir of its own."
+                f"{what} was made with {key} = {found.get(key, '(absent)')!r}, this run has {expected.get(key, '(absent)')!r}: "
+                "give the same value, or make that stage again in a workdir of its own."
             )
 
 
