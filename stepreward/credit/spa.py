@@ -24,6 +24,7 @@ _ESTIMATED = ("progress", "shuffled")
 CHOICES = {
     "step_reward": (*_ESTIMATED, "uniform", "terminal", "leave_one_out"),
     "step_weight": ("none", "released"),
+    "residual": ("uniform", "last"),
 }
 
 
@@ -45,7 +46,10 @@ class SPA(ActorCritic):
         "uniform" (R / T), "terminal" (R at the last step), "leave_one_out" (R minus the mean of the others of the group, at every
         step: what the release runs).
       clamp: contributions below 0 count as 0.
-      enforce_sum: spread R − Σ ĉ evenly over the steps, so that the contributions sum to R exactly.
+      enforce_sum: add R − Σ ĉ to the contributions, so that they sum to R exactly.
+      residual: where `enforce_sum` puts it: "uniform" over the steps, or "last". A share of it at an early step tells that step's
+        reward about actions still to come: the return-to-go of step t then holds only (1 − t/T)·R, and the policy gradient is
+        biased even with γ = λ = 1. At the last step it is not.
       step_weight: "released" multiplies the reward of step t by T − t − 1, so that the last step gets nothing.
       last_grounded: the last step counts as grounded whatever it did, as in the release.
       level: of the advantage estimation: "step" or "token".
@@ -64,7 +68,7 @@ class SPA(ActorCritic):
         "paper": {},
         # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the
         # estimator gets wrong, and β for every step. Evidence in docs/log.md.
-        "stable": {"enforce_sum": True, "beta": 0.01, "discount": 1.0},
+        "stable": {"enforce_sum": True, "residual": "last", "beta": 0.01, "discount": 1.0, "trace": 1.0},
         "released": {
             "step_reward": "leave_one_out",
             "alpha": 1.0,
@@ -84,6 +88,7 @@ class SPA(ActorCritic):
     step_reward: str = "progress"
     clamp: bool = False
     enforce_sum: bool = False
+    residual: str = "uniform"
     step_weight: str = "none"
     last_grounded: bool = False
     level: str = "step"
@@ -149,7 +154,7 @@ class SPA(ActorCritic):
             return per_step(episode_advantage(batch, "rloo"), batch)
         progress_ExS = self.contributions(batch.signals["progress"], batch)
         if self.enforce_sum:
-            progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, "uniform")
+            progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, self.residual)
         if self.step_reward == "shuffled":
             progress_ExS = jnp.take_along_axis(progress_ExS, batch.signals["step_permutation"], axis=1)
         return progress_ExS
