@@ -57,6 +57,29 @@ def test_spa_literal():
     np.testing.assert_allclose(weighted[0, :3], [0.4, 0.3, 0.0], **CLOSE)
 
 
+def test_only_a_residual_at_the_end_leaves_earlier_rewards_alone(batch):
+    """Rewards before the last step must not tell what happens later, or they bias the gradient of the steps in between."""
+    mask = counted(batch)
+    early = mask & (np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 1)
+    other = batch.replace(outcome=batch.outcome + 1.0)
+    for residual, moves in (("last", False), ("uniform", True)):
+        a, b = (credit(x, "spa", beta=0.0, enforce_sum=True, residual=residual).step_reward for x in (batch, other))
+        assert (np.abs(np.asarray(a - b))[early] > 1e-3).all() == moves
+        np.testing.assert_allclose(np.asarray(b - a).sum(axis=1)[mask.any(axis=1)], 1.0, **CLOSE)
+
+
+def test_a_return_equivalent_reward_gives_the_outcome_less_what_was_paid(batch):
+    """γ = λ = 1, residual at the end: advantage + value of step t is R minus the rewards of the steps before it."""
+    found = credit(batch, "spa", beta=0.0, enforce_sum=True, residual="last", discount=1.0, trace=1.0, whiten=False)
+    reward, mask = np.asarray(found.step_reward), counted(batch)
+    paid = np.cumsum(reward, axis=1) - reward
+    expected = np.asarray(batch.outcome)[:, None] - paid
+    returns = {key: values[0] for key, values in by_step(found.returns, batch).items() if mask[key]}
+    assert returns
+    for key, value in returns.items():
+        np.testing.assert_allclose(value, expected[key], atol=1e-4)
+
+
 def test_spa_controls_literal():
     # Contributions -.2, .5, .1 of outcome 1: clamped they sum to .6.
     batch = literal([[1, 1, 1], [1]], [1, 0], progress=[[-0.2, 0.5, 0.1], [0.3]])
@@ -146,6 +169,7 @@ def test_progrm_literal():
     "name, options",
     [
         ("spa", dict(beta=0.0, enforce_sum=True)),
+        ("spa", dict(beta=0.0, enforce_sum=True, residual="last")),
         ("spa", dict(beta=0.0, enforce_sum=True, clamp=True)),
         ("spa", dict(beta=0.0, enforce_sum=True, step_reward="shuffled")),
         ("spa", dict(beta=0.0, step_reward="uniform")),
