@@ -163,6 +163,8 @@ def test_a_run_with_critic_and_estimator_is_the_same_on_the_mesh(root, tmp_path)
             played = name in ("phase", "env_steps") or name.startswith("rollout/") and name != "rollout/entropy"
             if played and not timed(name):
                 assert b[name] == a[name], name
+            elif "rank_correlation" in name:  # advantages that are all but equal change places by rounding
+                assert b[name] == pytest.approx(a[name], abs=2e-2), name
             elif not timed(name):
                 assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
 

@@ -96,7 +96,7 @@ def test_the_controls_put_in_place_of_progress_what_they_name(run):
     for name in ("terminal", "uniform", "grounding only", "progress only", "sums enforced"):
         runner, _ = run(ARMS[name])
         beta = runner.method.beta
-        assert beta == (0.0 if name in ("progress only", "sums enforced") else 0.02)
+        assert beta == (0.0 if name in ("progress only", "sums enforced") else 0.01)
         for reward, executed, success in rewards(runner):
             rest, outcome = reward - beta * executed, float(success)
             if name == "terminal":
