@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from stepreward.config import load_config_file
-from stepreward.training import progress
+from stepreward.training import chunks, progress
 from stepreward.training.minibatches import row_episodes, take_episodes
 from stepreward.training.runner import Runner
 from stepreward.training.state import apply_gradients, create
@@ -74,8 +74,10 @@ def step_in_one_piece(state, batch, *, optimizer, method, graphdef, max_actions)
     """The alternative: the gradient of the loss through all rows at once."""
     rows = {name: getattr(batch, name) for name in ("tokens", "positions", "segment_ids", "action_mask")}
 
+    output = lambda params: chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
+
     def loss(params):
-        return method.progress_loss(progress._at_steps(progress._outputs(graphdef, params, rows, max_actions), batch), batch)[0]
+        return method.progress_loss(progress._at_steps(output(params), batch), batch)[0]
 
     return apply_gradients(state, jax.grad(loss)(state.params), optimizer)
 

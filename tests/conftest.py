@@ -22,6 +22,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 16
+WIDTH = 16  # of the one-layer decoder
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +58,16 @@ def model():
     from stepreward.models.presets import decoder_config
 
     return decoder.build(decoder_config("tiny-micro", vocab_size=VOCABULARY), jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def headed(model):
+    """`(graphdef, params)` of the one-layer decoder with a head whose last layer is not zero."""
+    from stepreward.models.heads import with_head
+
+    params = with_head(model[1], jax.random.key(1), WIDTH, "mlp")
+    last = {"weight": 0.5 * jax.random.normal(jax.random.key(2), (WIDTH,)), "bias": jax.numpy.float32(0.1)}
+    return model[0], {**params, "scalar_head": params["scalar_head"] | last}
 
 
 @pytest.fixture(scope="session")

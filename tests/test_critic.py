@@ -1,7 +1,5 @@
 """The critic: values before each action token, its update, and the one that it shares with the policy."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,22 +9,14 @@ from ml_collections import ConfigDict
 
 from stepreward.credit.base import first_token
 from stepreward.kernels import clipped_value_loss
-from stepreward.models.heads import head_outputs, with_head
+from stepreward.models.heads import head_outputs
 from stepreward.training.critic import ValueLoss, critic_step, value_signals, values
+from stepreward.training.layout import Layout
 from stepreward.training.minibatches import take_rows
 from stepreward.training.policy import PolicyLoss, policy_step, update_policy
 from stepreward.training.state import create
 
 SGD = optax.sgd(1.0)  # parameters move by minus the gradient
-WIDTH = 16
-
-
-@pytest.fixture(scope="module")
-def headed(model):
-    """The one-layer decoder with a head whose last layer is not zero."""
-    params = with_head(model[1], jax.random.key(1), WIDTH, "mlp")
-    last = {"weight": 0.5 * jax.random.normal(jax.random.key(2), (WIDTH,)), "bias": jnp.float32(0.1)}
-    return model[0], {**params, "scalar_head": params["scalar_head"] | last}
 
 
 def outputs(headed, params, batch):
@@ -148,7 +138,8 @@ def updated(model, batch, **changes):
     """The state and metrics after `update_policy` with a large rate."""
     c = ConfigDict(dict(minibatch_rows=4, epochs=3, stop_kl=0.0) | changes)
     model_options = dict(graphdef=model[0], chunk_rows=4, temperature=1.0, max_actions=None)
-    layout = types.SimpleNamespace(capacity=24, passes={"chunk_rows": 4}, model=model_options, place=lambda part: part)
+    layout = object.__new__(Layout)
+    vars(layout).update(capacity=24, passes={"chunk_rows": 4}, model=model_options, place=lambda part: part)
     optimizer, metrics = optax.sgd(0.3), {}
     batch = batch.with_signals(advantage=advantage_of(batch))
     state = update_policy(

@@ -13,8 +13,9 @@ from stepreward import credit
 from stepreward.credit import outcome_fit
 from stepreward.credit.base import last_token, step_sum
 from stepreward.errors import UserError
-from stepreward.models.heads import head_outputs, with_head
+from stepreward.models.heads import head_outputs
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.training.layout import Layout
 from stepreward.training.minibatches import round_up, take_rows
 from stepreward.training.progress import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
 from stepreward.training.state import create
@@ -26,15 +27,6 @@ METHODS = {
     "rudder": credit.make("rudder"),
     "progrm": credit.make("progrm"),
 }
-WIDTH = 16
-
-
-@pytest.fixture(scope="module")
-def headed(model):
-    """The one-layer decoder with a head whose last layer is not zero."""
-    params = with_head(model[1], jax.random.key(1), WIDTH, "mlp")
-    last = {"weight": 0.5 * jax.random.normal(jax.random.key(2), (WIDTH,)), "bias": jnp.float32(0.1)}
-    return model[0], {**params, "scalar_head": params["scalar_head"] | last}
 
 
 def labelled(batch):
@@ -114,11 +106,11 @@ SETTINGS = dict(
 )  # fmt: skip
 
 
-class Layout:
-    """What an estimator asks of `training.layout.Layout`, on one device."""
+class OneDevice(Layout):
+    """What an estimator asks of a run's layout, on one device."""
 
     def __init__(self, graphdef, max_steps=3):
-        self.embed_dim = WIDTH
+        self.embed_dim = 16
         self.passes = dict(graphdef=graphdef, chunk_rows=8, max_actions=None)
         self.row_capacity = lambda episodes: round_up(episodes * max_steps, 8)
 
@@ -132,7 +124,7 @@ def make_estimator(headed):
 
     def make(name="spa", **changes):
         estimator = Estimator(
-            ConfigDict({"estimator": SETTINGS | changes}), METHODS[name], Layout(headed[0]), headed[1]["decoder"], jax.random.key(0)
+            ConfigDict({"estimator": SETTINGS | changes}), METHODS[name], OneDevice(headed[0]), headed[1]["decoder"], jax.random.key(0)
         )
         estimator.load(headed[1])
         return estimator

@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from stepreward.models.heads import head_outputs
 from stepreward.models.log_probs import token_log_probs
 
 Array = jax.Array
@@ -64,6 +65,14 @@ def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tupl
     return token_log_probs(
         graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], temperature=temperature,
         action_mask_RxL=rows["action_mask"], max_actions=max_actions,
+    )  # fmt: skip
+
+
+def head_outputs_of(graphdef, params, rows, max_actions, *, before: bool) -> Array:
+    """`head_outputs` of one chunk, as `row_inputs` names its arrays."""
+    return head_outputs(
+        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=before,
+        max_actions=max_actions,
     )  # fmt: skip
 
 

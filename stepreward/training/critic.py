@@ -15,10 +15,8 @@ import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.kernels import clipped_value_loss
-from stepreward.models.heads import head_outputs, with_head
 from stepreward.training import chunks
 from stepreward.training.layout import Layout
-from stepreward.training.minibatches import round_up, row_minibatches
 from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
 
 Array = jax.Array
@@ -56,7 +54,8 @@ def values(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None) -> A
     Args:
       params: `{"decoder", "scalar_head"}`.
     """
-    return chunks.map_rows(lambda rows: (_value(graphdef, params, rows, max_actions),), batch, chunk_rows)[0]
+    apply = lambda rows: (chunks.head_outputs_of(graphdef, params, rows, max_actions, before=True),)
+    return chunks.map_rows(apply, batch, chunk_rows)[0]
 
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "max_actions"), donate_argnames="state")
@@ -66,17 +65,10 @@ def critic_step(
     """One update of a separate critic on one mini-batch of rows, with the signals of `value_signals`."""
     count = jnp.maximum(batch.signals["value_mask"].sum(), 1)
     chunked = chunks.row_inputs(batch, chunk_rows) | {k: chunks.split(v, chunk_rows) for k, v in value_signals(batch).items()}
-    loss_fn = lambda params, c: loss(_value(graphdef, params, c, max_actions), c, count)
+    loss_fn = lambda params, c: loss(chunks.head_outputs_of(graphdef, params, c, max_actions, before=True), c, count)
     grads, metrics = chunks.accumulate(loss_fn, state.params, chunked, chunks.used_chunks(batch.action_mask, chunk_rows))
     state, more = apply_gradients(state, grads, optimizer)
     return state, metrics | more
-
-
-def _value(graphdef, params, rows, max_actions) -> Array:
-    return head_outputs(
-        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=True,
-        max_actions=max_actions,
-    )  # fmt: skip
 
 
 class Critic:
@@ -102,7 +94,7 @@ class Critic:
 
     def headed(self, params):
         """Parameters of a decoder with a fresh head."""
-        return self.layout.place_parameters(with_head(params, self.key, self.layout.embed_dim, self.c.head))
+        return self.layout.headed(params, self.key, self.c.head)
 
     def values(self, policy_params, batch: Batch) -> np.ndarray:
         """V before each action token of a placed batch."""
@@ -115,14 +107,9 @@ class Critic:
             return
         started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
         batch = batch.replace(signals=value_signals(batch))
-        rows = self.c.minibatch_rows
-        capacity = round_up(min(rows, self.layout.capacity), self.layout.passes["chunk_rows"])
-        for _ in range(self.c.epochs):
-            for part, _ in row_minibatches(batch, rows, capacity, rng):
-                self.state, out = critic_step(
-                    self.state, self.layout.place(part), optimizer=self.optimizer, loss=self.loss, **self.layout.passes
-                )
-                outs.append(out)
+        for part in self.layout.minibatches(batch, self.c.minibatch_rows, self.c.epochs, rng):
+            self.state, out = critic_step(self.state, part, optimizer=self.optimizer, loss=self.loss, **self.layout.passes)
+            outs.append(out)
         metrics |= {f"critic/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
         metrics["time/critic_s"] = time.monotonic() - started
 

@@ -13,6 +13,7 @@ from stepreward.checkpoint import Checkpoints
 from stepreward.config import load_config
 from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
+from stepreward.rollout.episode import summary
 from stepreward.training import setup
 from stepreward.training.main_job import use_compilation_cache
 
@@ -52,11 +53,11 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
         raise UserError(f"every environment failed; the first one: {played[0].failure}")
     won = sum(e.success for e in good)
     low, high = wilson_interval(won, len(good))
-    steps = sum(len(e.steps) for e in good)
+    found = summary(good)
     print(f"workdir     {workdir}")
     print(f"checkpoint  {step} ({counters['phase']}, {counters['env_steps']:,} environment steps), {which}")
     print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
-    print(f"return      {sum(e.episode_return for e in good) / len(good):.3f} an episode, {steps / len(good):.1f} steps")
+    print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")
     if len(good) < len(played):
         print(f"failed      {len(played) - len(good)} environments; their episodes are left out")
     print(f"time        {time.monotonic() - started:.1f} s")

@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from stepreward import parallel
+from stepreward.models.heads import with_head
 from stepreward.rollout.packing import pack
-from stepreward.training.minibatches import pad_rows, round_up
+from stepreward.training.minibatches import pad_rows, round_up, row_minibatches
 
 
 class Layout:
@@ -52,6 +53,17 @@ class Layout:
     def place_parameters(self, params):
         """Parameters on the mesh."""
         return parallel.place_parameters(params, self.mesh)
+
+    def headed(self, params, key: jax.Array, kind: str):
+        """A decoder's parameters with a fresh head, on the mesh."""
+        return self.place_parameters(with_head(params, key, self.embed_dim, kind))
+
+    def minibatches(self, batch, rows: int, epochs: int, rng: np.random.Generator):
+        """Yields shuffled mini-batches of at most `rows` rows, all of one shape and placed, `epochs` times over."""
+        capacity = round_up(min(rows, self.capacity), self.passes["chunk_rows"])
+        for _ in range(epochs):
+            for part, _ in row_minibatches(batch, rows, capacity, rng):
+                yield self.place(part)
 
     def demonstrated_rows(self, batch, index):
         """A mini-batch of demonstrated steps; step and episode levels play no part in imitation."""

@@ -16,7 +16,6 @@ from stepreward.models.log_probs import log_probs_and_values, token_log_probs
 from stepreward.training import chunks
 from stepreward.training.critic import ValueLoss, value_signals
 from stepreward.training.layout import Layout
-from stepreward.training.minibatches import round_up, row_minibatches
 from stepreward.training.state import TrainState, apply_gradients
 
 Array = jax.Array
@@ -163,10 +162,7 @@ def update_policy(
       seed: of the shuffles.
     """
     started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
-    capacity = round_up(min(c.minibatch_rows, layout.capacity), layout.passes["chunk_rows"])
-    parts = (part for _ in range(c.epochs) for part, _ in row_minibatches(batch, c.minibatch_rows, capacity, rng))
-    for part in parts:
-        part = layout.place(part)
+    for part in layout.minibatches(batch, c.minibatch_rows, c.epochs, rng):
         state, out = policy_step(
             state, part, part.signals["advantage"], optimizer=optimizer, loss=loss, value_loss=value_loss, **layout.model
         )

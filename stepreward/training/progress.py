@@ -19,20 +19,12 @@ from stepreward.credit import lcs_progress_labels
 from stepreward.credit.base import last_token, step_sum
 from stepreward.credit.quality import credit_quality, outcome_fit
 from stepreward.errors import UserError
-from stepreward.models.heads import head_outputs, with_head
 from stepreward.training import chunks
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import row_episodes, take_episodes
 from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
 
 Array = jax.Array
-
-
-def _outputs(graphdef, params, rows, max_actions) -> Array:
-    return head_outputs(
-        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=False,
-        max_actions=max_actions,
-    )  # fmt: skip
 
 
 def _at_steps(output_RxL: Array, batch: Batch) -> Array:
@@ -47,8 +39,8 @@ def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None) ->
     Args:
       params: `{"decoder", "scalar_head"}`.
     """
-    output = chunks.map_rows(lambda rows: (_outputs(graphdef, params, rows, max_actions),), batch, chunk_rows)[0]
-    return _at_steps(output, batch)
+    apply = lambda rows: (chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False),)
+    return _at_steps(chunks.map_rows(apply, batch, chunk_rows)[0], batch)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "method", "chunk_rows", "max_actions"), donate_argnames="state")
@@ -56,7 +48,7 @@ def progress_step(
     state: TrainState, batch: Batch, *, graphdef, optimizer, method, chunk_rows, max_actions=None
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the estimator on one mini-batch of whole episodes, with the method's `progress_loss`."""
-    apply = lambda params, rows: _outputs(graphdef, params, rows, max_actions)
+    apply = lambda params, rows: chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
     loss = lambda output_RxL: method.progress_loss(_at_steps(output_RxL, batch), batch)
     grads, metrics = chunks.gradient_through_outputs(apply, loss, state.params, batch, chunk_rows)
     state, more = apply_gradients(state, grads, optimizer)
@@ -95,7 +87,7 @@ class Estimator:
 
     def begin(self, params) -> None:
         """Starts as a copy of a policy with a fresh head."""
-        self.load(self.layout.place_parameters(with_head(params, self.key, self.layout.embed_dim, self.c.head)))
+        self.load(self.layout.headed(params, self.key, self.c.head))
 
     def load(self, params) -> None:
         """Starts from trained parameters, a head included."""
