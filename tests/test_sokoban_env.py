@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from envs.protocol import DISTANCE, EXPERT, IMAGE, SNAPSHOT, Environment
+from envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Environment
 from envs.sokoban import SokobanEnv, core, make, random_play_success, render, settings
 from envs.sokoban.core import ACTIONS
 
@@ -22,7 +22,7 @@ def corridor(**overrides):
 def test_it_follows_the_protocol():
     environment = SokobanEnv()
     assert isinstance(environment, Environment)
-    assert environment.capabilities == {SNAPSHOT, DISTANCE, EXPERT}
+    assert environment.capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT}
     observation, info = environment.reset(seed=3, options={"split": "held_out"})
     assert observation == {"text": info["state_key"]}
     assert (info["won"], info["executed"]) == (False, True)
@@ -30,8 +30,8 @@ def test_it_follows_the_protocol():
 
 
 def test_large_rooms_promise_no_distance():
-    assert make("ragen_large")().capabilities == {SNAPSHOT, DISTANCE, EXPERT}
-    assert make("large")().capabilities == {SNAPSHOT, EXPERT}
+    assert make("ragen_large")().capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT}
+    assert make("large")().capabilities == {SNAPSHOT, REPLAY, EXPERT}
 
 
 def test_a_won_episode():
@@ -42,7 +42,7 @@ def test_a_won_episode():
     observation, reward, terminated, truncated, info = environment.step("right")
     assert observation["text"] == info["state_key"] == "######\n#__P√#\n#____#\n######"
     assert (reward, terminated, truncated) == (pytest.approx(10.9), True, False)
-    assert info == {"won": True, "executed": True, "state_key": observation["text"]}
+    assert info == {"won": True, "score": 1.0, "executed": True, "state_key": observation["text"]}
 
 
 def test_unknown_actions_cost_a_turn_and_change_nothing():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.protocol import DISTANCE, EXPERT, IMAGE, SNAPSHOT, Observation
+from envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Observation
 from envs.sokoban import boxoban, core, render, solve
 from envs.sokoban.core import ACTIONS, Room, State
 from envs.sokoban.generate import room_for
@@ -55,14 +56,14 @@ class SokobanEnv:
       string, and None, changes nothing, is rewarded with settings.invalid_reward and counts as a turn.
     * Reward: −0.1 a step, ±1 for a box that comes onto or leaves a target, +10 for the last one.
     * `terminated` when every box is on a target; otherwise `truncated` after settings.max_steps turns.
-    * info: won, executed (the state changed), state_key (the board's text).
-    * capabilities: snapshot and expert; distance where the room is small enough for exact tables; image.
+    * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text).
+    * capabilities: snapshot, replay and expert; distance where the room is small enough for exact tables; image.
     """
 
     def __init__(self, settings: Settings | None = None):
         self.settings = preset_settings("tiny") if settings is None else settings
         self._levels = None if self.settings.levels is None else boxoban.load(self.settings.levels)
-        offered = {SNAPSHOT, EXPERT}
+        offered = {SNAPSHOT, EXPERT, REPLAY}
         inside = (self.settings.height - 2) * (self.settings.width - 2)
         if self._levels is None and solve.placements(inside, self.settings.boxes) <= solve.TABLE_STATES:
             offered.add(DISTANCE)
@@ -97,7 +98,7 @@ class SokobanEnv:
             else:
                 room, state = room_for(self.settings, seed, split)
         self._enter(Snapshot(room, state, 0, False))
-        return self._observe(), {"won": False, "executed": True, "state_key": self._node.text}
+        return self._observe(), {"won": False, "score": 0.0, "executed": True, "state_key": self._node.text}
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action; raises RuntimeError only when there is no episode to act in."""
@@ -113,7 +114,7 @@ class SokobanEnv:
         self._over = terminated or truncated
         node = self._node
         observation = {"text": node.text} if not self._image else self._observe()
-        info = {"won": node.won, "executed": executed, "state_key": node.text}
+        info = {"won": node.won, "score": float(node.won), "executed": executed, "state_key": node.text}
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -179,8 +180,7 @@ def make(preset: str = "tiny", **overrides) -> Callable[[], SokobanEnv]:
 
     Raises ValueError that lists what there is when the preset or a setting is unknown.
     """
-    chosen = preset_settings(preset, **overrides)
-    return lambda: SokobanEnv(chosen)
+    return functools.partial(SokobanEnv, preset_settings(preset, **overrides))
 
 
 def random_play_success(settings: Settings, rooms: int = 2000, seed: int = 0, split: str = "train") -> float:

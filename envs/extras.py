@@ -1,0 +1,23 @@
+"""Optional packages: one clear line when one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def require(extra: str, *modules: str) -> ModuleType:
+    """Imports the modules of an optional extra and returns the first.
+
+    Raises:
+      ValueError: one is not installed; the message says which extra to install.
+    """
+    found = []
+    for name in modules:
+        try:
+            found.append(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
+                raise  # the package is there, something that it imports is not
+            raise ValueError(f"this needs the package {error.name!r}, which is not installed: pip install -e '.[{extra}]'") from None
+    return found[0]
