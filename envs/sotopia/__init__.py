@@ -23,7 +23,7 @@ def make(preset: str = "tiny", *, max_steps: int | None = None, data: Any = None
         overrides["max_steps"] = max_steps
     if data is not None:
         if isinstance(PRESETS.get(preset), Settings):
-            raise ValueError(f"data={str(data)!r}: preset {preset} plays the embedded world; the benchmark's data goes with sotopia")
+            raise ValueError(f"data={str(data)!r}: preset {preset} plays the embedded world; the benchmark's data is for sotopia")
         overrides["data"] = data
     chosen = settings(preset, **overrides)
     if isinstance(chosen, Settings):

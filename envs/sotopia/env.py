@@ -33,12 +33,15 @@ class Snapshot(NamedTuple):
 class SocialEnv:
     """One talk, as `envs.protocol.Environment`.
 
-    * Observation: {"text": what the partner said last, "talk": all (speaker, words) so far, "turn": 1 … max_steps, "turns": max_steps}.
+    * Observation: {"text": what the partner said last, "talk": all (speaker, words) so far, "you": the player's name,
+      "turn": 1 … max_steps, "turns": max_steps}.
     * Actions: any utterance; its acts are recognised (see speech.py). One in which nothing is, and None, only costs a turn.
     * Reward: the judge's goal score, 0 … 10, in the last turn; 0 before.
-    * `terminated` with a deal and when somebody leaves; otherwise `truncated` after settings.max_steps turns, judged all the same.
-    * info: won (goal > 6), score (goal / 10), executed (something was understood), state_key, task (scene, private goal and secret),
-      admissible (short forms that are understood here; not all there is to say), and in the last turn dimensions, the seven scores.
+    * `terminated` with a deal and when somebody leaves; otherwise `truncated` after settings.max_steps turns, judged all the
+      same.
+    * info: won (goal > 6), score (goal / 10), executed (something was understood), state_key, task (scene, private goal and
+      secret), admissible (short forms that are understood here; not all there is to say), and in the last turn dimensions, the
+      seven scores.
     * capabilities: snapshot, replay, expert, admissible.
     """
 
@@ -132,8 +135,8 @@ class SocialEnv:
         self._told = describe(self._task, self.settings.style)
 
     def _observe(self) -> Observation:
-        turn = min(self._steps + 1, self.settings.max_steps)
-        return {"text": self._talk[-1][1], "talk": self._talk, "turn": turn, "turns": self.settings.max_steps}
+        turn, turns = min(self._steps + 1, self.settings.max_steps), self.settings.max_steps
+        return {"text": self._talk[-1][1], "talk": self._talk, "you": self._task.you, "turn": turn, "turns": turns}
 
     def _info(self, executed: bool) -> dict[str, Any]:
         return {
@@ -159,4 +162,5 @@ def seed_and_split(seed: int | None, options: Mapping[str, Any] | None) -> tuple
 def _admissible(task: Task) -> tuple[str, ...]:
     reasons = tuple(f"reason {word}" for word in topic_words(task))
     offers = tuple(f"offer {label}" for label in task.ladder[:OFFERS])
-    return ("hello", "thank", "ask why", *reasons, *offers, "concede", "halfway", "agree", "no", "tell secret", "threaten", "leave")
+    ends = ("concede", "halfway", "agree", "no", "tell secret", "threaten", "leave")
+    return ("hello", "thank", "ask why", *reasons, *offers, *ends)

@@ -29,8 +29,9 @@ FORMS = {
 def choose(task: Task, state: State, turns_left: int, style: str, rng: np.random.Generator | None = None) -> str:
     """The next utterance.
 
-    Courtesy where there is time or the partner asks for it; the question; the argument that fits the answer; then offers that come
-    down rung by rung, the first so high that a successful one is reached in the last turn; and the partner's offer once it is as good.
+    Courtesy where there is time or the partner asks for it; the question; the argument that fits the answer; then offers that
+    come down rung by rung, the first so high that a successful one is reached in the last turn; and the partner's offer once it
+    is as good.
     """
     forms = FORMS[style]
     topics = SCENARIOS[task.scenario].topics

@@ -1,9 +1,10 @@
 """The rule-based partner: how it takes an utterance, what it answers, when it gives in or walks out.
 
-The partner grants outcomes worth up to `limit` hundredths to the player. The limit moves with what is said: up by 30 for an argument
-that speaks to its concern (which it names when asked), up by its mood's measure for courtesy (twice at most), by 2 for another
-argument; down by 15 for a threat or an insult and by 20 for the player's secret. It takes an offer at once that is within its limit,
-and otherwise moves its own offer by two fifths of the way to its limit, if the player came towards it. Its patience ends the talk.
+The partner grants outcomes worth up to `limit` hundredths to the player. The limit moves with what is said: up by 30 for an
+argument that speaks to its concern (which it names when asked), up by its mood's measure for courtesy (twice at most), by 2 for
+another argument; down by 15 for a threat or an insult and by 20 for the player's secret. It takes an offer at once that is
+within its limit, and otherwise moves its own offer by two fifths of the way to its limit, if the player came towards it. Its
+patience ends the talk.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class State(NamedTuple):
     """All that changes in a talk, but its words.
 
     limit: the worth that the partner grants now. standing: rung that the partner offers. ask: worth of the player's last offer.
-    patience: what it has left. courtesy: polite utterances, two counted. argued: topics argued with. deal: worth of what was agreed.
+    patience: what it has left. courtesy: polite utterances, two counted. argued: topics argued with. deal: worth agreed.
     ended: "" while the talk goes on, else "deal", "left" (the player) or "walked" (the partner). The others count utterances.
     """
 
@@ -156,10 +157,12 @@ LINES = {
     "last": ("{asked}? no. last: {label}", ("Not {asked}. {label} is my last word.", "I am losing patience. {label}, or nothing.",
                                             "{asked}? No. {label}, and I will not say it again.")),
     "deal": ("deal {label}", ("{label} it is. We have a deal.", "Agreed, {label}.", "All right, {label}. Done!")),
-    "refused": ("then? {label}?", ("Then what do you suggest? I said {label}.", "And what instead of {label}?", "So not {label}. But what?")),
+    "refused": ("then? {label}?", ("Then what do you suggest? I said {label}.", "And what instead of {label}?",
+                                   "So not {label}. But what?")),
     "pardon": ("pardon?", ("I do not follow you.", "Sorry, what do you mean?", "Pardon?")),
     "left": ("bye", ("You have left the conversation.",)),
-    "walked": ("no more. bye", ("That is enough, I am leaving.", "I have no more time for this. Goodbye.", "We will not agree. Goodbye.")),
+    "walked": ("no more. bye", ("That is enough, I am leaving.", "I have no more time for this. Goodbye.",
+                                "We will not agree. Goodbye.")),
 }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from envs.sotopia.scenarios import SCENARIOS
 
 STYLES = ("short", "full")
 SUBSETS = ("all", "hard")
+PROMPTS = ("compact", "istar", "spa")
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Settings:
     style: "short" speaks in a few words, for tiny models; "full" in sentences.
     scenarios: names of the scenarios to draw from; None for all.
     invalid_reward: reward of a turn in which nothing was understood.
-    judge_noise: standard deviation of a normal error on the goal score, in points, before it is rounded; it depends on the talk alone.
+    judge_noise: standard deviation of a normal error on the goal score, in points, before it is rounded; it depends on the talk
+        alone.
 
     Raises ValueError that names the setting and what it may be.
     """
@@ -56,11 +58,13 @@ class PackageSettings:
     partner_model, judge_model: the models' names there; judge_model None: partner_model.
     key_variable: environment variable that holds the key; none is sent where it is unset. Only its name is kept here.
     max_steps: the policy's turns; the package counts both agents' turns, so its limit is twice that.
-    subset: "all" 450 pairings or "hard", the 70 of the 14 scenarios of SOTOPIA-hard.
-    split_seed: seeds the division of the scenarios into train and held_out.
+    partner_prompt: None for the package's own agent, which answers in JSON; or a prompt of `prompts` (istar, spa, compact), with
+        which the partner is asked and read as the policy is: self-play, with a server of the policy at partner_url.
+    subset: "all" holds out a fifth of the scenarios; "hard" the 14 of SOTOPIA-hard, 70 of the 450 pairings.
+    split_seed: seeds the division of "all" into train and held_out.
     seat: 0 or 1, the agent that the policy plays; None takes them in turn by the task's seed.
     temperature: of the partner; the judge is asked at 0.
-    timeout_s: seconds for one request. retries: further tries of a request and of a judgement. backoff_s: seconds before the first.
+    timeout_s: seconds for one request. retries: further tries of a request and of a judgement. backoff_s: wait before the first.
     cache: folder for judgements, kept by content, and for finished talks that could not be judged; None keeps nothing.
     storage: folder that the package may write to; None makes a temporary one.
     invalid_reward: reward of a turn without an utterance.
@@ -75,6 +79,7 @@ class PackageSettings:
     judge_model: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     max_steps: int = 10
+    partner_prompt: str | None = None
     subset: str = "all"
     split_seed: int = 0
     seat: int | None = None
@@ -93,6 +98,8 @@ class PackageSettings:
             _number(name, getattr(self, name), least)
         if self.timeout_s == 0:
             raise ValueError("timeout_s=0: give seconds, more than 0")
+        if self.partner_prompt not in (None, *PROMPTS):
+            raise ValueError(f"partner_prompt={self.partner_prompt!r}: give {', '.join(PROMPTS)} or None")
         if self.subset not in SUBSETS:
             raise ValueError(f"subset={self.subset!r}: give {' or '.join(SUBSETS)}")
         if self.seat not in (None, 0, 1):

@@ -9,7 +9,7 @@ from envs.protocol import Observation, Prompt
 
 LEAVE = "left the conversation"
 
-_RULES = f"""You take part in a conversation and play one of the two people in it. Speak as that person would, naturally and in character.
+_RULES = f"""You take part in a conversation and play one of the two people in it. Speak as that person would, in character.
 Pursue your private goal: the other person does not know it, nor your secret.
 You say one thing a turn. When your goal is reached, or nothing more can be gained, you may write: {LEAVE}"""
 
@@ -22,7 +22,7 @@ Action: what you say now, or {LEAVE}"""
 
 
 def _told(observation: Observation) -> str:
-    talk = observation.get("talk") or (("They", observation["text"]),)
+    talk = observation.get("talk", (("They", observation["text"]),))
     return "\n".join(f"{who}: {words}" for who, words in talk if words)
 
 
@@ -48,12 +48,11 @@ class CompactPrompt:
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, and every turn of the talk, the player's after a `>`; the talk is in the observation, `history` is not told."""
+        """The task, and every turn of the talk, the player's after a `>`; the observation holds them, `history` is not told."""
         talk = observation.get("talk")
         if not talk:
             return self.first(observation)
-        partner = talk[-1][0]
-        lines = "\n".join(words if who == partner else f"> {words}" for who, words in talk)
+        lines = "\n".join(f"> {words}" if who == observation.get("you") else words for who, words in talk)
         return f"{observation['task']}\n{lines}" if observation.get("task") else lines
 
     def parse(self, text: str) -> str | None:

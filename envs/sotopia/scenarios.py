@@ -33,8 +33,8 @@ class Topic(NamedTuple):
 class Scenario(NamedTuple):
     """What all tasks of one kind share.
 
-    options: named choices to draw six from, or () for numbers; then best: possible best numbers, step: the ladder's possible steps,
-    negative where the player wants much and positive where it wants little.
+    options: named choices to draw six from, or () for numbers; then best: possible best numbers, step: the ladder's possible
+    steps, negative where the player wants much and positive where it wants little.
     """
 
     name: str
@@ -100,7 +100,7 @@ SCENARIOS = {
             "buy the car for as little as you can", "buy low", "dollars", True,
             (2000, 2400, 3000, 3600), (50, 100),
             (Topic("cash", "pay at once|right away|paid in full", "I was paid late once, so what matters to me is cash"),
-             Topic("care", "look after|good home|maintain", "I have driven it for years, so what matters to me is the care it gets"),
+             Topic("care", "look after|good home|maintain", "it was with me for years, so what matters to me is care"),
              Topic("speed", "today|quick|fast|collect", "I need the parking space, so what matters to me is speed")),
             "you would pay almost anything, because your own car broke down", "broke down|pay anything|desperate|own car",
         ),
@@ -118,7 +118,7 @@ SCENARIOS = {
             "borrow as much as you can", "borrow high", "dollars", True,
             (300, 400, 500, 600), (-20, -25),
             (Topic("date", "pay back|repay|payback|by the end of", "my own rent is due soon, so what matters to me is a date"),
-             Topic("paper", "in writing|written|sign|contract", "I forget such things, so what matters to me is something on paper"),
+             Topic("paper", "in writing|written|sign|contract", "I forget such things, so what matters to me is paper"),
              Topic("purpose", "course|use it for|spend it on", "I have seen money wasted, so what matters to me is the purpose")),
             "you lost your last savings at cards", "cards|gambl|poker|casino|lost my savings",
         ),
@@ -129,7 +129,7 @@ SCENARIOS = {
             (Topic("repairs", "repair|fix|paint", "the flat is getting old, so what matters to me is repairs"),
              Topic("quiet", "noise|calm|peaceful", "the neighbours complain, so what matters to me is quiet"),
              Topic("years", "stay|long|two years|lease", "empty months cost me most, so what matters to me is years")),
-            "you have already signed for another year at work nearby and cannot move", "cannot move|can't move|already signed|nearby",
+            "you have already signed for another year at work nearby and cannot move", "cannot move|can't move|already signed",
         ),
         _number(
             "donation", "{you} collects for a village library and has rung the bell of {them}.",
@@ -137,7 +137,7 @@ SCENARIOS = {
             (100, 120, 150, 200), (-5, -10),
             (Topic("children", "child|kids|school|pupil", "I was a teacher, so what matters to me is children"),
              Topic("proof", "receipt|accounts|where the money", "one hears of fraud, so what matters to me is proof"),
-             Topic("plaque", "named|mention|honour|sign at the door", "I like to see my name, so what matters to me is a plaque")),
+             Topic("plaque", "named|mention|honour|sign at the door", "I like my name, so what matters to me is a plaque")),
             "a tenth of every gift goes to you as pay", "tenth|commission|my pay|i get paid",
         ),
         _number(
@@ -189,7 +189,7 @@ SCENARIOS = {
             "dinner", "{you} and {them} choose where to have dinner.",
             "eat at a place as high on your list as you can", "best first",
             ("thai", "pizza", "curry", "sushi", "tapas", "ramen", "burgers", "falafel"),
-            (Topic("near", "close|walk|distance|around the corner", "my feet are tired, so what matters to me is a place that is near"),
+            (Topic("near", "close|walk|distance|around the corner", "my feet hurt, so what matters to me is a place near by"),
              Topic("bill", "pay|treat|cheap|on me", "I am short this month, so what matters to me is the bill"),
              Topic("vegan", "vegetable|meat|vegetarian|plants", "I eat no animals, so what matters to me is a vegan dish")),
             "you have a voucher for it and will keep what is left", "voucher|coupon|gift card",
