@@ -11,6 +11,7 @@ from envs import sotopia
 from envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Environment, Prompt, prompt_view, replay_prefix
 from envs.sotopia import backend, data, make, prompts, settings
 from envs.sotopia.endpoint import Endpoint, EndpointError
+from envs.sotopia.measure import play as measured
 from envs.sotopia.presets import PackageSettings, Settings
 
 PRESETS = ("tiny", "istar", "spa")
@@ -45,6 +46,14 @@ def test_the_expert_is_understood_and_usually_succeeds(preset):
         assert info["dimensions"]["secret"] == 0 and info["admissible"] == ()
         goals.append(goal)
     assert np.mean([goal > 6 for goal in goals]) > 0.75
+
+
+def test_what_is_measured():
+    expert, random = (measured(settings("tiny"), player, tasks=40) for player in ("expert", "random"))
+    assert expert["goal"] > 5 > random["goal"] and expert["success"] > 0.7 > 0.3 > random["success"]
+    assert measured(settings("tiny"), "random", tasks=40)["goal"] == random["goal"]
+    with pytest.raises(ValueError, match="give expert or random"):
+        measured(settings("tiny"), "other")
 
 
 def test_the_expert_leaves_the_talk_as_it_is_and_goes_on_from_anywhere():
@@ -125,12 +134,15 @@ def test_factories_are_pickled():
         ({"preset": "huge"}, "unknown SOTOPIA preset 'huge'; the presets are tiny, istar, spa, sotopia"),
         ({"colour": 1}, "unknown setting colour of SOTOPIA preset tiny; the settings are max_steps"),
         ({"max_steps": 0}, "max_steps=0"), ({"style": "long"}, "style='long'"), ({"scenarios": ("chess",)}, "scenario chess"),
-        ({"scenarios": "film"}, "give a list"), ({"judge_noise": -1}, "judge_noise=-1"), ({"invalid_reward": "x"}, "invalid_reward"),
+        ({"scenarios": "film"}, "give a list"), ({"judge_noise": -1}, "judge_noise=-1"),
+        ({"invalid_reward": "x"}, "invalid_reward"),
         ({"data": "somewhere"}, "embedded world"),
         ({"preset": "sotopia", "subset": "easy"}, "subset='easy'"), ({"preset": "sotopia", "seat": 2}, "seat=2"),
-        ({"preset": "sotopia", "timeout_s": 0}, "timeout_s=0"), ({"preset": "sotopia", "partner_url": "here"}, "partner_url: give"),
+        ({"preset": "sotopia", "timeout_s": 0}, "timeout_s=0"),
+        ({"preset": "sotopia", "partner_url": "here"}, "partner_url: give"),
         ({"preset": "sotopia", "judge_url": "http://u:secret@host/v1"}, "no user or password"),
-        ({"preset": "sotopia", "key_variable": "sk-12-secret"}, "not a key"), ({"preset": "sotopia", "retries": -1}, "retries=-1"),
+        ({"preset": "sotopia", "key_variable": "sk-12-secret"}, "not a key"),
+        ({"preset": "sotopia", "retries": -1}, "retries=-1"),
         ({"preset": "sotopia", "partner_prompt": "x"}, "partner_prompt='x'"),
     ],
 )  # fmt: skip
@@ -199,7 +211,8 @@ def test_a_missing_extra_is_named(monkeypatch):
 def test_data_in_the_benchmarks_layout(tmp_path):
     pairings = data.load(str(write_data(tmp_path / "good")))
     train, held_out = (data.split(pairings, name) for name in ("train", "held_out"))
-    assert (len(train), len(held_out)) == (8, 2) and not {one.scenario["pk"] for one in train} & {one.scenario["pk"] for one in held_out}
+    ids = [{pairing.scenario["pk"] for pairing in part} for part in (train, held_out)]
+    assert (len(train), len(held_out)) == (8, 2) and not ids[0] & ids[1]
     assert data.split(pairings, "held_out", seed=1) != held_out == data.split(pairings, "held_out")
     with pytest.raises(ValueError, match="no pairing in the held_out split of subset 'hard'"):
         data.split(pairings, "held_out", "hard")

@@ -51,9 +51,10 @@ def test_judgements_on_disk(tmp_path):
     kept, key = Judgements(str(tmp_path)), key_of("a talk", "http://127.0.0.1/v1", "judge")
     assert key != key_of("a talk", "http://127.0.0.1/v1judge", "")
     assert kept.get(key) is None and kept.pending() == []
-    path = kept.later(key, "a talk", ("Ada", "Ben"), ("http://127.0.0.1/v1", "judge"))
+    judge_asked = ("http://127.0.0.1/v1", "judge")
+    path = kept.later(key, "a talk", ("Ada", "Ben"), judge_asked)
     (path.parent / "half.json").write_text('{"key": ')
-    assert kept.pending() == [{"key": key, "history": "a talk", "names": ["Ada", "Ben"], "judge": ["http://127.0.0.1/v1", "judge"]}]
+    assert kept.pending() == [{"key": key, "history": "a talk", "names": ["Ada", "Ben"], "judge": list(judge_asked)}]
     kept.put(key, SCORES)
     assert kept.get(key) == SCORES and kept.pending() == []
     assert [path.name for path in (tmp_path / "judgements").iterdir()] == [f"{key}.json"]  # nothing temporary is left

@@ -41,6 +41,7 @@ class Call:
     def __init__(self, endpoint: Endpoint, accept: Callable[[str], str]):
         self.endpoint, self.accept = endpoint, accept
         self.error: EndpointError | None = None
+        self.answered = False
 
 
 _CALL: contextvars.ContextVar[Call] = contextvars.ContextVar("sotopia_call")
@@ -63,6 +64,8 @@ async def asked(endpoint: Endpoint, accept: Callable[[str], str], make: Callable
         _CALL.reset(token)
     if call.error is not None:
         raise call.error
+    if not call.answered:  # the package turns errors of its own into silence, too
+        raise RuntimeError("the package sotopia failed before it asked its model; is it a version that this was written for?")
     return result
 
 
@@ -110,6 +113,7 @@ async def _acompletion(*, messages: list[dict[str, str]], **_: Any) -> Any:
     except EndpointError as error:
         call.error = error
         raise
+    call.answered = True
     return SimpleNamespace(choices=[SimpleNamespace(message=SimpleNamespace(content=text))])
 
 
