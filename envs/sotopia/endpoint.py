@@ -37,7 +37,8 @@ class Endpoint:
     """One model at one address. The key is read from the environment at each request and kept nowhere.
 
     role: what the endpoint is called in errors. url: up to and with /v1. temperature: sent with each request.
-    timeout_s: seconds for one request in all. retries: further tries. backoff_s: wait before the first; doubled each time.
+    timeout_s: seconds for one request; an answer that comes in drops is cut off within twice that. retries: further tries.
+    backoff_s: wait before the first; doubled each time.
     """
 
     role: str

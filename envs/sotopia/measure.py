@@ -19,8 +19,8 @@ PLAYERS = ("expert", "random")
 def play(chosen: Settings, player: str = "expert", tasks: int = 200, seed: int = 0, split: str = "held_out") -> dict[str, float]:
     """Mean goal (0 … 10), success (share of goals over 6), turns an episode and steps in a CPU second, over `tasks` tasks.
 
-    player: "expert", or "random": one of the admissible actions, uniformly. The tasks are those of the seeds seed … seed + tasks − 1.
-    Raises ValueError for another player.
+    player: "expert", or "random": one of the admissible actions, uniformly. Task number n has the seed `seed` + n. Raises
+    ValueError for another player.
     """
     if player not in PLAYERS:
         raise ValueError(f"player={player!r}: give {' or '.join(PLAYERS)}")
