@@ -94,6 +94,7 @@ class RemoteHost:
         try:
             answer = pickle.dumps((True, results), protocol=5)
         except Exception as error:
+            self._host.close()
             return pickle.dumps((False, (f"what it returned cannot be sent: {_named(error)}", "")))
         self.failed = False
         return answer
