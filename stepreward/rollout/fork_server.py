@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import logging
 import os
 import pickle
-import random
 import selectors
 import signal
 import socket
@@ -161,8 +159,6 @@ class _Server:
 
 def _serve(connection: Connection, factory: bytes) -> None:
     """A child: answers until the pool hangs up, or the environment has failed."""
-    logging.disable()  # the pool logs what fails
-    random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()  # or all children would draw alike
     host = RemoteHost(factory)

@@ -4,8 +4,9 @@ A process is forked, when its slot is first called, from a server that has impor
 that it starts in milliseconds and shares the module's memory. It ends with the failure of its environment, and a fresh one takes
 its place.
 
-gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and an
-error or a timeout of one leaves the whole vector closed or in a state that only closing ends.
+gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and one
+that raises or is late costs the answers of all, and leaves the vector with a closed pipe, or with an answer that is taken for the
+next call's.
 """
 
 from __future__ import annotations
@@ -91,8 +92,9 @@ class ProcessPool(Pool):
                 now = time.monotonic()
                 for slot in [slot for slot, (deadline, _) in waiting.items() if deadline <= now]:
                     found[slot] = too_long(todo[slot], waiting.pop(slot)[1])
-                    if not self._server.up:  # it hangs in the import of the environment's module
-                        self._server.kill()
+                    server = self._children[slot].server
+                    if not server.up:  # it hangs in the import of the environment's module
+                        server.kill()
                     self._drop(slot, after=0.0)
         except BaseException:  # an interrupt: what is under way would be taken for the answer of a later call
             for slot in waiting:
@@ -215,7 +217,8 @@ class _Server:
         self._control, far = socket.socketpair()
         self._children: dict[int, _Child] = {}  # by number, until it is known how they died
         self._started, self._buffer = 0, b""
-        code = f"import sys; sys.path[:] = {sys.path!r}; from stepreward.rollout.fork_server import main; main({far.fileno()})"
+        paths = [str(path) for path in sys.path]
+        code = f"import sys; sys.path[:] = {paths!r}; from stepreward.rollout.fork_server import main; main({far.fileno()})"
         with far, open(output, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
