@@ -1,4 +1,4 @@
-"""What is to be known of an environment before training in it: can its expert solve it, does chance, how fast and how large is it.
+"""What is to be known of an environment before training in it: does its expert solve it, does chance, how fast and large is it.
 
     python benchmarks/environments.py --name=sokoban --preset=tiny
     python benchmarks/environments.py --name=sokoban --preset=istar --tasks=100 --split=held_out --set max_steps=20
@@ -6,12 +6,12 @@
     python benchmarks/environments.py --name=sokoban --quick          # shows that it works, its figures mean nothing
 
 * expert: the tasks of seeds 0 … tasks − 1, each played by the actions that `expert()` names right after reset.
-* random: the same tasks, in each repeat with other draws; each action uniform over `info["admissible"]`, where the environment has
-  none over the actions that its expert took in any of the tasks.
+* random: the same tasks, in each repeat with other draws; each action uniform over `info["admissible"]`, or where the environment
+  has none over the actions that its expert took in any of the tasks.
 * speed, in CPU seconds of this process (what an environment starts outside it is not counted, and numeric libraries get one
   thread): steps a second of `step` alone in random play, median over the repeats with their range (the first repeat is the slow
   end where an environment keeps what it has computed); median milliseconds of a task's first reset.
-* memory: resident set of the first environment, its imports included, and of each of `--extra` further ones, all after a few steps.
+* memory: resident set of the first environment, its data included, and of each of `--extra` further ones, after an episode.
 
 The last lines are the header and the row of a markdown table.
 """
@@ -172,7 +172,8 @@ def main() -> None:
         raise UserError("--tasks, --repeats and --extra must be above 0.")
     module = environment_module(a.name)
     figures = measure(module.make(a.preset, **_settings(a.set)), a.split, a.tasks, a.repeats, a.extra)
-    print(f"{a.name} {a.preset}, {a.split}: {', '.join(figures['capabilities'])}; num_tasks {figures['num_tasks'] or 'unlimited'}")
+    count = figures["num_tasks"] or "unlimited"
+    print(f"{a.name} {a.preset}, {a.split}: {', '.join(figures['capabilities'])}; num_tasks {count}")
     print(_row(f"{a.name} {a.preset}{''.join(f' {s}' for s in a.set)}", figures))
     if a.json:
         Path(a.json).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

@@ -1,6 +1,6 @@
 """What a pool of processes costs and gains, beside one process.
 
-    python benchmarks/pool.py                     # 64 environments: overhead a call, MB a process; 10 ms steps: both pools in turn
+    python benchmarks/pool.py                     # 64 environments: overhead, memory, and steps of 10 ms in both pools
     python benchmarks/pool.py --quick             # small: shows that it works, its figures mean nothing
     python benchmarks/pool.py --environments=16 --busy-ms=50 --json=pool.json
 
@@ -122,15 +122,15 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     o = overhead(a.environments, a.rounds)
     print(f"{a.environments} environments on {cores} cores")
-    print(f"  started in {o['start_seconds']:.2f} s; {o['pss_mb']:.1f} MB a process ({o['rss_mb']:.1f} MB resident, most of it shared)")
-    print(f"  a call costs {o['near_us']:.0f} µs of CPU here and {o['far_us']:.0f} µs there; a round {o['round_seconds'] * 1e3:.1f} ms")
+    print("  started in {start_seconds:.2f} s; {pss_mb:.1f} MB a process ({rss_mb:.1f} MB resident, most of it shared)".format(**o))
+    print("  a call costs {near_us:.0f} µs of CPU here and {far_us:.0f} µs there; a round {round_seconds:.4f} s".format(**o))
     g = gain(a.environments, a.busy_ms / 1e3, a.repeats)
     print(
-        f"  steps of {a.busy_ms:g} ms: a round takes {g['inline_seconds']:.3f} s in one process ({g['inline_cpu_seconds']:.3f} s of CPU), "
-        f"{g['process_seconds']:.3f} s in processes"
+        f"  steps of {a.busy_ms:g} ms: a round takes {g['inline_seconds']:.3f} s in one process "
+        f"({g['inline_cpu_seconds']:.3f} s of CPU), {g['process_seconds']:.3f} s in processes"
     )
     of_cpu = g["inline_cpu_seconds"] / g["process_seconds"]
-    print(f"  processes are {g['ratio']:.2f}× as fast ({g['least']:.2f}–{g['most']:.2f}), of CPU seconds {of_cpu:.2f}×; {cores} cores")
+    print("  processes are {ratio:.2f}× as fast ({least:.2f}–{most:.2f})".format(**g) + f", of CPU seconds {of_cpu:.2f}×")
     if a.json:
         Path(a.json).write_text(json.dumps({"cores": cores, "overhead": o, "gain": g}, indent=2) + "\n", encoding="utf-8")
 

@@ -290,7 +290,8 @@ def test_the_same_games_as_in_one_process(mark):
     rng = np.random.default_rng(0)
     rounds = [[Call(slot, "reset", (), {"seed": slot, "options": {"split": "train"}}) for slot in range(4)]]
     for _ in range(4):
-        rounds.append([[Call(slot, "step", (a,)), Call(slot, "snapshot")] for slot, a in enumerate(rng.choice(["up", "left"], 4))])
+        actions = rng.choice(["up", "left"], 4)
+        rounds.append([[Call(slot, "step", (action,)), Call(slot, "snapshot")] for slot, action in enumerate(actions)])
     with EnvironmentPool(factory) as inline, ProcessPool(factory) as processes:
         assert inline.capabilities() == processes.capabilities()
         for calls in rounds:

@@ -4,9 +4,9 @@ An environment that raises, or that cannot be made, gives one failed call: the e
 fresh one takes its place at the slot's next call. Nothing else notices.
 
     with make_pool("process", sokoban.make("tiny"), timeout_s=10, reset_timeout_s=60) as pool:
-        pool.call(0, "reset", seed=7)                                         # one call: its result, or EnvironmentFailure raised
-        pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])           # one round: a list of results and EnvironmentFailures
-        pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])      # several calls of a slot in one round trip: [[…, …]]
+        pool.call(0, "reset", seed=7)  # one call: its result, or EnvironmentFailure raised
+        pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
+        pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
 
 There are three kinds, see `make_pool`; all have what `Pool` has. A pool belongs to one thread.
 """
@@ -78,8 +78,8 @@ class Pool(abc.ABC):
 
         Returns:
           For each of `calls`, in their order, its result (for a list of calls the list of results), or an `EnvironmentFailure`:
-          the environment could not be made, raised, died, took too long, lacks the method, or returned what cannot be sent. A list
-          of calls ends at the first failure, and the failure takes the place of all its results. The slot's next call meets a
+          the environment could not be made, raised, died, took too long, lacks the method, or returned what cannot be sent. A
+          list of calls ends at the first failure, and the failure takes the place of all its results. The slot's next call meets a
           fresh environment, which has to be reset.
 
         Raises:

@@ -4,8 +4,8 @@ A process is forked, when its slot is first called, from a server that has impor
 that it starts in milliseconds and shares the module's memory. It ends with the failure of its environment, and a fresh one takes
 its place.
 
-gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and one
-that raises or is late costs the answers of all, and leaves the vector with a closed pipe, or with an answer that is taken for the
+gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and
+one that raises or is late costs the answers of all, and leaves the vector with a closed pipe, or with an answer that is taken for the
 next call's.
 """
 
