@@ -116,6 +116,7 @@ def test_kinds_of_pools_by_name():
     for wrong, words in {
         ("thread",): "'thread' is unknown; there are: inline, process, ray",
         ("inline", 0): "above 0 seconds",
+        ("process", float("inf")): "finite",
         ("process", 1, "host:1"): "address='host:1' is of a Ray cluster",
     }.items():
         kind, timeout_s, address = (*wrong, *(1, "")[len(wrong) - 1 :])

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -160,14 +161,14 @@ def make_pool(
       address: of the Ray cluster, see `ray_pool.RayPool`.
 
     Raises:
-      ValueError: an unknown kind; a limit that is not above 0; a factory that cannot be pickled; no Ray, or no cluster there.
+      ValueError: an unknown kind; a limit that is not above 0, or infinite; a factory that cannot be pickled; no Ray, or no cluster there.
     """
     if kind not in KINDS:
         raise ValueError(f"the kind of pool {kind!r} is unknown; there are: {', '.join(KINDS)}")
     if address and kind != "ray":
         raise ValueError(f"address={address!r} is of a Ray cluster, and the kind of pool is {kind!r}")
-    if not (timeout_s > 0 and reset_timeout_s > 0):
-        raise ValueError(f"timeout_s={timeout_s} and reset_timeout_s={reset_timeout_s} must be above 0 seconds")
+    if not (0 < timeout_s < math.inf and 0 < reset_timeout_s < math.inf):
+        raise ValueError(f"timeout_s={timeout_s} and reset_timeout_s={reset_timeout_s} must be above 0 seconds, and finite")
     if kind == "inline":
         return EnvironmentPool(factory)
     if kind == "process":

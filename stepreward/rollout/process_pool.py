@@ -97,7 +97,7 @@ class ProcessPool(Pool):
                         server.kill()
                     self._drop(slot, after=0.0)
         except BaseException:  # an interrupt: what is under way would be taken for the answer of a later call
-            for slot in waiting:
+            for slot in set(slots) - set(found):
                 self._drop(slot, after=0.0)
             raise
         return [found[slot] for slot in slots]

@@ -103,7 +103,7 @@ class RayPool(Pool):
                         self._drop(slot)
                         found[slot] = too_long(todo[slot], limit)
         except BaseException:  # an interrupt: what is under way would delay the next calls
-            for slot, _, _ in waiting.values():
+            for slot in set(slots) - set(found):
                 self._drop(slot)
             raise
         return [found[slot] for slot in slots]
