@@ -185,7 +185,7 @@ def test_when_the_server_dies_its_children_do_and_another_takes_over(pool, mark)
 def test_what_an_environment_started_ends_with_it(mark):
     with ProcessPool(misbehaving.make(), timeout_s=10, reset_timeout_s=20, grace_s=0.5) as pool:
         grandchildren = [pool.call(slot, "step", "child") for slot in range(3)]
-        assert set(grandchildren) <= set(alive(mark))
+        assert wait_until(lambda: set(grandchildren) <= set(alive(mark)))  # a program that starts has no environment yet
         pool.call_all([Call(0, "step", ("kill",)), Call(1, "step", ("raise",))])
         assert wait_until(lambda: not set(grandchildren[:2]) & set(alive(mark))) and grandchildren[2] in alive(mark)
 
@@ -276,7 +276,7 @@ def test_nothing_outlives_the_process_of_the_pool(mark, tmp_path, root, how):
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "ready\n"
         if how in ("interrupt", "kill"):
-            assert len(alive(mark)) == 5  # it, its server, two environments, and what one of them started
+            assert wait_until(lambda: len(alive(mark)) == 5)  # it, its server, two environments, and what one of them started
             process.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
         error = process.stderr.read()
     assert wait_until(lambda: not alive(mark))
