@@ -116,7 +116,7 @@ def test_kinds_of_pools_by_name():
     with make_pool("process", dict, timeout_s=1, reset_timeout_s=1) as pool:  # nothing is started before it is called
         assert type(pool).__name__ == "ProcessPool"
     for wrong, words in {
-        ("thread",): "'thread' is unknown; there are: inline, process, ray",
+        ("fibre",): "'fibre' is unknown; there are: inline, thread, process, ray",
         ("inline", 0): "above 0 seconds",
         ("process", float("inf")): "finite",
         ("process", 1, "host:1"): "address='host:1' is of a Ray cluster",
