@@ -7,10 +7,8 @@ prices drawn from ranges); in the embedded catalogue the titles, price tags and 
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from typing import NamedTuple
 
 import numpy as np
 from thefuzz import fuzz
@@ -18,36 +16,10 @@ from thefuzz import fuzz
 from envs.webshop import pages
 from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
+from envs.webshop.instruction import read_instruction
 from envs.webshop.pages import State
 from envs.webshop.reward import ENOUGH, normal_colour, reward
 from envs.webshop.shop import Shop
-
-_LIMIT = re.compile(r", and price lower than ([\d.]+) dollars$")
-_OPTIONS = re.compile(r"^(.*) with ([^:]+: .*)$", re.DOTALL)
-_OPENING = re.compile(r"^find me\s+", re.IGNORECASE)
-
-
-class Asked(NamedTuple):
-    """An instruction in parts: what for, the options as "name: value" strings, and the price limit in dollars or None."""
-
-    what: str
-    options: tuple[str, ...]
-    limit: str | None
-
-
-@functools.lru_cache(maxsize=4096)
-def read_instruction(text: str) -> Asked:
-    """The parts of an instruction, by its wording alone: "Find me WHAT with k: v, and k: v, and price lower than X dollars"."""
-    limit = _LIMIT.search(text)
-    rest = text[: limit.start()] if limit else text
-    options = _OPTIONS.match(rest)
-    what = options[1] if options else rest
-    return Asked(
-        _OPENING.sub("", what).strip(),
-        tuple(options[2].split(", and ")) if options else (),
-        limit[1].removesuffix(".00") if limit else None,
-    )
-
 
 def queries(goal: Goal) -> tuple[str, ...]:
     """What the shopper may search for, the plainest first: words of the instruction, with fewer and with more of them."""
