@@ -2,7 +2,8 @@
 
 It plans with the site's own rules, so its actions are a list that leads to a reward of 1, and their number is the
 distance. A product fits when some choice of its options makes its reward 1. That looks at what pages do not show (attributes,
-prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same.
+prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same. It takes
+listed actions only: to search again it goes back to the home page, though the site takes a search anywhere.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from envs.webshop.instruction import read_instruction
 from envs.webshop.pages import State
 from envs.webshop.reward import ENOUGH, normal_colour, reward
 from envs.webshop.shop import Shop
+
 
 def queries(goal: Goal) -> tuple[str, ...]:
     """What the shopper may search for, the plainest first: words of the instruction, with fewer and with more of them."""
@@ -70,7 +72,7 @@ class Planner:
         """
         if state.kind == pages.DONE:
             return None
-        plans = [plan for plan in (self._here(state, rng), self._anew(rng)) if plan is not None]
+        plans = [plan for plan in (self._here(state, rng), self._anew(state, rng)) if plan is not None]
         return min(plans, key=len, default=None)
 
     def distance(self, state: State) -> float:
@@ -91,8 +93,8 @@ class Planner:
         plan = self._from_results(state.query, state.page, rng)
         return None if plan is None else back + plan
 
-    def _anew(self, rng: np.random.Generator | None) -> list[str] | None:
-        """A plan that begins with a search: of the queries, the first with the shortest way."""
+    def _anew(self, state: State, rng: np.random.Generator | None) -> list[str] | None:
+        """A plan that begins with a search on the home page: of the queries, the first with the shortest way."""
         best = None
         for query in queries(self._goal):
             plan = self._from_results(query, 1, rng)
@@ -100,7 +102,8 @@ class Planner:
                 best = [f"search[{query}]", *plan]
                 if self.targets(query)[0][0] == 1:
                     break
-        return best
+        back = [] if state.kind == pages.HOME else ["click[back to search]"]
+        return None if best is None else back + best
 
     def _from_results(self, query: str, page: int, rng: np.random.Generator | None) -> list[str] | None:
         def length(target):
