@@ -7,8 +7,9 @@ import re
 import pytest
 
 from envs.protocol import Prompt, prompt_view
-from envs.webshop import make, prompts
+from envs.webshop import make, prompts, vocabulary
 from envs.webshop.instruction import read_instruction
+from stepreward.models.tokenizer import train_symbol_tokenizer
 
 
 def _views(preset, turns=4, seed=500):
@@ -68,7 +69,9 @@ def test_the_compact_page():
     assert environment.step("click[buy now]")[0]["text"] == f"{asked}\ndone 1.00"
 
 
-def test_compact_messages_are_short_and_need_no_history():
+def test_compact_messages_are_short_and_need_no_history(tmp_path):
+    words = vocabulary()
+    codec = train_symbol_tokenizer(map(chr, range(32, 127)), [*words, "\n"], tmp_path)
     environment, prompt = make("tiny")(), prompts("compact")
     longest, answers = 0, 0
     for seed in range(100):
@@ -76,10 +79,12 @@ def test_compact_messages_are_short_and_need_no_history():
         for action in environment.expert():
             message = prompt.window(prompt_view(observation, info), [])
             assert message == prompt.first(observation) == prompt.later(observation)
-            longest = max(longest, len(re.findall(r"\w+|[^\w\s]", message)))
-            answers = max(answers, len(re.findall(r"\w+|[^\w\s]", prompt.answer(action))))
+            assert codec.decode(codec.encode(message)) == message
+            longest = max(longest, len(codec.encode(message)))
+            answers = max(answers, len(codec.encode(prompt.answer(action))))
             observation, _, _, _, info = environment.step(action)
-    assert longest <= 130 and answers <= 16
+    assert longest <= 190 and answers <= 12
+    assert len(words) == len(set(words)) < 250
     assert prompt.parse(" Click[Red]\n") == "click[red]" and prompt.parse("click[red] now") is None
 
 

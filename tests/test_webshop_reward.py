@@ -64,6 +64,17 @@ def test_title_scores_of_the_token_rule(asked, bought, score):
     assert reward.noun_score() == "tokens"
 
 
+def test_spacys_nouns_where_its_model_is_installed(monkeypatch):
+    class Token:
+        def __init__(self, text):
+            self.text, self.pos_ = text, {"Clay": "PROPN", "Mug": "NOUN"}.get(text, "ADJ")
+
+    monkeypatch.setattr(reward, "_tagger", lambda: lambda title: map(Token, title.split()))
+    assert reward.noun_score() == "spacy"
+    assert reward.nouns("Blue Clay Mug") == ("clay", "mug")
+    assert title_score("Red Clay Pot", "Blue Clay Mug") == 1 / 2
+
+
 @pytest.mark.parametrize(
     ("name", "query", "path", "r_type"),
     [

@@ -22,6 +22,8 @@ from envs.webshop.pages import State
 from envs.webshop.reward import ENOUGH, normal_colour, reward
 from envs.webshop.shop import Shop
 
+KEPT = 256  # searches that a planner remembers: a model may search for anything
+
 
 def queries(goal: Goal) -> tuple[str, ...]:
     """What the shopper may search for, the plainest first: words of the instruction, with fewer and with more of them."""
@@ -57,6 +59,8 @@ class Planner:
     def targets(self, query: str) -> tuple[tuple[int, Product], ...]:
         """(page, product) of the first fitting product of each page of a query's results that has one."""
         if query not in self._targets:
+            if len(self._targets) >= KEPT:
+                self._targets.clear()
             found = {}
             for place, product in enumerate(self._shop.search(query)):
                 page = place // self._shop.page_size + 1

@@ -117,6 +117,19 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
     return products, known
 
 
+def vocabulary() -> tuple[str, ...]:
+    """The words of the compact form in this catalogue, for a tokenizer of known words and single characters.
+
+    Attributes, kinds and option values of several words are one entry; so are the openings of actions.
+    """
+    words = ["search[", "click[", "search", "results", "item", "done", "made by", "buy now", "back to search", "next >", "< prev"]
+    words += ["description", "features", "reviews", "compare with the", "no reviews found", *(name.lower() for name in _BRANDS)]
+    for _, attributes, kinds, options in _WORLD.values():
+        words += [*attributes.split("|"), *kinds]
+        words += [word for choice in options for name, values in choice.items() for word in (name, *values)]
+    return tuple(dict.fromkeys(words))
+
+
 def _pricing(lowest: int, draw: np.random.Generator) -> str:
     price = round(lowest * DEAREST ** float(draw.random())) - 0.01
     if draw.random() >= RANGES:
