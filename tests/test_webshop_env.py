@@ -140,6 +140,8 @@ def test_equal_states_have_equal_keys():
             info = environment.step(action)[-1]
         keys.append(info["state_key"])
     assert keys[0] == keys[1] != keys[2]
+    long = [environment.step(f"search[{'lamp ' * 200}{end}]")[-1]["state_key"] for end in ("a", "b", "a", "\ud800")]
+    assert long[0] == long[2] != long[1] and max(map(len, long)) < 100
 
 
 @pytest.mark.parametrize("preset", ["tiny", "istar"])
