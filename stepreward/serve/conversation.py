@@ -11,6 +11,7 @@ import numpy as np
 from stepreward.rollout.chat import Dialogue
 
 _REMEMBERED = 32  # chat forms, of as many system messages
+_MOST_CHARACTERS = 2**24  # that a tokenizer may hold in memory: clients, unlike environments, seldom repeat themselves
 
 
 class Conversations:
@@ -30,6 +31,7 @@ class Conversations:
     def __init__(self, form: Callable[[str | None, bool | None], Dialogue]):
         self._form, self._lock = form, threading.Lock()
         self._forms: collections.OrderedDict[tuple[str | None, bool | None], Dialogue] = collections.OrderedDict()
+        self._characters = 0
         self.chat = self._form_of(None, None)
 
     def prompt(self, messages: Sequence[tuple[str, str]], thinking: bool | None = None) -> np.ndarray:
@@ -46,6 +48,10 @@ class Conversations:
         system = messages[0][1] if messages[0][0] == "system" else None
         turns = messages[system is not None :]
         with self._lock:  # a tokenizer has settings that change for the length of a call
+            self._characters += sum(len(text) for _, text in messages)
+            if self._characters > _MOST_CHARACTERS:
+                self.chat.codec.forget()
+                self._characters = 0
             chat = self._form_of(system, thinking)
             pieces = [chat.user_turn(turns[0][1], first=True)]
             for (_, answer), (_, text) in zip(turns[1::2], turns[2::2], strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import secrets
 from typing import Any
 
@@ -12,6 +11,8 @@ from stepreward.serve.batcher import Request
 from stepreward.serve.models import Served
 
 MOST_STOPS = 16
+# JSON can spell halves of characters, which neither templates nor tokenizers take.
+_WHOLE = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 _NEUTRAL = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
 # Accepted at the value that asks for nothing.
 _ABSENT: dict[str, tuple] = {
@@ -151,11 +152,11 @@ def _messages(said: list | None) -> list[tuple[str, str]]:
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
-        return content
+        return _WHOLE(content)
     parts = content if isinstance(content, list) else [None]
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         raise Refused(400, f"the content of {where} must be text: a string, or parts of type text", param="messages")
-    return "".join(p["text"] for p in parts)
+    return _WHOLE("".join(p["text"] for p in parts))
 
 
 def _check_format(said: dict, ignore: bool) -> None:
@@ -185,7 +186,7 @@ class _Fields:
         return value
 
     def number(self, name: str, default: float, low: float, high: float, positive: bool = False) -> float:
-        right = lambda x: math.isfinite(x) and low <= x <= high and (x > 0 or not positive)
+        right = lambda x: low <= x <= high and (x > 0 or not positive)  # no NaN passes
         told = f"a number {'above' if positive else 'of at least'} {low} and at most {high}"
         return float(self.take(name, (int, float), default, right, told))
 
