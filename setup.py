@@ -30,6 +30,7 @@ VIRTUALHOME = ["virtualhome-eval>=0.1.1,<0.2"]
 SOTOPIA = ["sotopia>=0.1.5,<0.2"]
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
+SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
 
 setup(
@@ -57,7 +58,8 @@ setup(
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
         "ray": RAY,
+        "serve": SERVE,
         "notebook": NOTEBOOK,
-        "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK,
+        "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK + SERVE,
     },
 )
