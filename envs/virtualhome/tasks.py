@@ -17,6 +17,7 @@ from typing import NamedTuple
 from envs.virtualhome import goals
 from envs.virtualhome.actions import Named, read_line
 from envs.virtualhome.goals import Goal
+from envs.virtualhome.reconstruct import rebuilt
 from envs.virtualhome.simulator import Scene, simulator
 
 SPLITS = ("train", "held_out")
@@ -33,7 +34,8 @@ class Task:
 
     name: unique in its list. title, description: a person's words. program: (verb, numbered objects) a line.
     graph: file of the first graph, and of the final one where there is no `goal`.
-    goal: the facts to reach; None: what differs between the file's two graphs.
+    goal: the facts to reach; None: what differs between the file's two graphs. objects: the instance that each name means.
+    revision: for a `graph` that is an apartment's base graph, the task's revised_graph as JSON, to rebuild the first graph with.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Task:
     graph: str
     goal: Goal | None = None
     objects: tuple[tuple[str, int], ...] = ()
+    revision: str | None = None
 
     @property
     def text(self) -> str:
@@ -82,6 +85,8 @@ def load(task: Task) -> Loaded:
     graphs = read_json(Path(task.graph))
     try:
         first = graphs["init_graph"] if "init_graph" in graphs else graphs
+        if task.revision is not None:
+            first = rebuilt(first, json.loads(task.revision), task.program, dict(task.objects))
         return Loaded(Scene(first), goals.from_graphs(first, graphs["final_graph"]) if task.goal is None else task.goal)
     except (KeyError, TypeError) as error:
         raise ValueError(f"{task.graph} is not {{init_graph, final_graph}} ({type(error).__name__}: {error})") from None
