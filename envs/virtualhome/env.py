@@ -39,7 +39,12 @@ def task_lists(settings: Settings) -> dict[str, tuple[Task, ...]]:
     else:
         found = tuple(task for task in tasks.programs(settings.data) if tasks.load(task).goal.size)
     longest = float("inf") if settings.max_program is None else settings.max_program
-    found = tuple(task for task in found if settings.min_program <= len(task.program) <= longest)
+    known = sorted({task.title for task in found})
+    unknown = [title for title in settings.titles if title not in known]
+    if unknown:
+        raise ValueError(f"no VirtualHome task has the title {unknown[0]!r}; the titles are {', '.join(known)}")
+    titles = settings.titles or known
+    found = tuple(task for task in found if task.title in titles and settings.min_program <= len(task.program) <= longest)
     if not found:
         raise ValueError(
             f"no VirtualHome task is left with data={settings.data!r}, min_program={settings.min_program}, "
@@ -62,8 +67,8 @@ class Snapshot(NamedTuple):
 class VirtualHomeEnv:
     """One household task, as `envs.protocol.Environment`.
 
-    * Observation: {"text": what the agent is close to and sees, and holds}; "Nothing happens." after an action that is not executed.
-    * Actions: the 42 forms of `envs.virtualhome.actions`, e.g. "walk to sink", "put plate on table"; "sink (42)" names an instance.
+    * Observation: {"text": what the agent is close to and sees, and holds}; "Nothing happens." when an action is not executed.
+    * Actions: the 42 forms of `envs.virtualhome.actions`, such as "put plate on table"; "sink (42)" names an instance.
     * Reward: settings.success_reward when the goal is reached, and settings.progress_reward · (share reached now − before).
     * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
     * info: won; score (share of the goal's parts that is reached); executed (the simulator did it); state_key; task (title and
@@ -108,8 +113,7 @@ class VirtualHomeEnv:
         self._game = Game(scene, goal, int(seed))
         self._at = self._game.start(dict(self._task.objects) if self.settings.gold_memory else None)
         self._left, self._steps, self._over = tuple(lines(self._task.program)), 0, False
-        text = self._text() or "You see nothing near."
-        return {"text": text}, self._info(self._game.missing(self._at), True)
+        return {"text": self._text()}, self._info(self._game.missing(self._at), True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action; raises RuntimeError only when there is no episode to act in."""
@@ -182,7 +186,7 @@ class VirtualHomeEnv:
     def _text(self) -> str:
         if self.settings.observation == "short":
             return observe.short(self._game.scene, self._at.state)
-        return observe.full(self._game.scene, self._at.state, self.settings.show_room)
+        return observe.full(self._game.scene, self._at.state, self.settings.show_room) or observe.EMPTY
 
     def _info(self, missing: int, executed: bool) -> dict[str, Any]:
         game, size = self._game, self._game.goal.size

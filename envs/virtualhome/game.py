@@ -36,7 +36,8 @@ class Game:
 
     def start(self, memory: Mapping[str, int] | None = None) -> Position:
         """The first position; `memory` holds the instances that names shall mean from the start."""
-        return Position(self.scene.start(), {name: number for name, number in (memory or {}).items() if number in self.scene.names})
+        there = {name: number for name, number in (memory or {}).items() if number in self.scene.names}
+        return Position(self.scene.start(), there)
 
     def missing(self, at: Position) -> int:
         """How many parts of the goal are not reached."""
@@ -100,7 +101,8 @@ class Game:
         objects = tuple(Named(self.scene.names[number]) for number in ids)
         meant = self.instances(at, Command(verb, objects)) or ()
         exact = tuple(
-            named if number == wanted else Named(named.name, wanted) for named, number, wanted in zip(objects, meant, ids, strict=True)
+            named if number == wanted else Named(named.name, wanted)
+            for named, number, wanted in zip(objects, meant, ids, strict=True)
         )
         return write(verb, exact)
 

@@ -70,9 +70,9 @@ def from_graphs(first: Mapping[str, Any], final: Mapping[str, Any]) -> Goal:
 
 
 def from_revision(revision: Mapping[str, Any]) -> Goal:
-    """The goal of an SPA-RL task: {"nodes": as they must be, "revised_nodes": edges that must go, "revised_add_edges": that must come}.
+    """The goal of an SPA-RL task.
 
-    CLOSE and FACING edges do not count. Raises ValueError when a part is missing or malformed.
+    revision: {"nodes": as they must be, "revised_nodes": edges that must go, "revised_add_edges": edges that must come}. CLOSE and FACING edges do not count. Raises ValueError when a part is missing or malformed.
     """
     try:
         facts = [Fact("states", node["id"], states=frozenset(node["states"])) for node in revision["nodes"]]
@@ -80,7 +80,8 @@ def from_revision(revision: Mapping[str, Any]) -> Goal:
             edges = sorted({(edge["from_id"], edge["relation_type"].upper(), edge["to_id"]) for edge in revision[part]})
             facts += [Fact(kind, *edge) for edge in edges if edge[1] not in NEAR_RELATIONS]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a revised_graph of nodes, revised_nodes and revised_add_edges ({type(error).__name__}: {error})") from None
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"not a revised_graph of nodes, revised_nodes and revised_add_edges ({why})") from None
     return Goal(tuple(facts))
 
 

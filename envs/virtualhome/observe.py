@@ -5,6 +5,7 @@ from __future__ import annotations
 from envs.virtualhome.simulator import Scene
 
 NOTHING = "Nothing happens."
+EMPTY = "You see nothing near."  # where SPA-RL's release says nothing at all
 _RELATIONS = ("ON",)  # BETWEEN joins doors and rooms, and SITTING is not used by the simulator
 _USUAL = ("CLEAN", "PLUGGED_IN", "OFF")  # what a short text leaves out
 

@@ -21,12 +21,13 @@ class Settings:
     split_by: "task", or "title" to hold out titles that training never sees.
     split_seed: another number, another division.
     min_program, max_program: only tasks whose program has so many lines; (1, None) for all.
+    titles: only tasks with one of these titles; empty for all.
     gold_memory: from the start, a name means the instance that the task's own program means by it.
     observation: "full" (SPA-RL's form) or "short" (a few words).
     show_room: begin a full observation with the room (a short one always does).
     success_reward: reward of the step that reaches the goal; every other step has 0, but for `progress_reward`.
     progress_reward: reward for a change of the share of the goal that is reached, times that change.
-    admissible: "none", "changes" (actions that change the home) or "all" (also look at, touch, read …): what info["admissible"] lists.
+    admissible: what info["admissible"] lists: "none", "changes" (actions that change the home) or "all" (also look at, read …).
     short_expert: the expert leaves out the lines of the program that the goal can do without.
 
     Raises ValueError that names the setting and what it may be.
@@ -41,6 +42,7 @@ class Settings:
     split_seed: int = 0
     min_program: int = 1
     max_program: int | None = None
+    titles: tuple[str, ...] = ()
     gold_memory: bool = False
     observation: str = "full"
     show_room: bool = True
@@ -56,6 +58,9 @@ class Settings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
+        if isinstance(self.titles, str) or not all(isinstance(title, str) for title in self.titles):
+            raise ValueError(f"titles={self.titles!r}: give a tuple of titles")
+        object.__setattr__(self, "titles", tuple(self.titles))
         for name in ("data", "graphs", "scenes"):
             value = getattr(self, name)
             if value is None:
@@ -85,9 +90,18 @@ class Settings:
 
 
 PRESETS = {
-    # Short programs for small models on a CPU: few words in, a list of what can be done.
+    # Short programs for small models on a CPU: titles that take several actions, few words in, a list of what can be done.
     "tiny": Settings(
-        max_steps=12, min_program=4, max_program=8, gold_memory=True, observation="short", admissible="changes", short_expert=True
+        max_steps=12,
+        max_program=12,
+        titles=(
+            "Browse internet", "Cook some food", "Drink", "Put groceries in Fridge", "Read book", "Wash dishes by hand",
+            "Wash dishes with dishwasher", "Watch TV", "Work",
+        ),  # fmt: skip
+        gold_memory=True,
+        observation="short",
+        admissible="changes",
+        short_expert=True,
     ),
     # iStar's reward for a finished task, with verl-agent's list of actions; iStar itself does not play VirtualHome.
     "istar": Settings(success_reward=10.0, admissible="changes", short_expert=True),

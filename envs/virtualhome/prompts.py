@@ -13,7 +13,7 @@ _WORLD = """You control a household robot in a home of several rooms and carry o
 After each action you are told what you are close to and what you hold. An action that cannot be done changes nothing, and you are
 told: Nothing happens."""
 
-_HINTS = """Go to things before you use them, open what is closed before you reach into it, and hold a thing before you put it anywhere.
+_HINTS = """Go to things before you use them, open what is closed before you reach into it, hold a thing before you put it anywhere.
 You have two hands, and you must stand up before you walk on."""
 
 _LIST = "\n".join(
@@ -27,7 +27,7 @@ def _task(observation: Observation) -> str:
 
 
 class CompactPrompt:
-    """For tiny models: the task, what is seen in the observation's own words, and the last actions; the answer is the bare action."""
+    """For tiny models: the task, the observation, and the last actions; the answer is the bare action."""
 
     def first(self, observation: Observation) -> str:
         """`task: …`, then the observation."""
@@ -54,7 +54,7 @@ class CompactPrompt:
 
 
 class IStarPrompt:
-    """verl-agent's form, which iStar uses: rules, task, the last turns, the observation, the admissible actions; think and action tags.
+    """verl-agent's form, which iStar uses: rules, task, last turns, observation, admissible actions; think and action tags.
 
     An answer without thoughts holds no action, as the paper counts it. verl-agent tells the last two turns.
     """
@@ -83,11 +83,12 @@ class IStarPrompt:
 
     def _choices(self, observation: Observation) -> str:
         if "admissible" in observation:
-            return "Actions that can be done now, among others: [" + ", ".join(f"'{each}'" for each in observation["admissible"]) + "]"
+            listed = ", ".join(f"'{each}'" for each in observation["admissible"])
+            return f"Actions that can be done now, among others: [{listed}]"
         return f"The actions, with your objects for the braces:\n{_LIST}"
 
     def _request(self) -> str:
-        return "First think step by step between <think> and </think>, then write exactly one action between <action> and </action>."
+        return "First think step by step between <think> and </think>, then write one action between <action> and </action>."
 
 
 class SpaPrompt:

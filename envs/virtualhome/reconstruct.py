@@ -1,7 +1,7 @@
 """The first graph of a task, rebuilt from an apartment's base graph where the task's own graph is not there.
 
-VirtualHome prepared a graph for every program: it completed the states of things, set those that the program relies on, and placed
-things that the apartment lacks (numbers from 1000). The same is done here from what a task file tells: the edges that the task
+VirtualHome prepared a graph for every program: it completed the states of things, set those that the program relies on, and
+placed things that the apartment lacks (numbers from 1000). The same is done here from what a task file tells: the edges that the task
 removes were there, those that it adds were not, a thing that the program switches on was off. What the file does not tell is
 filled from VirtualHome's tables, so that a rebuilt graph is like the original, not equal to it.
 """
@@ -58,8 +58,8 @@ def rebuilt(
     removed = _edges(revision, "revised_nodes")
     placed = [number for number in sorted(named) if number not in nodes]
     for number in placed:
-        properties = _table("properties_data.json").get(named[number], [])
-        nodes[number] = {"id": number, "class_name": named[number], "category": "placable_objects", "properties": properties, "states": []}
+        kind = {"class_name": named[number], "category": "placable_objects"}
+        nodes[number] = {"id": number, **kind, "properties": [], "states": []}  # properties follow with the states
     for number in sorted({number for pair in _places(revision) for number in pair}):
         if number not in nodes:
             raise ValueError(f"object {number} is neither in the apartment nor named by the task")

@@ -79,7 +79,8 @@ class Scene:
     """A first graph and what can be asked of states that grow from it. Never changed, so that environments may share it.
 
     Args:
-      graph: {"nodes": [{"id", "class_name", "category", "properties", "states"}], "edges": [{"from_id", "relation_type", "to_id"}]}.
+      graph: {"nodes": [{"id", "class_name", "category", "properties", "states"}, …],
+        "edges": [{"from_id", "relation_type", "to_id"}, …]}.
 
     Raises:
       ValueError: the graph has another layout, or does not hold one character inside a room.

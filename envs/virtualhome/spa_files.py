@@ -3,9 +3,9 @@
 A task: {"task", "description", "new_program_lines", "revised_graph": {"nodes", "revised_nodes", "revised_add_edges"},
 "object_id_dict", "path", …}. Its first graph is elsewhere:
 
-* `graphs` is `init_and_final_graphs`: the graph is the file that `path` names, from "TrimmedTestScene…" on, with .json for .txt;
-* `graphs` holds the apartments' base graphs, TrimmedTestScene1_graph.json … 7: the graph is rebuilt (`reconstruct`), and only tasks
-  whose program then reaches their goal are kept. The apartment is the one that `path` names, or else the first that the `scenes`
+* `graphs` is `init_and_final_graphs`: the graph is the file that `path` names, from "TrimmedTestScene…" on, .json for .txt;
+* `graphs` holds the apartments' base graphs, TrimmedTestScene1_graph.json … 7: the graph is rebuilt (`reconstruct`), and only
+  tasks whose program then reaches their goal are kept. The apartment is the one that `path` names, or else the first that the `scenes`
   file lists for the task: a JSON list of {"row", "scene_candidates"}, row counted from 0.
 """
 
@@ -33,13 +33,13 @@ def read(data: str, graphs: str | None, scenes: str | None = None) -> tuple[Task
     Raises FileNotFoundError for a missing file or folder, ValueError that names the file and line of what is malformed.
     """
     if graphs is None:
-        raise ValueError(f"{data} holds tasks without their homes: give graphs=, the folder of init_and_final_graphs or of base graphs")
+        raise ValueError(f"{data} holds tasks without homes: give graphs=, the folder of init_and_final_graphs or of base graphs")
     folder = Path(graphs)
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder of VirtualHome graphs at {folder}")
     base = any(folder.glob("TrimmedTestScene*_graph.json"))
     if not base and not any(folder.glob("TrimmedTestScene*_graph")):
-        raise ValueError(f"{folder} holds no VirtualHome graphs: neither TrimmedTestScene1_graph.json nor a folder TrimmedTestScene1_graph")
+        raise ValueError(f"{folder} holds no VirtualHome graphs: no TrimmedTestScene1_graph.json, no folder of that name")
     candidates = {} if scenes is None else _candidates(Path(scenes))
     found = []
     for row, record in enumerate(_records(Path(data))):
@@ -107,7 +107,7 @@ def _own_graph(folder: Path, record, where: str) -> Path:
     path = str(record.get("path", ""))
     named = _SCENE.search(path)
     if not named:
-        raise ValueError(f"{where}: its path {path!r} names no TrimmedTestScene…_graph; give the folder of base graphs and scenes=")
+        raise ValueError(f"{where}: path {path!r} names no TrimmedTestScene…_graph; give the base graphs and scenes= instead")
     graph = (folder / path[named.start() :]).with_suffix(".json")
     if not graph.is_file():
         raise FileNotFoundError(f"{where}: its graph {graph} is missing")

@@ -1,11 +1,12 @@
 """Lists of tasks: the programs that come with the simulator or lie in a folder of the same layout, and their splits.
 
-Layout of a folder: `executable_programs/SCENE/…/NAME.txt` (title, description, empty lines, then one `[VERB] <object> (1.id) …` a
-line) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …, "final_graph": …}), with equal paths below the two.
+Layout of a folder: `executable_programs/SCENE/…/NAME.txt` (title, description, empty lines, then one
+`[VERB] <object> (1.id) …` a line) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …, "final_graph": …}), with equal paths below the two.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -81,7 +82,10 @@ def read_json(path: Path):
 
 @functools.lru_cache(maxsize=64)
 def load(task: Task) -> Loaded:
-    """A task's scene and goal, kept for the last 64 tasks of the process. Raises as `read_json`, or ValueError that names the file."""
+    """A task's scene and goal, kept for the last 64 tasks of the process.
+
+    Raises as `read_json`, and ValueError that names the file.
+    """
     graphs = read_json(Path(task.graph))
     try:
         first = graphs["init_graph"] if "init_graph" in graphs else graphs
@@ -114,7 +118,7 @@ def _program(file: Path, name: str, graph: Path) -> Task:
 def programs(folder: str) -> tuple[Task, ...]:
     """The tasks of a folder of the layout above, in the order of their paths.
 
-    Raises FileNotFoundError when there is no such folder, or a program's graphs are missing; ValueError when it has another layout.
+    Raises FileNotFoundError when there is no such folder or a program's graphs are missing, ValueError for another layout.
     """
     root = Path(folder)
     if not root.is_dir():
@@ -148,7 +152,7 @@ def annotated() -> tuple[Task, ...]:
     scenes = read_json(simulator().root / _ANNOTATIONS)
     notes = {name: note["vh_goal"] for titles in scenes.values() for tasks in titles.values() for name, note in tasks.items()}
     return tuple(
-        Task(task.name, task.title, task.description, task.program, task.graph, goals.from_annotation(notes[_short(task)]), task.objects)
+        dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)]))
         for task in packaged()
         if _short(task) in notes
     )
