@@ -59,7 +59,7 @@ class Snapshot(NamedTuple):
     task: Task
     game: Game
     at: Position
-    left: tuple[tuple[str, tuple[int, ...]], ...] | None
+    left: tuple[tuple[str, tuple[int, ...]], ...]
     steps: int
     over: bool
 
@@ -74,6 +74,7 @@ class VirtualHomeEnv:
     * info: won; score (share of the goal's parts that is reached); executed (the simulator did it); state_key; task (title and
       description); admissible where the settings ask for it.
     * capabilities: snapshot, replay, tasks, expert, distance (how many parts of the goal are not reached); admissible.
+    * `task`, `game` and `at` are the task, its rules and the position, for those who want more than text.
 
     Raises ValueError, FileNotFoundError when the simulator is not installed or the data is missing or has another layout.
     """
@@ -85,7 +86,7 @@ class VirtualHomeEnv:
         if self.settings.admissible != "none":
             offered.add(ADMISSIBLE)
         self.capabilities = frozenset(offered)
-        self._game: Game | None = None
+        self.game: Game | None = None
         self._over = True
 
     def num_tasks(self, split: str = "train") -> int:
@@ -108,25 +109,25 @@ class VirtualHomeEnv:
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
-        self._task = chosen[int(seed) % len(chosen)]
-        scene, goal = tasks.load(self._task)
-        self._game = Game(scene, goal, int(seed))
-        self._at = self._game.start(dict(self._task.objects) if self.settings.gold_memory else None)
-        self._left, self._steps, self._over = tuple(lines(self._task.program)), 0, False
-        return {"text": self._text()}, self._info(self._game.missing(self._at), True)
+        self.task = chosen[int(seed) % len(chosen)]
+        scene, goal = tasks.load(self.task)
+        self.game = Game(scene, goal, int(seed))
+        self.at = self.game.start(dict(self.task.objects) if self.settings.gold_memory else None)
+        self._left, self._steps, self._over = tuple(lines(self.task.program)), 0, False
+        return {"text": self._text()}, self._info(self.game.missing(self.at), True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action; raises RuntimeError only when there is no episode to act in."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
-        game, settings = self._game, self.settings
-        before = game.missing(self._at)
-        after = game.take(self._at, action)
+        game, settings = self.game, self.settings
+        before = game.missing(self.at)
+        after = game.take(self.at, action)
         self._steps += 1
         missing = before
         if after is not None:
             self._note(action)
-            self._at = after
+            self.at = after
             missing = game.missing(after)
         won = missing == 0
         reward = settings.progress_reward * (before - missing) / game.goal.size + settings.success_reward * won
@@ -141,30 +142,35 @@ class VirtualHomeEnv:
     def snapshot(self) -> Snapshot:
         """The episode as it is now, for `restore` in this process; costs nothing, states are never changed."""
         self._require_task()
-        return Snapshot(self._task, self._game, self._at, self._left, self._steps, self._over)
+        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
-        self._task, self._game, self._at, self._left, self._steps, self._over = state
+        self.task, self.game, self.at, self._left, self._steps, self._over = state
 
     def distance(self) -> float:
         """How many parts of the goal (facts about the home, and actions to be done) are not reached: 0 when won."""
         self._require_task()
-        return float(self._game.missing(self._at))
+        return float(self.game.missing(self.at))
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
         """The texts by which the task's own program reaches the goal from here; None when it does not. `rng` is not used.
 
         While the episode has followed the program, the rest of it; else the whole program, without the lines that cannot be done
-        here. The program is a person's, who knew the home.
+        here. Where the turns left are too few, or settings.short_expert asks for it, lines that the goal can do without are left
+        out. The program is a person's, who knew the home.
         """
         self._require_task()
-        game, at = self._game, self._at
-        whole = lines(self._task.program)
-        for program in (whole if self._left is None else self._left, whole):
+        game, at = self.game, self.at
+        whole = lines(self.task.program)
+        for program in (self._left, whole):
             texts = game.solution(at, program)
-            if texts is not None:
-                return game.solution(at, game.shortened(at, program)) if self.settings.short_expert else texts
+            if texts is None:
+                continue
+            if self.settings.short_expert or len(texts) > self.settings.max_steps - self._steps:
+                texts = game.solution(at, game.shortened(at, program))
+            if len(texts) <= self.settings.max_steps - self._steps:
+                return texts
         return None
 
     def _split(self, split: str) -> tuple[Task, ...]:
@@ -173,35 +179,35 @@ class VirtualHomeEnv:
         return self._tasks[split]
 
     def _require_task(self) -> None:
-        if self._game is None:
+        if self.game is None:
             raise RuntimeError("no task yet: call reset()")
 
     def _note(self, action: str) -> None:
         """Keeps what of the program is still to come: what lies behind the first line that says this action."""
         for index, line in enumerate(self._left):
-            if self._game.say(self._at, *line) == action:
+            if self.game.say(self.at, *line) == action:
                 self._left = self._left[index + 1 :]
                 return
 
     def _text(self) -> str:
         if self.settings.observation == "short":
-            return observe.short(self._game.scene, self._at.state)
-        return observe.full(self._game.scene, self._at.state, self.settings.show_room) or observe.EMPTY
+            return observe.short(self.game.scene, self.at.state)
+        return observe.full(self.game.scene, self.at.state, self.settings.show_room) or observe.EMPTY
 
     def _info(self, missing: int, executed: bool) -> dict[str, Any]:
-        game, size = self._game, self._game.goal.size
+        game, size = self.game, self.game.goal.size
         info = {
             "won": missing == 0,
             "score": (size - missing) / size,
             "executed": executed,
-            "state_key": game.key(self._at),
-            "task": self._task.text,
+            "state_key": game.key(self.at),
+            "task": self.task.text,
         }
         if self.settings.admissible != "none":
-            objects = [number for _, number in self._task.objects]
+            objects = [number for _, number in self.task.objects]
             objects += [end for fact in game.goal.facts for end in (fact.start, fact.end)]
             known = dict.fromkeys(number for number in objects if number in game.scene.names)
-            info["admissible"] = admissible(game, self._at, tuple(known), self.settings.admissible == "all")
+            info["admissible"] = admissible(game, self.at, tuple(known), self.settings.admissible == "all")
         return info
 
 

@@ -51,11 +51,8 @@ class Goal(NamedTuple):
 
 
 def _edges(graph: Mapping[str, Any]) -> set[tuple[int, str, int]]:
-    return {
-        (edge["from_id"], edge["relation_type"].upper(), edge["to_id"])
-        for edge in untangled(graph)["edges"]
-        if edge["relation_type"].upper() not in NEAR_RELATIONS
-    }
+    far = [edge for edge in graph["edges"] if edge["relation_type"] not in NEAR_RELATIONS]
+    return {(edge["from_id"], edge["relation_type"], edge["to_id"]) for edge in untangled(far)}
 
 
 def from_graphs(first: Mapping[str, Any], final: Mapping[str, Any]) -> Goal:
@@ -72,12 +69,14 @@ def from_graphs(first: Mapping[str, Any], final: Mapping[str, Any]) -> Goal:
 def from_revision(revision: Mapping[str, Any]) -> Goal:
     """The goal of an SPA-RL task.
 
-    revision: {"nodes": as they must be, "revised_nodes": edges that must go, "revised_add_edges": edges that must come}. CLOSE and FACING edges do not count. Raises ValueError when a part is missing or malformed.
+    revision: {"nodes": as they must be, "revised_nodes": edges that must go, "revised_add_edges": edges that must come}.
+
+    CLOSE and FACING edges do not count. Raises ValueError when a part is missing or malformed.
     """
     try:
         facts = [Fact("states", node["id"], states=frozenset(node["states"])) for node in revision["nodes"]]
         for kind, part in (("edge", "revised_add_edges"), ("no edge", "revised_nodes")):
-            edges = sorted({(edge["from_id"], edge["relation_type"].upper(), edge["to_id"]) for edge in revision[part]})
+            edges = sorted({(edge["from_id"], edge["relation_type"], edge["to_id"]) for edge in revision[part]})
             facts += [Fact(kind, *edge) for edge in edges if edge[1] not in NEAR_RELATIONS]
     except (KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"

@@ -10,10 +10,10 @@ from envs.virtualhome.actions import FORMS, write
 from envs.virtualhome.actions import Named as _Named
 
 _WORLD = """You control a household robot in a home of several rooms and carry out one task, one action a turn.
-After each action you are told what you are close to and what you hold. An action that cannot be done changes nothing, and you are
-told: Nothing happens."""
+After each action you are told what you are close to and what you hold.
+An action that cannot be done changes nothing, and you are told: Nothing happens."""
 
-_HINTS = """Go to things before you use them, open what is closed before you reach into it, hold a thing before you put it anywhere.
+_HINTS = """Go to things before you use them, open what is closed before you reach in, hold a thing before you put it anywhere.
 You have two hands, and you must stand up before you walk on."""
 
 _LIST = "\n".join(

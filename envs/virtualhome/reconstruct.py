@@ -1,8 +1,8 @@
 """The first graph of a task, rebuilt from an apartment's base graph where the task's own graph is not there.
 
 VirtualHome prepared a graph for every program: it completed the states of things, set those that the program relies on, and
-placed things that the apartment lacks (numbers from 1000). The same is done here from what a task file tells: the edges that the task
-removes were there, those that it adds were not, a thing that the program switches on was off. What the file does not tell is
+placed things that the apartment lacks (numbers from 1000). The same is done here from what a task file tells: the edges that the
+task removes were there, those that it adds were not, a thing that the program switches on was off. What the file does not tell is
 filled from VirtualHome's tables, so that a rebuilt graph is like the original, not equal to it.
 """
 

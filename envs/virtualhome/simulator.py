@@ -19,7 +19,7 @@ INSTALL = "pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'"
 _PACKAGE = "virtualhome_eval"
 _GRAPHS = f"{_PACKAGE}.simulation.evolving_graph"
 
-KNOWN_STATES = 256  # states of a scene whose outcomes are remembered
+KNOWN_STATES = 128  # states of a scene whose outcomes are remembered
 NEAR_RELATIONS = ("CLOSE", "FACING")  # where the agent stands and looks: never part of a task's goal
 
 
@@ -61,18 +61,11 @@ def simulator() -> Simulator:
     return Simulator(**found, root=Path(importlib.import_module(_PACKAGE).__file__).parent)
 
 
-def untangled(graph: dict) -> dict:
-    """The graph without pairs of nodes that are INSIDE each other, which the data holds by mistake (and SPA-RL drops too)."""
-    inside = {(edge["from_id"], edge["to_id"]) for edge in graph["edges"] if edge["relation_type"].upper() == "INSIDE"}
+def untangled(edges: list[dict]) -> list[dict]:
+    """The edges without pairs of nodes that are INSIDE each other, which the data holds by mistake (and SPA-RL drops too)."""
+    inside = {(edge["from_id"], edge["to_id"]) for edge in edges if edge["relation_type"] == "INSIDE"}
     tangled = {pair for pair in inside if pair[::-1] in inside}
-    if not tangled:
-        return graph
-    edges = [
-        edge
-        for edge in graph["edges"]
-        if edge["relation_type"].upper() != "INSIDE" or (edge["from_id"], edge["to_id"]) not in tangled
-    ]
-    return {**graph, "edges": edges}
+    return [edge for edge in edges if edge["relation_type"] != "INSIDE" or (edge["from_id"], edge["to_id"]) not in tangled]
 
 
 class Scene:
@@ -89,7 +82,7 @@ class Scene:
     def __init__(self, graph: dict):
         sim = self._sim = simulator()
         try:
-            self.graph = sim.EnvironmentGraph(untangled(graph))
+            self.graph = sim.EnvironmentGraph({"nodes": graph["nodes"], "edges": untangled(graph["edges"])})
             nodes = list(self.graph.get_nodes())
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a VirtualHome graph of nodes and edges ({type(error).__name__}: {error})") from None

@@ -5,8 +5,8 @@ A task: {"task", "description", "new_program_lines", "revised_graph": {"nodes", 
 
 * `graphs` is `init_and_final_graphs`: the graph is the file that `path` names, from "TrimmedTestScene…" on, .json for .txt;
 * `graphs` holds the apartments' base graphs, TrimmedTestScene1_graph.json … 7: the graph is rebuilt (`reconstruct`), and only
-  tasks whose program then reaches their goal are kept. The apartment is the one that `path` names, or else the first that the `scenes`
-  file lists for the task: a JSON list of {"row", "scene_candidates"}, row counted from 0.
+  tasks whose program then reaches their goal are kept. The apartment is the one that `path` names, or else the first that the
+  `scenes` file lists for the task: a JSON list of {"row", "scene_candidates"}, row counted from 0.
 """
 
 from __future__ import annotations

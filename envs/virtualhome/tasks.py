@@ -1,7 +1,8 @@
 """Lists of tasks: the programs that come with the simulator or lie in a folder of the same layout, and their splits.
 
 Layout of a folder: `executable_programs/SCENE/…/NAME.txt` (title, description, empty lines, then one
-`[VERB] <object> (1.id) …` a line) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …, "final_graph": …}), with equal paths below the two.
+`[VERB] <object> (1.id) …` a line) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …,
+"final_graph": …}), with equal paths below the two.
 """
 
 from __future__ import annotations
@@ -80,20 +81,23 @@ def read_json(path: Path):
         raise ValueError(f"{path} is not JSON; download it again, it may be cut off ({error})") from None
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=128)
 def load(task: Task) -> Loaded:
-    """A task's scene and goal, kept for the last 64 tasks of the process.
+    """A task's scene and goal, kept for the last 128 tasks of the process.
 
     Raises as `read_json`, and ValueError that names the file.
     """
     graphs = read_json(Path(task.graph))
+    needed = ("init_graph", "final_graph") if task.goal is None else ()
+    if not isinstance(graphs, dict) or any(name not in graphs for name in needed):
+        raise ValueError(f"{task.graph} is not a VirtualHome graph file: {{init_graph, final_graph}}")
     try:
-        first = graphs["init_graph"] if "init_graph" in graphs else graphs
+        first = graphs.get("init_graph", graphs)
         if task.revision is not None:
             first = rebuilt(first, json.loads(task.revision), task.program, dict(task.objects))
         return Loaded(Scene(first), goals.from_graphs(first, graphs["final_graph"]) if task.goal is None else task.goal)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{task.graph} is not {{init_graph, final_graph}} ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{task.graph}: not a graph of nodes and edges ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"{task.graph}: {error}") from None
 
