@@ -13,9 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from envs.virtualhome import make, tasks
 from envs.virtualhome.game import Game, lines
