@@ -129,7 +129,10 @@ def memory(count: int = 64) -> dict:
     for seed, environment in enumerate(environments):
         environment.reset(seed=seed)
     apart = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"mb_each_one_task": round((same - start) / 1024 / count, 2), "mb_each_own_task": round((apart - start) / 1024 / count, 2)}
+    return {
+        "mb_each_one_task": round((same - start) / 1024 / count, 2),
+        "mb_each_own_task": round((apart - start) / 1024 / count, 2),
+    }
 
 
 def main() -> None:

@@ -60,7 +60,18 @@ def test_an_episode_by_hand(start):
 
 def test_texts_that_mean_nothing_change_nothing(start):
     environment, (_, info) = start()
-    for text in (None, "", "dance", "walk to moon", "walk to plate (12)", "put plate on table", "open table", "grab character", 5, "é" * 999):
+    for text in (
+        None,
+        "",
+        "dance",
+        "walk to moon",
+        "walk to plate (12)",
+        "put plate on table",
+        "open table",
+        "grab character",
+        5,
+        "é" * 999,
+    ):
         observation, reward, won, _, after = environment.step(text)
         assert (observation["text"], reward, won, after["executed"]) == ("Nothing happens.", 0.0, False, False)
         assert after["state_key"] == info["state_key"]
@@ -151,12 +162,16 @@ def test_goals():
     first, final = PROGRAMS["file1_1"][3:]
     facts = from_graphs(first, final).facts
     assert set(facts) == {
-        Fact("edge", 3, "INSIDE", 1), Fact("no edge", 3, "INSIDE", 2), Fact("edge", 3, "HOLDS_RH", 11), Fact("no edge", 11, "ON", 10),
+        Fact("edge", 3, "INSIDE", 1), Fact("no edge", 3, "INSIDE", 2), Fact("edge", 3, "HOLDS_RH", 11),
+        Fact("no edge", 11, "ON", 10),
     }  # fmt: skip
     assert from_graphs(first, graph(states={21: ["ON"]})).facts == (Fact("states", 21, states=frozenset({"ON"})),)
     revision = {
         "nodes": [{"id": 21, "states": ["ON"]}],
-        "revised_nodes": [{"from_id": 11, "relation_type": "ON", "to_id": 10}, {"from_id": 3, "relation_type": "CLOSE", "to_id": 10}],
+        "revised_nodes": [
+            {"from_id": 11, "relation_type": "ON", "to_id": 10},
+            {"from_id": 3, "relation_type": "CLOSE", "to_id": 10},
+        ],
         "revised_add_edges": [],
     }
     assert set(from_revision(revision).facts) == {Fact("states", 21, states=frozenset({"ON"})), Fact("no edge", 11, "ON", 10)}
@@ -208,7 +223,10 @@ def test_bad_folders_are_named(tmp_path, home):
         ("[]", "file1_1.json is not a VirtualHome graph file: {init_graph, final_graph}"),
         (json.dumps({"init_graph": {"nodes": []}, "final_graph": {}}), "file1_1.json"),
         (json.dumps({"init_graph": graph(), "final_graph": {"nodes": []}}), "file1_1.json"),
-        (json.dumps({"init_graph": graph(change=lambda edges: [e for e in edges if e[0] != 3]), "final_graph": graph()}), "in no room"),
+        (
+            json.dumps({"init_graph": graph(change=lambda edges: [e for e in edges if e[0] != 3]), "final_graph": graph()}),
+            "in no room",
+        ),
     ):
         file.write_text(text)
         error(ValueError, match, data=home)
@@ -223,7 +241,11 @@ def test_bad_folders_are_named(tmp_path, home):
 
 def test_bad_resets(start):
     environment, _ = start()
-    for options, seed, match in (({"room": 1}, 0, "unknown reset option room"), ({"split": "test"}, 0, "train, held_out"), ({}, -1, "seed")):
+    for options, seed, match in (
+        ({"room": 1}, 0, "unknown reset option room"),
+        ({"split": "test"}, 0, "train, held_out"),
+        ({}, -1, "seed"),
+    ):
         with pytest.raises(ValueError, match=match):
             environment.reset(seed=seed, options=options)
 

@@ -55,7 +55,11 @@ def test_a_task_with_its_own_graph_and_with_a_base_graph(files):
     data, own, base = files(TASK, {**TASK, "revised_graph": {"nodes": [], "revised_nodes": [], "revised_add_edges": []}})
     for graphs in (own, base):
         (task,) = read(data, graphs)  # the other has no goal
-        assert (task.text, task.goal.size, task.objects) == ("Clear the table (Take the plate)", 3, (("table", 10), ("plate", 11)))
+        assert (task.text, task.goal.size, task.objects) == (
+            "Clear the table (Take the plate)",
+            3,
+            (("table", 10), ("plate", 11)),
+        )
     environment = make("spa", data=data, graphs=own)()
     environment.reset(seed=0)
     for action in ("walk to table", "grab plate"):
@@ -75,7 +79,10 @@ def test_scenes_are_found_by_path_or_by_candidates(files, tmp_path):
 def test_a_home_is_rebuilt_from_what_the_task_tells():
     revision = {
         "nodes": [{"id": 21, "states": ["OFF"], "properties": ["HAS_SWITCH"]}],
-        "revised_nodes": [{"from_id": 3, "relation_type": "INSIDE", "to_id": 1}, {"from_id": 1000, "relation_type": "INSIDE", "to_id": 12}],
+        "revised_nodes": [
+            {"from_id": 3, "relation_type": "INSIDE", "to_id": 1},
+            {"from_id": 1000, "relation_type": "INSIDE", "to_id": 12},
+        ],
         "revised_add_edges": [{"from_id": 11, "relation_type": "ON", "to_id": 10}],
     }
     program = tuple(read_line(line) for line in ("[SWITCHOFF] <lamp> (21)", "[OPEN] <cupboard> (12)", "[GRAB] <novel> (1000)"))
@@ -101,7 +108,11 @@ def test_bad_files_are_named(files, tmp_path):
         ((data, base, str(tmp_path / "none.json")), FileNotFoundError, "no VirtualHome file at"),
         ((files({**TASK, "path": "redacted"})[0], own), ValueError, "names no TrimmedTestScene"),
         ((files({**TASK, "path": TASK["path"].replace("file1", "file9")})[0], own), FileNotFoundError, "file9_1.json is missing"),
-        ((files({**TASK, "path": TASK["path"].replace("Scene1", "Scene2")})[0], base), FileNotFoundError, "TrimmedTestScene2_graph.json"),
+        (
+            (files({**TASK, "path": TASK["path"].replace("Scene1", "Scene2")})[0], base),
+            FileNotFoundError,
+            "TrimmedTestScene2_graph.json",
+        ),
         ((files(TASK, {"task": "x"})[0], own), ValueError, "task 1: not an SPA-RL task, it lacks description"),
         ((files({**TASK, "revised_graph": []})[0], own), ValueError, "task 0: .*revised_graph"),
         ((files({**TASK, "new_program_lines": ["fly"]})[0], own), ValueError, "task 0: not a line"),

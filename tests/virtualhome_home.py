@@ -39,7 +39,8 @@ def _hold_plate(edges):
 PROGRAMS = {
     "file1_1": ("Clear the table", "Take the plate.", ["[WALK] <table> (1.10)", "[GRAB] <plate> (1.11)"],
                 graph(), graph(change=_hold_plate)),
-    "file2_1": ("Read in bed", "Switch the lamp on", ["[FIND] <lamp> (1.21)", "[TURNTO] <lamp> (1.21)", "[SWITCHON] <lamp> (1.21)"],
+    "file2_1": ("Read in bed", "Switch the lamp on",
+                ["[FIND] <lamp> (1.21)", "[TURNTO] <lamp> (1.21)", "[SWITCHON] <lamp> (1.21)"],
                 graph(), graph(states={21: ["ON", "PLUGGED_IN"]})),
 }  # fmt: skip
 

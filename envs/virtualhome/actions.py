@@ -122,9 +122,7 @@ def _named(text: str) -> Named:
 
 def write(verb: str, objects: tuple[Named, ...]) -> str:
     """The text of a command, its objects with blanks: `read` gives the command back."""
-    said = (
-        each.name.replace("_", " ") + ("" if each.number is None else f" ({each.number})") for each in objects
-    )
+    said = (each.name.replace("_", " ") + ("" if each.number is None else f" ({each.number})") for each in objects)
     return FORMS[verb].format(*said)
 
 

@@ -21,7 +21,7 @@ WITHOUT_GOAL = (
     "1035_1", "113_2", "137_2", "224_2", "287_1", "319_2", "38_1", "402_1", "416_2", "471_2", "502_1", "549_2", "656_1", "664_1",
     "692_2", "955_2",
 )  # fmt: skip
-# Packaged tasks whose program the simulator refuses: it grabs again what it has dropped out of its hands by putting it on.
+# Packaged tasks whose program the simulator refuses: it grabs what it already holds.
 REFUSED = ("624_1", "688_1")
 # Packaged tasks whose annotated goal holds before the first action.
 ANNOTATED_DONE = ("339_1", "627_1", "84_1", "93_1")

@@ -95,8 +95,15 @@ PRESETS = {
         max_steps=12,
         max_program=12,
         titles=(
-            "Browse internet", "Cook some food", "Drink", "Put groceries in Fridge", "Read book", "Wash dishes by hand",
-            "Wash dishes with dishwasher", "Watch TV", "Work",
+            "Browse internet",
+            "Cook some food",
+            "Drink",
+            "Put groceries in Fridge",
+            "Read book",
+            "Wash dishes by hand",
+            "Wash dishes with dishwasher",
+            "Watch TV",
+            "Work",
         ),  # fmt: skip
         gold_memory=True,
         observation="short",

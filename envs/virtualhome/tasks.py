@@ -156,9 +156,7 @@ def annotated() -> tuple[Task, ...]:
     scenes = read_json(simulator().root / _ANNOTATIONS)
     notes = {name: note["vh_goal"] for titles in scenes.values() for tasks in titles.values() for name, note in tasks.items()}
     return tuple(
-        dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)]))
-        for task in packaged()
-        if _short(task) in notes
+        dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)])) for task in packaged() if _short(task) in notes
     )
 
 
