@@ -104,7 +104,7 @@ PRESETS = {
             "Wash dishes with dishwasher",
             "Watch TV",
             "Work",
-        ),  # fmt: skip
+        ),
         gold_memory=True,
         observation="short",
         admissible="changes",
