@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 INSTALL = "pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'"
-# Its declared dependencies (gym, pddlgym, openai, an old Pillow) serve its other parts; what is used here needs numpy only.
+# Its dependencies (pddlgym with gym and an old Pillow, openai, ipdb) serve its other parts; what is used here needs numpy only.
 _PACKAGE = "virtualhome_eval"
 _GRAPHS = f"{_PACKAGE}.simulation.evolving_graph"
 
