@@ -26,8 +26,16 @@ class Turn(NamedTuple):
     admissible: tuple[str, ...]
 
 
+# Copies of the planner's shared library that closed engines gave back. They are never unloaded: the copies share some of
+# their symbols, and the process would crash at its end.
+_libraries: list[object] = []
+
+
 class Engine:
-    """One copy of the engine. It holds a copy of the planner's shared library until `close`."""
+    """One copy of the engine. It holds a copy of the planner's shared library (about 2 MB) until `close`.
+
+    Raises ValueError when the packages are not installed.
+    """
 
     def __init__(self):
         speed.install()
@@ -36,7 +44,7 @@ class Engine:
         from textworld.core import EnvInfos
         from textworld.envs.pddl import PddlEnv
 
-        self._stock = PddlEnv(EnvInfos(won=True, admissible_commands=True))
+        self._stock = _stock(PddlEnv, EnvInfos(won=True, admissible_commands=True))
         self._wrapped = AlfredInfos(AlfredDemangler(self._stock))
         self._game: Game | None = None
         self._commands: list[str] = []
@@ -91,13 +99,24 @@ class Engine:
         return hashlib.blake2b("\n".join(changing).encode(), digest_size=12).hexdigest()
 
     def close(self) -> None:
-        """Gives the shared library back; the engine cannot be used afterwards."""
-        if self._stock is None:
-            return
-        import fast_downward
-
-        fast_downward.close_lib(self._stock.downward_lib)
+        """Gives the shared library back, for the next engine; this one cannot be used afterwards."""
+        if self._stock is not None:
+            self._stock.downward_lib.cleanup()
+            _libraries.append(self._stock.downward_lib)
         self._stock = self._wrapped = self._game = self._turn = None
 
     def _read(self, state, ran: bool) -> Turn:
         return Turn(state.feedback, ran, bool(state["won"]), tuple(state["admissible_commands"]))
+
+
+def _stock(environment, infos):
+    """A stock environment, on a library that was given back where there is one."""
+    import fast_downward
+
+    load = fast_downward.load_lib
+    if _libraries:
+        fast_downward.load_lib = _libraries.pop
+    try:
+        return environment(infos)
+    finally:
+        fast_downward.load_lib = load
