@@ -153,7 +153,9 @@ def _floor_plan(scene: int) -> tuple[tuple[_Receptacle, ...], tuple[str, ...]]:
     known = {receptacle.type for receptacle in receptacles}
     for index, kind in enumerate(thing for thing in things if thing in knowledge.contains and thing not in known):
         place = f"loc|{40 + index}|40|0|0"
-        receptacles.append(_Receptacle(_mangled(f"{kind}|+10.{index:02d}|+00.00|+10.00"), kind, _mangled(place)))
+        # The simulator calls a basin "Sink|...|SinkBasin"; the engine makes "sinkbasin" of that.
+        name = f"{kind.removesuffix('Basin')}|+10.{index:02d}|+00.00|+10.00" + (f"|{kind}" if kind.endswith("Basin") else "")
+        receptacles.append(_Receptacle(_mangled(name), kind, _mangled(place)))
     return tuple(receptacles), tuple(things)
 
 
