@@ -61,17 +61,17 @@ class CompactPrompt:
             lines = [f"task {verb} {asked.target} {asked.lamp or asked.parent}"]
         lines += [f"at {memory.at or 'start'}", f"hold {memory.held or 'nothing'}"]
         wanted = () if asked is None else (asked.target, asked.lamp)
+        ends = () if asked is None else (asked.parent, TOOLS.get(asked.change))
         found = [f"{thing} on {place}" for place in memory.places for thing in memory.inside.get(place, ()) if kind(thing) in wanted]
-        left = [place for place in memory.places if place not in memory.inside]
-        for name, items in (("found", found), ("done", sorted(memory.changed)), ("left", left)):
+        for name, items in (
+            ("found", found),
+            ("done", sorted(memory.changed)),
+            ("left", [place for place in memory.places if place not in memory.inside]),
+            ("goal", [place for place in memory.places if kind(place) in ends]),
+            ("shut", [memory.at] if memory.at in memory.shut else []),
+        ):
             if items:
                 lines.append(f"{name} {' , '.join(items)}")
-        if goal:
-            lines.append(f"goal {' , '.join(goal)}")
-        if memory.at in memory.shut:
-            lines.append(f"shut {memory.at}")
-        ends = () if asked is None else (asked.parent, TOOLS.get(asked.change))
-        goal = [place for place in memory.places if kind(place) in ends]
         if history:
             lines += [f"did {actions[-1] or 'nothing'}", f"see {observation['text']}"]
             can = [one for one in observation.get("admissible", ()) if not one.startswith(_GENERAL)]
