@@ -228,7 +228,9 @@ class AlfworldEnv:
         }  # fmt: skip
 
 
-def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides) -> Callable[[], AlfworldEnv]:
+def make(
+    preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides
+) -> Callable[[], AlfworldEnv]:
     """A picklable function without arguments that makes environments of a preset; the rest replaces fields of Settings.
 
     Raises ValueError that lists what there is when the preset or a setting is unknown; FileNotFoundError when `data`

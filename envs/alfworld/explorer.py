@@ -66,7 +66,8 @@ class Explorer(Memory):
         if not self.held:
             return self._fetch()
         if self.lamp:
-            lamp = next(((one, place) for place in self.places for one in self.inside.get(place, []) if kind(one) == self.lamp), None)
+            seen = ((one, place) for place in self.places for one in self.inside.get(place, []))
+            lamp = next((pair for pair in seen if kind(pair[0]) == self.lamp), None)
             if lamp is None:
                 return self._search()
             return self._go(lamp[1]) or f"use {lamp[0]}"

@@ -79,7 +79,8 @@ def generate(settings: Settings, seed: int, split: str = "train") -> Generated:
     else:
         raise ValueError(f"no room for a {task_type} game with max_receptacles={settings.max_receptacles} was found")
     receptacles, placed, params = plan
-    name = f"{split}/{task_type}-{params['object_target']}-{params['parent_target'] or params['toggle_target']}-{scene}/seed_{seed}"
+    place = params["parent_target"] or params["toggle_target"]
+    name = f"{split}/{task_type}-{params['object_target']}-{place}-{scene}/seed_{seed}"
     goal, sentences = knowledge.goals[task_type]
     words = {"obj": params["object_target"], "recep": params["parent_target"], "toggle": params["toggle_target"]}
     sentence = _one(rng, sentences).format(**{key: word.lower() for key, word in words.items()})
@@ -160,7 +161,7 @@ def _floor_plan(scene: int) -> tuple[tuple[_Receptacle, ...], tuple[str, ...]]:
 
 
 def _plan(rng, knowledge: _Knowledge, task_type: str, scene: int, settings: Settings):
-    """The receptacles, the things with the receptacle of each, and the task's parameters; None where the room has no such task."""
+    """The receptacles, the things with the receptacle of each, the task's parameters; None where the room has no such task."""
     receptacles, things = _floor_plan(scene)
     kinds = {receptacle.type for receptacle in receptacles}
     carried = {name for kind in kinds for name in knowledge.contains[kind]} & set(things)

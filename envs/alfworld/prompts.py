@@ -29,9 +29,10 @@ class CompactPrompt:
         can take fork 1 from countertop 1 , take mug 1 from countertop 1
 
     "task" is the task's verb (put, two, clean, heat, cool, look), thing and place; a task in other words stands as it is.
-    "found" has the things of the asked kinds that were seen and where, "shut" stands where this place is closed, "done" what was
-    cleaned, heated or cooled. "goal" has the places of the asked kind and those to clean, heat or cool with. "left" has the places not looked into, surfaces first, then containers, by number. "can"
-    has the commands that are possible besides going and looking, where they are at most six.
+    "found" has the things of the asked kinds that were seen, and where; "done" what was cleaned, heated or cooled; "left"
+    the places not looked into, surfaces first, then containers, by number; "goal" the places of the asked kind and those
+    to clean, heat or cool with. "shut" stands where this place is closed. "can" has the commands that are possible besides
+    going and looking, where they are at most six.
     A window knows what happened in the turns it holds: show it all turns (rollout.history of at least max_steps).
     """
 
@@ -62,9 +63,9 @@ class CompactPrompt:
         lines += [f"at {memory.at or 'start'}", f"hold {memory.held or 'nothing'}"]
         wanted = () if asked is None else (asked.target, asked.lamp)
         ends = () if asked is None else (asked.parent, TOOLS.get(asked.change))
-        found = [f"{thing} on {place}" for place in memory.places for thing in memory.inside.get(place, ()) if kind(thing) in wanted]
+        seen = [(thing, place) for place in memory.places for thing in memory.inside.get(place, ())]
         for name, items in (
-            ("found", found),
+            ("found", [f"{thing} on {place}" for thing, place in seen if kind(thing) in wanted]),
             ("done", sorted(memory.changed)),
             ("left", [place for place in memory.places if place not in memory.inside]),
             ("goal", [place for place in memory.places if kind(place) in ends]),
@@ -109,7 +110,7 @@ class IStarPrompt:
         return f"What you see now: {observation['text']}\n{_choices(observation)}\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, the turns of `history` (verl-agent tells two), the observation, what can be done and the form of the answer."""
+        """The task, the turns of `history` (verl-agent tells two), the observation, what can be done, the answer's form."""
         said = [_ROLE]
         if observation.get("task"):
             said.append(f"Your task is to: {observation['task']}")
