@@ -63,7 +63,7 @@ def main() -> None:
                   f"within 40: {sum(n <= 40 for n in lengths)}, within 50: {sum(n <= 50 for n in lengths)}")  # fmt: skip
         else:
             print(f"{name}: won none of {count}")
-    print(f"a new game {new / count:.2f} s, the same again {again / count:.3f} s, a step {1000 * stepping / max(steps, 1):.1f} ms, "
+    print(f"a new game {new / count:.2f} s, the same again {again / count:.3f} s, step {1000 * stepping / max(steps, 1):.1f} ms, "
           f"{steps / max(stepping, 1e-9):.0f} steps/s (CPU seconds)")  # fmt: skip
     for environment in environments.values():
         environment.close()
