@@ -1,0 +1,100 @@
+"""The limits and forms of the published experiments, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+TASK_TYPES = (
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What an ALFWorld environment plays. Equal settings and seeds give equal games on any machine.
+
+    data: folder of the benchmark's games, in the official layout or packed (see games.py); None: generated games.
+    held_out: which split of `data` is "held_out": "valid_seen" or "valid_unseen".
+    missing: a trial of the official layout without its game file is an "error", or one to "skip".
+    task_types: the types of task to play, of TASK_TYPES.
+    max_steps: turns after which an episode is truncated.
+    won_reward: the reward of the step that solves the task; every other step is rewarded with 0.
+    grammar: "game": as the game file has it; "old": "put X in/on Y" and "You arrive at loc N"; "new": "move X to Y" and
+        "You arrive at Y". Actions of both forms are understood under each.
+    arrival: whether an observation keeps its "You arrive at ... ." sentence.
+    welcome: whether the first observation keeps its "Welcome to TextWorld" line.
+    expert: what `expert` follows: "explorer" (sees only the observations), "recorded" (the benchmark's own trajectories,
+        where the data has them) or "oracle" (sees the whole state).
+    max_receptacles: how many receptacles a generated game may have; None: all of the floor plan.
+    max_objects: about how many things that can be carried a generated game has.
+
+    Raises ValueError that names the setting and what it may be.
+    """
+
+    data: str | None = None
+    held_out: str = "valid_seen"
+    missing: str = "error"
+    task_types: tuple[str, ...] = TASK_TYPES
+    max_steps: int = 50
+    won_reward: float = 10.0
+    grammar: str = "game"
+    arrival: bool = True
+    welcome: bool = True
+    expert: str = "explorer"
+    max_receptacles: int | None = None
+    max_objects: int = 24
+
+    def __post_init__(self):
+        for name, choices in (("held_out", ("valid_seen", "valid_unseen")), ("missing", ("error", "skip")),
+                              ("grammar", ("game", "old", "new")), ("expert", ("explorer", "recorded", "oracle"))):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give {' or '.join(map(repr, choices))}")
+        for name, least in (("max_steps", 1), ("max_receptacles", 3), ("max_objects", 2)):
+            value = getattr(self, name)
+            if value is None and name == "max_receptacles":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
+        if isinstance(self.task_types, str):
+            raise ValueError(f"task_types={self.task_types!r}: give a tuple of names")
+        object.__setattr__(self, "task_types", tuple(self.task_types))
+        unknown = [name for name in self.task_types if name not in TASK_TYPES]
+        if unknown or not self.task_types:
+            raise ValueError(f"task_types={self.task_types!r}: give one or more of {', '.join(TASK_TYPES)}")
+        if self.data is not None:
+            object.__setattr__(self, "data", str(self.data))
+
+
+_TINY = Settings(
+    task_types=TASK_TYPES[:4], max_steps=20, won_reward=1.0, grammar="new", arrival=False, welcome=False,
+    max_receptacles=7, max_objects=10,
+)  # fmt: skip
+
+PRESETS = {
+    # Small generated rooms for training on a CPU: no cooling and no second object, few places to look at.
+    "tiny": _TINY,
+    # iStar (arXiv 2509.19199) and verl-agent: 50 steps, 10 for success; penalties are the trainer's.
+    "istar": Settings(),
+    # SPA-RL (arXiv 2505.20732): 40 steps, 1 for success, no "You arrive at loc N.".
+    "spa": Settings(max_steps=40, won_reward=1.0, grammar="old", arrival=False, welcome=False),
+}
+
+
+def settings(preset: str = "tiny", **overrides) -> Settings:
+    """The settings of a preset, with `overrides` replacing fields of Settings.
+
+    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown ALFWorld preset {preset!r}; the presets are {', '.join(PRESETS)}")
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise ValueError(f"unknown ALFWorld setting {', '.join(unknown)}; the settings are {', '.join(known)}")
+    return dataclasses.replace(PRESETS[preset], **overrides)
