@@ -21,6 +21,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
+# What an image is written as: a start, as many placeholders as it has embeddings, an end. Qwen2-VL's names.
+IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+PLACEHOLDER_ID = len(SPECIAL_TOKENS) + 1  # of a symbol tokenizer with image tokens
 
 # <|user|>content<|assistant|>content<|end|>, with nothing between: a turn costs two tokens besides its words.
 CHAT_TEMPLATE = (
@@ -33,11 +36,13 @@ CHAT_TEMPLATE = (
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str | os.PathLike) -> "TextCodec":
+def train_symbol_tokenizer(
+    texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False
+) -> "TextCodec":
     """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4, the words follow
-    in the order given, then the characters of `texts` and `words` in code-point order, so the same texts and words give
+    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
+    `images`, `<|vision_start|>`, `<|image_pad|>`, `<|vision_end|>` are 5 to 7), the words follow in the order given, then the characters of `texts` and `words` in code-point order, so the same texts and words give
     the same ids. A character seen in neither becomes `<|unknown|>`.
 
     Args:
@@ -45,6 +50,7 @@ def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str
       words: strings that become one token each, the longest first where several fit; a word that starts or ends with a
         letter or digit is not found inside a longer word. A fixed sentence of the rules may be one too.
       path: the folder to write; files of an older tokenizer there are replaced.
+      images: whether messages show images.
 
     Returns:
       The codec that `load_tokenizer(path)` returns.
@@ -52,20 +58,20 @@ def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str
     Raises:
       ValueError: a word is empty or is a special token.
     """
-    words = list(dict.fromkeys(words))
+    words, special = list(dict.fromkeys(words)), (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
     for word in words:
-        if not word or word in SPECIAL_TOKENS:
+        if not word or word in special:
             raise ValueError(f"a word of the tokenizer may not be empty or a special token; got {word!r}")
     characters = set().union(*map(set, texts), *map(set, words))
-    vocabulary = list(dict.fromkeys([*SPECIAL_TOKENS, *words, *sorted(characters)]))
+    vocabulary = list(dict.fromkeys([*special, *words, *sorted(characters)]))
 
     tokenizer = tokenizers.Tokenizer(
         models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_pattern(words)), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-    _save(tokenizer, Path(path))
+    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in special])
+    _save(tokenizer, Path(path), special)
     return load_tokenizer(path)
 
 
@@ -153,6 +159,7 @@ class TextCodec(Codec):
 
     Attributes:
       pad_id, user_id, assistant_id, end_id, unknown_id: ids of the special tokens.
+      image_ids: ids of an image's start, placeholder and end; None where the tokenizer was made without images.
       vocab_size: number of ids, the special tokens included; ids are `0 .. vocab_size - 1`.
 
     Raises:
@@ -164,11 +171,13 @@ class TextCodec(Codec):
         if missing:
             raise ValueError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
         pad_id, self.user_id, self.assistant_id, self.end_id, self.unknown_id = map(tokenizer.token_to_id, SPECIAL_TOKENS)
+        image_ids = tuple(map(tokenizer.token_to_id, IMAGE_TOKENS))
+        self.image_ids = None if None in image_ids else image_ids
         super().__init__(
             tokenizer,
             pad_id,
             tokenizer.get_vocab_size(with_added_tokens=True),
-            skipped=(pad_id, self.user_id, self.assistant_id, self.end_id),
+            skipped=(pad_id, self.user_id, self.assistant_id, self.end_id, *(self.image_ids or ())),
             replaced=(self.unknown_id,),
         )
 
@@ -192,14 +201,15 @@ def _pattern(words: Sequence[str]) -> str:
     return "|".join([*alternatives, r"[\s\S]"])
 
 
-def _save(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+def _save(tokenizer: tokenizers.Tokenizer, path: Path, special: Sequence[str]) -> None:
     """Writes the three files of a Hugging Face tokenizer folder."""
     path.mkdir(parents=True, exist_ok=True)
+    others = [token for token in special if token not in (PAD, END, UNKNOWN)]
     roles = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **roles,
-        "additional_special_tokens": [USER, ASSISTANT],
+        "additional_special_tokens": others,
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2**31 - 1,
@@ -207,6 +217,6 @@ def _save(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
     for name, content in (
         ("tokenizer_config.json", settings),
-        ("special_tokens_map.json", {**roles, "additional_special_tokens": [USER, ASSISTANT]}),
+        ("special_tokens_map.json", {**roles, "additional_special_tokens": others}),
     ):
         (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
