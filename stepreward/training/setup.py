@@ -21,7 +21,7 @@ from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
-from stepreward.models.images import ImageReader
+from stepreward.models.images import ImageReader, native_settings
 from stepreward.models.tokenizer import load_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.collect import CONTEXTS, Collector
@@ -139,7 +139,7 @@ def image_reader(model_config: decoder.DecoderConfig, folder, factory) -> ImageR
     """The reader of the environment's pictures, sized for one a turn; None where the model or the environment has text only.
 
     Args:
-      folder: the model's, with the settings of its image processor.
+      folder: the model's, with the settings of its image processor; None: pixels are read as they are.
     """
     if model_config.vision is None:
         return None
@@ -148,7 +148,7 @@ def image_reader(model_config: decoder.DecoderConfig, folder, factory) -> ImageR
         if IMAGE not in environment.capabilities:
             return None
         observation, _ = environment.reset(seed=0, options={"split": "train"})
-        return ImageReader.sized(model_config.vision, folder, [observation[IMAGE]])
+        return ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), [observation[IMAGE]])
     finally:
         environment.close()
 
@@ -344,12 +344,17 @@ def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[
             f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: give --config.model.path=FOLDER, or "
             f"{MODELS[c.model.preset]} if the hub's cache holds it (--config.model.download=True fetches it)."
         )
-    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt))
+    sees = presets.PRESETS[c.model.preset].vision is not None
+    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, images=sees))
     return Chat(processes.together(lambda: load_tokenizer(folder)))
 
 
-def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt) -> None:
-    """Makes the tokenizer of the workdir, where there is none: trained on what the environment and its prompt say."""
+def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, *, images: bool = False) -> None:
+    """Makes the tokenizer of the workdir, where there is none: trained on what the environment and its prompt say.
+
+    Args:
+      images: whether the model sees.
+    """
     if folder.exists():
         return
     words = sorted({a for d in demonstrations for a in d.actions})
@@ -359,7 +364,7 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     texts |= {say(o) for o in shown for say in (prompt.first, prompt.later)} | {prompt.window(o, history) for o in shown[:200]}
     texts |= {prompt.answer(w) for w in words}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
-    train_symbol_tokenizer(sorted(texts), words, temporary)
+    train_symbol_tokenizer(sorted(texts), words, temporary, images=images)
     temporary.rename(folder)
 
 
