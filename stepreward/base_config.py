@@ -34,11 +34,17 @@ def base_config() -> ConfigDict:
     c.environment.name = "sokoban"  # a package in envs/, or the dotted name of your own module
     c.environment.preset = "tiny"  # rooms of 4 to 12 moves
     c.environment.prompt = "compact"
-    c.environment.levels = ""  # file or folder of Boxoban levels; "" generates rooms
+    c.environment.data = ""  # file or folder of the benchmark's own tasks; "": those that the environment makes itself
+    c.environment.options = ConfigDict()  # more settings of the environment; its docs list them
+    c.environment.pool = "auto"  # "inline": in this process; "process": one process each; "ray"; "auto": as the environment advises
+    c.environment.timeout_s = 60.0  # a step may take, where the environment is not inline; then its episode counts as failed
+    c.environment.reset_timeout_s = 300.0
+    c.environment.ray_address = ""  # of the cluster; "": the one that this machine belongs to
 
     c.model = ConfigDict()
     c.model.preset = "tiny-0.1m"
     c.model.path = ""  # folder of a Hugging Face model, or its name on the hub; "" starts from random weights
+    c.model.pieces = 0  # a tiny model's tokens are pieces of words, this many; 0: a token an action and one for each other character
     c.model.system = ""  # system message of its chat template; "": the template's own, if it has one
     c.model.thinking = None  # True or False where the template can switch thinking on or off
     c.model.download = False  # fetch a name that is not in the hub's local cache

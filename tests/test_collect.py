@@ -48,7 +48,7 @@ class Script:
     def select(self, state, index):
         return EngineState([state.caches[i] for i in index], state.length[index])
 
-    def holds(self, tokens):
+    def holds(self, tokens, new=0):
         return tokens + self.longest <= self.most
 
     def row_bucket(self, rows, most):

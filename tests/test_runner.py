@@ -17,7 +17,7 @@ from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
 SFT = {"sft/loss", "sft/grad_norm", "time/sft_s"}
-ROLLOUT = {"rollout/success", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
+ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
            "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s"}  # fmt: skip
 PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
@@ -26,7 +26,7 @@ POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/app
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy"}
 ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
 REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
-EVAL = {"eval/success", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
+EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 
 
 def flat_params(model):

@@ -44,7 +44,7 @@ def test_levels_are_divided_by_content_and_counted_round(tmp_path):
 
 def test_the_environment_plays_them(tmp_path):
     write(tmp_path / "000.txt", *variants())
-    environment = make("large", levels=str(tmp_path / "000.txt"))()
+    environment = make("large", data=str(tmp_path / "000.txt"))()
     texts = [environment.reset(seed=seed)[0]["text"] for seed in (0, 1, 0)]
     assert texts[0] == texts[2] != texts[1]
     plan = environment.expert()
@@ -70,7 +70,7 @@ def test_the_environment_plays_them(tmp_path):
 def test_a_malformed_file_is_named(tmp_path, text, message):
     (tmp_path / "000.txt").write_text(text)
     with pytest.raises(ValueError, match=message):
-        make("large", levels=str(tmp_path))()
+        make("large", data=str(tmp_path))()
 
 
 def test_a_binary_file_is_named(tmp_path):

@@ -16,9 +16,9 @@ from stepreward.training.runner import Runner
 from stepreward.training.stages import StageOutput
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
-SUMMARY = {"success", "return", "steps_per_episode", "executed", "invalid", "entropy"}
+SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy"}
 ROLLOUT = {f"rollout/{k}" for k in SUMMARY} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
-EVAL = {"eval/success", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
+EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "estimator/steps_per_s", "time/estimator_s"}
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}
 FIT = {"mse", "mae", "within_0.1", "mse_of_mean", "explained", "calibration_error"}

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from stepreward.models.tokenizer import END, SPECIAL_TOKENS, load_tokenizer, train_symbol_tokenizer
+from stepreward.models.tokenizer import END, SPECIAL_TOKENS, load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 
 BOARD = "#####\n#@$.#\n#####\n"
 TEXTS = ["Push every box.\n", BOARD, "up down left right, update upper", "é \t"]
@@ -121,3 +121,28 @@ def test_load_names_what_is_wrong(folder, tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"lacks the special tokens <\|end\|>"):
         load_tokenizer(tmp_path)
+
+
+TALK = ["Find me a red lamp, price lower than 40.00 dollars", "click[red lamp] search[red lamp] go to drawer 3"] * 3
+
+
+def test_pieces_write_any_text_and_read_it_back(tmp_path):
+    codec = train_piece_tokenizer(TALK, 300, tmp_path / "a")
+    assert codec.vocab_size <= 300
+    for text in [*TALK, "naïve ☃ <|end|>\n\n two  spaces", ""]:
+        assert codec.decode(codec.encode(text)) == text
+        assert codec.encode(text).max(initial=5) >= 5 and codec.encode(text).min(initial=5) >= 5  # never a special token
+    again = train_piece_tokenizer(TALK, 300, tmp_path / "b")
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == (tmp_path / "b" / "tokenizer.json").read_text()
+    assert len(again.encode("click[red lamp]")) < len("click[red lamp]") / 2
+
+
+def test_what_stands_between_marks_is_written_alike(tmp_path):
+    codec = train_piece_tokenizer(TALK, 320, tmp_path / "a")
+    one, two = (codec.encode(text).tolist() for text in ("[red lamp]", "click[red lamp]"))
+    assert two[-len(one) :] == one
+
+
+def test_too_few_pieces_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at least 261"):
+        train_piece_tokenizer(TALK, 100, tmp_path / "a")

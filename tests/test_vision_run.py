@@ -9,7 +9,7 @@ transformers = pytest.importorskip("transformers")
 
 from test_chat_templates import FAMILIES, make_folder  # noqa: E402
 
-from stepreward.training import setup  # noqa: E402
+from stepreward.training import demonstrating  # noqa: E402
 from stepreward.training.runner import Runner  # noqa: E402
 
 CHANGES = {
@@ -55,10 +55,10 @@ def finished(config, workdir):
 def test_a_policy_that_sees_with_a_prm_that_sees(folder, micro_config, tmp_path):
     runner = finished(micro_config(CHANGES | {"model.path": str(folder)}), tmp_path / "run")
     assert runner.learner.prm.model.config.vision is not None
-    episode = setup.demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
+    episode = demonstrating.demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
     assert all(step.images is not None for step in episode.steps)
     record = runner.parts.demonstrations[0]
-    shown = setup._pictures(record, runner.parts.factory)
+    shown = demonstrating._pictures(record, runner.parts.factory)
     assert len(shown) == len(record.actions) + 1 and shown[0].shape == (96, 96, 3) and (shown[0] != shown[1]).any()
 
 

@@ -13,9 +13,9 @@ from stepreward.errors import UserError
 from stepreward.models import decoder, presets
 from stepreward.models.images import ImageReader, native_settings, preprocess_images
 from stepreward.models.log_probs import token_log_probs
-from stepreward.models.tokenizer import IMAGE_TOKENS, PLACEHOLDER_ID, load_tokenizer, train_symbol_tokenizer
+from stepreward.models.tokenizer import IMAGE_TOKENS, PLACEHOLDER_ID, load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
-from stepreward.training import setup
+from stepreward.training.demonstrating import demonstration_episodes
 from stepreward.training.runner import Runner
 
 WORDS = ("up", "down", "left", "right")
@@ -79,6 +79,11 @@ def test_a_tokenizer_without_images_has_the_ids_it_had(tmp_path):
         Chat(codec).user_turn("<image>", first=True, image_tokens=[4])
     with pytest.raises(ValueError, match="special token"):
         train_symbol_tokenizer([], [IMAGE_TOKENS[1]], tmp_path / "bad", images=True)
+
+
+def test_pieces_of_words_go_with_images_too(tmp_path):
+    codec = train_piece_tokenizer(["go up", "go down"], 280, tmp_path / "pieces", images=True)
+    assert codec.image_ids == (5, 6, 7) and codec.decode(codec.encode("go up")) == "go up"
 
 
 def test_the_folder_is_read_by_transformers(chat, tmp_path):
@@ -163,5 +168,5 @@ def test_a_run_from_pixels(root, tmp_path):
     rl = [r for r in records if r["phase"] == "rl"]
     assert rl and max(r["policy/sampler_gap"] for r in rl) < 1e-4 and rl[-1]["eval/episodes"] == 8
     assert runner.parts.collector.reader.blocks == 9 and runner.learner.prm.model.config.vision is not None
-    episode = setup.demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
+    episode = demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
     assert {len(step.prompt_tokens) for step in episode.steps} == {40}

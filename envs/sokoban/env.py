@@ -62,7 +62,7 @@ class SokobanEnv:
 
     def __init__(self, settings: Settings | None = None):
         self.settings = preset_settings("tiny") if settings is None else settings
-        self._levels = None if self.settings.levels is None else boxoban.load(self.settings.levels)
+        self._levels = None if self.settings.data is None else boxoban.load(self.settings.data)
         offered = {SNAPSHOT, EXPERT, REPLAY}
         inside = (self.settings.height - 2) * (self.settings.width - 2)
         if self._levels is None and solve.placements(inside, self.settings.boxes) <= solve.TABLE_STATES:

@@ -19,7 +19,7 @@ class Settings:
     attempts: rooms tried for one seed before giving up.
     observation: "text", or "image" for text and an RGB picture.
     invalid_reward: reward of a turn whose output held no known action.
-    levels: file or folder of Boxoban levels to play, as they are, instead of generated rooms: of the settings then only
+    data: file or folder of Boxoban levels to play, as they are, instead of generated rooms: of the settings then only
         max_steps, observation and invalid_reward apply.
 
     Raises ValueError that names the setting and what it may be.
@@ -36,7 +36,7 @@ class Settings:
     attempts: int = 10_000
     observation: str = "text"
     invalid_reward: float = -0.1
-    levels: str | None = None
+    data: str | None = None
 
     def __post_init__(self):
         for name, least in (("height", 4), ("width", 4), ("boxes", 1), ("max_steps", 1), ("search_depth", 3),

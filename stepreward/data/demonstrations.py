@@ -7,6 +7,7 @@ it that tells which environment made them. Neither writing nor reading imports T
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -27,6 +28,8 @@ class Demonstration:
       split: the environment's split that the task is from, "train" or "held_out".
       observations: the text that the environment showed before each action, and after the last one if it was kept.
       actions: the actions taken, as the environment takes them.
+      views: of each observation, what else a prompt saw (`envs.protocol.prompt_view` without text and image), plain JSON
+        values; empty where that is nothing at all.
       success: whether the task was solved.
       outcome: the return of the episode; stored as float32.
     """
@@ -37,6 +40,11 @@ class Demonstration:
     actions: list[str]
     success: bool
     outcome: float
+    views: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+
+    def view(self, index: int) -> dict[str, Any]:
+        """Observation `index` as a prompt sees it, but for images."""
+        return {"text": self.observations[index], **(self.views[index] if self.views else {})}
 
 
 def write_demonstrations(
@@ -132,7 +140,10 @@ def _checked(index: int, record: Demonstration) -> dict[str, Any]:
         for item in row[name]:
             if not isinstance(item, str):
                 raise ValueError(f"demonstration {index}: {name} must hold str; got {type(item).__name__}")
-    return {**row, "success": bool(row["success"]), "outcome": float(row["outcome"])}
+    if row["views"] and len(row["views"]) != len(row["observations"]):
+        raise ValueError(f"demonstration {index}: {len(row['views'])} views for {len(row['observations'])} observations")
+    views = [json.dumps(plain(view, f"the views of demonstration {index}"), sort_keys=True) for view in row["views"]]
+    return {**row, "views": views, "success": bool(row["success"]), "outcome": float(row["outcome"])}
 
 
 def _record(row: dict[str, Any]) -> Demonstration:
@@ -143,4 +154,5 @@ def _record(row: dict[str, Any]) -> Demonstration:
         actions=[text.decode() for text in row["actions"]],
         success=bool(row["success"]),
         outcome=float(row["outcome"]),
+        views=[json.loads(text) for text in row["views"]],
     )

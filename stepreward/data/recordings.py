@@ -39,7 +39,7 @@ class Recording:
 
     Attributes:
       seed, split, group: the task: its seed, "train" or "held_out", and the group of episodes that share it.
-      success, truncated: how the episode ended.
+      success, truncated, score: how the episode ended.
       failure: what the environment raised, or None.
       final_observation, final_distance: after the last action; a distance is NaN where unknown, inf where out of reach.
       prompt_tokens: `S` int32 arrays, the tokens before each answer.
@@ -58,6 +58,7 @@ class Recording:
     group: int
     success: bool
     truncated: bool
+    score: float
     failure: str | None
     final_observation: str
     final_distance: float
@@ -186,7 +187,7 @@ def _row(place: int, recording: Recording) -> dict[str, Any]:
     """The recording as a dict of the stored types; ValueError names the field that is of another type or length."""
     row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
     row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
-    row["final_distance"] = np.float64(recording.final_distance)
+    row |= {name: np.float64(getattr(recording, name)) for name in ("final_distance", "score")}
     for name in ("split", "final_observation", "failure"):
         row[name] = value = getattr(recording, name)
         if not isinstance(value, str) and not (value is None and name == "failure"):
@@ -226,7 +227,7 @@ def _recording(row: dict[str, Any]) -> Recording:
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation")}
     fields |= {name: json.loads(row[name]) for name in ("failure", *_STRINGS)}
-    fields["final_distance"] = float(row["final_distance"])
+    fields |= {name: float(row[name]) for name in ("final_distance", "score")}
     # Copies: what TFDS hands out are read-only views of its buffers.
     fields |= {name: np.array(row[name]) for name in _PER_STEP}
     for name, (_, lengths) in _RAGGED.items():

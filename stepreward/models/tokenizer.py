@@ -1,8 +1,9 @@
-"""The symbol tokenizer of the tiny presets, and `TextCodec`, which turns text into token ids and back at run time.
+"""The tokenizers of the tiny presets, and `TextCodec`, which turns text into token ids and back at run time.
 
 A symbol tokenizer has one token for each known word (the environment's actions, say) and one for each other character,
 so a board is one token a cell and a cell's token stands at a fixed place. It is trained on the environment's own text
-and saved as a normal Hugging Face folder, which `AutoTokenizer.from_pretrained` loads. Only `tokenizers` is imported
+and saved as a normal Hugging Face folder, which `AutoTokenizer.from_pretrained` loads. A piece tokenizer does the same for
+environments that speak in sentences. Only `tokenizers` is imported
 here: `transformers` takes a second to import, and the folder is three small JSON files.
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
@@ -75,8 +76,52 @@ def train_symbol_tokenizer(
     return load_tokenizer(path)
 
 
+# Spaces go with the word that they precede; digits, and every punctuation mark, stand alone, so that what stands between marks, as
+# `[red lamp]` does, is made of the same tokens wherever it stands.
+_PIECES = r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]|\s"
+
+
+def train_piece_tokenizer(
+    texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False
+) -> "TextCodec":
+    """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
+
+    Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in `texts`; any text can be
+    written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
+
+    Args:
+      texts: what the environment and its prompt say, as often as it is said.
+      vocab_size: number of ids, at most; at least 261, or 264 with images.
+      path: the folder to write; files of an older tokenizer there are replaced.
+      images: whether messages show images.
+
+    Returns:
+      The codec that `load_tokenizer(path)` returns.
+
+    Raises:
+      ValueError: vocab_size is too small.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
+    least = len(special) + len(alphabet)
+    if vocab_size < least:
+        raise ValueError(f"a tokenizer of pieces has at least {least} of them; got {vocab_size}")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [tokenizers.AddedToken(t, special=True, normalized=False) for t in special]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=added, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    _save(tokenizer, Path(path), special)
+    return load_tokenizer(path)
+
+
 def load_tokenizer(path: str | os.PathLike) -> "TextCodec":
-    """Loads the tokenizer folder that `train_symbol_tokenizer` wrote.
+    """Loads the tokenizer folder that `train_symbol_tokenizer` or `train_piece_tokenizer` wrote.
 
     Raises:
       FileNotFoundError: there is no such folder, or it holds no `tokenizer.json`.

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from envs.protocol import DISTANCE, IMAGE, Prompt
+from envs.protocol import DISTANCE, IMAGE, Prompt, prompt_view
 from stepreward import processes
 from stepreward.models.images import ImageReader
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
 from stepreward.rollout.episode import Episode, Step, Task
 
 CONTEXTS = ("step", "episode")
@@ -82,8 +82,7 @@ class Collector:
     def _collect_chunk(self, params, tasks, key, first_index) -> list[Episode]:
         parts = processes.count()
         games = [_Game(Episode(tasks[i]), slot, first_index + i) for slot, i in enumerate(processes.share(len(tasks)))]
-        for game in games:
-            self._guard(game, self._reset, game)
+        self._reset(games)
         rows: list[_Game] = games  # row -> game; finished games stay as idle rows until the batch shrinks
         state = self.engine.start(self.engine.row_bucket(-(-len(tasks) // parts) * parts, self.max_rows))
         for turn in range(self.max_steps):
@@ -106,57 +105,91 @@ class Collector:
                 idle = [None] * (len(state.length) - len(rows))
                 shown["images"] = [None if g.done else g.images for g in rows] + idle
             state, answer = self.engine.turn(params, state, new, _row_keys(key, index, turn), **shown)
-            for i, game in enumerate(rows):
-                if not game.done:
-                    n = answer.count[i]
-                    sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
-                    self._guard(game, self._act, game, sampled, bool(answer.stopped[i]))
+            acting = [(i, game) for i, game in enumerate(rows) if not game.done]
+            for i, game in acting:
+                n = answer.count[i]
+                sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
+                game.step, game.stopped = self._answered(game, *sampled), bool(answer.stopped[i])
+            self._act([game for _, game in acting])
         for game in games:
             if not game.done:
                 game.episode.truncated = True
         return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
 
-    def _guard(self, game, function, *args):
-        try:
-            function(*args)
-        except EnvironmentFailure as failure:
-            game.episode.failure, game.done = str(failure), True
+    def _reset(self, games: list[_Game]) -> None:
+        """Starts every game; the environments work at the same time where the pool lets them."""
+        calls = []
+        for game in games:
+            task = game.episode.task
+            calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
+        for game, (observation, info) in self._round(games, calls):
+            self._enter(game, observation, info)
+        self._measure(games)
+        for game in games:
+            if not game.done:
+                self._prompt(game)
+                if not self._fits(game):
+                    game.fail(f"the first prompt has {len(game.prompt_tokens)} tokens: raise rollout.max_prompt_tokens and max_row_tokens")
 
-    def _reset(self, game) -> None:
-        task = game.episode.task
-        game.observation, info = self.pool.call(game.slot, "reset", seed=task.seed, options={"split": task.split})
-        game.state_key = info["state_key"]
-        game.distance = self._distance(game)
-        game.episode.final_observation, game.episode.final_distance = game.observation["text"], game.distance
-        self._prompt(game)
-
-    def _act(self, game, sampled, stopped: bool) -> None:
-        tokens, log_prob, entropy = sampled
+    def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
+        """The step that an answer makes, before the environment has seen it."""
         output = self.chat.text(tokens)
         action = self.prompt.parse(output)
-        before = game.observation
-        step = Step(game.prompt_tokens, tokens, log_prob, entropy, before["text"], output, action, 0.0, False, game.state_key)
-        step.distance, step.images = game.distance, game.images
-        game.observation, reward, terminated, truncated, info = self.pool.call(game.slot, "step", action)
-        step.reward, step.executed, game.state_key = float(reward), bool(info["executed"]), info["state_key"]
-        episode = game.episode
-        episode.steps.append(step)
-        game.distance = self._distance(game)
-        episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
-        episode.final_observation, episode.final_distance = game.observation["text"], game.distance
-        game.done = terminated or truncated
-        game.tokens = np.concatenate([game.tokens, tokens])
-        game.history.append((before, output))
-        if not game.done:
-            self._prompt(game, closes_answer=not stopped)
-            if not self.engine.holds(len(game.tokens)):
-                episode.truncated = game.done = True  # the conversation is full
+        shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
+        return Step(*shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images)
+
+    def _act(self, games: list[_Game]) -> None:
+        """Brings every game's answer to its environment and writes the next prompts."""
+        calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
+        acted = []
+        for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
+            step, episode, before = game.step, game.episode, game.view
+            step.reward, step.executed = float(reward), bool(info["executed"])
+            episode.steps.append(step)
+            episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
+            self._enter(game, observation, info)
+            game.over = terminated or truncated
+            game.tokens = np.concatenate([game.tokens, step.action_tokens])
+            game.history.append((before, step.output))
+            acted.append(game)
+        self._measure(acted)
+        for game in acted:
+            game.done |= game.over
+            if not game.done:
+                self._prompt(game, closes_answer=not game.stopped)
+                if not self._fits(game):
+                    game.episode.truncated = game.done = True  # the conversation is full
+
+    def _fits(self, game: _Game) -> bool:
+        # A kept conversation also sends the last token of the answer again.
+        new = len(game.prompt_tokens) + (1 if self.context == "episode" and game.history else 0)
+        return self.engine.holds(len(game.tokens), new)
+
+    def _enter(self, game: _Game, observation, info) -> None:
+        game.observation, game.view, game.state_key = observation, prompt_view(observation, info), info["state_key"]
+        game.episode.score = float(info.get("score", info["won"]))
+        game.episode.final_observation = observation["text"]
+
+    def _measure(self, games: list[_Game]) -> None:
+        """Asks how far success is, where the environments know."""
+        games = [game for game in games if not game.done]
+        if self._know_distance:
+            for game, distance in self._round(games, [Call(game.slot, "distance") for game in games]):
+                game.distance = game.episode.final_distance = float(distance)
+
+    def _round(self, games: list[_Game], calls: list[Call]):
+        """One call a game; yields the games whose call went well, with its result. The episodes of the others have failed."""
+        for game, result in zip(games, self.pool.call_all(calls)):
+            if isinstance(result, EnvironmentFailure):
+                game.fail(str(result))
+            else:
+                yield game, result
 
     def _prompt(self, game, closes_answer: bool = False) -> None:
         """Writes the next turn's prompt: a whole one, or what the conversation gains."""
         if self.context == "step":
             window = game.history[-self.history :] if self.history else []
-            shown, seen = self.prompt.window(game.observation, window), {}
+            shown, seen = self.prompt.window(game.view, window), {}
             if self.reader is not None:
                 game.images = self.reader.read(game.observation[IMAGE])
                 seen["image_tokens"] = self.reader.tokens(game.images)
@@ -164,14 +197,11 @@ class Collector:
             return
         first = not game.history
         say = self.prompt.first if first else self.prompt.later
-        game.prompt_tokens = self.chat.user_turn(say(game.observation), first=first, closes_answer=closes_answer)
+        game.prompt_tokens = self.chat.user_turn(say(game.view), first=first, closes_answer=closes_answer)
         game.tokens = np.concatenate([game.tokens, game.prompt_tokens])
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
-
-    def _distance(self, game) -> float:
-        return float(self.pool.call(game.slot, "distance")) if self._know_distance else float("nan")
 
 
 @dataclasses.dataclass
@@ -182,13 +212,20 @@ class _Game:
     slot: int
     index: int
     done: bool = False
+    over: bool = False
     observation: dict | None = None
+    view: dict | None = None
+    step: Step | None = None
+    stopped: bool = True
     state_key: str = ""
     distance: float = float("nan")
     prompt_tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     images: Images | None = None
     history: list = dataclasses.field(default_factory=list)
+
+    def fail(self, reason: str) -> None:
+        self.episode.failure, self.done = reason, True
 
 
 @jax.jit

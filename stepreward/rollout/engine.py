@@ -214,9 +214,9 @@ class Engine:
             "rollout.max_prompt_tokens or shorten the prompt."
         )
 
-    def holds(self, tokens: int) -> bool:
-        """Whether a conversation of `tokens` tokens has room for one more answer."""
-        return tokens + self.sampling.max_answer_tokens <= self.max_length
+    def holds(self, tokens: int, new: int = 0) -> bool:
+        """Whether a turn may bring `new` tokens, and a conversation of `tokens` tokens has room for one more answer."""
+        return new <= self.buckets[-1] and tokens + self.sampling.max_answer_tokens <= self.max_length
 
     def turn(
         self, params, state: EngineState, new_tokens: list[np.ndarray], keys: Array, images: Sequence[Images | None] | None = None

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from envs.protocol import Environment
 
@@ -17,6 +18,15 @@ _log = logging.getLogger(__name__)
 
 class EnvironmentFailure(Exception):
     """An environment raised; the message is what it raised."""
+
+
+class Call(NamedTuple):
+    """One method call on the environment of a slot."""
+
+    slot: int
+    method: str
+    args: Sequence[Any] = ()
+    kwargs: Mapping[str, Any] = {}
 
 
 class EnvironmentPool:
@@ -50,6 +60,16 @@ class EnvironmentPool:
             _close(self._environments[slot])
             self._environments[slot] = None
             raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
+
+    def call_all(self, calls: Sequence[Call]) -> list[Any]:
+        """Makes one round of calls to different slots; a call that fails gives its `EnvironmentFailure` as the result."""
+        results: list[Any] = []
+        for slot, method, args, kwargs in calls:
+            try:
+                results.append(self.call(slot, method, *args, **kwargs))
+            except EnvironmentFailure as failure:
+                results.append(failure)
+        return results
 
     def close(self) -> None:
         """Closes every environment."""

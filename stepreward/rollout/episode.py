@@ -41,7 +41,7 @@ class Step:
       reward: the environment's reward.
       executed: the action was understood, ran and took effect.
       state_key: the state before the action.
-      distance: exact steps to success before the action (NaN where the environment does not know).
+      distance: how far success was before the action, in the environment's unit (NaN where it does not know).
       images: what `prompt_tokens` show, where the model sees (`models.vision_inputs.Images`).
     """
 
@@ -67,6 +67,7 @@ class Episode:
       task: what was played.
       steps: its actions in order.
       success, truncated: how it ended.
+      score: how well, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
     """
@@ -78,6 +79,7 @@ class Episode:
     failure: str | None = None
     final_observation: str = ""
     final_distance: float = math.nan
+    score: float = 0.0
 
     @property
     def episode_return(self) -> float:
@@ -100,12 +102,13 @@ def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
 
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Means over episodes that did not fail: `success`, `return`, `steps_per_episode`; and over their steps: `executed` (the share
+    """Means over episodes that did not fail: `success`, `score`, `return`, `steps_per_episode`; and over their steps: `executed` (the share
     whose action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `entropy` of the sampled
     tokens."""
     steps = [s for e in episodes for s in e.steps]
     found = {
         "success": np.mean([e.success for e in episodes]),
+        "score": np.mean([e.score for e in episodes]),
         "return": np.mean([e.episode_return for e in episodes]),
         "steps_per_episode": len(steps) / len(episodes),
         "executed": np.mean([s.executed for s in steps]),
@@ -131,6 +134,7 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
     return {
         "task": f"{episode.task.split.replace('_', '-')} seed {episode.task.seed}",
         "success": episode.success,
+        "score": number(episode.score),
         "outcome": episode.episode_return,
         "truncated": episode.truncated,
         "failure": episode.failure,

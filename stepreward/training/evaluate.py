@@ -102,6 +102,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     print(f"workdir     {workdir}")
     print(f"checkpoint  {step} ({counters['phase']}, {counters['env_steps']:,} environment steps), {which}")
     print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
+    print(f"score       {found['score']:.3f}")
     print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")
     if len(good) < len(played):
         print(f"failed      {len(played) - len(good)} environments; their episodes are left out")

@@ -28,7 +28,7 @@ from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval
 from stepreward.report import telling, write_episodes
 from stepreward.rollout.episode import summary, to_record, true_progress
-from stepreward.training import progress, setup, stages
+from stepreward.training import demonstrating, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.learner import Learner
@@ -211,7 +211,7 @@ class Runner:
     def _sft_tick(self) -> dict:
         c, counters = self.c.sft, self.counters
         if self._sft_batch is None:
-            episodes = setup.demonstration_episodes(self.parts.demonstrations, self.parts)
+            episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
@@ -386,7 +386,7 @@ class Runner:
         key = jax.random.fold_in(self.key, 3)
         good = [e for e in self.parts.collector.collect(learner.actor, self.held_out, key) if e.failure is None]
         found = summary(good) if good else {}
-        metrics = {f"eval/{k}": found[k] for k in ("success", "return", "steps_per_episode", "executed") if found}
+        metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed") if found}
         metrics["eval/episodes"] = len(good)
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:

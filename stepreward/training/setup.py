@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import json
 import os
 import pkgutil
 from collections.abc import Callable
@@ -14,24 +15,25 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from envs.protocol import EXPERT, IMAGE, Prompt
+from envs.protocol import IMAGE, TASKS, Prompt
 from stepreward import credit, parallel, processes
 from stepreward.base_config import MODELS
 from stepreward.config import TrackedConfig
-from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
+from stepreward.data.demonstrations import Demonstration
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
-from stepreward.models.tokenizer import load_tokenizer, train_symbol_tokenizer
+from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.rollout.episode import Task
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
 from stepreward.training import backbones, stages
 from stepreward.training.critic import BACKBONES
+from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 
@@ -98,10 +100,15 @@ def environment_module(name: str):
 def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     """The environment's factory and prompt as the config's `environment` group names them."""
     module = environment_module(c.environment.name)
-    settings = {"max_steps": c.rollout.max_steps}
-    if c.environment.levels:
-        settings["levels"] = c.environment.levels
+    settings = {"max_steps": c.rollout.max_steps, **c.environment.options.to_dict()}
+    if c.environment.data:
+        settings["data"] = c.environment.data
     return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
+
+
+def environment_pool(c, factory) -> EnvironmentPool:
+    """The environments of a run, in this process or in others as the config or the environment's module says."""
+    return EnvironmentPool(factory)
 
 
 def build(c, workdir: Path) -> Parts:
@@ -113,7 +120,8 @@ def build(c, workdir: Path) -> Parts:
     factory, prompt = environment_factory(c)
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
-    demonstrations = processes.on_writer(lambda: load_demonstrations(c, factory, workdir / "demonstrations"))
+    pool = environment_pool(c, factory)
+    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations", task_seed))
     folder = processes.together(lambda: backbones.find_model(c.model.path, c.model.download))
     chat = load_words(c, folder, workdir / "tokenizer", demonstrations, prompt)
     codec = chat.codec
@@ -127,7 +135,7 @@ def build(c, workdir: Path) -> Parts:
     reader = image_reader(model_config, folder, factory)
     engine = make_engine(c, graphdef, model_config, mesh, chat.stop_ids, codec.pad_id, reader)
     collector = Collector(
-        engine, EnvironmentPool(factory), prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
+        engine, pool, prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
         c.rollout.max_rows, reader=reader,
     )  # fmt: skip
     return Parts(
@@ -288,50 +296,6 @@ def make_policy_loss(c) -> PolicyLoss:
 # --- Demonstrations and tokenizer ---
 
 
-def load_demonstrations(c, factory, folder: Path) -> list[Demonstration]:
-    """The expert's episodes: read from `folder`, or made there."""
-    about = {
-        "environment": c.environment.name, "preset": c.environment.preset, "levels": c.environment.levels,
-        "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,
-    }  # fmt: skip
-    if c.stages.sft:  # those of the run that the supervised policy comes from, which may have another seed
-        del about["seed"]
-    if folder.exists():
-        records, found = read_demonstrations(folder)
-        check_metadata(found, about)
-        return records
-    records = make_demonstrations(factory, c.sft.episodes, c.seed)
-    write_demonstrations(folder, records, about)
-    return records
-
-
-def make_demonstrations(factory, episodes: int, seed: int) -> list[Demonstration]:
-    """Plays the environment's own expert on `episodes` training tasks; ties among best actions are drawn at random.
-
-    Raises:
-      ValueError: the environment has no expert.
-    """
-    environment = factory()
-    if EXPERT not in environment.capabilities:
-        raise ValueError("this environment has no expert to imitate: set sft.updates=0, or give it an expert() method.")
-    rng = np.random.default_rng([seed, 1])
-    records = []
-    for index in range(episodes):
-        task = task_seed(seed, "demonstrations", index)
-        observation, info = environment.reset(seed=task, options={"split": "train"})
-        observations, actions, total = [observation["text"]], [], 0.0
-        for action in environment.expert(rng) or []:
-            observation, reward, terminated, truncated, info = environment.step(action)
-            observations.append(observation["text"])
-            actions.append(action)
-            total += reward
-            if terminated or truncated:
-                break
-        records.append(Demonstration(str(task), "train", observations, actions, bool(info["won"]), total))
-    environment.close()
-    return records
-
-
 def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[Demonstration], prompt: Prompt) -> Dialogue:
     """How a run speaks: through the chat template of its pretrained model, or through a tokenizer made for its environment."""
     system, thinking = c.model.system or None, c.model.thinking
@@ -345,72 +309,33 @@ def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[
             f"{MODELS[c.model.preset]} if the hub's cache holds it (--config.model.download=True fetches it)."
         )
     sees = presets.PRESETS[c.model.preset].vision is not None
-    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, images=sees))
+    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, c.model.pieces, images=sees))
     return Chat(processes.together(lambda: load_tokenizer(folder)))
 
 
-def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, *, images: bool = False) -> None:
+def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, pieces: int = 0, *, images: bool = False) -> None:
     """Makes the tokenizer of the workdir, where there is none: trained on what the environment and its prompt say.
 
     Args:
+      pieces: how many pieces of words it has; 0: one token an action, and one for each other character.
       images: whether the model sees.
     """
     if folder.exists():
         return
+    views = {json.dumps(view, sort_keys=True): view for d in demonstrations for view in map(d.view, range(len(d.observations)))}
     words = sorted({a for d in demonstrations for a in d.actions})
-    texts = {o for d in demonstrations for o in d.observations}
-    shown = [{"text": o} for o in sorted(texts)]
+    shown = [views[key] for key in sorted(views)]
     history = [(shown[0], prompt.answer(words[0]))]
-    texts |= {say(o) for o in shown for say in (prompt.first, prompt.later)} | {prompt.window(o, history) for o in shown[:200]}
-    texts |= {prompt.answer(w) for w in words}
+    texts = {say(view) for view in shown for say in (prompt.first, prompt.later)}
+    texts |= {prompt.window(view, history) for view in shown[:200]} | {view["text"] for view in shown}
+    answers = {prompt.answer(word) for word in words}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
-    train_symbol_tokenizer(sorted(texts), words, temporary, images=images)
+    if pieces:
+        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # as often as they are said
+        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
+    else:
+        train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
     temporary.rename(folder)
-
-
-def demonstration_episodes(records: list[Demonstration], parts: Parts) -> list[Episode]:
-    """Demonstrations as episodes whose steps show exactly what a rollout would show."""
-    collector, chat, prompt = parts.collector, parts.chat, parts.prompt
-    reader, episodes = collector.reader, []
-    for index, record in enumerate(records):
-        episode = Episode(Task(int(record.task), record.split, index), success=record.success)
-        history: list = []
-        pictures = _pictures(record, parts.factory) if reader is not None else []
-        for turn_index, (text, action) in enumerate(zip(record.observations, record.actions)):
-            observation = {"text": text}
-            if collector.context == "step":
-                shown = prompt.window(observation, history[-collector.history :] if collector.history else [])
-            else:
-                shown = (prompt.later if history else prompt.first)(observation)
-            images = reader.read(pictures[turn_index]) if reader is not None else None
-            seen = {} if images is None else {"image_tokens": reader.tokens(images)}
-            turn = chat.user_turn(shown, first=collector.context == "step" or not history, **seen)
-            answer = chat.answer(prompt.answer(action))
-            longest = collector.engine.sampling.max_answer_tokens
-            if len(answer) > longest:
-                raise ValueError(
-                    f"a demonstrated answer has {len(answer)} tokens, rollout.max_answer_tokens={longest} cuts it: raise it to at "
-                    f"least {len(answer)} (and rollout.max_row_tokens with it)."
-                )
-            zeros = np.zeros(len(answer), np.float32)
-            episode.steps.append(
-                Step(turn, answer, zeros, zeros, text, prompt.answer(action), action, 0.0, True, text, images=images)
-            )
-            history.append((observation, prompt.answer(action)))
-        episodes.append(episode)
-    return episodes
-
-
-def _pictures(record: Demonstration, factory) -> list[np.ndarray]:
-    """What a demonstration's steps looked like: its task, played again."""
-    environment = factory()
-    observation, _ = environment.reset(seed=int(record.task), options={"split": record.split})
-    pictures = [observation[IMAGE]]
-    for action in record.actions:
-        observation = environment.step(action)[0]
-        pictures.append(observation[IMAGE])
-    environment.close()
-    return pictures
 
 
 def read_start(c, workdir: Path, template):
@@ -437,22 +362,25 @@ def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_si
 
 
 def held_out_tasks(c, factory, episodes: int) -> list[Task]:
-    """The fixed held-out set: tasks of different initial states; its first n are the same whatever n is.
+    """The fixed held-out set: different tasks; its first n are the same whatever n is. It does not depend on the run's seed.
 
-    It does not depend on the run's seed. Where the environment runs out of different states, they repeat.
+    Where the environment counts its tasks they are the first ones, else tasks of different initial states. Where it runs out of
+    different ones, they repeat.
     """
-    environment = c.environment
-    return list(processes.on_writer(lambda: _held_out(environment.name, environment.preset, environment.levels, factory, episodes)))
+    name = json.dumps(c.environment.to_dict(), sort_keys=True)
+    return list(processes.on_writer(lambda: _held_out(name, factory, episodes)))
 
 
-_SETS: dict[tuple, tuple[Task, ...]] = {}
+_SETS: dict[str, tuple[Task, ...]] = {}
 
 
-def _held_out(name, preset, levels, factory, episodes) -> tuple[Task, ...]:
-    found = _SETS.get((name, preset, levels), ())
+def _held_out(name: str, factory, episodes: int) -> tuple[Task, ...]:
+    found = _SETS.get(name, ())
     if len(found) >= episodes:
         return found[:episodes]
     environment, tasks, seen, index = factory(), [], set(), 0
+    if TASKS in environment.capabilities:
+        tasks = [Task(seed, "held_out", seed) for seed in range(episodes)]
     while len(tasks) < episodes:
         seed = task_seed(0, "held_out", index)
         index += 1
@@ -461,5 +389,5 @@ def _held_out(name, preset, levels, factory, episodes) -> tuple[Task, ...]:
             seen.add(info["state_key"])
             tasks.append(Task(seed, "held_out", len(tasks)))
     environment.close()
-    _SETS[name, preset, levels] = tuple(tasks)
+    _SETS[name] = tuple(tasks)
     return tuple(tasks)

@@ -23,15 +23,18 @@ STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 
 # Prefixes of the keys that decide a stage's output, beside those of the stages before it.
 _KEYS = {
-    "sft": ("seed", "environment.", "model.preset", "model.path", "model.compute_dtype", "model.param_dtype", "model.moment_dtype",
-            "lora.sft", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
+    "sft": ("seed", "environment.", "model.preset", "model.pieces", "model.path", "model.compute_dtype", "model.param_dtype",
+            "model.moment_dtype", "lora.sft", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
     "explore": ("exploration.", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.max_answer_tokens"),
     "estimator": ("estimator.", "credit.outcome"),
     "train": ("",),
     "evaluate": ("",),
 }
 # They say how to go about it, not what comes out.
-_NOT_DECIDING = ("sft.log_every", "estimator.refresh_every")
+_NOT_DECIDING = (
+    "sft.log_every", "estimator.refresh_every", "environment.pool", "environment.timeout_s", "environment.reset_timeout_s",
+    "environment.ray_address",
+)  # fmt: skip
 
 
 def covers(stage: str, key: str) -> bool:

@@ -1,0 +1,9 @@
+"""WebShop (Yao et al. 2022, arXiv 2207.01206): buy what an instruction asks for, on an embedded or the real catalogue."""
+
+from envs.webshop.env import WebShopEnv, make
+from envs.webshop.presets import PRESETS, Settings, settings
+from envs.webshop.prompts import prompts
+
+POOL = "inline"
+
+__all__ = ["POOL", "PRESETS", "Settings", "WebShopEnv", "make", "prompts", "settings"]

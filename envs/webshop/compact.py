@@ -1,0 +1,64 @@
+"""The shop in few words, for small models: what is asked for, where one is, and what can be clicked there.
+
+    vegan, long lasting lip gloss | color: red | size: 2 oz | < $30
+    results 1/3
+    b017 orsa vegan long lasting waterproof lip gloss $11.99
+    …
+
+An option of which no value is chosen lists its values after a question mark, one that is chosen shows its value:
+
+    item orsa vegan long lasting waterproof lip gloss $11.99
+    color: red
+    size? 2 oz, 4 oz
+"""
+
+from __future__ import annotations
+
+import functools
+
+from envs.webshop import pages
+from envs.webshop.expert import read_instruction
+from envs.webshop.goals import Goal
+from envs.webshop.pages import State
+from envs.webshop.shop import Shop
+
+TITLE_WORDS = 10  # more of a title are not shown
+SUB_WORDS = 60  # nor more of a sub page
+VALUES = 12  # nor more values of an option
+
+
+def observation(shop: Shop, goal: Goal, state: State, score: float) -> str:
+    """The page of a state as short lines."""
+    return f"{request(goal.text)}\n{_page(shop, state, score)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def request(instruction: str) -> str:
+    """An instruction in short: what for, each option, the price limit, between bars."""
+    asked = read_instruction(instruction)
+    limit = () if asked.limit is None else (f"< ${asked.limit}",)
+    return " | ".join((asked.what, *asked.options, *limit)).lower()
+
+
+def _page(shop: Shop, state: State, score: float) -> str:
+    if state.kind == pages.HOME:
+        return "search"
+    if state.kind == pages.DONE:
+        return f"done {score:.2f}"
+    if state.kind == pages.RESULTS:
+        count = -(-len(shop.search(state.query)) // shop.page_size)
+        lines = [f"{product.asin} {_short(product.title)} {product.price_tag}" for product in shop.on_page(state.query, state.page)]
+        return "\n".join([f"results {state.page}/{count}", *lines]).lower()
+    product = shop.product(state)
+    if state.kind == pages.SUB:
+        texts = [text.strip() for _, text in pages.sub_nodes(product, state.sub)[2:]]
+        return f"{state.sub}\n{_short(' '.join(texts), SUB_WORDS)}".lower()
+    lines = [f"item {_short(product.title)} {product.price_tag}".lower()]
+    chosen = dict(state.options)
+    for name, values in product.options.items():
+        lines.append(f"{name}: {chosen[name]}" if name in chosen else f"{name}? {', '.join(values[:VALUES])}")
+    return "\n".join(lines)
+
+
+def _short(text: str, words: int = TITLE_WORDS) -> str:
+    return " ".join(text.split()[:words])

@@ -1,0 +1,237 @@
+"""The WebShop environment: shop for what an instruction asks for, by searches and clicks."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from envs.webshop import compact, pages, shop
+from envs.webshop.expert import Planner
+from envs.webshop.pages import State
+from envs.webshop.presets import Settings
+from envs.webshop.presets import settings as preset_settings
+from envs.webshop.reward import noun_score, reward
+
+_OPTIONS = ("split", "goal")
+
+
+class Snapshot(NamedTuple):
+    """All that an episode consists of; plain data that can be pickled and restored in another environment."""
+
+    goal: int
+    state: State
+    steps: int
+    over: bool
+    score: float
+
+
+class WebShopEnv:
+    """One shopping trip, as `envs.protocol.Environment`.
+
+    * Observation: {"text": str}, in the form that settings.observation names.
+    * Actions: "search[words]" on any page; "click[name]" with a name that the page lets click. Any other string, and None,
+      changes nothing and counts as a turn.
+    * Reward: 0 until "click[buy now]", which ends the episode; then the benchmark's reward, or 10 and 0 (settings.reward).
+    * `terminated` after the purchase; otherwise `truncated` after settings.max_steps turns, with reward 0.
+    * info: won (the benchmark's reward is 1), score (that reward once bought, 0 before), executed (the site took the
+      action), state_key, admissible ("search[<your query>]" stands for every search, on the page with the search bar), task (the
+      instruction), noun_score ("spacy" or "tokens": what the reward compares titles by).
+    * capabilities: snapshot, replay, distance (the actions that the scripted expert still needs), expert, tasks,
+      admissible.
+    """
+
+    capabilities = frozenset((SNAPSHOT, REPLAY, DISTANCE, EXPERT, TASKS, ADMISSIBLE))
+
+    def __init__(self, settings: Settings | None = None):
+        self.settings = chosen = preset_settings("tiny") if settings is None else settings
+        indices = None if chosen.train_indices is None else (chosen.train_indices, chosen.held_out_indices)
+        self._shop = shop.load(
+            chosen.data, chosen.goals, chosen.seed, chosen.held_out, indices, chosen.hits, chosen.page_size
+        )
+        self._noun_score = noun_score()
+        self._rich = chosen.observation == "text_rich"
+        self._goal = None
+        self._over = True
+
+    def num_tasks(self, split: str) -> int:
+        """How many goals a split has. Raises ValueError for an unknown split."""
+        return len(self._split(split))
+
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts goal number `seed` mod num_tasks of options["split"] ("train" unless given), or goal options["goal"], an
+        index into all shuffled goals.
+
+        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split, a
+        negative seed, a goal that is not there.
+        """
+        options = {} if options is None else options
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise ValueError(f"unknown reset option {', '.join(unknown)}; the options are {', '.join(_OPTIONS)}")
+        goals = self._split(options.get("split", "train"))
+        number = options.get("goal")
+        if number is not None:
+            if not isinstance(number, int) or not 0 <= number < len(self._shop.goals):
+                raise ValueError(f"goal={number!r}: give a whole number from 0 to {len(self._shop.goals) - 1}")
+        else:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+            if seed < 0:
+                raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
+            number = goals[seed % len(goals)]
+        self.restore(Snapshot(number, State(), 0, False, 0.0))
+        return self._seen(executed=True)
+
+    def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        if self._over:
+            raise RuntimeError("the episode is over or has not begun: call reset()")
+        self._steps += 1
+        executed = self._act(pages.parse(action))
+        bought = self._state.kind == pages.DONE
+        if bought:
+            self._score = reward(self._product(), self._goal, dict(self._state.options)).total
+        paid = self._score if self.settings.reward == "score" else 10.0 * (self._score == 1)
+        truncated = not bought and self._steps >= self.settings.max_steps
+        self._over = bought or truncated
+        observation, info = self._seen(executed)
+        return observation, float(paid), bought, truncated, info
+
+    def close(self) -> None:
+        """Nothing is held: the shop stays for the next environment of the process."""
+
+    def snapshot(self) -> Snapshot:
+        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        self._require_goal()
+        return Snapshot(self._number, self._state, self._steps, self._over, self._score)
+
+    def restore(self, state: Snapshot) -> None:
+        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        self._number, self._state, self._steps, self._over, self._score = state
+        goal = self._shop.goals[self._number]
+        if goal is not self._goal:
+            self._goal, self._planner = goal, None
+            self._instruction = goal.text.strip()
+
+    def distance(self) -> float:
+        """How many actions the scripted expert still needs, the purchase included; math.inf where it knows no way.
+
+        0 after a purchase worth 1, math.inf after another. Turns that are left do not matter.
+        """
+        self._require_goal()
+        if self._state.kind == pages.DONE:
+            return 0.0 if self._score == 1 else math.inf
+        return float(self._plans().distance(self._state))
+
+    def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
+        """The actions of the scripted shopper from here to a purchase worth 1; `rng` draws the order of the options.
+
+        None when it finds no such purchase, and after a purchase.
+        """
+        self._require_goal()
+        return self._plans().plan(self._state, rng)
+
+    def _split(self, split: str) -> list[int]:
+        if split not in shop.SPLITS:
+            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(shop.SPLITS)}")
+        return self._shop.splits[split]
+
+    def _require_goal(self) -> None:
+        if self._goal is None:
+            raise RuntimeError("no goal yet: call reset()")
+
+    def _plans(self) -> Planner:
+        if self._planner is None:
+            self._planner = Planner(self._shop, self._goal)
+        return self._planner
+
+    def _product(self):
+        return self._shop.product(self._state)
+
+    def _act(self, action: tuple[str, str] | None) -> bool:
+        """Changes the state as the action says; False when the site would not take it."""
+        if action is None:
+            return False
+        name, argument = action
+        if name == "search":
+            self._state = pages.searched(self._state, argument)
+            return True
+        if self._state.kind == pages.HOME or argument not in self._view()[1]:
+            return False
+        self._state = pages.clicked(self._state, argument, self._product())
+        return True
+
+    def _view(self):
+        return self._shop.view(*self._page())
+
+    def _page(self) -> tuple:
+        """What a page shows but for goal and chosen options, as arguments of the shop's `nodes` and `view`."""
+        kind, query, page, asin, sub, _, _ = self._state
+        if kind == pages.RESULTS:
+            return kind, query, page, None, None, False
+        return kind, None, 0, asin, sub, self.settings.show_attributes
+
+    def _seen(self, executed: bool) -> tuple[Observation, dict[str, Any]]:
+        kind = self._state.kind
+        if kind == pages.HOME:
+            admissible = (pages.SEARCH_ACTION,)
+        else:
+            admissible = () if kind == pages.DONE else self._view()[2]
+        info = {
+            "won": self._score == 1,
+            "score": self._score,
+            "executed": executed,
+            "state_key": self._key(),
+            "admissible": admissible,
+            "task": self._instruction,
+            "noun_score": self._noun_score,
+        }
+        return {"text": self._text()}, info
+
+    def _key(self) -> str:
+        kind, query, page, asin, sub, options, visited = self._state
+        chosen = ";".join(f"{name}={value}" for name, value in sorted(options))
+        seen = ",".join(visited) if self._rich else ""
+        return f"{kind}|{query or ''}|{page}|{asin or ''}|{sub or ''}|{chosen}|{seen}"
+
+    def _text(self) -> str:
+        kind, form, state = self._state.kind, self.settings.observation, self._state
+        if form == "compact":
+            return compact.observation(self._shop, self._goal, state, self._score)
+        if kind in (pages.HOME, pages.DONE) or self._rich:
+            if kind == pages.HOME:
+                nodes = pages.home_nodes(self._goal.text)
+            elif kind == pages.DONE:
+                nodes = pages.done_nodes(state, self._score)
+            else:
+                nodes = pages.head_nodes(self._goal.text) + self._shop.nodes(*self._page())
+            text = pages.rich(nodes, state) if self._rich else pages.plain(nodes)
+            return pages.without_instruction(text, self._instruction) if form == "stripped" else text
+        tail = self._view()[0]
+        if form == "stripped":
+            return pages.SEPARATOR.join(f"'{part}'" for part in tail.split(pages.SEPARATOR))
+        return pages.SEPARATOR.join(("Instruction:", self._instruction, tail))
+
+
+def make(
+    preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **settings
+) -> Callable[[], WebShopEnv]:
+    """A function without arguments that makes environments of a preset; `settings` replace fields of Settings.
+
+    Args:
+      max_steps: turns an episode; None: the preset's.
+      data: folder with the benchmark's files; None: the embedded catalogue.
+
+    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    """
+    if max_steps is not None:
+        settings["max_steps"] = max_steps
+    if data is not None:
+        settings["data"] = str(data)
+    return functools.partial(WebShopEnv, preset_settings(preset, **settings))

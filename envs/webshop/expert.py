@@ -1,0 +1,168 @@
+"""A scripted shopper: searches with the words of the instruction, opens the first product that fits, chooses, buys.
+
+It plans with the site's own rules, so its actions are a list that leads to a reward of 1, and their number is the
+distance. A product fits when some choice of its options makes its reward 1. That looks at what pages do not show (attributes,
+prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from typing import NamedTuple
+
+import numpy as np
+from thefuzz import fuzz
+
+from envs.webshop import pages
+from envs.webshop.catalogue import Product
+from envs.webshop.goals import Goal
+from envs.webshop.pages import State
+from envs.webshop.reward import ENOUGH, normal_colour, reward
+from envs.webshop.shop import Shop
+
+_LIMIT = re.compile(r", and price lower than ([\d.]+) dollars$")
+_OPTIONS = re.compile(r"^(.*) with ([^:]+: .*)$", re.DOTALL)
+_OPENING = re.compile(r"^find me\s+", re.IGNORECASE)
+
+
+class Asked(NamedTuple):
+    """An instruction in parts: what for, the options as "name: value" strings, and the price limit in dollars or None."""
+
+    what: str
+    options: tuple[str, ...]
+    limit: str | None
+
+
+@functools.lru_cache(maxsize=4096)
+def read_instruction(text: str) -> Asked:
+    """The parts of an instruction, by its wording alone: "Find me WHAT with k: v, and k: v, and price lower than X dollars"."""
+    limit = _LIMIT.search(text)
+    rest = text[: limit.start()] if limit else text
+    options = _OPTIONS.match(rest)
+    what = options[1] if options else rest
+    return Asked(
+        _OPENING.sub("", what).strip(),
+        tuple(options[2].split(", and ")) if options else (),
+        limit[1].removesuffix(".00") if limit else None,
+    )
+
+
+def queries(goal: Goal) -> tuple[str, ...]:
+    """What the shopper may search for, the plainest first: words of the instruction, with fewer and with more of them."""
+    asked = read_instruction(goal.text)
+    values = " ".join(option.partition(": ")[2] or option for option in asked.options)
+    short = asked.what.rpartition(", ")[2]
+    texts = (asked.what, f"{asked.what} {values}", f"{short} {values}", f"{asked.what} {' '.join(asked.options)}", short)
+    return tuple(dict.fromkeys(re.sub(r"[\[\]\r\n]", " ", text).strip().lower() for text in texts if text.strip()))
+
+
+class Planner:
+    """Plans for one goal; what it finds out about products and searches is kept, so that a distance costs next to nothing."""
+
+    def __init__(self, shop: Shop, goal: Goal):
+        self._shop, self._goal = shop, goal
+        self._choices: dict[str, tuple[tuple[str, str], ...] | None] = {}
+        self._targets: dict[str, tuple[tuple[int, Product], ...]] = {}
+
+    def choice(self, product: Product) -> tuple[tuple[str, str], ...] | None:
+        """The (option, value) clicks after which buying `product` is worth 1; None when there are none."""
+        if product.asin not in self._choices:
+            self._choices[product.asin] = self._choose(product)
+        return self._choices[product.asin]
+
+    def _choose(self, product: Product) -> tuple[tuple[str, str], ...] | None:
+        goal, chosen = self._goal, {}
+        for wanted in goal.options:
+            found = next((pair for pair in _candidates(product, wanted) if pair[0] not in chosen), None)
+            if found is not None:
+                chosen[found[0]] = found[1]
+        return tuple(chosen.items()) if reward(product, goal, chosen).total == 1 else None
+
+    def targets(self, query: str) -> tuple[tuple[int, Product], ...]:
+        """(page, product) of the first fitting product of each page of a query's results that has one."""
+        if query not in self._targets:
+            found = {}
+            for place, product in enumerate(self._shop.search(query)):
+                page = place // self._shop.page_size + 1
+                if page not in found and self.choice(product) is not None:
+                    found[page] = product
+            self._targets[query] = tuple(found.items())
+        return self._targets[query]
+
+    def plan(self, state: State, rng: np.random.Generator | None = None) -> list[str] | None:
+        """The remaining actions from a state, the fewest this shopper needs; None when it finds no way.
+
+        Of equally short plans the one that stays with what is there comes first. `rng` draws the order of the options.
+        """
+        if state.kind == pages.DONE:
+            return None
+        plans = [plan for plan in (self._here(state, rng), self._anew(rng)) if plan is not None]
+        return min(plans, key=len, default=None)
+
+    def distance(self, state: State) -> float:
+        """The number of actions in `plan`; math.inf without one."""
+        plan = self.plan(state)
+        return math.inf if plan is None else len(plan)
+
+    def _here(self, state: State, rng: np.random.Generator | None) -> list[str] | None:
+        """A plan that uses the product, or the results, at hand."""
+        if state.asin is not None:
+            choice = self.choice(self._shop.product(state))
+            if choice is not None:
+                back = ["click[< prev]"] if state.kind == pages.SUB else []
+                return back + _purchase(choice, state.options, rng)
+        if state.query is None:
+            return None
+        back = {pages.SUB: 2, pages.ITEM: 1}.get(state.kind, 0) * ["click[< prev]"]
+        plan = self._from_results(state.query, state.page, rng)
+        return None if plan is None else back + plan
+
+    def _anew(self, rng: np.random.Generator | None) -> list[str] | None:
+        """A plan that begins with a search: of the queries, the first with the shortest way."""
+        best = None
+        for query in queries(self._goal):
+            plan = self._from_results(query, 1, rng)
+            if plan is not None and (best is None or len(plan) + 1 < len(best)):
+                best = [f"search[{query}]", *plan]
+                if self.targets(query)[0][0] == 1:
+                    break
+        return best
+
+    def _from_results(self, query: str, page: int, rng: np.random.Generator | None) -> list[str] | None:
+        def length(target):
+            return abs(target[0] - page) + len(self.choice(target[1]))
+
+        targets = self.targets(query)
+        if not targets:
+            return None
+        there, product = min(targets, key=length)
+        turn = "click[next >]" if there > page else "click[< prev]"
+        opened = f"click[{product.asin.lower()}]"
+        return [turn] * abs(there - page) + [opened] + _purchase(self.choice(product), (), rng)
+
+
+def _purchase(choice: tuple[tuple[str, str], ...], chosen: tuple[tuple[str, str], ...], rng) -> list[str]:
+    clicks = [f"click[{value}]" for name, value in choice if dict(chosen).get(name) != value]
+    if rng is not None:
+        clicks = [clicks[index] for index in rng.permutation(len(clicks)).tolist()]
+    return [*clicks, "click[buy now]"]
+
+
+def _candidates(product: Product, wanted: tuple[str, str] | str):
+    """(option, value) pairs that match a wanted option and can be clicked: the same one first, then in the page's order."""
+    if isinstance(wanted, tuple) and wanted[1] in product.options.get(wanted[0], ()) and _clickable(product, *wanted):
+        yield wanted
+    asked = normal_colour(wanted)
+    for name, values in product.options.items():
+        for value in values:
+            if _clickable(product, name, value) and fuzz.token_set_ratio(normal_colour(value), asked) > ENOUGH:
+                yield name, value
+
+
+def _clickable(product: Product, name: str, value: str) -> bool:
+    """Whether `click[value]` chooses this option: not with brackets in it, a button's name, or a later option's value."""
+    owner = next(key for key in reversed(product.options) if value in product.options[key])
+    reserved = (*pages.SUB_PAGES, pages.ATTRIBUTES, "buy now", "back to search", "< prev")
+    return owner == name and bool(value) and value not in reserved and pages.parse(f"click[{value}]") == ("click", value)

@@ -1,0 +1,79 @@
+"""The shops and limits of the published experiments, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+OBSERVATIONS = ("text", "text_rich", "stripped", "compact")
+REWARDS = ("score", "success")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a WebShop environment plays. Hashable.
+
+    data: folder with the benchmark's files; None: the embedded catalogue.
+    goals: "synthetic" (made from the catalogue), "human" (written by people), or "auto": human with the full catalogue's
+        files, synthetic otherwise.
+    seed: of the prices that are ranges and of the goals' price limits. 42 is what the copies of the benchmark that seed
+        them at all use.
+    held_out: how many of the shuffled goals, from the first, are the held-out split; the others are the train split.
+    train_indices, held_out_indices: JSON files with lists of goal indices that replace these splits; both or none.
+    max_steps: turns after which an episode is truncated.
+    reward: "score", the benchmark's reward of the purchase in [0, 1]; or "success", 10 when that is 1 and 0 otherwise.
+    observation: "text" or "text_rich", the benchmark's; "stripped", the text after the instruction in quotes, as
+        verl-agent shows it; "compact", a few short lines, for small models.
+    hits, page_size: hits that a search finds at most, and hits a page.
+    show_attributes: whether items have the fourth sub page, which lists the attributes.
+
+    Raises ValueError that names the setting and what it may be.
+    """
+
+    data: str | None = None
+    goals: str = "auto"
+    seed: int = 42
+    held_out: int = 500
+    train_indices: str | None = None
+    held_out_indices: str | None = None
+    max_steps: int = 10
+    reward: str = "score"
+    observation: str = "text"
+    hits: int = 50
+    page_size: int = 10
+    show_attributes: bool = False
+
+    def __post_init__(self):
+        for name, least in (("seed", 0), ("held_out", 1), ("max_steps", 1), ("hits", 1), ("page_size", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
+        for name, known in (("goals", ("auto", "synthetic", "human")), ("reward", REWARDS), ("observation", OBSERVATIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
+        if (self.train_indices is None) != (self.held_out_indices is None):
+            raise ValueError("train_indices and held_out_indices go together: give both or none")
+
+
+PRESETS = {
+    # The embedded shop in few words: five hits a page make a page of results short enough for a small model.
+    "tiny": Settings(observation="compact", max_steps=8, hits=20, page_size=5),
+    # iStar (arXiv 2509.19199), on verl-agent's environment: synthetic goals, 10 for a perfect purchase.
+    "istar": Settings(goals="synthetic", observation="stripped", reward="success"),
+    # SPA-RL (arXiv 2505.20732): the benchmark's own reward; human goals with the full catalogue.
+    "spa": Settings(),
+}
+
+
+def settings(preset: str = "tiny", **overrides) -> Settings:
+    """The settings of a preset, with `overrides` replacing fields of Settings.
+
+    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown WebShop preset {preset!r}; the presets are {', '.join(PRESETS)}")
+    known = [field.name for field in dataclasses.fields(Settings)]
+    unknown = sorted(set(overrides) - set(known))
+    if unknown:
+        raise ValueError(f"unknown WebShop setting {', '.join(unknown)}; the settings are {', '.join(known)}")
+    return dataclasses.replace(PRESETS[preset], **overrides)
