@@ -4,8 +4,8 @@
     python launch/train.py --config=configs/istar_visual_sokoban.py:micro      # seconds; for tests
     python launch/train.py --config=configs/istar_visual_sokoban.py:qwen2.5-vl-7b      # the published model that sees
 
-The tiny model is Qwen2.5-VL at toy size and takes the same path: image processor, vision tower, placeholders, M-RoPE. It reads the
-16-pixel tiles as they are, one embedding a tile (36 a board); the published models' processor enlarges the picture.
+The tiny model is Qwen2.5-VL at toy size and takes the same path: image processor, vision tower, placeholders, M-RoPE. It reads
+the 16-pixel tiles as they are, one embedding a tile (36 a board); the published models' processor enlarges the picture.
 
 `get_config("paper")` is that of `configs/istar_sokoban.py`: the numbers of arXiv 2509.19199 for this environment.
 """
@@ -23,7 +23,8 @@ PRESETS = ("tiny", "micro", "paper", *SEEING)
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     if preset in MODELS and preset not in SEEING:
-        raise ValueError(f"{preset} sees no pictures: give one of {', '.join(SEEING)}, or play text with configs/istar_sokoban.py")
+        others = f"give one of {', '.join(SEEING)}, or play text with configs/istar_sokoban.py"
+        raise ValueError(f"{preset} sees no pictures: {others}")
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
     if preset == "paper":

@@ -13,7 +13,9 @@ from stepreward.errors import UserError
 from stepreward.models import decoder, presets
 from stepreward.models.images import ImageReader, native_settings, preprocess_images
 from stepreward.models.log_probs import token_log_probs
-from stepreward.models.tokenizer import IMAGE_TOKENS, PLACEHOLDER_ID, load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
+from stepreward.models.tokenizer import (
+    IMAGE_TOKENS, PLACEHOLDER_ID, load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer,
+)  # fmt: skip
 from stepreward.rollout.chat import Chat
 from stepreward.training.demonstrating import demonstration_episodes
 from stepreward.training.runner import Runner
@@ -41,7 +43,8 @@ def model_and_rows(preset, chat, images):
     graphdef, params = decoder.build(config, jax.random.key(0))
     reader = ImageReader.sized(config.vision, native_settings(config.vision), images[:1])
     read = [reader.read(image) for image in images]
-    rows = [np.concatenate([chat.user_turn("<image>", first=True, image_tokens=reader.tokens(i)), chat.answer("up")]) for i in read]
+    turns = [chat.user_turn("<image>", first=True, image_tokens=reader.tokens(images)) for images in read]
+    rows = [np.concatenate([turn, chat.answer("up")]) for turn in turns]
     return graphdef, params, reader, np.stack(rows), reader.inputs(rows, read, len(rows[0]))
 
 
@@ -90,7 +93,7 @@ def test_the_folder_is_read_by_transformers(chat, tmp_path):
     transformers = pytest.importorskip("transformers")
     train_symbol_tokenizer(["<image>"], WORDS, tmp_path / "t", images=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "t")
-    assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == [5, 6, 7] and load_tokenizer(tmp_path / "t").image_ids == (5, 6, 7)
+    assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS)) == [5, 6, 7] == list(load_tokenizer(tmp_path / "t").image_ids)
     assert set(IMAGE_TOKENS) <= set(tokenizer.all_special_tokens)
 
 

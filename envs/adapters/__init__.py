@@ -1,4 +1,4 @@
-"""Environments of other packages behind `envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), or any class (`TextEnv`)."""
+"""Environments of others behind `envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
 
 from envs.adapters.gym import make
 from envs.adapters.prompts import prompts

@@ -5,8 +5,8 @@
 A preset is
 
 * `FrozenLake-v1`, or `package.module:Name-v0`: what `gymnasium.make` takes (extra `adapters`);
-* `gem:game:GuessTheNumber-v0-easy`: what `gem.make` takes, behind `gem:` (package `gem-llm`). GEM draws from global generators and
-  tells the rules in its first observation, which this knows;
+* `gem:game:GuessTheNumber-v0-easy`: what `gem.make` takes, behind `gem:` (package `gem-llm`). GEM draws from global generators
+  and tells the rules in its first observation: settings for that are preset;
 * `package.module:factory`: a function or class that makes the environment.
 
 Settings (`environment.options`) are those of `text_env.Settings`, and `kwargs`, which the environment is made with.
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from envs.adapters.prompts import prompts
-from envs.adapters.text_env import Settings, TextEnv, make_settings
+from envs.adapters.text_env import TextEnv, make_settings
 from envs.extras import require
 
 __all__ = ["make", "prompts"]
@@ -40,7 +40,7 @@ def make(
       max_steps: turns after which an episode is truncated; None leaves it to the environment.
       data: not used by an adapter: give paths in `kwargs`.
       kwargs: what the environment is made with.
-      settings: fields of `Settings`.
+      settings: fields of `text_env.Settings`.
 
     Raises:
       ValueError: an unknown environment or setting; a package that is not installed.
@@ -81,5 +81,6 @@ def _make_gem(name: str, **kwargs) -> Any:
     try:
         import gem
     except ModuleNotFoundError as error:
-        raise ValueError(f"environment.preset='gem:{name}' needs {error.name!r}, which is not installed: pip install gem-llm") from None
+        missing = f"environment.preset='gem:{name}' needs {error.name!r}, which is not installed"
+        raise ValueError(f"{missing}: pip install gem-llm") from None
     return gem.make(name, **kwargs)

@@ -61,7 +61,8 @@ class TaggedPrompt:
         return write_tagged(f"I go on with {action}.", action)
 
     def _request(self, observation: Observation) -> str:
-        return f"{_choices(observation)}Think step by step between <think> and </think>, then write one action between <action> and </action>."
+        form = "Think step by step between <think> and </think>, then write one action between <action> and </action>."
+        return _choices(observation) + form
 
 
 class LabelledPrompt:

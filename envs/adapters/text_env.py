@@ -22,14 +22,15 @@ _KEYS = ("text", "history")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an environment is read. What its `info` says under these names comes first, the rules beside them where it says nothing.
+    """How an environment is read. What its `info` says under these names comes first, else the rules beside them.
 
     Attributes:
       max_steps: turns after which an episode is truncated; 0: the environment's own limit alone.
-      actions: words and what the environment takes for them, such as {"left": 0}; other words are then not understood. None: it
-        takes the text itself.
+      actions: words and what the environment takes for them, such as {"left": 0}; other words are then not understood. None:
+        it takes the text itself.
       template: how an action is written for an environment of text, such as "[{}]"; an action that has that form already stays.
-      render: the text is what `render()` returns (of an environment made with render_mode="ansi"); what it colours comes as `[x]`.
+      render: the text is what `render()` returns (of an environment made with render_mode="ansi"); what it colours comes
+        as `[x]`.
       image: observations are mappings that carry an "image", uint8 `[H, W, 3]`.
       first_is_task: the first observation says what is asked; it becomes info["task"], which prompts can show at every turn.
       won: names whose truth means success; else: terminated with a last reward of at least `win_reward`.
@@ -38,8 +39,8 @@ class Settings:
       invalid: names whose truth means that it did not; else: it did.
       admissible: the actions that would be executed; else the words of `actions`, if given.
       task: what is asked.
-      state_key: a name in `info`; else "text" (the observation; equal texts must mean equal states) or "history" (all texts and
-        actions so far, where an observation does not tell the state).
+      state_key: a name in `info`; else "text" (the observation; equal texts must mean equal states) or "history" (all texts
+        and actions so far, where an observation does not tell the state).
       win_reward: see `won`.
       invalid_reward: of an action that is none of `actions`, and of None.
       global_random: the environment draws from the modules `random` or `numpy.random`: it gets states of its own.
@@ -68,7 +69,7 @@ class Settings:
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 0:
             raise ValueError(f"max_steps={self.max_steps!r}: give a whole number; 0 leaves the limit to the environment")
         if self.actions is not None and (not isinstance(self.actions, Mapping) or not self.actions):
-            raise ValueError(f"actions={self.actions!r}: give words and what the environment takes for them, such as {{'left': 0}}")
+            raise ValueError(f"actions={self.actions!r}: give words and what they stand for, such as {{'left': 0}}")
         if self.template and self.template.count("{}") != 1:
             raise ValueError(f"template={self.template!r}: write the action's place once as {{}}, as in '[{{}}]'")
         for name in ("won", "score", "executed", "invalid", "admissible", "task"):
@@ -79,9 +80,9 @@ class Settings:
 class TextEnv:
     """A text environment as `envs.protocol.Environment`.
 
-    The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated, truncated,
-    info)`; observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and `distance()`, if it
-    has them, are offered too. A split has seeds of its own: even ones in training, odd ones held out.
+    The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated,
+    truncated, info)`; observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and
+    `distance()`, if it has them, are offered too. A split has seeds of its own: even ones in training, odd ones held out.
 
     Args:
       factory: makes the environment.
@@ -94,7 +95,7 @@ class TextEnv:
 
     def __init__(self, factory: Callable[[], Any], settings: Settings | None = None, **changes):
         self.settings = make_settings(settings, **changes)
-        self._environment, self._own = None, OwnRandomness() if self.settings.global_random else None
+        self._own = OwnRandomness() if self.settings.global_random else None
         with self._randomness():
             self._environment = factory()
         offered = {
@@ -104,7 +105,9 @@ class TextEnv:
         self.capabilities = frozenset(name for name, there in offered.items() if there)
         self._over = True
 
-    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
         """Starts the episode of a seed in options["split"] ("train" unless given); other options go to the environment."""
         others = dict(options or {})
         split = others.pop("split", "train")
@@ -125,7 +128,7 @@ class TextEnv:
         return self._enter(seen, info, False, True, "")
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in, and what the environment itself raises."""
+        """Takes one action; raises RuntimeError where there is no episode to act in, and what the environment itself raises."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         s = self.settings
@@ -164,7 +167,7 @@ class TextEnv:
             self._history.update(f"{action}\n{seen['text']}\n".encode("utf-8", "replace"))
         found = {"won": won, "score": float(self._said(info, s.score, won)), "executed": executed}
         if s.state_key not in _KEYS and s.state_key not in info:
-            raise ValueError(f"state_key={s.state_key!r} is neither {' nor '.join(_KEYS)} nor in info, which has {sorted(info)}")
+            raise ValueError(f"state_key={s.state_key!r} is no {' or '.join(_KEYS)}, and not in info, which has {sorted(info)}")
         keys = {"text": seen["text"], "history": self._history.hexdigest()}
         found["state_key"] = keys[s.state_key] if s.state_key in keys else str(info[s.state_key])
         admissible = self._said(info, s.admissible, s.actions)

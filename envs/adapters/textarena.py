@@ -2,8 +2,8 @@
 
     --config.environment.name=envs.adapters.textarena --config.environment.preset=GuessTheNumber-v0
 
-A preset is a name that `textarena.make` takes (extra `adapters`); its game is made without TextArena's own wrappers (`…-raw`). The
-rules come as `info["task"]`, an observation is what the game has said since the player's last action. Games of words
+A preset is a name that `textarena.make` takes (extra `adapters`); its game is made without TextArena's own wrappers (`…-raw`).
+The rules come as `info["task"]`, an observation is what the game has said since the player's last action. Games of words
 (Wordle and others) fetch word lists over the network when they are made; the rest need none.
 """
 
@@ -98,7 +98,7 @@ class Game:
 
 
 def random_move(heard: str, draws: random.Random) -> str:
-    """An opponent that takes one of the moves in brackets that it heard of last, `Available Moves: '[0]', '[3]'`; else the last one."""
+    """An opponent that draws one of the moves in brackets that it heard of last, as in `Available Moves: '[0]', '[3]'`."""
     lines = [line for line in heard.splitlines() if _BRACKETS.search(line)]
     offered = [line for line in lines if "vailable" in line] or lines[-1:]
     found = _BRACKETS.findall(offered[-1]) if offered else []
@@ -117,7 +117,8 @@ def make(
       data: not used: a game is made with `kwargs`.
       players: how many play; a game for two is given 2.
       seat: which of them learns.
-      opponent: what the others write, from all that they have heard and a generator of the episode's; or "package.module:function".
+      opponent: what the others write, from all that they have heard and a generator of the episode's; or its
+        "package.module:function".
       kwargs: what the game is made with, such as {"max_turns": 8}.
       settings: fields of `text_env.Settings`.
 

@@ -46,8 +46,8 @@ def preprocess_images(images: Sequence[np.ndarray], processor: str | os.PathLike
     for index, image in enumerate(images):
         if not settings.get("do_resize", True) and (image.shape[0] % side or image.shape[1] % side):
             raise ValueError(
-                f"image {index} has {image.shape[0]} × {image.shape[1]} pixels, read as they are in squares of {side} × {side}: give "
-                "whole squares, or a processor that resizes."
+                f"image {index} has {image.shape[0]} × {image.shape[1]} pixels, read as they are in squares of {side} × {side}: "
+                "give whole squares, or a processor that resizes."
             )
     process = _processor(json.dumps(settings, sort_keys=True))
     found = process(images=list(images), input_data_format="channels_last", return_tensors="np")

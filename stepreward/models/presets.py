@@ -24,7 +24,7 @@ def _tiny(layers: int, width: int, heads: int, mlp: int) -> DecoderConfig:
 
 
 def _tiny_vision(decoder: DecoderConfig, tower: VisionConfig) -> DecoderConfig:
-    time, side = decoder.head_dim // 8, 3 * decoder.head_dim // 16  # of H / 2 pairs a quarter and twice three eighths, as published
+    time, side = decoder.head_dim // 8, 3 * decoder.head_dim // 16  # a quarter and twice three eighths, as published
     return dataclasses.replace(decoder, qkv_bias=True, mrope_sections=(time, side, side), vision=tower)
 
 

@@ -43,8 +43,9 @@ def train_symbol_tokenizer(
     """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
 
     Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
-    `images`, `<|vision_start|>`, `<|image_pad|>`, `<|vision_end|>` are 5 to 7), the words follow in the order given, then the characters of `texts` and `words` in code-point order, so the same texts and words give
-    the same ids. A character seen in neither becomes `<|unknown|>`.
+    `images`, `<|vision_start|>`, `<|image_pad|>`, `<|vision_end|>` are 5 to 7), the words follow in the order given, then the
+    characters of `texts` and `words` in code-point order, so the same texts and words give the same ids. A
+    character seen in neither becomes `<|unknown|>`.
 
     Args:
       texts: everything that the environment and its prompt may say, in any order; only the set of characters matters.
@@ -86,8 +87,8 @@ def train_piece_tokenizer(
 ) -> "TextCodec":
     """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in `texts`; any text can be
-    written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
+    Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in
+    `texts`; any text can be written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
 
     Args:
       texts: what the environment and its prompt say, as often as it is said.

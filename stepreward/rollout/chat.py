@@ -76,7 +76,7 @@ class Chat:
         check_turn(first, closes_answer)
         codec, parts = self.codec, cut_at_images(text, image_tokens)
         if len(parts) > 1 and codec.image_ids is None:
-            raise ValueError("the symbol tokenizer has no tokens for images: use the environment's text prompt, or a model that sees.")
+            raise ValueError("the tokenizer has no tokens for images: use the environment's text prompt, or a model that sees.")
         pieces = [[codec.end_id, codec.user_id] if closes_answer else [codec.user_id], codec.encode(parts[0])]
         for count, part in zip(image_tokens or (), parts[1:], strict=True):
             start, placeholder, end = codec.image_ids
