@@ -165,13 +165,13 @@ class RagenPrompt:
 
 
 _PROMPTS = {
-    "compact": CompactPrompt, "compact_image": CompactImagePrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt,
+    "compact": CompactPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "compact_image": CompactImagePrompt,
     "ragen": RagenPrompt,
 }  # fmt: skip
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, compact_image, istar, istar_image or ragen. Raises ValueError that lists them when unknown."""
+    """The prompt of a name: compact, istar, istar_image, compact_image or ragen. Raises ValueError that lists them when unknown."""
     if name not in _PROMPTS:
         raise ValueError(f"unknown Sokoban prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
     return _PROMPTS[name]()
