@@ -24,12 +24,13 @@ JUMANJI = ["jumanji>=1.1,<2"]
 TORCH = ["torch>=2.6,<2.14", "peft>=0.17,<1"]  # what models and adapters are compared with
 TPU_COMPILE = ["jax[tpu]"]  # the libtpu that belongs to the jax: another one refuses flags
 NOTEBOOK = ["nbclient", "ipykernel"]
-# Environments whose packages are heavy or copyleft, see docs/environments.md.
+# Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
+# and that do not fit ours: pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'.
 ALFWORLD = ["alfworld>=0.4.2,<0.6", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
-VIRTUALHOME = ["virtualhome-eval>=0.1.1,<0.2"]
 SOTOPIA = ["sotopia>=0.1.5,<0.2"]
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
+SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
 
 setup(
@@ -53,11 +54,11 @@ setup(
         "cuda13": ["jax[cuda13]"],
         "gcs": ["gcsfs"],
         "alfworld": ALFWORLD,
-        "virtualhome": VIRTUALHOME,
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
         "ray": RAY,
+        "serve": SERVE,
         "notebook": NOTEBOOK,
-        "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK,
+        "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK + SERVE,
     },
 )

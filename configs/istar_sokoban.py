@@ -5,12 +5,12 @@
     python launch/train.py --config=configs/istar_sokoban.py:qwen2.5-1.5b      # a published model: any of base_config.MODELS
 
 `get_config("paper")` states the numbers of the paper (arXiv 2509.19199) for VisualSokoban: policy Qwen2.5-VL-7B-Instruct, PRM the
-text-only Qwen2.5-7B-Instruct, which reads the same tokens and sees no picture. Two numbers have no key: the 200 iterations are
-stated as their environment steps, and the paper evaluates at temperature 0.4, where `eval` plays as in training.
+text-only Qwen2.5-7B-Instruct, which reads the same tokens and sees no picture. `configs/istar_visual_sokoban.py` trains on pictures.
 """
 
 from ml_collections import ConfigDict
 
+from stepreward import paper_config
 from stepreward.base_config import MODELS, base_config, use_model
 
 PRESETS = ("tiny", "micro", "paper", *MODELS)
@@ -45,22 +45,11 @@ def micro(c: ConfigDict) -> None:
 
 
 def _paper(c: ConfigDict) -> None:
-    """VisualSokoban as the paper and its release state it: no warm start, no KL, constant learning rates."""
-    use_model(c, "qwen2.5-vl-7b")
+    """VisualSokoban as the paper and its release state it."""
+    paper_config.istar(c, "qwen2.5-vl-7b")
     c.environment.preset = "istar_image"  # 6 × 6 cells, one box; -0.1 for an answer without an action
     c.environment.prompt = "istar_image"
     c.prm.update({"preset": "qwen2.5-7b", "path": MODELS["qwen2.5-7b"]})
-    c.rollout.update({"context": "step", "history": 0, "groups": 32, "group_size": 8, "max_steps": 15, "max_rows": 256})
-    c.rollout.update({"temperature": 1.0, "top_k": 0, "top_p": 1.0})
+    c.rollout.update({"history": 0, "groups": 32, "max_steps": 15, "max_rows": 256})
     c.rollout.update({"max_prompt_tokens": 1024, "max_answer_tokens": 512, "max_row_tokens": 1024 + 512})
-    c.sft.update({"episodes": 1, "updates": 0})
-    c.credit.update({"method": "istar", "variant": "paper", "outcome": "return", "outcome_scale": 1.0})
-    c.credit.options.update({"alpha": 1.0, "beta": 0.05, "episode_advantage": "rloo"})
-    c.prm.update({"learning_rate": 1e-6, "warmup_updates": 0, "weight_decay": 0.0, "max_grad_norm": 10.0})
-    c.prm.update({"minibatch_groups": 0, "epochs": 1, "resync": False, "replay": 0, "warmup_batches": 0})
-    c.policy.update({"learning_rate": 5e-7, "warmup_updates": 0, "weight_decay": 0.0, "minibatch_rows": 64, "epochs": 1})
-    c.policy.update({"ratio": "step", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 0.0, "aggregation": "step-mean"})
-    c.policy.update({"advantage_norm": "none", "entropy_coef": 0.0, "kl_coef": 0.0})
     c.train.update({"env_steps": 200 * 32 * 8 * 15, "chunk_rows": 8})  # 200 iterations of full-length episodes
-    c.eval.update({"episodes": 128, "every": 5, "prm_as_policy_every": 0})
-    c.checkpoint.update({"every": 50, "keep": 2})

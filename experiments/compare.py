@@ -76,21 +76,23 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
                 continue  # stopped before its first evaluation
             x, y = series(records, "eval/success", x="env_steps")
             curves[arm].append((x, y))
+            scores = [r["eval/score"] for r in records if r.get("eval/score") is not None]
             all_records = read_metrics(path)
             mean = lambda key: float(np.mean(found)) if (found := [r[key] for r in all_records if r.get(key) is not None]) else None
             rows.append(
                 dict(arm=arm, seed=seed, start=y[0], end=float(np.mean(y[-2:])), auc=area(x, y), wall_s=all_records[-1]["wall_s"],
                      rank_correlation=mean("credit/rank_correlation"), advantage=mean("credit/advantage_rank_correlation"),
+                     score_start=scores[0] if scores else None, score_end=float(np.mean(scores[-2:])) if scores else None,
                      grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), success=y.tolist())
             )  # fmt: skip
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(
         out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label="held-out success"
     )
-    titles = ("arm", "seeds", "start", "end", "area under the curve", "rank correlation of step rewards", "of advantages",
-              "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip
+    titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",
+              "rank correlation of step rewards", "of advantages", "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("|" + "---|" * len(titles))
     for arm in arms:
         mine = [r for r in rows if r["arm"] == arm]
         if not mine:
@@ -99,7 +101,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
         pairs = [(a["auc"], b["auc"]) for a in mine for b in rows if b["arm"] == arms[0] and b["seed"] == a["seed"]]
         difference = "" if arm == arms[0] else interval([b - a for a, b in pairs], test=True)
         scaled = " | ".join(cell(k) for k in ("start", "end", "auc"))
-        quality = " | ".join(cell(k) if mine[0][k] is not None else "–" for k in ("rank_correlation", "advantage", "grounding"))
+    XX
         print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
 
 

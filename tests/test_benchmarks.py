@@ -10,6 +10,7 @@ from stepreward.errors import UserError
 QUICK = {
     "rollout": ("--prompt=3", "--model=llama-micro", "--bandwidth=10"),
     "train_step": ("--peak=1",),
+    "serve": ("--prompt=9", "--model=llama-micro"),
 }
 
 
@@ -27,6 +28,8 @@ def benchmark(root, monkeypatch):
 
 @pytest.mark.parametrize("name", QUICK)
 def test_a_quick_run_writes_its_figures(benchmark, tmp_path, name):
+    if name == "serve":
+        pytest.importorskip("starlette")
     benchmark(name, "--quick", *QUICK[name], f"--json={tmp_path / 'figures.json'}").main()
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["results"] and all(r["median"] > 0 for r in figures["ratios"].values())

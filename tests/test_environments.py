@@ -1,8 +1,10 @@
 """The pool of environments: one a slot, replaced when it raises."""
 
+import threading
+
 import pytest
 
-from stepreward.rollout.environments import EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool, make_pool
 
 
 class Fragile:
@@ -79,3 +81,79 @@ def test_close_reaches_every_environment(pool, made):
     pool.close()
     assert [environment.closed for environment in made] == [True] * 2
     assert pool.call(0, "step", "up")[0] == 2  # a closed pool starts afresh
+
+
+def test_a_round_holds_failures_beside_results(pool):
+    zero, one, two = pool.call_all(
+        [Call(0, "step", ("break",)), Call(1, "step", ("up",), {"bonus": 2}), [Call(2, "number"), Call(2, "step", ("up",))]]
+    )
+    assert isinstance(zero, EnvironmentFailure) and str(zero) == "RuntimeError: the server is gone"
+    assert zero.where.startswith("in step")
+    assert one == (1, "up", 2) and two == [2, (2, "up", 0)]
+    assert pool.failures == 1 and pool.call(0, "number") == 3
+    failed = pool.call_all([[Call(1, "number"), Call(1, "step", ("break",)), Call(1, "number")]])
+    assert len(failed) == 1 and isinstance(failed[0], EnvironmentFailure)
+
+
+def test_a_round_names_a_slot_once(pool, made):
+    for calls in ([Call(0, "number"), Call(0, "number")], [[]], [[Call(0, "number"), Call(1, "number")]]):
+        with pytest.raises(ValueError, match="slot"):
+            pool.call_all(calls)
+    assert not made and pool.call_all([]) == []
+
+
+def test_what_capabilities_raises_is_what_making_raises():
+    def factory():
+        raise FileNotFoundError("no data")
+
+    with pytest.raises(FileNotFoundError, match="no data"):
+        EnvironmentPool(factory).capabilities()
+
+
+def test_kinds_of_pools_by_name():
+    with make_pool("inline", lambda: Fragile(4)) as pool:
+        assert pool.call(0, "number") == 4
+    with make_pool("process", dict, timeout_s=1, reset_timeout_s=1) as pool:  # nothing is started before it is called
+        assert type(pool).__name__ == "ProcessPool"
+    for wrong, words in {
+        ("fibre",): "'fibre' is unknown; there are: inline, thread, process, ray",
+        ("inline", 0): "above 0 seconds",
+        ("process", float("inf")): "finite",
+        ("process", 1, "host:1"): "address='host:1' is of a Ray cluster",
+    }.items():
+        kind, timeout_s, address = (*wrong, *(1, "")[len(wrong) - 1 :])
+        with pytest.raises(ValueError, match=words):
+            make_pool(kind, dict, timeout_s=timeout_s, address=address)
+
+
+def test_a_round_of_a_thread_pool_waits_once():
+    together = threading.Barrier(3)
+
+    class Waits:
+        capabilities = frozenset()
+
+        def step(self, action):
+            together.wait(timeout=30)  # all three calls are under way at the same time, or this breaks
+            return action
+
+        def close(self):
+            pass
+
+    with make_pool("thread", Waits) as pool:
+        assert pool.call_all([Call(slot, "step", (slot,)) for slot in range(3)]) == [0, 1, 2]
+
+
+def test_what_an_environment_noted_is_told():
+    class Notes:
+        capabilities = frozenset()
+
+        def reset(self):
+            error = RuntimeError("no judge")
+            error.add_note("the talk is kept")
+            raise error
+
+        def close(self):
+            pass
+
+    with pytest.raises(EnvironmentFailure, match="RuntimeError: no judge; the talk is kept"):
+        make_pool("thread", Notes).call(0, "reset")

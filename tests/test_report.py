@@ -169,7 +169,7 @@ def test_curves_take_their_colours_from_the_theme(tmp_path):
 
 def test_each_new_panel_and_each_share_of_the_time_appears_where_it_was_recorded():
     estimator = {f"estimator/{key}": 0.1 for key in ("loss", "held_out_loss")} | {"time/estimator_s": 1.0}
-    learned = {key: 0.5 for panel in PANELS for key in panel.keys if not key.startswith("estimator/")}
+    learned = {key: 0.4 if key.endswith("/score") else 0.5 for panel in PANELS for key in panel.keys if not key.startswith("estimator/")}
     seconds = dict.fromkeys(TIMES, 1.0)
     records = [{"iteration": i, **(estimator if i < 3 else learned | seconds)} for i in range(6)]
     drawn = {title: svg for title, _, svg in learning_curves(records)}
@@ -201,6 +201,15 @@ def evaluated(**changes):
              "steps_per_episode": (6.78, 6.53), "executed": (0.6359, 0.722), "episodes": (2048.0, 2047.0)}  # fmt: skip
     both = {f"final/{name}_{key}": value[i] for key, value in found.items() for i, name in enumerate(("start", "end"))}
     return {"iteration": 80, "phase": "evaluate", "wall_s": 160.0, **both, **changes}
+
+
+def test_scores_are_shown_where_they_say_more_than_success(tmp_path):
+    graded = {"final/start_score": 0.61, "final/end_score": 0.83}
+    workdir(tmp_path, [*lines(), evaluated(**graded)])
+    assert "61" in page_of(tmp_path).text and "policy success score return" in page_of(tmp_path).text.replace("\u00a0", " ")
+    plain = [{"iteration": i, "env_steps": i, "eval/success": 0.1 * i, "eval/score": 0.1 * i} for i in range(3)]
+    assert "Score" not in [title for title, _, _ in learning_curves(plain)]
+    assert "Score" in [title for title, _, _ in learning_curves([r | {"eval/score": 0.5} for r in plain])]
 
 
 def test_a_final_evaluation_is_a_table_and_the_headline(tmp_path):

@@ -17,8 +17,8 @@ from __future__ import annotations
 import functools
 
 from envs.webshop import pages
-from envs.webshop.expert import read_instruction
 from envs.webshop.goals import Goal
+from envs.webshop.instruction import read_instruction
 from envs.webshop.pages import State
 from envs.webshop.shop import Shop
 
@@ -47,7 +47,8 @@ def _page(shop: Shop, state: State, score: float) -> str:
         return f"done {score:.2f}"
     if state.kind == pages.RESULTS:
         count = -(-len(shop.search(state.query)) // shop.page_size)
-        lines = [f"{product.asin} {_short(product.title)} {product.price_tag}" for product in shop.on_page(state.query, state.page)]
+        found = shop.on_page(state.query, state.page)
+        lines = [f"{product.asin} {_short(product.title)} {product.price_tag}" for product in found]
         return "\n".join([f"results {state.page}/{count}", *lines]).lower()
     product = shop.product(state)
     if state.kind == pages.SUB:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ from envs.webshop.presets import settings as preset_settings
 from envs.webshop.reward import noun_score, reward
 
 _OPTIONS = ("split", "goal")
+LONG_QUERY = 100  # characters; a longer one is a digest in state_key
 
 
 class Snapshot(NamedTuple):
@@ -198,6 +200,8 @@ class WebShopEnv:
         kind, query, page, asin, sub, options, visited = self._state
         chosen = ";".join(f"{name}={value}" for name, value in sorted(options))
         seen = ",".join(visited) if self._rich else ""
+        if query and len(query) > LONG_QUERY:
+            query = hashlib.blake2b(query.encode("utf-8", "replace"), digest_size=16).hexdigest()
         return f"{kind}|{query or ''}|{page}|{asin or ''}|{sub or ''}|{chosen}|{seen}"
 
     def _text(self) -> str:

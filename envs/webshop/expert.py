@@ -2,15 +2,14 @@
 
 It plans with the site's own rules, so its actions are a list that leads to a reward of 1, and their number is the
 distance. A product fits when some choice of its options makes its reward 1. That looks at what pages do not show (attributes,
-prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same.
+prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same. It takes
+listed actions only: to search again it goes back to the home page, though the site takes a search anywhere.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import re
-from typing import NamedTuple
 
 import numpy as np
 from thefuzz import fuzz
@@ -18,35 +17,12 @@ from thefuzz import fuzz
 from envs.webshop import pages
 from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
+from envs.webshop.instruction import read_instruction
 from envs.webshop.pages import State
 from envs.webshop.reward import ENOUGH, normal_colour, reward
 from envs.webshop.shop import Shop
 
-_LIMIT = re.compile(r", and price lower than ([\d.]+) dollars$")
-_OPTIONS = re.compile(r"^(.*) with ([^:]+: .*)$", re.DOTALL)
-_OPENING = re.compile(r"^find me\s+", re.IGNORECASE)
-
-
-class Asked(NamedTuple):
-    """An instruction in parts: what for, the options as "name: value" strings, and the price limit in dollars or None."""
-
-    what: str
-    options: tuple[str, ...]
-    limit: str | None
-
-
-@functools.lru_cache(maxsize=4096)
-def read_instruction(text: str) -> Asked:
-    """The parts of an instruction, by its wording alone: "Find me WHAT with k: v, and k: v, and price lower than X dollars"."""
-    limit = _LIMIT.search(text)
-    rest = text[: limit.start()] if limit else text
-    options = _OPTIONS.match(rest)
-    what = options[1] if options else rest
-    return Asked(
-        _OPENING.sub("", what).strip(),
-        tuple(options[2].split(", and ")) if options else (),
-        limit[1].removesuffix(".00") if limit else None,
-    )
+KEPT = 256  # searches that a planner remembers: a model may search for anything
 
 
 def queries(goal: Goal) -> tuple[str, ...]:
@@ -83,6 +59,8 @@ class Planner:
     def targets(self, query: str) -> tuple[tuple[int, Product], ...]:
         """(page, product) of the first fitting product of each page of a query's results that has one."""
         if query not in self._targets:
+            if len(self._targets) >= KEPT:
+                self._targets.clear()
             found = {}
             for place, product in enumerate(self._shop.search(query)):
                 page = place // self._shop.page_size + 1
@@ -98,7 +76,7 @@ class Planner:
         """
         if state.kind == pages.DONE:
             return None
-        plans = [plan for plan in (self._here(state, rng), self._anew(rng)) if plan is not None]
+        plans = [plan for plan in (self._here(state, rng), self._anew(state, rng)) if plan is not None]
         return min(plans, key=len, default=None)
 
     def distance(self, state: State) -> float:
@@ -119,8 +97,8 @@ class Planner:
         plan = self._from_results(state.query, state.page, rng)
         return None if plan is None else back + plan
 
-    def _anew(self, rng: np.random.Generator | None) -> list[str] | None:
-        """A plan that begins with a search: of the queries, the first with the shortest way."""
+    def _anew(self, state: State, rng: np.random.Generator | None) -> list[str] | None:
+        """A plan that begins with a search on the home page: of the queries, the first with the shortest way."""
         best = None
         for query in queries(self._goal):
             plan = self._from_results(query, 1, rng)
@@ -128,7 +106,8 @@ class Planner:
                 best = [f"search[{query}]", *plan]
                 if self.targets(query)[0][0] == 1:
                     break
-        return best
+        back = [] if state.kind == pages.HOME else ["click[back to search]"]
+        return None if best is None else back + best
 
     def _from_results(self, query: str, page: int, rng: np.random.Generator | None) -> list[str] | None:
         def length(target):

@@ -2,7 +2,8 @@
 
 40 kinds of products in the benchmark's five categories, 25 products a kind. The title of a product names its brand, all
 of its attributes and its kind; all products of a kind come in the same options. So what a goal asks for can be read off
-the pages, except a price that is a range. Every product, word and price comes from the seed, on any machine.
+the pages, except a price that is a range. Descriptions name words of other attributes too, so that the first hit of a search
+is the right one for about a third of the goals only. Everything comes from the seed, on any machine.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ SEED = 20_220_701
 PER_KIND = 25
 ASKED_FOR = 0.5  # share of the products with an instruction
 RANGES = 0.08  # share of the products whose price is a range
+MENTIONED = 3  # attributes that a description names without the product having them
+DEAREST = 8.0  # times the lowest price of a kind
+WANTED = (0.5, 0.4, 0.1)  # shares of the instructions that name one, two and three attributes
 
 _BRANDS = (
     "Avelin Borra Calder Dovina Elmsor Fendaro Galvi Hartun Ilvesa Jorin Kelda Lumora Mavik Nordel Orsa Pellin Quarro Rivane "
@@ -40,7 +44,8 @@ _WORLD = {
         "dual band|shock absorbing|backlit",
         {"headphones": 25, "phone case": 8, "charger": 12, "keyboard": 22, "speaker": 30, "webcam": 28, "desk mouse": 13,
          "tablet stand": 10},
-        ({"color": _COLOURS_A}, {"color": _COLOURS_B, "style": ("basic", "deluxe")}, {"color": _COLOURS_C, "style": ("home", "sport")}),
+        ({"color": _COLOURS_A}, {"color": _COLOURS_B, "style": ("basic", "deluxe")},
+         {"color": _COLOURS_C, "style": ("home", "sport")}),
     ),
     "garden": (
         "Home › Living",
@@ -56,7 +61,8 @@ _WORLD = {
         "drawstring|lightweight|fleece lined",
         {"hiking boots": 45, "rain jacket": 38, "summer dress": 24, "polo shirt": 18, "slippers": 14, "jogger pants": 22,
          "swim shorts": 16, "wool cardigan": 34},
-        ({"color": _COLOURS_A, "size": _SIZES}, {"color": _COLOURS_B, "size": _SIZES}, {"color": _COLOURS_C, "size": ("small", "large")}),
+        ({"color": _COLOURS_A, "size": _SIZES}, {"color": _COLOURS_B, "size": _SIZES},
+         {"color": _COLOURS_C, "size": ("small", "large")}),
     ),
     "grocery": (
         "Grocery › Pantry",
@@ -83,14 +89,17 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
     products, known = [], {}
     for number, place in enumerate(order):
         category, path, names, kind, lowest, options = kinds[place // PER_KIND]
-        attributes = [names[index] for index in draw.permutation(len(names))[:3].tolist()]
+        shuffled = [names[index] for index in draw.permutation(len(names)).tolist()]
+        attributes = shuffled[:3]
+        # Words of other attributes, turned round: a search finds them, the reward does not.
+        others = [" ".join(reversed(name.split())) for name in shuffled[3:] if " " in name][:MENTIONED]
         brand = _BRANDS[int(draw.integers(len(_BRANDS)))]
         asin = f"B{number:03d}"
         products.append({
             "asin": asin,
             "name": f"{brand} {' '.join(attributes).title()} {kind.title()}",
-            "full_description": f"This {kind} by {brand} is made for every day.",
-            "small_description": [f"{attribute.capitalize()}." for attribute in attributes],
+            "full_description": f"Compare with the {kind} of {brand} for {' and '.join(others)}.",
+            "small_description": [f"Made by {brand}.", *(f"{attribute.capitalize()}." for attribute in attributes)],
             "pricing": _pricing(lowest, draw),
             "images": [""],
             "category": category,
@@ -101,15 +110,28 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
             "page": 1,
         })  # fmt: skip
         known[asin] = {"attributes": attributes}
-        asked = int(draw.choice(3, p=(0.3, 0.5, 0.2))) + 1
+        asked = int(draw.choice(3, p=WANTED)) + 1
         if draw.random() < ASKED_FOR:
-            wanted = attributes[:asked]
+            wanted = [attributes[index] for index in sorted(draw.permutation(3)[:asked].tolist())]
             known[asin] |= {"instruction": f"Find me {', '.join(wanted)} {kind}", "instruction_attributes": wanted}
     return products, known
 
 
+def vocabulary() -> tuple[str, ...]:
+    """The words of the compact form in this catalogue, for a tokenizer of known words and single characters.
+
+    Attributes, kinds and option values of several words are one entry; so are the openings of actions.
+    """
+    words = ["search[", "click[", "search", "results", "item", "done", "made by", "buy now", "back to search", "next >", "< prev"]
+    words += ["description", "features", "reviews", "compare with the", "no reviews found", *(name.lower() for name in _BRANDS)]
+    for _, attributes, kinds, options in _WORLD.values():
+        words += [*attributes.split("|"), *kinds]
+        words += [word for choice in options for name, values in choice.items() for word in (name, *values)]
+    return tuple(dict.fromkeys(words))
+
+
 def _pricing(lowest: int, draw: np.random.Generator) -> str:
-    price = round(lowest * float(draw.uniform(1, 4))) - 0.01
+    price = round(lowest * DEAREST ** float(draw.random())) - 0.01
     if draw.random() >= RANGES:
         return f"${price:.2f}"
     return f"${price:.2f} to ${price * 1.2:.2f}"

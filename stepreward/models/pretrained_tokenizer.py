@@ -112,7 +112,7 @@ class PretrainedCodec(Codec):
         if new:
             self._tokenizer.add_special_tokens(new)
         self._skipped = frozenset(self.special.values())
-        self._encode.cache_clear()
+        self.forget()
 
     def encode_template(self, text: str) -> np.ndarray:
         """Returns the ids of a template's text, int32 `[T]`, special tokens in it recognised: not for what users say."""

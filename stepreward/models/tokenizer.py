@@ -194,6 +194,10 @@ class Codec:
             run = []
         return "".join([*pieces, self._tokenizer.decode(run)])
 
+    def forget(self) -> None:
+        """Drops the remembered results of `encode`."""
+        self._encode.cache_clear()
+
     def _encode_once(self, text: str) -> np.ndarray:
         ids = np.asarray(self._tokenizer.encode(_whole(text), add_special_tokens=False).ids, dtype=np.int32)
         ids.flags.writeable = False

@@ -49,6 +49,8 @@ PANELS = (
           "Share of held-out tasks solved; the band is the 95 % Wilson interval.", rate=True),
     Panel("Success in rollouts", {"rollout/success": "rollouts"},
           "Share of sampled training episodes solved.", rate=True),
+    Panel("Score", {"eval/score": "held-out tasks", "rollout/score": "rollouts"},
+          "How well tasks were done, in the benchmark's own measure."),
     Panel("Return", {"eval/return": "held-out tasks", "rollout/return": "rollouts"}, "Sum of an episode's rewards, on average."),
     Panel("Grounding accuracy", {"eval/executed": "held-out tasks", "rollout/executed": "rollouts"},
           "Share of steps whose action was understood and took effect.", rate=True),
@@ -105,12 +107,18 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
     figures = []
     for panel in PANELS:
         present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
+        if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
+            continue  # where tasks are won or lost, it would be the curve of success once more
         if present:
             figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
     if any(series(records, key)[0].size for key in TIMES):
         note = "Mean seconds an iteration, by what they were spent on."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
     return figures
+
+
+def _same(records: Records, one: str, other: str) -> bool:
+    return np.array_equal(series(records, one)[1], series(records, other)[1])
 
 
 def evaluations(records: Records) -> list[dict[str, Any]]:

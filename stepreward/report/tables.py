@@ -41,7 +41,8 @@ def evaluation_html(records: Records) -> str:
     counts = [r["eval/episodes"] for r in records if is_number(r.get("eval/success")) and is_number(r.get("eval/episodes"))]
     if counts and counts[-1] != table["end"].get("episodes"):
         note += f" The learning curves come from evaluations on {counts[-1]:,.0f} episodes each."
-    heads = ("policy", "success", "return", "grounding accuracy", "steps per episode", "episodes")
+    graded = any("score" in found and found["score"] != found["success"] for found in table.values())
+    heads = ("policy", "success", *(("score",) if graded else ()), "return", "grounding accuracy", "steps per episode", "episodes")
     rows = []
     for name, label in POLICIES.items():
         found = table[name]
@@ -49,7 +50,7 @@ def evaluation_html(records: Records) -> str:
         if "success_low" in found and "success_high" in found:
             success += f" <span>({100 * found['success_low']:.1f} to {100 * found['success_high']:.1f})</span>"
         cells = [
-            success, _value(found, "return", ".2f"), percent(found.get("executed")), _value(found, "steps_per_episode", ".1f"),
+            success, *([_value(found, "score", ".3f")] if graded else []), _value(found, "return", ".2f"), percent(found.get("executed")), _value(found, "steps_per_episode", ".1f"),
             _value(found, "episodes", ",.0f"),
         ]  # fmt: skip
         rows.append(f'<th scope="row">{label}</th>' + "".join(f"<td>{cell}</td>" for cell in cells))

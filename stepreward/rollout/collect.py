@@ -23,7 +23,7 @@ from stepreward.models.images import ImageReader
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 
 CONTEXTS = ("step", "episode")
@@ -47,7 +47,7 @@ class Collector:
     """
 
     engine: Engine
-    pool: EnvironmentPool
+    pool: Pool
     prompt: Prompt
     chat: Dialogue
     context: str
@@ -124,12 +124,9 @@ class Collector:
             calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
         for game, (observation, info) in self._round(games, calls):
             self._enter(game, observation, info)
-        self._measure(games)
-        for game in games:
-            if not game.done:
-                self._prompt(game)
-                if not self._fits(game):
-                    game.fail(f"the first prompt has {len(game.prompt_tokens)} tokens: raise rollout.max_prompt_tokens and max_row_tokens")
+            self._prompt(game)
+            if not self._fits(game):
+                game.fail(f"the first prompt has {len(game.prompt_tokens)} tokens: raise rollout.max_prompt_tokens, max_row_tokens")
 
     def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
         """The step that an answer makes, before the environment has seen it."""
@@ -141,20 +138,15 @@ class Collector:
     def _act(self, games: list[_Game]) -> None:
         """Brings every game's answer to its environment and writes the next prompts."""
         calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
-        acted = []
         for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
             step, episode, before = game.step, game.episode, game.view
             step.reward, step.executed = float(reward), bool(info["executed"])
             episode.steps.append(step)
             episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
             self._enter(game, observation, info)
-            game.over = terminated or truncated
+            game.done = terminated or truncated
             game.tokens = np.concatenate([game.tokens, step.action_tokens])
             game.history.append((before, step.output))
-            acted.append(game)
-        self._measure(acted)
-        for game in acted:
-            game.done |= game.over
             if not game.done:
                 self._prompt(game, closes_answer=not game.stopped)
                 if not self._fits(game):
@@ -170,20 +162,19 @@ class Collector:
         game.episode.score = float(info.get("score", info["won"]))
         game.episode.final_observation = observation["text"]
 
-    def _measure(self, games: list[_Game]) -> None:
-        """Asks how far success is, where the environments know."""
-        games = [game for game in games if not game.done]
-        if self._know_distance:
-            for game, distance in self._round(games, [Call(game.slot, "distance") for game in games]):
-                game.distance = game.episode.final_distance = float(distance)
-
     def _round(self, games: list[_Game], calls: list[Call]):
-        """One call a game; yields the games whose call went well, with its result. The episodes of the others have failed."""
-        for game, result in zip(games, self.pool.call_all(calls)):
-            if isinstance(result, EnvironmentFailure):
-                game.fail(str(result))
-            else:
-                yield game, result
+        """One call a game, and how far success is then, where the environments know.
+
+        Yields the games whose call went well, with its result. The episodes of the others have failed.
+        """
+        more = ["distance"] if self._know_distance else []
+        for game, results in zip(games, self.pool.call_all([[call, *(Call(call.slot, name) for name in more)] for call in calls])):
+            if isinstance(results, EnvironmentFailure):
+                game.fail(str(results))
+                continue
+            if more:
+                game.distance = game.episode.final_distance = float(results[1])
+            yield game, results[0]
 
     def _prompt(self, game, closes_answer: bool = False) -> None:
         """Writes the next turn's prompt: a whole one, or what the conversation gains."""
@@ -212,7 +203,6 @@ class _Game:
     slot: int
     index: int
     done: bool = False
-    over: bool = False
     observation: dict | None = None
     view: dict | None = None
     step: Step | None = None

@@ -67,6 +67,12 @@ class Answer(NamedTuple):
     stopped: np.ndarray
 
 
+def draw_token(hidden_BxE: Array, head_ExV: Array, keys_B: Array, index, sampling: Sampling) -> tuple[Array, Array]:
+    """One token a row, the `index`-th of its answer, and the log-probabilities `[B, V]` that it was drawn with."""
+    log_p = log_softmax(hidden_BxE, head_ExV, sampling.temperature)
+    return log_p, sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
+
+
 @dataclasses.dataclass
 class Engine:
     """Samples answers for a batch of conversations.
@@ -97,6 +103,8 @@ class Engine:
     lora: LoraConfig | None = None
     reader: ImageReader | None = None
 
+    draw = staticmethod(draw_token)  # what a kind of engine with other draws replaces
+
     def __post_init__(self):
         if self.config.scan_layers or self.config.lora is not None:
             self.graphdef = decoder_graph(dataclasses.replace(self.config, scan_layers=False, lora=None))
@@ -115,7 +123,7 @@ class Engine:
         cached = partial(jax.jit, out_shardings=self.cache_sharding)
         outputs = (self.cache_sharding, *5 * (self.sharding,))
         self._turn = jax.jit(
-            partial(_turn, self.graphdef, self.sampling, self.pad_id), donate_argnums=(1,), out_shardings=outputs
+            partial(_turn, self.graphdef, self.sampling, self.pad_id, type(self).draw), donate_argnums=(1,), out_shardings=outputs
         )
         self._grow = cached(_grow, static_argnums=1)
         self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
@@ -281,16 +289,16 @@ def _grow(caches, slots: int):
 
 
 def _turn(
-    graphdef, sampling: Sampling, pad_id: int, params, caches, tokens_BxT, count_B, length_B, keys_B, vision=None, offset_B=None
-):
+    graphdef, sampling: Sampling, pad_id: int, draw_token, params, caches, tokens_BxT, count_B, length_B, keys_B, vision=None,
+    offset_B=None,
+):  # fmt: skip
     last = jnp.maximum(count_B - 1, 0)[:, None]
     hidden, head, caches = cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, last, vision=vision)
     rows, longest = tokens_BxT.shape[0], sampling.max_answer_tokens
     stop = jnp.asarray(sampling.stop_ids, jnp.int32)
 
     def draw(index, hidden_BxE, done_B, out):
-        log_p = log_softmax(hidden_BxE, head, sampling.temperature)
-        token = sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
+        log_p, token = draw_token(hidden_BxE, head, keys_B, index, sampling)
         token = jnp.where(done_B, pad_id, token)
         chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

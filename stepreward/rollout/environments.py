@@ -1,93 +1,217 @@
-"""Many environments in one process, with faults contained.
+"""Many environments, one a slot, called in rounds, with faults contained.
 
-An environment that raises, or that cannot be made, gives one failed episode: the error is kept, the environment is thrown away
-and a fresh one takes its place at the slot's next call. Nothing else notices.
+An environment that raises, or that cannot be made, gives one failed call: the error is kept, the environment is thrown away and a
+fresh one takes its place at the slot's next call. Nothing else notices.
+
+    with make_pool("process", sokoban.make("tiny"), timeout_s=10, reset_timeout_s=60) as pool:
+        pool.call(0, "reset", seed=7)  # one call: its result, or EnvironmentFailure raised
+        pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
+        pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
+
+There are four kinds, see `make_pool`; all have what `Pool` has. A pool belongs to one thread.
 """
 
 from __future__ import annotations
 
+import abc
 import logging
-import traceback
+import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from envs.protocol import Environment
+from stepreward.rollout.environment_host import EnvironmentFailure, EnvironmentHost
+
+__all__ = ["KINDS", "Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "make_pool"]
 
 _log = logging.getLogger(__name__)
 
-
-class EnvironmentFailure(Exception):
-    """An environment raised; the message is what it raised."""
+_THREADS = 64  # calls of a round that a `ThreadPool` makes at the same time
+KINDS = ("inline", "thread", "process", "ray")
 
 
 class Call(NamedTuple):
-    """One method call on the environment of a slot."""
+    """One call of a slot's environment: `environment.method(*args, **kwargs)`; the name of a plain attribute reads it."""
 
     slot: int
     method: str
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = MappingProxyType({})
 
 
-class EnvironmentPool:
-    """A growing list of environments, one a slot.
+class Pool(abc.ABC):
+    """What every kind of pool offers.
+
+    Attributes:
+      failures: calls that have failed so far.
+    """
+
+    def __init__(self):
+        self.failures = 0
+
+    def capabilities(self) -> frozenset[str]:
+        """What the environments declare.
+
+        Raises:
+          ValueError: no environment can be made; the message says why.
+        """
+        found = self.call_all([Call(0, "capabilities")])[0]
+        if isinstance(found, EnvironmentFailure):
+            raise ValueError(f"no environment can be made: {found}")
+        return found
+
+    def call(self, slot: int, method: str, *args, **kwargs):
+        """Calls a method of the slot's environment and returns its result.
+
+        Raises:
+          EnvironmentFailure: see `call_all`.
+        """
+        found = self.call_all([Call(slot, method, args, kwargs)])[0]
+        if isinstance(found, EnvironmentFailure):
+            raise found
+        return found
+
+    def call_all(self, calls: Sequence[Call | Sequence[Call]]) -> list:
+        """One round: calls of distinct slots, at the same time where the kind of pool can.
+
+        Args:
+          calls: each is a `Call`, or a list of calls of one slot that are made one after the other, in a single round trip.
+
+        Returns:
+          For each of `calls`, in their order, its result (for a list of calls the list of results), or an `EnvironmentFailure`:
+          the environment could not be made, raised, died, took too long, lacks the method, or returned what cannot be sent. A
+          list of calls ends at the first failure, and the failure takes the place of all its results. The slot's next call meets a
+          fresh environment, which has to be reset.
+
+        Raises:
+          ValueError: a slot is named twice, or a list of calls is empty or names several slots.
+        """
+        found = self._round(*_by_slot(calls))
+        for failure in found:
+            if isinstance(failure, EnvironmentFailure):
+                self.failures += 1
+                _log.warning("environment failed: %s%s", failure, failure.where and f" ({failure.where})")
+        alone = [isinstance(call, Call) for call in calls]
+        return [x[0] if a and not isinstance(x, EnvironmentFailure) else x for x, a in zip(found, alone, strict=True)]
+
+    @abc.abstractmethod
+    def _round(self, slots: list[int], steps: list[list[tuple]]) -> list:
+        """For each slot the list of results of its steps `(method, args, kwargs)`, or an EnvironmentFailure."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Closes every environment; a closed pool that is called again starts afresh."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+class EnvironmentPool(Pool):
+    """The environments live in this process and a round is a loop: the fastest where a step takes microseconds.
+
+    An environment that hangs or crashes takes the process with it, and there is no time limit.
 
     Args:
       factory: makes a fresh environment.
     """
 
     def __init__(self, factory: Callable[[], Environment]):
+        super().__init__()
         self._factory = factory
-        self._environments: list[Environment | None] = []  # None: to be made
-        self.failures = 0
+        self._hosts: list[EnvironmentHost] = []
 
     def capabilities(self) -> frozenset[str]:
-        """What the environments declare."""
-        return self._slot(0).capabilities
-
-    def call(self, slot: int, method: str, *args, **kwargs):
-        """Calls a method of the slot's environment.
-
-        Raises:
-          EnvironmentFailure: it raised, or could not be made; the slot's next call meets a fresh environment.
-        """
-        try:
-            return getattr(self._slot(slot), method)(*args, **kwargs)
-        except Exception as error:
-            self.failures += 1
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            _log.warning("environment raised %r in %s (line %s)", error, last.name, last.lineno)
-            _close(self._environments[slot])
-            self._environments[slot] = None
-            raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
-
-    def call_all(self, calls: Sequence[Call]) -> list[Any]:
-        """Makes one round of calls to different slots; a call that fails gives its `EnvironmentFailure` as the result."""
-        results: list[Any] = []
-        for slot, method, args, kwargs in calls:
-            try:
-                results.append(self.call(slot, method, *args, **kwargs))
-            except EnvironmentFailure as failure:
-                results.append(failure)
-        return results
+        """What the environments declare; raises what making one raises."""
+        return self._host(0).environment().capabilities
 
     def close(self) -> None:
         """Closes every environment."""
-        for environment in self._environments:
-            _close(environment)
-        self._environments.clear()
+        for host in self._hosts:
+            host.close()
 
-    def _slot(self, slot: int) -> Environment:
-        self._environments += [None] * (slot + 1 - len(self._environments))
-        if self._environments[slot] is None:
-            self._environments[slot] = self._factory()
-        return self._environments[slot]
+    def _round(self, slots, steps):
+        return [_run(self._host(slot), todo) for slot, todo in zip(slots, steps, strict=True)]
+
+    def _host(self, slot: int) -> EnvironmentHost:
+        while len(self._hosts) <= slot:
+            self._hosts.append(EnvironmentHost(self._factory))
+        return self._hosts[slot]
 
 
-def _close(environment: Environment | None) -> None:
-    if environment is None:
-        return
+class ThreadPool(EnvironmentPool):
+    """The environments live in this process and each call of a round has a thread: for those that wait for a server.
+
+    There is no time limit but the environment's own.
+    """
+
+    def __init__(self, factory: Callable[[], Environment]):
+        super().__init__(factory)
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="environment")
+
+    def close(self) -> None:
+        """Closes every environment."""
+        self._threads.shutdown(wait=True)
+        self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="environment")
+        super().close()
+
+    def _round(self, slots, steps):
+        hosts = [self._host(slot) for slot in slots]  # here: a thread must not find the list half grown
+        return list(self._threads.map(_run, hosts, steps))
+
+
+def _run(host: EnvironmentHost, todo: list[tuple]):
     try:
-        environment.close()
-    except Exception as error:  # nothing is lost: it is thrown away
-        _log.warning("environment raised %r in close", error)
+        return host.run(todo)
+    except EnvironmentFailure as failure:
+        return failure
+
+
+def make_pool(
+    kind: str, factory: Callable[[], Environment], *, timeout_s: float = 60.0, reset_timeout_s: float = 300.0, address: str = ""
+) -> Pool:
+    """Makes a pool of environments.
+
+    Args:
+      kind: "inline": in this process. "thread": in this process, the calls of a round in a thread each. "process": each in a process of its own, on this machine. "ray": each in an actor of a Ray
+        cluster (the extra `ray`).
+      factory: makes a fresh environment; for "process" and "ray" it must be picklable.
+      timeout_s: seconds that one call may take; "inline" and "thread" have no limits.
+      reset_timeout_s: the same of "reset", and of making an environment.
+      address: of the Ray cluster, see `ray_pool.RayPool`.
+
+    Raises:
+      ValueError: an unknown kind; a limit that is not above 0, or infinite; a factory that cannot be pickled; no Ray, or no cluster there.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"the kind of pool {kind!r} is unknown; there are: {', '.join(KINDS)}")
+    if address and kind != "ray":
+        raise ValueError(f"address={address!r} is of a Ray cluster, and the kind of pool is {kind!r}")
+    if not (0 < timeout_s < math.inf and 0 < reset_timeout_s < math.inf):
+        raise ValueError(f"timeout_s={timeout_s} and reset_timeout_s={reset_timeout_s} must be above 0 seconds, and finite")
+    if kind in ("inline", "thread"):
+        return (EnvironmentPool if kind == "inline" else ThreadPool)(factory)
+    if kind == "process":
+        from stepreward.rollout.process_pool import ProcessPool
+
+        return ProcessPool(factory, timeout_s=timeout_s, reset_timeout_s=reset_timeout_s)
+    from stepreward.rollout.ray_pool import RayPool
+
+    return RayPool(factory, timeout_s=timeout_s, reset_timeout_s=reset_timeout_s, address=address)
+
+
+def _by_slot(calls) -> tuple[list[int], list[list[tuple]]]:
+    slots, steps = [], []
+    for call in calls:
+        group = [call] if isinstance(call, Call) else list(call)
+        if len({one.slot for one in group}) != 1:
+            raise ValueError("a list of calls must name one slot, and hold at least one call")
+        slots.append(group[0].slot)
+        steps.append([(one.method, tuple(one.args), dict(one.kwargs)) for one in group])
+    if len(set(slots)) < len(slots):
+        raise ValueError("a slot can be called once a round: put its calls into one list")
+    return slots, steps

@@ -9,14 +9,14 @@ import numpy as np
 
 from envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
-from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
 
 
-def load_demonstrations(c, pool: EnvironmentPool, folder: Path, task_seed) -> list[Demonstration]:
+def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstration]:
     """The expert's episodes: read from `folder`, or made there.
 
     Args:
@@ -40,7 +40,7 @@ def load_demonstrations(c, pool: EnvironmentPool, folder: Path, task_seed) -> li
     return records
 
 
-def make_demonstrations(pool: EnvironmentPool, episodes: int, seed: int, task_seed) -> list[Demonstration]:
+def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list[Demonstration]:
     """Plays the environments' own expert on `episodes` training tasks; ties among best actions are drawn at random.
 
     Episodes that the expert does not win, and those whose environment fails, are left out.

@@ -27,7 +27,7 @@ from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, t
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import EnvironmentPool
+from stepreward.rollout.environments import Pool, make_pool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
@@ -106,9 +106,14 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
 
 
-def environment_pool(c, factory) -> EnvironmentPool:
-    """The environments of a run, in this process or in others as the config or the environment's module says."""
-    return EnvironmentPool(factory)
+def environment_pool(c, factory) -> Pool:
+    """The environments of a run, in this process or in others as the config says, or else the environment's module."""
+    e = c.environment
+    kind = e.pool
+    if kind == "auto":
+        kind = getattr(environment_module(e.name), "POOL", "inline")
+        kind = kind(e.preset) if callable(kind) else kind
+    return make_pool(kind, factory, timeout_s=e.timeout_s, reset_timeout_s=e.reset_timeout_s, address=e.ray_address)
 
 
 def build(c, workdir: Path) -> Parts:

@@ -1,0 +1,101 @@
+"""Judgements on disk: kept by content, and finished talks that await one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from envs.sotopia.judge import DIMENSIONS
+
+AGENTS = ("agent_1", "agent_2")
+Scores = dict[str, dict[str, int]]  # agent_1, agent_2 → dimension → score
+
+
+def key_of(*content: str) -> str:
+    """The name of a judgement: the SHA-256 of all that it depends on."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def check(scores: Any) -> Scores:
+    """`scores` if it holds all dimensions of both agents, in their ranges; else ValueError."""
+    if not isinstance(scores, dict) or set(scores) != set(AGENTS):
+        raise ValueError("scores of agent_1 and agent_2 are needed")
+    for agent in AGENTS:
+        if not isinstance(scores[agent], dict) or set(scores[agent]) != set(DIMENSIONS):
+            raise ValueError(f"{agent}: the dimensions are {', '.join(DIMENSIONS)}")
+        for name, (low, high) in DIMENSIONS.items():
+            value = scores[agent][name]
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
+                raise ValueError(f"{agent}: {name} lies in {low} … {high}")
+    return scores
+
+
+class Judgements:
+    """A folder with judgements/KEY.json, {"key", "scores"}, and judge_later/KEY.json, {"key", "history", "names", "judge"}.
+
+    Files are written beside their place and moved there, so that a reader sees all of one or nothing. What cannot be read, or is
+    not what it should be, counts as absent and is written anew.
+    """
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder)
+
+    def get(self, key: str) -> Scores | None:
+        """The scores kept under a key; None when there are none, or when the file is damaged."""
+        entry = _read(self._path("judgements", key))
+        if not isinstance(entry, dict) or entry.get("key") != key:
+            return None
+        try:
+            return check(entry.get("scores"))
+        except ValueError:
+            return None
+
+    def put(self, key: str, scores: Scores) -> None:
+        """Keeps scores; a talk that awaited them under this key no longer does."""
+        _write(self._path("judgements", key), {"key": key, "scores": check(scores)})
+        self.drop(key)
+
+    def later(self, key: str, history: str, names: tuple[str, str], judge: tuple[str, str]) -> Path:
+        """Keeps a talk that could not be judged; judge: address and model that were asked. Returns the file."""
+        path = self._path("judge_later", key)
+        _write(path, {"key": key, "history": history, "names": list(names), "judge": list(judge)})
+        return path
+
+    def drop(self, key: str) -> None:
+        """Forgets that a talk awaits its judgement."""
+        self._path("judge_later", key).unlink(missing_ok=True)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """The talks that await a judgement, by name; damaged files are left out."""
+        entries = [_read(path) for path in sorted((self.folder / "judge_later").glob("*.json"))]
+        return [entry for entry in entries if isinstance(entry, dict) and {"key", "history", "names", "judge"} <= set(entry)]
+
+    def _path(self, kind: str, key: str) -> Path:
+        return self.folder / kind / f"{key}.json"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(path: Path, entry: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:8]}-", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(entry, file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise

@@ -1,0 +1,315 @@
+"""The benchmark's own package end to end: the policy is one agent, models behind endpoints are the other and the judge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+from envs.protocol import TASKS, Observation
+from envs.sotopia import backend, data
+from envs.sotopia.endpoint import Endpoint, EndpointError
+from envs.sotopia.env import seed_and_split
+from envs.sotopia.judge import DIMENSIONS, WON_ABOVE
+from envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
+from envs.sotopia.presets import PackageSettings
+from envs.sotopia.prompts import LEAVE, prompts
+
+FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
+_KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
+_LEFT = re.compile(r"leave|(?:i )?(?:leave|left) the conversation[.!]?", re.IGNORECASE)
+
+
+class PackageEnv:
+    """One episode of the package, as `envs.protocol.Environment`.
+
+    * Observation: {"text": what the partner did last, "talk": all (speaker, words) so far, "you": the policy's name,
+      "turn", "turns": of the policy}.
+    * Actions: an utterance, `left the conversation`, or `[action] …` and `[non-verbal communication] …`. None says nothing; the
+      package ends a talk in which too much is silent.
+    * Reward: the judge's goal score, 0 … 10, in the last turn; 0 before.
+    * `terminated` when somebody leaves or the talk is stale, `truncated` at the limit of turns; both are judged.
+    * info: won (goal > 6), score (goal / 10), executed, state_key, task (scene, character and private goal), and in the last turn
+      dimensions and partner_dimensions, the seven scores of the policy's and of the other character.
+    * capabilities: tasks. A model's answers are no function of the actions, so there is no replay and no snapshot.
+
+    `step`, and `reset` where the partner begins, raise EndpointError when an endpoint fails for good; the episode is over then.
+    When it is the judge, the finished talk is kept: in judge_later of settings.cache, see `judge_pending`, or else in the
+    error's notes.
+    """
+
+    capabilities = frozenset({TASKS})
+
+    def __init__(self, settings: PackageSettings):
+        missing = [name for name in ("data", "partner_url") if getattr(settings, name) is None]
+        if missing:
+            raise ValueError(
+                f"the SOTOPIA preset sotopia needs {' and '.join(missing)}: data is the folder with {', '.join(data.FILES)}, "
+                "partner_url the address of an OpenAI-compatible server; the presets tiny, istar and spa need neither"
+            )
+        self.settings = settings
+        pairings = data.load(settings.data)
+        self._pairings = {
+            name: data.split(pairings, name, settings.subset, settings.split_seed) for name in ("train", "held_out")
+        }
+        self._package = backend.package(settings.storage)
+        self._judge = judge_endpoint(settings)
+        address = (settings.partner_url, settings.partner_model)
+        self._partner_endpoint = _endpoint(settings, "partner", *address, settings.temperature)
+        self._judgements = None if settings.cache is None else Judgements(settings.cache)
+        self._over = True
+
+    def num_tasks(self, split: str) -> int:
+        """Pairings of a split, twice each where the policy takes both seats in turn."""
+        if split not in self._pairings:
+            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(self._pairings)}")
+        return len(self._pairings[split]) * (2 if self.settings.seat is None else 1)
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Starts pairing `seed` mod the split's pairings; the partner speaks first where it has the first seat.
+
+        Raises ValueError for an unknown option or split, or a negative seed; EndpointError as `step`.
+        """
+        seed, split = seed_and_split(seed, options)
+        tasks = self.num_tasks(split)
+        if seed < 0:
+            raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
+        turn, index = divmod(seed % tasks, len(self._pairings[split]))
+        self._over = True
+        self._begin(self._pairings[split][index], turn if self.settings.seat is None else self.settings.seat)
+        if self._seat == 1:
+            self._advance(None)
+        self._over = False
+        return self._observe(), self._info(executed=True)
+
+    def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Acts, and lets the partner answer; RuntimeError when there is no talk, EndpointError when an endpoint failed."""
+        if self._over:
+            raise RuntimeError("the episode is over or has not begun: call reset()")
+        self._over = True  # until the endpoints have answered
+        self._steps += 1
+        act = self._act(action)
+        ended = self._advance(act) or self._advance(None)
+        info = self._info(executed=act.action_type != "none")
+        reward = 0.0 if info["executed"] else self.settings.invalid_reward
+        truncated = ended and self._env.turn_number >= 2 * self.settings.max_steps and not self._left
+        if ended:
+            scores = self._judged()
+            own, other = scores[AGENTS[self._seat]], scores[AGENTS[1 - self._seat]]
+            info.update(dimensions=own, partner_dimensions=other, won=own["goal"] > WON_ABOVE, score=own["goal"] / 10)
+            reward += own["goal"]
+        self._over = ended
+        return self._observe(), float(reward), ended and not truncated, truncated, info
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _begin(self, pairing: data.Pairing, seat: int) -> None:
+        package = self._package
+        profiles = [package.database.AgentProfile(**agent) for agent in pairing.agents]
+        scenario = package.database.EnvironmentProfile(**pairing.scenario)
+        limit = package.evaluators.RuleBasedTerminatedEvaluator(max_turn_number=2 * self.settings.max_steps)
+        self._env = package.Env(
+            env_profile=scenario, action_order="round-robin", evaluators=[limit], terminal_evaluators=[_unscored(package)]
+        )
+        policy = package.agents.BaseAgent(agent_profile=profiles[seat])
+        if self.settings.partner_prompt is None:
+            model = f"custom/{self.settings.partner_model}@{self.settings.partner_url}"
+            self._partner = package.agents.LLMAgent(agent_profile=profiles[1 - seat], model_name=model)
+        else:
+            self._partner = package.agents.BaseAgent(agent_profile=profiles[1 - seat])
+        self._seat, self._steps, self._left = seat, 0, False
+        both = [policy, self._partner] if seat == 0 else [self._partner, policy]
+        self._names = (both[0].agent_name, both[1].agent_name)
+        self._observations = self._env.reset(agents=package.agents.Agents({agent.agent_name: agent for agent in both}))
+        for agent, goal in zip(both, self._env.background.agent_goals):
+            agent.goal = goal
+        self._own, self._other = policy.agent_name, self._partner.agent_name
+        self._told = {name: self._observations[name].last_turn for name in self._names}
+
+    def _act(self, action: str | None):
+        """The package's action for what the policy wrote."""
+        AgentAction = self._package.messages.AgentAction
+        said = action.strip() if isinstance(action, str) else ""
+        if not said:
+            return AgentAction(action_type="none", argument="")
+        if _LEFT.fullmatch(said) or said.lower().endswith(LEAVE):
+            return AgentAction(action_type="leave", argument="")
+        kind = _KINDS.fullmatch(said)
+        if kind:
+            return AgentAction(action_type=kind[1].lower(), argument=kind[2])
+        return AgentAction(action_type="speak", argument=said)
+
+    def _advance(self, act) -> bool:
+        """One turn of the package, the policy's with `act` or the partner's with None; returns whether the talk has ended."""
+        return backend.run(self._turn(act))
+
+    async def _turn(self, act) -> bool:
+        silent = self._package.messages.AgentAction(action_type="none", argument="")
+        partner = await (self._partner_acts() if act is None else self._partner_hears())
+        acts = {self._own: act or silent, self._other: partner}
+        self._observations, _, ended, _, _ = await self._env.astep({name: acts[name] for name in self._names})
+        self._left = self._left or any(one.action_type == "leave" for one in acts.values())
+        return any(ended.values())
+
+    async def _partner_hears(self):
+        """The partner's part in a turn that is not its own: it takes the observation in and does nothing."""
+        if self.settings.partner_prompt is None:
+            return await self._partner.aact(self._observations[self._other])
+        return self._package.messages.AgentAction(action_type="none", argument="")
+
+    async def _partner_acts(self):
+        if self.settings.partner_prompt is not None:
+            prompt = prompts(self.settings.partner_prompt)
+            view = {**self._view(self._other, 1 + self._env.turn_number // 2), "task": self._task(self._other)}
+            text = await backend.complete(self._partner_endpoint, [{"role": "user", "content": prompt.window(view, ())}])
+            return self._act(prompt.parse(text))
+        parser = self._package.Parser(pydantic_object=self._package.messages.AgentAction)
+        observation = self._observations[self._other]
+        return await backend.asked(
+            self._partner_endpoint, lambda text: _parsed(parser, text).model_dump_json(), lambda: self._partner.aact(observation)
+        )
+
+    def _judged(self) -> Scores:
+        history = _history(self._env.inbox)
+        key = key_of(history, self._judge.url, self._judge.model, self._package.version)
+        kept = None if self._judgements is None else self._judgements.get(key)
+        if kept is not None:
+            return kept
+        try:
+            scores = backend.run(ask_judge(self._package, self._judge, history, self._names))
+        except EndpointError as error:
+            if self._judgements is None:
+                error.add_note(f"the talk that was not judged, with settings.cache unset kept here alone:\n{history}")
+            else:
+                path = self._judgements.later(key, history, self._names, (self._judge.url, self._judge.model))
+                error.add_note(f"the talk is kept in {path}; envs.sotopia.package.judge_pending judges it later")
+            raise
+        if self._judgements is not None:
+            self._judgements.put(key, scores)
+        return scores
+
+    def _talk(self) -> tuple[tuple[str, str], ...]:
+        talk = []
+        for who, message in self._env.inbox:
+            if who != "Environment" and message.action_type != "none":
+                talk.append((who, message.argument if message.action_type == "speak" else message.to_natural_language()))
+        return tuple(talk)
+
+    def _view(self, name: str, turn: int) -> Observation:
+        """What the character `name` sees in its turn number `turn`."""
+        talk = self._talk()
+        last = next((words for who, words in reversed(talk) if who != name), "Nobody has spoken yet.")
+        turns = self.settings.max_steps
+        return {"text": last, "talk": talk, "you": name, "turn": min(turn, turns), "turns": turns}
+
+    def _observe(self) -> Observation:
+        return self._view(self._own, self._steps + 1)
+
+    def _task(self, name: str) -> str:
+        return f"You are {name}. {self._told[name].strip()}"
+
+    def _info(self, executed: bool) -> dict[str, Any]:
+        key = hashlib.sha256(json.dumps(self._talk()).encode()).hexdigest()[:16]
+        return {"won": False, "score": 0.0, "executed": executed, "state_key": key, "task": self._task(self._own)}
+
+
+async def ask_judge(package: SimpleNamespace, endpoint: Endpoint, history: str, names: tuple[str, str]) -> Scores:
+    """The package's evaluator on a talk: seven scores for the first and for the second agent.
+
+    Raises EndpointError when the judge fails, or keeps writing what is no judgement of both.
+    """
+    model = package.evaluators.EvaluationForAgents[package.database.SotopiaDimensions]
+    parser = package.Parser(pydantic_object=model)
+    evaluator = package.evaluators.EpisodeLLMEvaluator(f"custom/{endpoint.model}@{endpoint.url}", model)
+    silent = package.messages.AgentAction(action_type="none", argument="")
+
+    def accept(text: str) -> str:
+        found = _parsed(parser, text)
+        if set(found.evaluations) != set(AGENTS):
+            raise ValueError("both agents are to be judged")
+        found.evaluations = {agent: found.evaluations[agent] for agent in AGENTS}  # the package goes by their order
+        return found.model_dump_json()
+
+    acts = [(name, silent) for name in names]  # of these it only counts the agents
+    responses = await backend.asked(
+        endpoint, accept, lambda: evaluator.__acall__(turn_number=-1, messages=acts, history=history)
+    )
+    rates = package.evaluators.unweighted_aggregate_evaluate(responses)
+    try:
+        return check({agent: _scores(rate) for agent, rate in zip(AGENTS, (rates.p1_rate, rates.p2_rate))})
+    except ValueError as error:
+        raise EndpointError(endpoint.role, endpoint.url, endpoint.model, f"the package read no scores ({error})") from None
+
+
+def judge_pending(settings: PackageSettings) -> dict[str, Scores]:
+    """Judges the talks that await it in settings.cache with the judge of `settings`; returns the scores by the talks' keys.
+
+    A judgement counts as that of the judge that gave it. Raises ValueError without a cache, and EndpointError at the first
+    failure; what was judged before it is kept.
+    """
+    if settings.cache is None:
+        raise ValueError("cache=None: give the folder that holds judge_later")
+    package, endpoint, kept = backend.package(settings.storage), judge_endpoint(settings), Judgements(settings.cache)
+    scores = {}
+    for talk in kept.pending():
+        scores[talk["key"]] = backend.run(ask_judge(package, endpoint, talk["history"], tuple(talk["names"])))
+        kept.put(key_of(talk["history"], endpoint.url, endpoint.model, package.version), scores[talk["key"]])
+        kept.drop(talk["key"])
+    return scores
+
+
+def judge_endpoint(settings: PackageSettings) -> Endpoint:
+    """The judge's endpoint, at temperature 0; the partner's address and model where the judge has none of its own."""
+    url, model = settings.judge_url or settings.partner_url, settings.judge_model or settings.partner_model
+    if url is None:
+        raise ValueError("judge_url=None: give the address of an OpenAI-compatible server")
+    return _endpoint(settings, "judge", url, model, 0.0)
+
+
+def _endpoint(settings: PackageSettings, role: str, url: str, model: str, temperature: float) -> Endpoint:
+    limits = (settings.timeout_s, settings.retries, settings.backoff_s)
+    return Endpoint(role, url, model, settings.key_variable, temperature, *limits)
+
+
+def _scores(rate) -> dict[str, int]:
+    if not isinstance(rate, tuple):
+        return {}
+    found = {("financial" if name == FINANCIAL else name): value for name, value in rate[1].items()}
+    return {name: int(found[name]) for name in DIMENSIONS if name in found}
+
+
+def _parsed(parser, text: str):
+    """What the package's parser makes of an answer; ValueError on anything that it stumbles over."""
+    try:
+        return parser.parse(text)
+    except Exception:
+        raise ValueError("not in the asked form") from None
+
+
+def _history(inbox) -> str:
+    """The talk as the package shows it to its judge: both characters' backgrounds and goals, and what was done."""
+    lines = []
+    for who, message in inbox:
+        told = message.to_natural_language()
+        if "did nothing" not in told:
+            lines.append(told if who == "Environment" else f"{who} {told}")
+    return "\n".join(lines)
+
+
+def _unscored(package: SimpleNamespace):
+    """A terminal evaluator that says nothing: `astep` needs one, and the judge is asked by `PackageEnv` itself."""
+
+    class Unscored(package.evaluators.Evaluator):
+        prompt = ""
+
+        def __call__(self, turn_number, messages):
+            return []
+
+        async def __acall__(self, turn_number, messages):
+            return []
+
+    return Unscored()

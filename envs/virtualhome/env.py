@@ -1,0 +1,219 @@
+"""The VirtualHome environment: household tasks in a simulated home, by actions in words."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from envs.virtualhome import observe, spa_files, tasks
+from envs.virtualhome.admissible import admissible
+from envs.virtualhome.game import Game, Position, lines
+from envs.virtualhome.presets import Settings
+from envs.virtualhome.presets import settings as preset_settings
+from envs.virtualhome.tasks import Task
+
+# Packaged tasks without a goal: their program changes nothing but where the agent stands and looks.
+WITHOUT_GOAL = (
+    "1035_1", "113_2", "137_2", "224_2", "287_1", "319_2", "38_1", "402_1", "416_2", "471_2", "502_1", "549_2", "656_1", "664_1",
+    "692_2", "955_2",
+)  # fmt: skip
+# Packaged tasks whose program the simulator refuses: it grabs what it already holds.
+REFUSED = ("624_1", "688_1")
+# Packaged tasks whose annotated goal holds before the first action.
+ANNOTATED_DONE = ("339_1", "627_1", "84_1", "93_1")
+
+
+@functools.lru_cache(maxsize=32)
+def task_lists(settings: Settings) -> dict[str, tuple[Task, ...]]:
+    """The tasks of each split that the settings ask for. Raises ValueError, FileNotFoundError as their readers do."""
+    if settings.data is None and settings.goal == "annotated":
+        found = tasks.playable(tasks.annotated(), (*REFUSED, *ANNOTATED_DONE))
+    elif settings.data is None:
+        found = tasks.playable(tasks.packaged(), (*REFUSED, *WITHOUT_GOAL))
+    elif settings.data.endswith((".jsonl", ".json")):
+        found = spa_files.read(settings.data, settings.graphs, settings.scenes)
+    else:
+        found = tuple(task for task in tasks.programs(settings.data) if tasks.load(task).goal.size)
+    longest = float("inf") if settings.max_program is None else settings.max_program
+    known = sorted({task.title for task in found})
+    unknown = [title for title in settings.titles if title not in known]
+    if unknown:
+        raise ValueError(f"no VirtualHome task has the title {unknown[0]!r}; the titles are {', '.join(known)}")
+    titles = settings.titles or known
+    found = tuple(task for task in found if task.title in titles and settings.min_program <= len(task.program) <= longest)
+    if not found:
+        raise ValueError(
+            f"no VirtualHome task is left with data={settings.data!r}, min_program={settings.min_program}, "
+            f"max_program={settings.max_program}"
+        )
+    return tasks.split(found, settings.split_by, settings.split_seed)
+
+
+class Snapshot(NamedTuple):
+    """All that an episode consists of, for this process: the simulator's states are shared, not copied."""
+
+    task: Task
+    game: Game
+    at: Position
+    left: tuple[tuple[str, tuple[int, ...]], ...]
+    steps: int
+    over: bool
+
+
+class VirtualHomeEnv:
+    """One household task, as `envs.protocol.Environment`.
+
+    * Observation: {"text": what the agent is close to and sees, and holds}; "Nothing happens." when an action is not executed.
+    * Actions: the 42 forms of `envs.virtualhome.actions`, such as "put plate on table"; "sink (42)" names an instance.
+    * Reward: settings.success_reward when the goal is reached, and settings.progress_reward · (share reached now − before).
+    * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
+    * info: won; score (share of the goal's parts that is reached); executed (the simulator did it); state_key; task (title and
+      description); admissible where the settings ask for it.
+    * capabilities: snapshot, replay, tasks, expert, distance (how many parts of the goal are not reached); admissible.
+    * `task`, `game` and `at` are the task, its rules and the position, for those who want more than text.
+
+    Raises ValueError, FileNotFoundError when the simulator is not installed or the data is missing or has another layout.
+    """
+
+    def __init__(self, settings: Settings | None = None):
+        self.settings = preset_settings("tiny") if settings is None else settings
+        self._tasks = task_lists(self.settings)
+        offered = {SNAPSHOT, REPLAY, TASKS, EXPERT, DISTANCE}
+        if self.settings.admissible != "none":
+            offered.add(ADMISSIBLE)
+        self.capabilities = frozenset(offered)
+        self.game: Game | None = None
+        self._over = True
+
+    def num_tasks(self, split: str = "train") -> int:
+        """How many tasks a split has."""
+        return len(self._split(split))
+
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
+        """Starts task `seed mod num_tasks(split)` of options["split"] ("train" unless given).
+
+        The seed also decides which instance a name means where nothing else does. Without one, a fresh one is drawn from the
+        operating system. Raises ValueError for an unknown option or split, or a negative seed.
+        """
+        options = {} if options is None else options
+        unknown = sorted(set(options) - {"split"})
+        if unknown:
+            raise ValueError(f"unknown reset option {', '.join(unknown)}; the option is split")
+        chosen = self._split(options.get("split", "train"))
+        if not chosen:
+            raise ValueError(f"the {options.get('split', 'train')} split has no task: give more tasks")
+        seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
+        self.task = chosen[int(seed) % len(chosen)]
+        scene, goal = tasks.load(self.task)
+        self.game = Game(scene, goal, int(seed))
+        self.at = self.game.start(dict(self.task.objects) if self.settings.gold_memory else None)
+        self._left, self._steps, self._over = tuple(lines(self.task.program)), 0, False
+        return {"text": self._text()}, self._info(self.game.missing(self.at), True)
+
+    def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        if self._over:
+            raise RuntimeError("the episode is over or has not begun: call reset()")
+        game, settings = self.game, self.settings
+        before = game.missing(self.at)
+        after = game.take(self.at, action)
+        self._steps += 1
+        missing = before
+        if after is not None:
+            self._note(action)
+            self.at = after
+            missing = game.missing(after)
+        won = missing == 0
+        reward = settings.progress_reward * (before - missing) / game.goal.size + settings.success_reward * won
+        truncated = not won and self._steps >= settings.max_steps
+        self._over = won or truncated
+        text = self._text() if after is not None else observe.NOTHING
+        return {"text": text}, float(reward), won, truncated, self._info(missing, after is not None)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def snapshot(self) -> Snapshot:
+        """The episode as it is now, for `restore` in this process; costs nothing, states are never changed."""
+        self._require_task()
+        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over)
+
+    def restore(self, state: Snapshot) -> None:
+        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        self.task, self.game, self.at, self._left, self._steps, self._over = state
+
+    def distance(self) -> float:
+        """How many parts of the goal (facts about the home, and actions to be done) are not reached: 0 when won."""
+        self._require_task()
+        return float(self.game.missing(self.at))
+
+    def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
+        """The texts by which the task's own program reaches the goal from here; None when it does not. `rng` is not used.
+
+        While the episode has followed the program, the rest of it; else the whole program, without the lines that cannot be done
+        here. Where the turns left are too few, or settings.short_expert asks for it, lines that the goal can do without are left
+        out. The program is a person's, who knew the home.
+        """
+        self._require_task()
+        game, at = self.game, self.at
+        whole = lines(self.task.program)
+        for program in (self._left, whole):
+            texts = game.solution(at, program)
+            if texts is None:
+                continue
+            if self.settings.short_expert or len(texts) > self.settings.max_steps - self._steps:
+                texts = game.solution(at, game.shortened(at, program))
+            if len(texts) <= self.settings.max_steps - self._steps:
+                return texts
+        return None
+
+    def _split(self, split: str) -> tuple[Task, ...]:
+        if split not in self._tasks:
+            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(tasks.SPLITS)}")
+        return self._tasks[split]
+
+    def _require_task(self) -> None:
+        if self.game is None:
+            raise RuntimeError("no task yet: call reset()")
+
+    def _note(self, action: str) -> None:
+        """Keeps what of the program is still to come: what lies behind the first line that says this action."""
+        for index, line in enumerate(self._left):
+            if self.game.say(self.at, *line) == action:
+                self._left = self._left[index + 1 :]
+                return
+
+    def _text(self) -> str:
+        if self.settings.observation == "short":
+            return observe.short(self.game.scene, self.at.state)
+        return observe.full(self.game.scene, self.at.state, self.settings.show_room) or observe.EMPTY
+
+    def _info(self, missing: int, executed: bool) -> dict[str, Any]:
+        game, size = self.game, self.game.goal.size
+        info = {
+            "won": missing == 0,
+            "score": (size - missing) / size,
+            "executed": executed,
+            "state_key": game.key(self.at),
+            "task": self.task.text,
+        }
+        if self.settings.admissible != "none":
+            objects = [number for _, number in self.task.objects]
+            objects += [end for fact in game.goal.facts for end in (fact.start, fact.end)]
+            known = dict.fromkeys(number for number in objects if number in game.scene.names)
+            info["admissible"] = admissible(game, self.at, tuple(known), self.settings.admissible == "all")
+        return info
+
+
+def make(preset: str = "tiny", **overrides) -> Callable[[], VirtualHomeEnv]:
+    """A function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
+
+    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    """
+    return functools.partial(VirtualHomeEnv, preset_settings(preset, **overrides))

@@ -1,0 +1,136 @@
+"""The words around a VirtualHome environment, after the experiments that such words come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from envs.parsing import labelled, tagged, write_labelled, write_tagged
+from envs.protocol import Observation, Prompt
+from envs.virtualhome.actions import FORMS, write
+from envs.virtualhome.actions import Named as _Named
+
+_WORLD = """You control a household robot in a home of several rooms and carry out one task, one action a turn.
+After each action you are told what you are close to and what you hold.
+An action that cannot be done changes nothing, and you are told: Nothing happens."""
+
+_HINTS = """Go to things before you use them, open what is closed before you reach in, hold a thing before you put it anywhere.
+You have two hands, and you must stand up before you walk on."""
+
+_LIST = "\n".join(
+    f"{number}. {write(verb, tuple(_Named(each) for each in ('{object}', '{place}')[: form.count('{}')]))}"
+    for number, (verb, form) in enumerate(FORMS.items(), start=1)
+)
+
+
+def _task(observation: Observation) -> str:
+    return observation.get("task", "")
+
+
+class CompactPrompt:
+    """For tiny models: the task, the observation, and the last actions; the answer is the bare action."""
+
+    def first(self, observation: Observation) -> str:
+        """`task: …`, then the observation."""
+        return f"task: {_task(observation)}\n{observation['text']}"
+
+    def later(self, observation: Observation) -> str:
+        """The observation."""
+        return observation["text"]
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """The task, the actions of `history`, the observation."""
+        done = f"done: {'; '.join(' '.join(output.split()) for _, output in history)}\n" if history else ""
+        return f"task: {_task(observation)}\n{done}{observation['text']}"
+
+    def parse(self, text: str) -> str | None:
+        """The first line with text in it; None without one."""
+        if not isinstance(text, str):
+            return None
+        return next((line.strip() for line in text.splitlines() if line.strip()), None)
+
+    def answer(self, action: str) -> str:
+        """The action itself."""
+        return action
+
+
+class IStarPrompt:
+    """verl-agent's form, which iStar uses: rules, task, last turns, observation, admissible actions; think and action tags.
+
+    An answer without thoughts holds no action, as the paper counts it. verl-agent tells the last two turns.
+    """
+
+    def first(self, observation: Observation) -> str:
+        """The rules, the task, the observation, what can be done and the form of the answer."""
+        return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{self.later(observation)}"
+
+    def later(self, observation: Observation) -> str:
+        """The observation, what can be done and the form of the answer."""
+        return f"You observe: {observation['text']}\n{self._choices(observation)}\n\n{self._request()}"
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """As `first`, with the turns of `history` before the observation."""
+        told = "".join(f"\nObservation: {before['text']}\nYour answer: {output}" for before, output in history)
+        past = f"Your last turns, oldest first ({len(history)}):{told}\n\n" if history else ""
+        return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{past}{self.later(observation)}"
+
+    def parse(self, text: str) -> str | None:
+        """The text between the first <action> and </action>; None without them, without text, or without <think> tags."""
+        return tagged(text) or None
+
+    def answer(self, action: str) -> str:
+        """The action in its tags, after a short thought."""
+        return write_tagged(f"The next thing to do is to {action}.", action)
+
+    def _choices(self, observation: Observation) -> str:
+        if "admissible" in observation:
+            listed = ", ".join(f"'{each}'" for each in observation["admissible"])
+            return f"Actions that can be done now, among others: [{listed}]"
+        return f"The actions, with your objects for the braces:\n{_LIST}"
+
+    def _request(self) -> str:
+        return "First think step by step between <think> and </think>, then write one action between <action> and </action>."
+
+
+class SpaPrompt:
+    """SPA-RL's form: an instruction with the 42 actions, then the whole history as turns; `Thought: …` and `Action: …` lines.
+
+    SPA-RL also shows a solved example before the task; here the instruction stands alone.
+    """
+
+    def first(self, observation: Observation) -> str:
+        """The instruction, the form of the answer, the task and the first observation."""
+        return (
+            f"{_WORLD}\n{_HINTS}\n\nThe actions, where {{object}} and {{place}} are things in the home:\n{_LIST}\n\n"
+            "Answer every turn in two lines:\nThought: what you conclude, and what to do next\nAction: one action of the list\n\n"
+            f"The task is {_task(observation)}.\nObservation: {observation['text']}"
+        )
+
+    def later(self, observation: Observation) -> str:
+        """`Observation: …`."""
+        return f"Observation: {observation['text']}"
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """The opening of `first` with the turns of `history` and this observation, in one message."""
+        turns = [before for before, _ in history] + [observation]
+        text = self.first(turns[0])
+        for (_, output), after in zip(history, turns[1:], strict=True):
+            text += f"\n{output}\n{self.later(after)}"
+        return text
+
+    def parse(self, text: str) -> str | None:
+        """The line after the first `Action:`; None without one."""
+        return labelled(text)
+
+    def answer(self, action: str) -> str:
+        """A thought and the action on their lines."""
+        return write_labelled(f"The next thing to do is to {action}.", action)
+
+
+_PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
+
+
+def prompts(name: str) -> Prompt:
+    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    if name not in _PROMPTS:
+        raise ValueError(f"unknown VirtualHome prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
+    return _PROMPTS[name]()

@@ -1,0 +1,61 @@
+"""The numbers that the two papers state for all of their environments; a config adds those of its own."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from stepreward.base_config import use_model
+
+
+def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
+    """iStar (arXiv 2509.19199): no warm start, no KL, constant learning rates, batches of one update.
+
+    What has no key: the iterations are stated as their environment steps, and the paper evaluates at temperature 0.4, where
+    `eval` plays as in training.
+    """
+    use_model(c, model)
+    c.rollout.update({"context": "step", "group_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
+    c.sft.update({"episodes": 1, "updates": 0})
+    c.credit.update({"method": "istar", "variant": "paper", "outcome": "return", "outcome_scale": 1.0})
+    c.credit.options.update({"alpha": 1.0, "beta": 0.05, "episode_advantage": "rloo"})
+    c.prm.update({"learning_rate": 1e-6, "warmup_updates": 0, "weight_decay": 0.0, "max_grad_norm": 10.0})
+    c.prm.update({"minibatch_groups": 0, "epochs": 1, "resync": False, "replay": 0, "warmup_batches": 0})
+    c.policy.update({"learning_rate": 5e-7, "warmup_updates": 0, "weight_decay": 0.0, "minibatch_rows": 64, "epochs": 1})
+    c.policy.update({"ratio": "step", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 0.0, "aggregation": "step-mean"})
+    c.policy.update({"advantage_norm": "none", "entropy_coef": 0.0, "kl_coef": 0.0})
+    c.eval.update({"episodes": 128, "every": 5, "prm_as_policy_every": 0})
+    c.checkpoint.update({"every": 50, "keep": 2})
+
+
+def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: int, tested: int, outcome: str) -> None:
+    """SPA-RL (arXiv 2505.20732) with Llama-3.2-3B; what the paper leaves open is the public release's.
+
+    That is everything of the optimizers, LoRA (rank 8 on q and v) in PPO, and PPO at the level of tokens as TRL does it. What has
+    no key: cosine decay of the supervised rate, and batches of 32 episodes, which here are whole tasks (30).
+
+    Args:
+      environment: name of the environment.
+      tasks, rollouts: training tasks, and how often each is explored.
+      steps: of an episode.
+      tested: tasks of the final evaluation.
+      outcome: `credit.outcome`.
+    """
+    use_model(c, "llama3.2-3b")
+    c.environment.update({"name": environment, "preset": "spa", "prompt": "spa"})
+    c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
+    c.rollout.update({"context": "episode", "history": 0, "groups": 30 // rollouts, "group_size": rollouts, "max_steps": steps})
+    c.rollout.update({"max_rows": 32, "temperature": 1.0})
+    c.rollout.update({"max_answer_tokens": 512, "max_prompt_tokens": 2048, "max_row_tokens": 4096})
+    c.sft.update({"episodes": tasks, "rows": 16, "updates": 3 * tasks // 16, "learning_rate": 2e-5})
+    c.sft.warmup_updates = int(0.03 * c.sft.updates)
+    c.exploration.update({"tasks": tasks, "rollouts": rollouts})
+    c.estimator.update({"head": "mlp", "learning_rate": 3e-6, "warmup_updates": 500, "decay_updates": 0, "weight_decay": 0.01})
+    c.estimator.update({"minibatch_episodes": 16, "epochs": 1, "held_out": 0.0, "refresh_every": 0})
+    c.credit.update({"method": "spa", "variant": "paper", "outcome": outcome})
+    c.credit.options.update({"alpha": 1.0, "beta": 0.5, "discount": 0.99, "trace": 0.95, "level": "token", "observation": "decay"})
+    c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
+    c.policy.update({"learning_rate": 1e-5, "warmup_updates": 0, "minibatch_rows": 32, "epochs": 4, "ratio": "token"})
+    c.policy.update({"aggregation": "token-mean", "clip_low": 0.2, "clip_high": 0.2})
+    c.policy.update({"kl_reward_coef": 0.3, "kl_reward_target": 6.0})
+    c.train.update({"mode": "offline", "env_steps": tasks * rollouts * steps, "chunk_rows": 8})
+    c.eval.update({"episodes": tested, "final_episodes": tested, "final_temperature": 0.0})

@@ -1,0 +1,348 @@
+"""Environments in a process each: slow ones run at the same time, and one that hangs, crashes or leaks costs one call.
+
+A process is forked, when its slot is first called, from a server that has imported the environment's module (`fork_server`), so
+that it starts in milliseconds and shares the module's memory. It ends with the failure of its environment, and a fresh one takes
+its place.
+
+gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and
+one that raises or is late costs the answers of all, and leaves the vector with a closed pipe, or with an answer that is taken for the
+next call's.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import selectors
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+
+from envs.protocol import Environment
+from stepreward.rollout.environment_host import EnvironmentFailure, read_answer, time_limit, too_long
+from stepreward.rollout.environments import Pool
+from stepreward.rollout.fork_server import HEAD, KILL_S, RECORD
+
+DEATH_S = 5.0  # for the server to say how a child died whose connection is gone
+# Threads of the numeric libraries: environments share the cores already, and a thread does not survive a fork.
+ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+
+
+class ProcessPool(Pool):
+    """A process for each slot.
+
+    Linux and macOS. Nothing outlives the pool: not after `close`, an interrupt, the end of the interpreter, or the pool's process
+    being killed; an environment's own child processes end with it unless they made a session of their own, which its `close` has
+    to end.
+
+    Args:
+      factory: makes a fresh environment; picklable, from a module that can be imported (not the main script).
+      timeout_s: seconds that a call may take; then the process is killed. They pass while other environments use the cores.
+      reset_timeout_s: the same of "reset", and of starting a process and making its environment.
+      grace_s: seconds that an environment has to close itself.
+      output: file that what the environments print is appended to.
+
+    Raises:
+      ValueError: the factory cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Environment],
+        *,
+        timeout_s: float = 60.0,
+        reset_timeout_s: float = 300.0,
+        grace_s: float = 5.0,
+        output: str = os.devnull,
+    ):
+        super().__init__()
+        self._factory = pickled_factory(factory)
+        self._timeout_s, self._reset_timeout_s, self._grace_s, self._output = timeout_s, reset_timeout_s, grace_s, output
+        self._server: _Server | None = None
+        self._children: dict[int, _Child] = {}  # slot -> its process
+
+    def close(self) -> None:
+        """Closes every environment and waits until all processes are gone."""
+        for slot in list(self._children):
+            self._drop(slot)
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+
+    def _round(self, slots, steps):
+        found: dict[int, list | EnvironmentFailure] = {}
+        waiting: dict[int, tuple[float, float]] = {}  # slot -> (deadline, limit)
+        todo = dict(zip(slots, steps, strict=True))
+        try:
+            for slot in slots:
+                try:
+                    waiting[slot] = self._send(slot, todo[slot])
+                except EnvironmentFailure as failure:
+                    found[slot] = failure
+            while waiting:
+                self._receive(waiting, found)
+                now = time.monotonic()
+                for slot in [slot for slot, (deadline, _) in waiting.items() if deadline <= now]:
+                    found[slot] = too_long(todo[slot], waiting.pop(slot)[1])
+                    server = self._children[slot].server
+                    if not server.up:  # it hangs in the import of the environment's module
+                        server.kill()
+                    self._drop(slot, after=0.0)
+        except BaseException:  # an interrupt: what is under way would be taken for the answer of a later call
+            for slot in set(slots) - set(found):
+                self._drop(slot, after=0.0)
+            raise
+        return [found[slot] for slot in slots]
+
+    def _send(self, slot: int, steps) -> tuple[float, float]:
+        """Starts a round trip; returns its deadline and limit."""
+        fresh = slot not in self._children
+        try:
+            request = pickle.dumps(steps, protocol=5)
+            if fresh:
+                self._start(slot)
+        except Exception as error:
+            self._drop(slot)
+            raise EnvironmentFailure(f"{type(error).__name__}: {error}") from error
+        limit = time_limit(steps, fresh, self._timeout_s, self._reset_timeout_s)
+        child = self._children[slot]
+        child.limit_blocking(limit)
+        try:
+            child.connection.send_bytes(request)
+        except BlockingIOError:
+            self._drop(slot, after=0.0)
+            raise too_long(steps, limit) from None
+        except OSError:
+            raise self._died(slot) from None
+        return time.monotonic() + limit, limit
+
+    def _receive(self, waiting, found) -> None:
+        """Takes the answers that are there, waiting for one or for the first deadline."""
+        heard = [slot for slot in waiting if self._children[slot].gone]
+        if not heard:
+            first = min(deadline for deadline, _ in waiting.values())
+            for key, _ in self._server.selector.select(max(0.0, first - time.monotonic())):
+                if key.data is None:
+                    self._server.listen()
+                elif key.data in waiting:
+                    heard.append(key.data)
+                else:  # it died between its calls; the next one fails
+                    self._server.selector.unregister(key.fileobj)
+                    self._children[key.data].watched = False
+        for slot in heard:
+            del waiting[slot]
+            found[slot] = self._answer(slot)
+
+    def _answer(self, slot: int) -> list | EnvironmentFailure:
+        child = self._children[slot]
+        try:
+            if child.gone and not child.connection.poll():
+                return self._died(slot)  # something that it started holds its connection open
+            return read_answer(child.connection.recv_bytes())
+        except BlockingIOError:
+            self._drop(slot, after=0.0)
+            return EnvironmentFailure("it stopped in the middle of an answer")
+        except (EOFError, OSError):
+            return self._died(slot)
+        except EnvironmentFailure as failure:
+            self._drop(slot)
+            return failure
+
+    def _died(self, slot: int) -> EnvironmentFailure:
+        """The failure of a slot whose connection is gone."""
+        child = self._children[slot]
+        deadline = time.monotonic() + DEATH_S
+        while not child.gone and child.server.listen(max(0.0, deadline - time.monotonic())):
+            pass
+        self._drop(slot, after=0.0)
+        return EnvironmentFailure(child.gone or "its process closed its connection")
+
+    def _start(self, slot: int) -> None:
+        if self._server is not None and self._server.gone:
+            self._server.close()
+            self._server = None
+        if self._server is None:
+            self._server = _Server(self._factory, self._grace_s, self._output)
+        self._children[slot] = self._server.fork(slot)
+
+    def _drop(self, slot: int, after: float | None = None) -> None:
+        """Ends a slot's process, in `after` seconds should it not do so by itself."""
+        child = self._children.pop(slot, None)
+        if child is not None:
+            child.server.end(child, self._grace_s if after is None else after)
+
+
+@dataclass
+class _Child:
+    """A process; `gone` says how it died once that is known."""
+
+    number: int
+    server: _Server
+    connection: Connection
+    gone: str = ""
+    watched: bool = True
+    _limit: float = field(default=0.0)
+
+    def limit_blocking(self, limit: float) -> None:
+        """Makes reads and writes of the connection fail with BlockingIOError where they stall for `limit` seconds."""
+        if limit == self._limit:
+            return
+        self._limit = limit
+        value = struct.pack("ll", int(limit), int(limit % 1 * 1e6) or int(limit < 1))
+        with socket.socket(fileno=os.dup(self.connection.fileno())) as same:
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+            same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+
+
+class _Server:
+    """The pool's end of a fork server.
+
+    Attributes:
+      selector: of its records (data None) and of its children's connections (data: the slot).
+      up: it has imported the environment's module.
+      gone: how it died, and with it all its children; empty while it lives.
+    """
+
+    def __init__(self, factory: bytes, grace_s: float, output: str):
+        self.up, self.gone, self._closed = False, "", False
+        self.selector = selectors.DefaultSelector()
+        self._control, far = socket.socketpair()
+        self._children: dict[int, _Child] = {}  # by number, until it is known how they died
+        self._started, self._buffer = 0, b""
+        paths = [str(path) for path in sys.path]
+        code = f"import sys; sys.path[:] = {paths!r}; from stepreward.rollout.fork_server import main; main({far.fileno()})"
+        with far, open(output, "ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", code], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                start_new_session=True, env=ONE_THREAD | os.environ,
+            )  # fmt: skip
+        self._open: dict[int, Connection] = {}
+        self._closer = weakref.finalize(self, _finish, self._open, self._control, self._process, grace_s + KILL_S + DEATH_S)
+        self.selector.register(self._control, selectors.EVENT_READ, None)
+        self._send(HEAD.pack(len(factory), grace_s) + factory)
+
+    def fork(self, slot: int) -> _Child:
+        """A fresh process for a slot."""
+        near, far = socket.socketpair()
+        self._started += 1
+        child = self._children[self._started] = _Child(self._started, self, Connection(near.detach()))
+        self._open[child.number] = child.connection
+        self.selector.register(child.connection, selectors.EVENT_READ, slot)
+        with far:
+            self._send(RECORD.pack(b"S", child.number, 0.0), far.fileno())
+        child.gone = child.gone or self.gone
+        return child
+
+    def end(self, child: _Child, after: float) -> None:
+        """Hangs up, and has the process ended in `after` seconds should it not do so by itself."""
+        if child.watched and not self._closed:
+            self.selector.unregister(child.connection)
+        self._open.pop(child.number).close()
+        if not child.gone:
+            self._send(RECORD.pack(b"E", child.number, after))
+
+    def listen(self, timeout_s: float = 0.0) -> bool:
+        """Takes the records that are there; False when none came in time."""
+        if self.gone:
+            return False
+        self._control.settimeout(timeout_s)
+        try:
+            new = self._control.recv(1 << 16)
+        except (TimeoutError, BlockingIOError):
+            return False
+        except OSError:
+            new = b""
+        finally:
+            self._control.settimeout(None)
+        if not new:
+            self._lose()
+            return True
+        self._buffer += new
+        while len(self._buffer) >= RECORD.size:
+            kind, number, value = RECORD.unpack_from(self._buffer)
+            self._buffer = self._buffer[RECORD.size :]
+            if kind == b"U":
+                self.up = True
+                continue
+            child = self._children.pop(number)
+            child.gone = _death(int(value)) if kind == b"D" else f"no process could be started: {os.strerror(int(value))}"
+        return True
+
+    def kill(self) -> None:
+        """Ends it at once, and its children with it."""
+        self._lose()
+
+    def close(self) -> None:
+        """Hangs up and waits until it and all its children are gone."""
+        self._closer()
+        self.selector.close()
+        self._closed = True
+
+    def _send(self, data: bytes, handle: int | None = None) -> None:
+        try:
+            if handle is None:
+                self._control.sendall(data)
+            else:
+                socket.send_fds(self._control, [data], [handle])
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
+                raise
+            self._lose()
+        self.listen()  # or each end might fill the other's buffer and wait for it
+
+    def _lose(self) -> None:
+        if self.gone:
+            return
+        self._process.kill()
+        self.gone = f"its process died: the server that it was forked from did ({_code(self._process.wait())})"
+        self.selector.unregister(self._control)
+        for child in self._children.values():
+            child.gone = self.gone
+        self._children.clear()
+
+
+def pickled_factory(factory: Callable[[], Environment]) -> bytes:
+    """The factory as bytes for another process.
+
+    Raises:
+      ValueError: it cannot be pickled, or only this process could read it.
+    """
+    try:
+        data = pickle.dumps(factory, protocol=5)
+    except Exception as error:
+        raise ValueError(f"environments in other processes need a factory that can be pickled, no lambda: {error}") from error
+    if b"__main__" in data:
+        raise ValueError("environments in other processes need a factory from a module that they can import, not the main script")
+    return data
+
+
+def _finish(connections: dict, control: socket.socket, process: subprocess.Popen, patience_s: float) -> None:
+    for connection in connections.values():
+        connection.close()
+    control.close()
+    try:
+        process.wait(patience_s)
+    except subprocess.TimeoutExpired:  # it hangs itself
+        process.kill()
+        process.wait()
+
+
+def _death(status: int) -> str:
+    return f"its process died ({_code(os.waitstatus_to_exitcode(status))})"
+
+
+def _code(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {signal.Signals(-code).name}"
+    except ValueError:
+        return f"signal {-code}"

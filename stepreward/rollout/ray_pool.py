@@ -1,0 +1,173 @@
+"""Environments on other machines: an actor of a Ray cluster for each slot (the extra `ray`).
+
+For environments too heavy for the machines that hold the accelerators. Every node of the cluster needs this package and the
+environment's, data included. On one machine `process_pool` is the better: an actor takes seconds to start, tens of MB, and about
+ten times the CPU a call.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from envs.extras import require
+from envs.protocol import Environment
+from stepreward.rollout.environment_host import EnvironmentFailure, RemoteHost, read_answer, time_limit, too_long
+from stepreward.rollout.environments import Pool
+from stepreward.rollout.process_pool import pickled_factory
+
+CONNECT_S = 5.0
+
+
+class RayPool(Pool):
+    """An actor for each slot, spread over the nodes.
+
+    An actor dies with its environment's failure and a fresh one takes its place. What an environment has started, and not ended
+    in `close`, may outlive an actor that was killed.
+
+    Args:
+      factory: makes a fresh environment; picklable, from a module that every node can import.
+      timeout_s: seconds that a call may take; then the actor is killed.
+      reset_timeout_s: the same of "reset", and of starting an actor and making its environment, waiting for room on a
+        node included.
+      address: the cluster's "HOST:PORT", "auto" for the one that this machine belongs to, or "local" to start one on this machine
+        that ends with the pool. Empty: that of RAY_ADDRESS. Where this process has joined a cluster already, that one is used.
+      num_cpus: what an actor books of a node's cores; steps are short, so that many share a core.
+      grace_s: seconds that environments have to close themselves.
+
+    Raises:
+      ValueError: no Ray, no address, or no cluster there; the factory cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        factory: Callable[[], Environment],
+        *,
+        timeout_s: float = 60.0,
+        reset_timeout_s: float = 300.0,
+        address: str = "",
+        num_cpus: float = 0.05,
+        grace_s: float = 5.0,
+    ):
+        super().__init__()
+        self._ray = require("ray", "ray")
+        self._factory = pickled_factory(factory)
+        self._timeout_s, self._reset_timeout_s, self._grace_s = timeout_s, reset_timeout_s, grace_s
+        self._address = address
+        self._joined = _join(self._ray, address)
+        options = {"num_cpus": num_cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
+        self._actor_class = self._ray.remote(**options)(RemoteHost)
+        self._actors: dict[int, object] = {}
+
+    def close(self) -> None:
+        """Closes every environment, ends the actors, and leaves the cluster if the pool had joined it."""
+        if self._actors and self._ray.is_initialized():
+            closing = [actor.close.remote() for actor in self._actors.values()]
+            self._ray.wait(closing, num_returns=len(closing), timeout=self._grace_s)
+            for slot in list(self._actors):
+                self._drop(slot)
+        self._actors.clear()
+        if self._joined:
+            self._ray.shutdown()
+            self._joined = False
+
+    def _round(self, slots, steps):
+        if not self._ray.is_initialized():
+            self._joined = _join(self._ray, self._address)
+        todo = dict(zip(slots, steps, strict=True))
+        found: dict[int, list | EnvironmentFailure] = {}
+        waiting: dict[object, tuple[int, float, float]] = {}  # what an actor will answer -> (slot, deadline, limit)
+        try:
+            for slot in slots:
+                limit = time_limit(todo[slot], slot not in self._actors, self._timeout_s, self._reset_timeout_s)
+                try:
+                    waiting[self._send(slot, todo[slot])] = slot, time.monotonic() + limit, limit
+                except Exception as error:  # the call cannot be pickled, or the cluster refuses the actor
+                    self._drop(slot)
+                    found[slot] = EnvironmentFailure(f"{type(error).__name__}: {error}")
+            while waiting:
+                first = min(deadline for _, deadline, _ in waiting.values())
+                patience = max(0.0, first - time.monotonic())
+                for answer in self._ray.wait(list(waiting), num_returns=len(waiting), timeout=patience)[0]:
+                    slot = waiting.pop(answer)[0]
+                    found[slot] = self._read(slot, answer)
+                now = time.monotonic()
+                for answer, (slot, deadline, limit) in list(waiting.items()):
+                    if deadline <= now:
+                        del waiting[answer]
+                        self._drop(slot)
+                        found[slot] = too_long(todo[slot], limit)
+        except BaseException:  # an interrupt: what is under way would delay the next calls
+            for slot in set(slots) - set(found):
+                self._drop(slot)
+            raise
+        return [found[slot] for slot in slots]
+
+    def _send(self, slot: int, steps):
+        request = pickle.dumps(steps, protocol=5)
+        if slot not in self._actors:
+            self._actors[slot] = self._actor_class.remote(self._factory)
+        return self._actors[slot].answer.remote(request)
+
+    def _read(self, slot: int, answer) -> list | EnvironmentFailure:
+        try:
+            return read_answer(self._ray.get(answer))
+        except EnvironmentFailure as failure:
+            self._drop(slot)
+            return failure
+        except self._ray.exceptions.RayError as error:
+            self._drop(slot)
+            return EnvironmentFailure(f"its process died: {_cause(error)}")
+
+    def _drop(self, slot: int) -> None:
+        actor = self._actors.pop(slot, None)
+        if actor is None:
+            return
+        try:
+            self._ray.kill(actor)
+        except self._ray.exceptions.RayError:
+            pass  # it never was
+
+
+def _join(ray, address: str) -> bool:
+    """Joins the cluster; False where this process is in one already."""
+    if ray.is_initialized():
+        return False
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        raise ValueError(
+            "no Ray cluster is named: give its address HOST:PORT, 'auto' for the one of this machine, or 'local' to start one"
+        )
+    if address not in ("auto", "local"):
+        _knock(address)
+    own = {}
+    if address == "local":  # other nodes have paths of their own
+        own = {"include_dashboard": False, "runtime_env": {"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}}}
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False, logging_level=logging.ERROR, **own)
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"the Ray cluster at {address!r} cannot be joined: {first}") from error
+    return True
+
+
+def _knock(address: str) -> None:
+    """Ray itself tries for minutes, and may then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"the address of a Ray cluster is HOST:PORT, 'auto' or 'local', not {address!r}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise ValueError(f"no Ray cluster answers at {address!r}: {error}") from None
+
+
+def _cause(error: Exception) -> str:
+    """The sentence of Ray's report that says why."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return next((line for line in lines if "because" in line or "exit" in line.lower()), lines[0] if lines else repr(error))

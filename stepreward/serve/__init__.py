@@ -1,0 +1,7 @@
+"""A model behind the chat interface that OpenAI's clients speak: what is served, batching, and the web server."""
+
+from stepreward.serve.batcher import Batcher, Request
+from stepreward.serve.models import Served, load_folder, load_run
+from stepreward.serve.server import running, serve
+
+__all__ = ["Batcher", "Request", "Served", "load_folder", "load_run", "running", "serve"]

@@ -1,0 +1,251 @@
+"""Requests decoded together: one thread owns the engine; requests join its batch between two chunks, and leave it when done."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from stepreward.rollout.engine import EngineState
+from stepreward.serve.engine import RowSampling, ServingEngine, row_keys
+from stepreward.serve.transcript import Transcript
+
+
+class Overloaded(Exception):
+    """As many requests wait as may wait."""
+
+
+class Closed(Exception):
+    """The server is going down."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to answer and how.
+
+    Attributes:
+      prompt: int32 `[T]`, the conversation up to where the answer begins.
+      max_tokens: the longest answer.
+      temperature, top_k, top_p: see `Sampling`.
+      seed: of the draws.
+      stop: strings before which the answer ends.
+    """
+
+    prompt: np.ndarray
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """More of an answer's text; the last one has the reason for its end (`stop` or `length`) and how many tokens were sampled."""
+
+    text: str
+    finish_reason: str | None = None
+    tokens: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why a request gets no answer."""
+
+    error: Exception
+
+
+class Ticket:
+    """A request on its way; `cancel` gives its place to another at the next chunk."""
+
+    def __init__(self, request: Request, tell: Callable[[Piece | Failure], None]):
+        self.request, self.tell = request, tell
+        self.cancelled = False
+
+    def cancel(self) -> None:
+        """The answer is no longer wanted; nothing more is told."""
+        self.cancelled = True
+
+
+class _Row:
+    """A request in the batch."""
+
+    def __init__(self, ticket: Ticket, transcript: Transcript):
+        self.ticket, self.transcript = ticket, transcript
+        self.chunks = 0
+
+    @property
+    def new_tokens(self) -> np.ndarray:
+        return np.asarray(self.transcript.tokens[-1:] if self.chunks else self.ticket.request.prompt, np.int32)
+
+
+class Batcher:
+    """Answers requests together; a context manager that ends with its thread.
+
+    Args:
+      engine: decodes.
+      params: as `engine.prepare` returns them.
+      text_of: the text of sampled tokens.
+      max_rows: answers decoded at once.
+      max_waiting: requests that may wait for a row.
+    """
+
+    def __init__(
+        self, engine: ServingEngine, params: Any, text_of: Callable[[np.ndarray], str], *, max_rows: int = 8,
+        max_waiting: int = 64,
+    ):  # fmt: skip
+        self.engine, self.params, self._text_of = engine, params, text_of
+        self.max_rows = -(-max_rows // engine.rows_multiple) * engine.rows_multiple
+        self.max_waiting = max_waiting
+        self._waiting: collections.deque[Ticket] = collections.deque()
+        self._rows: list[_Row | None] = []
+        self._state: EngineState | None = None
+        self._changed, self._closing = threading.Condition(), False
+        self._thread = threading.Thread(target=self._work, name="batcher")
+        self._thread.start()
+
+    def submit(self, request: Request, tell: Callable[[Piece | Failure], None]) -> Ticket:
+        """Takes a request in; `tell` hears of its pieces from the batcher's thread, and must not block.
+
+        Raises:
+          Overloaded: too many wait.
+          Closed: the batcher is closed.
+          ValueError: the prompt is empty, or it and its answer are longer than a conversation may be.
+        """
+        if not 0 < len(request.prompt) <= self.engine.max_length - request.max_tokens or request.max_tokens < 1:
+            raise ValueError(
+                f"a prompt of {len(request.prompt)} tokens and an answer of {request.max_tokens} do not fit the server's "
+                f"{self.engine.max_length} tokens."
+            )
+        ticket = Ticket(request, tell)
+        with self._changed:
+            if self._closing or not self._thread.is_alive():
+                raise Closed("the server is going down")
+            self._forget_cancelled()
+            if len(self._waiting) >= self.max_waiting:
+                raise Overloaded(f"{len(self._waiting)} requests are waiting already")
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """How many requests are being answered, and how many wait."""
+        return sum(row is not None for row in self._rows), len(self._waiting)
+
+    def close(self) -> None:
+        """Ends the thread after its current chunk; requests that are not answered by then fail with `Closed`."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    def __enter__(self) -> "Batcher":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # --- The batcher's thread ---
+
+    def _work(self) -> None:
+        try:
+            while self._admit():
+                try:
+                    self._chunk()
+                except Exception as error:  # out of memory, say: these requests fail, the next ones get a new cache
+                    traceback.print_exc(file=sys.stderr)
+                    self._fail([row.ticket for row in self._rows if row], error)
+                    self._rows, self._state = [], None
+        finally:
+            with self._changed:
+                self._closing = True
+                left = [*self._waiting, *(row.ticket for row in self._rows if row)]
+                self._waiting.clear()
+            self._rows, self._state = [], None
+            self._fail(left, Closed("the server is going down"))
+
+    def _admit(self) -> bool:
+        """Waits for something to do and puts it into rows; False when the batcher closes."""
+        self._rows = [row if row and not row.ticket.cancelled else None for row in self._rows]
+        running = [row for row in self._rows if row]
+        with self._changed:
+            self._forget_cancelled()
+            while not (self._waiting or running or self._closing):
+                self._rows, self._state = [], None  # an idle server holds no cache
+                self._changed.wait()
+            if self._closing:
+                return False
+            new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_rows - len(running)))]
+        self._resize(len(running) + len(new))
+        free = (index for index, row in enumerate(self._rows) if row is None)
+        for ticket in new:
+            self._rows[next(free)] = _Row(ticket, Transcript(self._text_of, ticket.request.stop))
+        return True
+
+    def _resize(self, count: int) -> None:
+        """As many rows as `count` requests take; those that go on move together."""
+        size = self.engine.row_bucket(max(count, 1), self.max_rows)
+        if size == len(self._rows):
+            return
+        held = [index for index, row in enumerate(self._rows) if row]
+        if not held:
+            self._state, self._rows = self.engine.start(size), [None] * size
+            return
+        index = np.asarray(held + [0] * (size - len(held)))
+        self._state = self.engine.select(self._state, index)
+        self._rows = [self._rows[i] for i in held] + [None] * (size - len(held))
+
+    def _chunk(self) -> None:
+        """One chunk of tokens for each row."""
+        begun = np.array([row is not None and row.chunks > 0 for row in self._rows])
+        state = self._state._replace(length=np.where(begun, self._state.length, 0).astype(np.int32))
+        self._state = None  # its cache is given away
+        new_tokens = [np.zeros(0, np.int32) if row is None else row.new_tokens for row in self._rows]
+        self._state, answer = self.engine.turn(self.params, state, new_tokens, self._sampling())
+        for index, row in enumerate(self._rows):
+            if row is not None and self._take(row, answer.tokens[index, : answer.count[index]], bool(answer.stopped[index])):
+                self._rows[index] = None
+
+    def _sampling(self) -> RowSampling:
+        requests = [Request(np.zeros(0, np.int32), 1, 0.0) if row is None else row.ticket.request for row in self._rows]
+        chunks = [0 if row is None else row.chunks for row in self._rows]
+        return RowSampling(
+            row_keys([(request.seed, chunk) for request, chunk in zip(requests, chunks)]),
+            np.array([request.temperature for request in requests], np.float32),
+            np.array([request.top_k for request in requests], np.int32),
+            np.array([request.top_p for request in requests], np.float32),
+        )
+
+    def _take(self, row: _Row, tokens: np.ndarray, stopped: bool) -> bool:
+        """Tells what a row has said; whether it is done."""
+        request, transcript = row.ticket.request, row.transcript
+        room = request.max_tokens - len(transcript.tokens)
+        stopped = stopped and len(tokens) <= room
+        last = stopped or len(tokens) >= room
+        text = transcript.add(tokens[:room], last=last)
+        row.chunks += 1
+        done = last or transcript.stopped
+        if row.ticket.cancelled:
+            return True
+        reason = "stop" if stopped or transcript.stopped else "length"
+        if done:
+            row.ticket.tell(Piece(text, reason, len(transcript.tokens)))
+        elif text:
+            row.ticket.tell(Piece(text))
+        return done
+
+    def _forget_cancelled(self) -> None:
+        self._waiting = collections.deque(ticket for ticket in self._waiting if not ticket.cancelled)
+
+    def _fail(self, tickets: list[Ticket], error: Exception) -> None:
+        for ticket in tickets:
+            if not ticket.cancelled:
+                ticket.tell(Failure(error))

@@ -1,0 +1,142 @@
+"""What a server serves: a run's checkpoint, or the folder of a pretrained model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepreward import processes
+from stepreward.errors import UserError
+from stepreward.models import decoder, presets
+from stepreward.rollout.chat import Chat
+from stepreward.rollout.template_chat import TemplateChat
+from stepreward.serve.conversation import Conversations
+from stepreward.serve.engine import ServingEngine, make_engine
+
+FOLDER_LENGTH = 4096  # tokens of a conversation with a pretrained model, unless said otherwise
+
+
+@dataclasses.dataclass
+class Served:
+    """A model ready to answer.
+
+    Attributes:
+      name: what clients call it.
+      engine, params: decode; the parameters are prepared.
+      conversations: makes prompts of messages.
+      text_of: the text of sampled tokens.
+      max_tokens: the longest answer that a request may ask for.
+      temperature, top_k, top_p: what a request gets that does not say.
+    """
+
+    name: str
+    engine: ServingEngine
+    params: Any
+    conversations: Conversations
+    text_of: Callable[[np.ndarray], str]
+    max_tokens: int
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def load_run(
+    workdir: str | Path, step: int | None = None, which: str = "policy", *, name: str | None = None,
+    max_length: int | None = None, max_tokens: int | None = None,
+) -> Served:  # fmt: skip
+    """A run's policy, PRM or initial policy, spoken to as the run does and sampled with the run's settings.
+
+    Args:
+      workdir, step, which: see `load_checkpoint`.
+      name: what clients call it; by default the workdir's name.
+      max_length: tokens of a prompt and its answer; by default `rollout.max_row_tokens`.
+      max_tokens: the longest answer; by default `rollout.max_answer_tokens`.
+
+    Raises:
+      UserError, FileNotFoundError, ValueError: one line says what is wrong.
+    """
+    from stepreward.training import backbones
+    from stepreward.training.evaluate import load_checkpoint
+
+    found = load_checkpoint(workdir, step, which)
+    if processes.count() > 1:
+        raise UserError("a server is one process: start it without the variables of a job of several")
+    c, parts, rollout = found.config, found.parts, found.config.rollout
+    length, longest = _limits(max_length or rollout.max_row_tokens, max_tokens or rollout.max_answer_tokens)
+    trained, lora = parts.collector.engine, backbones.lora_config(c)
+    engine = make_engine(
+        found.model.graphdef, found.model.config, parts.chat.stop_ids, parts.chat.codec.pad_id, length, sharding=trained.sharding,
+        rows_multiple=trained.rows_multiple, lora=lora,
+    )  # fmt: skip
+    params = engine.prepare(found.model.join(found.params))
+    conversations = _conversations(parts.chat, c.model.system or None, c.model.thinking)
+    return Served(
+        name or Path(workdir).resolve().name, engine, params, conversations, parts.chat.text, longest, rollout.temperature,
+        rollout.top_k, rollout.top_p,
+    )  # fmt: skip
+
+
+def load_folder(
+    model: str | Path, *, dtype: str = "bfloat16", name: str | None = None, max_length: int | None = None,
+    max_tokens: int | None = None,
+) -> Served:  # fmt: skip
+    """A model of the Llama or Qwen family in a Hugging Face folder, spoken to through its own chat template.
+
+    Args:
+      model: a folder, or a name in the hub's local cache.
+      dtype: type of weights and computation, `bfloat16` or `float32`.
+      name: what clients call it; by default the folder's name.
+      max_length: tokens of a prompt and its answer; by default 4096, or what the model has if less.
+      max_tokens: the longest answer; by default half of that.
+
+    Raises:
+      UserError, FileNotFoundError, ValueError: one line says what is wrong.
+    """
+    from stepreward.models import hugging_face
+    from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
+    from stepreward.training.main_job import use_compilation_cache
+
+    use_compilation_cache()
+    folder = hugging_face.find_folder(model)
+    hub = hugging_face.read_config(folder)
+    if max_length and max_length > hub.max_length:
+        raise UserError(f"--max-length={max_length}: {str(model)!r} reads conversations of at most {hub.max_length} tokens")
+    length = max_length or min(FOLDER_LENGTH, hub.max_length)
+    length, longest = _limits(length, max_tokens or length // 2)
+    chat = TemplateChat(load_pretrained_tokenizer(folder))
+    kind = presets.dtype(dtype)
+    config = hub.decoder(compute_dtype=kind, param_dtype=kind)
+    if chat.codec.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer in {str(model)!r} has {chat.codec.vocab_size} tokens, its model {config.vocab_size}: they do not "
+            "belong together"
+        )
+    params = hugging_face.load_params(folder, config)
+    engine = make_engine(decoder.graph(config), config, chat.stop_ids, chat.codec.pad_id, length)
+    conversations = _conversations(chat, None, None)
+    return Served(name or Path(model).resolve().name, engine, engine.prepare(params), conversations, chat.text, longest)
+
+
+def _limits(length: int, longest: int) -> tuple[int, int]:
+    if not 0 < longest < length:
+        raise UserError(f"--max-tokens={longest} must be at least 1 and less than the {length} tokens of --max-length")
+    return length, longest
+
+
+def _conversations(chat: Chat | TemplateChat, system: str | None, thinking: bool | None) -> Conversations:
+    """The forms of a chat; what a client does not say is as in the run."""
+
+    def form(said: str | None, thinks: bool | None):
+        if said is None and thinks is None:
+            return chat
+        if isinstance(chat, Chat):
+            raise ValueError("this model was trained from scratch: it knows no system message and no thinking mode.")
+        return TemplateChat(
+            chat.codec, system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks
+        )
+
+    return Conversations(form)

@@ -1,0 +1,322 @@
+"""The web server: OpenAI's chat interface over a batcher.
+
+    GET /health    GET /v1/models    POST /v1/chat/completions
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import hmac
+import json
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from typing import Any
+
+from stepreward.errors import Terminated, UserError
+from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece, Ticket
+from stepreward.serve.models import Served
+from stepreward.serve.protocol import Asked, Refused, parse
+
+MOST_BYTES = 4 * 2**20  # of a request's body
+READ_SECONDS = 30.0  # for it to arrive
+RETRY_SECONDS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a server behaves.
+
+    Attributes:
+      host, port: where it listens; port 0 takes a free one.
+      api_key: what clients must show, or None.
+      max_rows: answers decoded at once.
+      max_waiting: requests that may wait for their turn; more are told to come back.
+      timeout: seconds that a request may take, waiting included.
+      grace: seconds that running requests have when the server is asked to stop.
+      ignore_format: let requests for JSON pass as requests for text.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_rows: int = 8
+    max_waiting: int = 64
+    timeout: float = 600.0
+    grace: float = 30.0
+    ignore_format: bool = False
+
+
+def serve(served: Served, settings: Settings = Settings()) -> None:
+    """Answers requests until SIGINT or SIGTERM, then finishes those that run.
+
+    Raises:
+      UserError: a package is missing, or the address cannot be listened on.
+      KeyboardInterrupt: after a clean stop by SIGINT; by SIGTERM it is `Terminated`.
+    """
+
+    def stop(*_):
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, stop)  # the web server takes both signals, and raises them again once it has stopped
+    with _prepared(served, settings) as (server, listening, address):
+        print(f"serving {served.name} on {address}/v1", flush=True)
+        server.run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def running(served: Served, settings: Settings = Settings(port=0)) -> Iterator[str]:
+    """A server in a thread of this process, for the length of the block; gives its address, `http://host:port`."""
+    with _prepared(served, settings) as (server, listening, address):
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="web server")
+        thread.start()
+        try:
+            yield address
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+@contextlib.contextmanager
+def _prepared(served: Served, settings: Settings):
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}: pip install -e '.[serve]'") from None
+    listening = _listen(settings.host, settings.port)
+    host, port = listening.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    batcher = Batcher(
+        served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting
+    )
+    with contextlib.closing(listening), batcher:
+        config = uvicorn.Config(
+            application(served, batcher, settings), lifespan="off", log_level="critical", access_log=False, ws="none",
+            proxy_headers=False, server_header=False, timeout_graceful_shutdown=max(1, round(settings.grace)),
+        )  # fmt: skip
+        yield uvicorn.Server(config), listening, address
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind, protocol)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+            listening.listen(256)
+        except BaseException:
+            listening.close()
+            raise
+    except (OSError, OverflowError) as error:
+        raise UserError(f"cannot listen on --host={host} --port={port}: {getattr(error, 'strerror', None) or error}") from None
+    return listening
+
+
+def application(served: Served, batcher: Batcher, settings: Settings):
+    """The ASGI application.
+
+    Raises:
+      ModuleNotFoundError: starlette is missing.
+    """
+    from starlette.applications import Starlette
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect, Request
+    from starlette.responses import JSONResponse, Response, StreamingResponse
+    from starlette.routing import Route
+
+    created = int(time.time())
+
+    async def health(request: Request) -> Response:
+        active, waiting = batcher.load
+        return JSONResponse({"status": "ok", "model": served.name, "active": active, "waiting": waiting})
+
+    async def models(request: Request) -> Response:
+        _check_key(request.headers.get("authorization"), settings.api_key)
+        model = {"id": served.name, "object": "model", "created": created, "owned_by": "stepreward"}
+        return JSONResponse({"object": "list", "data": [model | {"max_model_len": served.engine.max_length}]})
+
+    async def completions(request: Request) -> Response:
+        _check_key(request.headers.get("authorization"), settings.api_key)
+        body = await _read(request)
+        asked = await asyncio.to_thread(parse, body, served, ignore_format=settings.ignore_format)
+        answer = _Answer(batcher, asked, settings.timeout)
+        reply = _Reply(served.name, asked)
+        # What fails before the first piece of a stream still gets a status of its own.
+        wanted = anext(answer) if asked.stream else _whole(answer)
+        found = await _unless_gone(request, wanted, answer)
+        if asked.stream:
+            return StreamingResponse(_events(reply, found, answer), media_type="text/event-stream")
+        return JSONResponse(reply.whole(*found))
+
+    async def refused(request: Request, error: Exception) -> Response:
+        if isinstance(error, ClientDisconnect):
+            return Response(status_code=499)
+        if isinstance(error, HTTPException):
+            error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+        headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 503 else {}
+        headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+        return JSONResponse(error.body, status_code=error.status, headers=headers)
+
+    async def broken(request: Request, error: Exception) -> Response:
+        return await refused(request, Refused(500, "the server failed; its log says why"))
+
+    return Starlette(
+        routes=[
+            Route("/health", health),
+            Route("/v1/models", models),
+            Route("/v1/chat/completions", completions, methods=["POST"]),
+        ],
+        exception_handlers={Refused: refused, HTTPException: refused, ClientDisconnect: refused, Exception: broken},
+    )
+
+
+def _check_key(header: str | None, api_key: str | None) -> None:
+    if api_key is not None and not hmac.compare_digest((header or "").encode(), f"Bearer {api_key}".encode()):
+        raise Refused(401, "no API key, or a wrong one: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+
+async def _read(request) -> bytes:
+    parts, size = [], 0
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            async for part in request.stream():
+                parts.append(part)
+                size += len(part)
+                if size > MOST_BYTES:
+                    raise Refused(413, f"the body is larger than {MOST_BYTES} bytes")
+    except TimeoutError:
+        raise Refused(408, f"the body did not arrive within {READ_SECONDS:.0f} s") from None
+    return b"".join(parts)
+
+
+async def _unless_gone(request, wanted: Coroutine, answer: "_Answer") -> Any:
+    """What is wanted, unless the client leaves before it is there.
+
+    Raises:
+      ClientDisconnect: it left; its answer is cancelled.
+    """
+    from starlette.requests import ClientDisconnect
+
+    left, found = asyncio.ensure_future(_disconnected(request)), asyncio.ensure_future(wanted)
+    try:
+        await asyncio.wait({left, found}, return_when=asyncio.FIRST_COMPLETED)
+        if not found.done():
+            raise ClientDisconnect
+        return found.result()
+    except BaseException:
+        answer.cancel()
+        raise
+    finally:
+        left.cancel()
+        found.cancel()
+
+
+async def _disconnected(request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Answer:
+    """The pieces of an answer, from the batcher's thread to this loop; leaving early gives the row free."""
+
+    def __init__(self, batcher: Batcher, asked: Asked, timeout: float):
+        loop = asyncio.get_running_loop()
+        self._pieces: asyncio.Queue[Piece | Failure] = asyncio.Queue()
+        self._deadline, self._timeout = loop.time() + timeout, timeout
+
+        def tell(piece: Piece | Failure) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever would have listened
+                loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
+
+        try:
+            self._ticket: Ticket = batcher.submit(asked.request, tell)
+        except Overloaded as error:
+            raise Refused(503, f"{error}: come back later", code="overloaded") from None
+        except Closed as error:
+            raise Refused(503, str(error), code="closing") from None
+
+    def cancel(self) -> None:
+        """Nothing more is wanted; fine to say twice."""
+        self._ticket.cancel()
+
+    def __aiter__(self) -> "_Answer":
+        return self
+
+    async def __anext__(self) -> Piece:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                piece = await self._pieces.get()
+        except BaseException as error:
+            self.cancel()
+            if isinstance(error, TimeoutError):
+                raise Refused(504, f"no answer within {self._timeout:g} s", code="timeout") from None
+            raise
+        if isinstance(piece, Failure):
+            if isinstance(piece.error, Closed):
+                raise Refused(503, str(piece.error), code="closing")
+            raise Refused(500, f"decoding failed ({type(piece.error).__name__}); the server's log says why")
+        return piece
+
+
+async def _whole(answer: _Answer) -> tuple[str, Piece]:
+    text = ""
+    async for piece in answer:
+        text += piece.text
+        if piece.finish_reason:
+            return text, piece
+    raise AssertionError("an answer ends with a reason")
+
+
+async def _events(reply: "_Reply", first: Piece, answer: _Answer) -> AsyncIterator[str]:
+    """Server-sent events; an error after the first piece is an event too."""
+    try:
+        piece, role = first, {"role": "assistant"}
+        while True:
+            if piece.text or role:
+                yield reply.event({**role, "content": piece.text})
+            role = {}
+            if piece.finish_reason:
+                break
+            piece = await anext(answer)
+        yield reply.event({}, piece)
+        if reply.asked.usage:
+            yield reply.usage_event(piece)
+        yield "data: [DONE]\n\n"
+    except Refused as error:
+        yield f"data: {json.dumps(error.body)}\n\n"
+    finally:
+        answer.cancel()
+
+
+class _Reply:
+    """OpenAI's objects for one answer."""
+
+    def __init__(self, model: str, asked: Asked):
+        self.asked = asked
+        self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
+
+    def whole(self, text: str, end: Piece) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text}
+        choice = {"index": 0, "message": message, "finish_reason": end.finish_reason, "logprobs": None}
+        return {**self._head, "object": "chat.completion", "choices": [choice], "usage": self._usage(end)}
+
+    def event(self, delta: dict[str, str], end: Piece | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": end.finish_reason if end else None, "logprobs": None}
+        return self._chunk([choice])
+
+    def usage_event(self, end: Piece) -> str:
+        return self._chunk([], usage=self._usage(end))
+
+    def _chunk(self, choices: list, **more) -> str:
+        return f"data: {json.dumps({**self._head, 'object': 'chat.completion.chunk', 'choices': choices, **more})}\n\n"
+
+    def _usage(self, end: Piece) -> dict[str, int]:
+        asked = len(self.asked.request.prompt)
+        return {"prompt_tokens": asked, "completion_tokens": end.tokens, "total_tokens": asked + end.tokens}
