@@ -46,7 +46,8 @@ def _tiny(c: ConfigDict) -> None:
     """Half the batch of the text preset and no replay: a step in memory, and in a checkpoint, is a picture of 110 kB.
 
     A supervised update takes 0.42 CPU seconds; success on held-out rooms is 36 % after 280 of them, 68 % after 400.
-    An iteration of RLOO takes 6 to 7; from 36 % it went to 41, 43 and 48 % after 12, 24 and 36 thousand steps (one seed, 256 rooms).
+    An iteration of RLOO takes 6 to 7; from 36 % it went to 41, 43 and 48 % after 12, 24 and 36 thousand steps (one seed, 256
+    rooms).
     """
     c.credit.method = "rloo"
     c.environment.update({"preset": "tiny_image", "prompt": "compact_image"})
