@@ -55,6 +55,7 @@ class Settings:
 PRESETS = {
     # iStar's room, without the rooms that three moves solve and the few very long ones.
     "tiny": Settings(min_moves=4, max_moves=12),
+    "tiny_image": Settings(min_moves=4, max_moves=12, observation="image"),
     # iStar (arXiv 2509.19199): 6x6, one box, 15 steps.
     "istar": Settings(),
     "istar_image": Settings(observation="image"),

@@ -75,6 +75,14 @@ class CompactPrompt:
         return action
 
 
+class CompactImagePrompt(CompactPrompt):
+    """For tiny models that see: one `<image>` and not a word; the answer is the bare word."""
+
+    def first(self, observation: Observation) -> str:
+        """The place of the picture."""
+        return "<image>"
+
+
 class IStarPrompt:
     """iStar's and verl-agent's form for text rooms: rules, the last turns, the board, thoughts and action in tags.
 
@@ -156,11 +164,14 @@ class RagenPrompt:
         return write_tagged(f"The shortest way on is {action}.", action.capitalize(), "answer")
 
 
-_PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "ragen": RagenPrompt}
+_PROMPTS = {
+    "compact": CompactPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "compact_image": CompactImagePrompt,
+    "ragen": RagenPrompt,
+}  # fmt: skip
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar, istar_image or ragen. Raises ValueError that lists them when unknown."""
+    """The prompt of a name: compact, istar, istar_image, compact_image or ragen. Raises ValueError that lists them when unknown."""
     if name not in _PROMPTS:
         raise ValueError(f"unknown Sokoban prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
     return _PROMPTS[name]()

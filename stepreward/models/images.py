@@ -36,15 +36,28 @@ def preprocess_images(images: Sequence[np.ndarray], processor: str | os.PathLike
 
     Raises:
       FileNotFoundError: the folder has no such file.
-      ValueError: an image is not uint8 `[H, W, 3]`; the file is not JSON.
+      ValueError: an image is not uint8 `[H, W, 3]`, or not resized and no whole number of squares; the file is not JSON.
     """
     for index, image in enumerate(images):
         if np.ndim(image) != 3 or np.shape(image)[2] != 3 or np.asarray(image).dtype != np.uint8:
             raise ValueError(f"image {index} is {np.asarray(image).dtype}{np.shape(image)}; give uint8 [H, W, 3].")
     settings = processor_settings(processor)
+    side = settings.get("patch_size", 14) * settings.get("merge_size", 2)
+    for index, image in enumerate(images):
+        if not settings.get("do_resize", True) and (image.shape[0] % side or image.shape[1] % side):
+            raise ValueError(
+                f"image {index} has {image.shape[0]} × {image.shape[1]} pixels, read as they are in squares of {side} × {side}: "
+                "give whole squares, or a processor that resizes."
+            )
     process = _processor(json.dumps(settings, sort_keys=True))
     found = process(images=list(images), input_data_format="channels_last", return_tensors="np")
     return Images(np.asarray(found["pixel_values"], np.float32), np.asarray(found["image_grid_thw"], np.int64))
+
+
+def native_settings(config: VisionConfig) -> dict:
+    """Settings of an image processor that reads pixels as they are, for a tower without a model folder; colours from −1 to 1."""
+    sizes = {"patch_size": config.patch_size, "temporal_patch_size": config.temporal_patch, "merge_size": config.merge}
+    return {"do_resize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **sizes}
 
 
 def processor_settings(processor: str | os.PathLike | Mapping) -> dict:

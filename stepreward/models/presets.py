@@ -1,4 +1,8 @@
-"""Model shapes by name: tiny ones for training from scratch on a CPU, whose vocabulary is the tokenizer's, and published ones."""
+"""Model shapes by name: tiny ones for training from scratch on a CPU, whose vocabulary is the tokenizer's, and published ones.
+
+The tiny ones that see are Qwen2.5-VL at toy size: a tower, M-RoPE, biases on queries, keys and values. They read pixels as they
+are, 16 × 16 to an embedding.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ import jax.numpy as jnp
 
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.rotary import RopeScaling
+from stepreward.models.tokenizer import PLACEHOLDER_ID
 from stepreward.models.vision import VisionConfig
 
 
@@ -16,6 +21,19 @@ def _tiny(layers: int, width: int, heads: int, mlp: int) -> DecoderConfig:
     return DecoderConfig(
         vocab_size=0, num_layers=layers, embed_dim=width, num_heads=heads, num_kv_heads=heads, head_dim=width // heads, mlp_dim=mlp
     )
+
+
+def _tiny_vision(decoder: DecoderConfig, tower: VisionConfig) -> DecoderConfig:
+    time, side = decoder.head_dim // 8, 3 * decoder.head_dim // 16  # a quarter and twice three eighths, as published
+    return dataclasses.replace(decoder, qkv_bias=True, mrope_sections=(time, side, side), vision=tower)
+
+
+def _tower(depth: int, width: int, heads: int, mlp: int, out: int, patch: int) -> VisionConfig:
+    """The last layer sees the whole image, those before it windows of 2 × 2 embeddings; a still image is one frame."""
+    return VisionConfig(
+        depth, width, heads, mlp, out, full_attention_layers=(depth - 1,), patch_size=patch, merge=16 // patch, temporal_patch=1,
+        window_size=32, image_token_id=PLACEHOLDER_ID,
+    )  # fmt: skip
 
 
 def _qwen25(layers: int, width: int, heads: int, kv_heads: int, head_dim: int, mlp: int, vocab: int, tied: bool) -> DecoderConfig:
@@ -36,6 +54,8 @@ TINY = {
     "tiny-0.1m": _tiny(2, 64, 2, 128),
     "tiny-0.5m": _tiny(3, 128, 4, 256),
     "tiny-2m": _tiny(6, 192, 6, 384),
+    "tiny-vision-micro": _tiny_vision(_tiny(1, 16, 1, 32), _tower(2, 8, 1, 16, 16, patch=8)),  # tests
+    "tiny-vision": _tiny_vision(_tiny(2, 64, 2, 128), _tower(1, 64, 2, 128, 64, patch=16)),
 }
 PUBLISHED = {
     "qwen2.5-0.5b": _qwen25(24, 896, 14, 2, 64, 4864, 151_936, True),

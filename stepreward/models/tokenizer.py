@@ -22,6 +22,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
+# What an image is written as: a start, as many placeholders as it has embeddings, an end. Qwen2-VL's names.
+IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
+PLACEHOLDER_ID = len(SPECIAL_TOKENS) + 1  # of a symbol tokenizer with image tokens
 
 # <|user|>content<|assistant|>content<|end|>, with nothing between: a turn costs two tokens besides its words.
 CHAT_TEMPLATE = (
@@ -34,18 +37,22 @@ CHAT_TEMPLATE = (
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str | os.PathLike) -> "TextCodec":
+def train_symbol_tokenizer(
+    texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False
+) -> "TextCodec":
     """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4, the words follow
-    in the order given, then the characters of `texts` and `words` in code-point order, so the same texts and words give
-    the same ids. A character seen in neither becomes `<|unknown|>`.
+    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
+    `images`, `<|vision_start|>`, `<|image_pad|>`, `<|vision_end|>` are 5 to 7), the words follow in the order given, then the
+    characters of `texts` and `words` in code-point order, so the same texts and words give the same ids. A
+    character seen in neither becomes `<|unknown|>`.
 
     Args:
       texts: everything that the environment and its prompt may say, in any order; only the set of characters matters.
       words: strings that become one token each, the longest first where several fit; a word that starts or ends with a
         letter or digit is not found inside a longer word. A fixed sentence of the rules may be one too.
       path: the folder to write; files of an older tokenizer there are replaced.
+      images: whether messages show images.
 
     Returns:
       The codec that `load_tokenizer(path)` returns.
@@ -53,20 +60,20 @@ def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str
     Raises:
       ValueError: a word is empty or is a special token.
     """
-    words = list(dict.fromkeys(words))
+    words, special = list(dict.fromkeys(words)), (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
     for word in words:
-        if not word or word in SPECIAL_TOKENS:
+        if not word or word in special:
             raise ValueError(f"a word of the tokenizer may not be empty or a special token; got {word!r}")
     characters = set().union(*map(set, texts), *map(set, words))
-    vocabulary = list(dict.fromkeys([*SPECIAL_TOKENS, *words, *sorted(characters)]))
+    vocabulary = list(dict.fromkeys([*special, *words, *sorted(characters)]))
 
     tokenizer = tokenizers.Tokenizer(
         models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_pattern(words)), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
-    _save(tokenizer, Path(path))
+    tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in special])
+    _save(tokenizer, Path(path), special)
     return load_tokenizer(path)
 
 
@@ -75,16 +82,19 @@ def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str
 _PIECES = r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]|\s"
 
 
-def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike) -> "TextCodec":
+def train_piece_tokenizer(
+    texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False
+) -> "TextCodec":
     """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens are 0 to 4, the 256 bytes follow, then merges by how often they occur in `texts`; any text can be
-    written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
+    Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in
+    `texts`; any text can be written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
 
     Args:
       texts: what the environment and its prompt say, as often as it is said.
-      vocab_size: number of ids, at most; at least 261.
+      vocab_size: number of ids, at most; at least 261, or 264 with images.
       path: the folder to write; files of an older tokenizer there are replaced.
+      images: whether messages show images.
 
     Returns:
       The codec that `load_tokenizer(path)` returns.
@@ -93,7 +103,8 @@ def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.
       ValueError: vocab_size is too small.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    least = len(SPECIAL_TOKENS) + len(alphabet)
+    special = (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
+    least = len(special) + len(alphabet)
     if vocab_size < least:
         raise ValueError(f"a tokenizer of pieces has at least {least} of them; got {vocab_size}")
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -101,12 +112,12 @@ def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    added = [tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    added = [tokenizers.AddedToken(t, special=True, normalized=False) for t in special]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=added, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
     )
     tokenizer.train_from_iterator(texts, trainer)
-    _save(tokenizer, Path(path))
+    _save(tokenizer, Path(path), special)
     return load_tokenizer(path)
 
 
@@ -198,6 +209,7 @@ class TextCodec(Codec):
 
     Attributes:
       pad_id, user_id, assistant_id, end_id, unknown_id: ids of the special tokens.
+      image_ids: ids of an image's start, placeholder and end; None where the tokenizer was made without images.
       vocab_size: number of ids, the special tokens included; ids are `0 .. vocab_size - 1`.
 
     Raises:
@@ -209,11 +221,13 @@ class TextCodec(Codec):
         if missing:
             raise ValueError(f"the tokenizer lacks the special tokens {', '.join(missing)}")
         pad_id, self.user_id, self.assistant_id, self.end_id, self.unknown_id = map(tokenizer.token_to_id, SPECIAL_TOKENS)
+        image_ids = tuple(map(tokenizer.token_to_id, IMAGE_TOKENS))
+        self.image_ids = None if None in image_ids else image_ids
         super().__init__(
             tokenizer,
             pad_id,
             tokenizer.get_vocab_size(with_added_tokens=True),
-            skipped=(pad_id, self.user_id, self.assistant_id, self.end_id),
+            skipped=(pad_id, self.user_id, self.assistant_id, self.end_id, *(self.image_ids or ())),
             replaced=(self.unknown_id,),
         )
 
@@ -237,14 +251,15 @@ def _pattern(words: Sequence[str]) -> str:
     return "|".join([*alternatives, r"[\s\S]"])
 
 
-def _save(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
+def _save(tokenizer: tokenizers.Tokenizer, path: Path, special: Sequence[str]) -> None:
     """Writes the three files of a Hugging Face tokenizer folder."""
     path.mkdir(parents=True, exist_ok=True)
+    others = [token for token in special if token not in (PAD, END, UNKNOWN)]
     roles = {"pad_token": PAD, "eos_token": END, "unk_token": UNKNOWN}
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **roles,
-        "additional_special_tokens": [USER, ASSISTANT],
+        "additional_special_tokens": others,
         "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2**31 - 1,
@@ -252,6 +267,6 @@ def _save(tokenizer: tokenizers.Tokenizer, path: Path) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
     for name, content in (
         ("tokenizer_config.json", settings),
-        ("special_tokens_map.json", {**roles, "additional_special_tokens": [USER, ASSISTANT]}),
+        ("special_tokens_map.json", {**roles, "additional_special_tokens": others}),
     ):
         (path / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -57,7 +57,10 @@ class Dialogue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """Conversation pieces over a symbol tokenizer; a `Dialogue`. Every message has the same form, the first one too."""
+    """Conversation pieces over a symbol tokenizer; a `Dialogue`. Every message has the same form, the first one too.
+
+    An image of n tokens is `<|vision_start|>`, n × `<|image_pad|>`, `<|vision_end|>`, where the tokenizer was made with images.
+    """
 
     codec: TextCodec
 
@@ -71,11 +74,14 @@ class Chat:
     ) -> np.ndarray:
         """The tokens that bring a user message and open the answer, see `Dialogue`."""
         check_turn(first, closes_answer)
-        if len(cut_at_images(text, image_tokens)) > 1:
-            raise ValueError("a symbol tokenizer has no tokens for images: use the environment's text prompt, or a model that sees.")
-        codec = self.codec
-        before = [codec.end_id, codec.user_id] if closes_answer else [codec.user_id]
-        return np.concatenate([np.array(before, np.int32), codec.encode(text), np.array([codec.assistant_id], np.int32)])
+        codec, parts = self.codec, cut_at_images(text, image_tokens)
+        if len(parts) > 1 and codec.image_ids is None:
+            raise ValueError("the tokenizer has no tokens for images: use the environment's text prompt, or a model that sees.")
+        pieces = [[codec.end_id, codec.user_id] if closes_answer else [codec.user_id], codec.encode(parts[0])]
+        for count, part in zip(image_tokens or (), parts[1:], strict=True):
+            start, placeholder, end = codec.image_ids
+            pieces += [[start, *[placeholder] * count, end], codec.encode(part)]
+        return np.concatenate([np.asarray(piece, np.int32) for piece in (*pieces, [codec.assistant_id])])
 
     def answer(self, text: str) -> np.ndarray:
         """The tokens of a whole answer, end token included: for demonstrations."""

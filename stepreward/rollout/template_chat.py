@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 from stepreward.models.pretrained_tokenizer import PretrainedCodec, load_pretrained_tokenizer
-from stepreward.models.tokenizer import CHAT_TEMPLATE, load_tokenizer
+from stepreward.models.tokenizer import CHAT_TEMPLATE, IMAGE_TOKENS, load_tokenizer
 from stepreward.rollout.chat import Chat, check_turn, cut_at_images
 
 # How a template may render an earlier turn other than it was played. A policy is trained on what it saw and sampled.
@@ -38,7 +38,6 @@ REWRITES = {
     "blanks": "blanks at the ends of an answer are removed",
 }
 DATE = "26 Jul 2024"  # what the templates of Llama 3.1 and 3.2 show when they know no date
-_VISION = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")  # Qwen2-VL and later
 _TRIMS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"))  # what templates do to a message
 _BLANKS = ("{}", " \n\t{} \n", "\n{}\n\n", "  {}  ", "<think>\nwhy\n</think>\n\n{}", "{{{}}}")
 _USERS, _ANSWERS = ("first-question", "second-question", "third-question"), ("first-answer", "second-answer")
@@ -129,11 +128,11 @@ class TemplateChat:
 
     def _images(self, counts: Sequence[int]) -> list[list[int]]:
         """The tokens of each image."""
-        missing = [token for token in _VISION if token not in self.codec.special]
+        missing = [token for token in IMAGE_TOKENS if token not in self.codec.special]
         if counts and missing:
             folder = str(self.codec.folder)
             raise ValueError(f"the tokenizer in {folder!r} has no {', '.join(missing)}: its model sees no images.")
-        start, pad, end = (self.codec.special.get(token) for token in _VISION)
+        start, pad, end = (self.codec.special.get(token) for token in IMAGE_TOKENS)
         return [[start, *[pad] * count, end] for count in counts]
 
 

@@ -22,7 +22,7 @@ from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
-from stepreward.models.images import ImageReader
+from stepreward.models.images import ImageReader, native_settings
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.collect import CONTEXTS, Collector
@@ -152,7 +152,7 @@ def image_reader(model_config: decoder.DecoderConfig, folder, factory) -> ImageR
     """The reader of the environment's pictures, sized for one a turn; None where the model or the environment has text only.
 
     Args:
-      folder: the model's, with the settings of its image processor.
+      folder: the model's, with the settings of its image processor; None: pixels are read as they are.
     """
     if model_config.vision is None:
         return None
@@ -161,7 +161,7 @@ def image_reader(model_config: decoder.DecoderConfig, folder, factory) -> ImageR
         if IMAGE not in environment.capabilities:
             return None
         observation, _ = environment.reset(seed=0, options={"split": "train"})
-        return ImageReader.sized(model_config.vision, folder, [observation[IMAGE]])
+        return ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), [observation[IMAGE]])
     finally:
         environment.close()
 
@@ -313,15 +313,17 @@ def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[
             f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: give --config.model.path=FOLDER, or "
             f"{MODELS[c.model.preset]} if the hub's cache holds it (--config.model.download=True fetches it)."
         )
-    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, c.model.pieces))
+    sees = presets.PRESETS[c.model.preset].vision is not None
+    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, c.model.pieces, images=sees))
     return Chat(processes.together(lambda: load_tokenizer(folder)))
 
 
-def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, pieces: int = 0) -> None:
+def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, pieces: int = 0, *, images: bool = False) -> None:
     """Makes the tokenizer of the workdir, where there is none: trained on what the environment and its prompt say.
 
     Args:
       pieces: how many pieces of words it has; 0: one token an action, and one for each other character.
+      images: whether the model sees.
     """
     if folder.exists():
         return
@@ -335,9 +337,9 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
     if pieces:
         said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # as often as they are said
-        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary)
+        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
     else:
-        train_symbol_tokenizer(sorted(texts | answers), words, temporary)
+        train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
     temporary.rename(folder)
 
 

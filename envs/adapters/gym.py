@@ -1,0 +1,86 @@
+"""gymnasium, GEM, or a factory of your own, by name.
+
+    --config.environment.name=envs.adapters.gym --config.environment.preset=PRESET
+
+A preset is
+
+* `FrozenLake-v1`, or `package.module:Name-v0`: what `gymnasium.make` takes (extra `adapters`);
+* `gem:game:GuessTheNumber-v0-easy`: what `gem.make` takes, behind `gem:` (package `gem-llm`). GEM draws from global generators
+  and tells the rules in its first observation: settings for that are preset;
+* `package.module:factory`: a function or class that makes the environment.
+
+Settings (`environment.options`) are those of `text_env.Settings`, and `kwargs`, which the environment is made with.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from envs.adapters.prompts import prompts
+from envs.adapters.text_env import TextEnv, make_settings
+from envs.extras import require
+
+__all__ = ["make", "prompts"]
+
+_FACTORY = re.compile(r"([\w.]+):([A-Za-z_]\w*)")  # gymnasium's names end in -v0
+_GEM = "gem:"
+
+
+def make(
+    preset: str, *, max_steps: int | None = None, data: str | None = None, kwargs: Mapping[str, Any] | None = None, **settings
+) -> Callable[[], TextEnv]:
+    """A function without arguments that makes environments of a preset, see the module.
+
+    Args:
+      preset: which environment.
+      max_steps: turns after which an episode is truncated; None leaves it to the environment.
+      data: not used by an adapter: give paths in `kwargs`.
+      kwargs: what the environment is made with.
+      settings: fields of `text_env.Settings`.
+
+    Raises:
+      ValueError: an unknown environment or setting; a package that is not installed.
+    """
+    if data:
+        raise ValueError(f"data={data!r}: an adapter passes paths in kwargs, under the environment's own names")
+    gem = preset.startswith(_GEM)
+    defaults = {"global_random": True, "first_is_task": True, "state_key": "history"} if gem else {}
+    if kwargs and kwargs.get("render_mode") == "ansi":
+        defaults["render"] = True
+    read = make_settings(None, **(defaults | settings | {"max_steps": max_steps or 0}))
+    found = _FACTORY.fullmatch(preset)
+    if gem:
+        create = functools.partial(_make_gem, preset.removeprefix(_GEM))
+    elif found:
+        create = _imported(preset, *found.groups())
+    else:
+        create = functools.partial(_make_gymnasium, preset)
+    return functools.partial(TextEnv, functools.partial(create, **(kwargs or {})), read)
+
+
+def _imported(preset: str, module: str, name: str) -> Callable[..., Any]:
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"environment.preset={preset!r} names no factory: {error}") from None
+
+
+def _make_gymnasium(name: str, **kwargs) -> Any:
+    gymnasium = require("adapters", "gymnasium")
+    try:
+        return gymnasium.make(name, **kwargs)
+    except gymnasium.error.UnregisteredEnv as error:
+        raise ValueError(f"environment.preset={name!r}: {error}") from None
+
+
+def _make_gem(name: str, **kwargs) -> Any:
+    try:
+        import gem
+    except ModuleNotFoundError as error:
+        missing = f"environment.preset='gem:{name}' needs {error.name!r}, which is not installed"
+        raise ValueError(f"{missing}: pip install gem-llm") from None
+    return gem.make(name, **kwargs)

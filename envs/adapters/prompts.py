@@ -1,0 +1,112 @@
+"""Words around any text environment; what the environment says is shown as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from envs.parsing import labelled, tagged, write_labelled, write_tagged
+from envs.protocol import Observation, Prompt
+
+
+class CompactPrompt:
+    """For tiny models: the task, the turns of the window and the observation, with nothing around them; the bare action."""
+
+    def first(self, observation: Observation) -> str:
+        """The task, where it is not the observation itself, and the observation."""
+        return "\n".join(_opening(observation))
+
+    def later(self, observation: Observation) -> str:
+        """The observation."""
+        return observation["text"]
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """The task, then observation and answer of each earlier turn, then the observation."""
+        told = [line for before, answer in history for line in (before["text"], answer)]
+        *task, now = _opening(observation, told)
+        return "\n".join([*task, *told, now])
+
+    def parse(self, text: str) -> str | None:
+        """The stripped text; None when it is empty."""
+        return (text.strip() or None) if isinstance(text, str) else None
+
+    def answer(self, action: str) -> str:
+        """The action itself."""
+        return action
+
+
+class TaggedPrompt:
+    """iStar's and verl-agent's form: task, window and observation; `<think>…</think><action>…</action>`."""
+
+    def first(self, observation: Observation) -> str:
+        """The task, the observation and the form of the answer."""
+        return self.window(observation, [])
+
+    def later(self, observation: Observation) -> str:
+        """The observation and the form of the answer."""
+        return f"{observation['text']}\n\n{self._request(observation)}"
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """As `first`, with the turns of `history` before the observation."""
+        turns = [f"Observation: {before['text']}\nYour answer: {answer}" for before, answer in history]
+        told = [f"Your last turns, oldest first ({len(turns)}):", *turns] if turns else []
+        *task, now = _opening(observation, told)
+        return "\n\n".join([*task, *told, f"Now: {now}" if told else now, self._request(observation)])
+
+    def parse(self, text: str) -> str | None:
+        """The text in the action tags; None without them, without thoughts, or when it is empty."""
+        return tagged(text) or None
+
+    def answer(self, action: str) -> str:
+        """The action in its tags, after a short thought."""
+        return write_tagged(f"I go on with {action}.", action)
+
+    def _request(self, observation: Observation) -> str:
+        form = "Think step by step between <think> and </think>, then write one action between <action> and </action>."
+        return _choices(observation) + form
+
+
+class LabelledPrompt:
+    """SPA's and ReAct's form, with full history: `Thought: …` and `Action: …` on lines of their own."""
+
+    def first(self, observation: Observation) -> str:
+        """The form of the answer, the task and the observation."""
+        form = "At each turn write a line 'Thought: ...' with your reasons, then a line 'Action: ...' with one action."
+        return "\n\n".join([form, *_opening(observation), _choices(observation)]).strip()
+
+    def later(self, observation: Observation) -> str:
+        """The observation."""
+        return f"Observation: {observation['text']}"
+
+    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
+        """As `first`, with the turns of `history` before the observation."""
+        turns = [f"Observation: {before['text']}\n{answer}" for before, answer in history]
+        return "\n\n".join([self.first(observation), *turns, self.later(observation)] if turns else [self.first(observation)])
+
+    def parse(self, text: str) -> str | None:
+        """The line after the first `Action:`; None without one."""
+        return labelled(text)
+
+    def answer(self, action: str) -> str:
+        """Both lines."""
+        return write_labelled(f"I go on with {action}.", action)
+
+
+def _opening(observation: Observation, told: Sequence[str] = ()) -> list[str]:
+    """The task and the observation; one text where they are the same, or where the told turns begin with the task."""
+    task, text = observation.get("task"), observation["text"]
+    return [text] if not task or text.startswith(task) or (told and told[0] == task) else [task, text]
+
+
+def _choices(observation: Observation) -> str:
+    admissible = observation.get("admissible")
+    return f"You can do one of: {', '.join(admissible)}.\n" if admissible else ""
+
+
+_PROMPTS = {"compact": CompactPrompt, "istar": TaggedPrompt, "spa": LabelledPrompt}
+
+
+def prompts(name: str) -> Prompt:
+    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    if name not in _PROMPTS:
+        raise ValueError(f"unknown prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
+    return _PROMPTS[name]()

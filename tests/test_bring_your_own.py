@@ -1,0 +1,66 @@
+"""The worked example of docs/environments.md, as a reader runs it."""
+
+import functools
+import os
+import pickle
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from envs.protocol import Environment
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    return (root / "docs" / "environments.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def blocks(page):
+    return re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
+
+
+def test_the_example_trains(blocks, root, tmp_path):
+    example, command = blocks[0][1], blocks[1][1]
+    assert blocks[0][0] == "python" and len([line for line in example.splitlines() if line.strip()]) <= 30
+    (tmp_path / "lights.py").write_text(example, encoding="utf-8")
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:2] == ["PYTHONPATH=.", "python"]
+    words = [f"--workdir={tmp_path / 'run'}" if word.startswith("--workdir") else word for word in words[2:]]
+    paths = os.pathsep.join([str(tmp_path), str(root), os.environ.get("PYTHONPATH", "")])
+    few = ["--config.train.env_steps=60", "--config.sft.updates=20", "--config.eval.episodes=4", "--quiet"]
+    done = subprocess.run(
+        [sys.executable, *words, *few], cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_example_keeps_the_protocol(blocks):
+    module: dict = {}
+    exec(compile(blocks[0][1], "lights.py", "exec"), module)
+    environment = module["make"]("tiny", max_steps=3)()
+    assert isinstance(environment, Environment)
+    for seed, split in ((0, "train"), (0, "held_out"), (5, "train")):
+        _, info = environment.reset(seed=seed, options={"split": split})
+        assert not info["won"] and info["executed"]
+        for action in environment.expert():
+            *_, terminated, _, info = environment.step(action)
+        assert terminated and info["won"] and info["score"] == 1.0
+    environment.reset(seed=0)
+    assert not environment.step("four")[4]["executed"] and not environment.step(None)[4]["executed"]
+    assert isinstance(module["make"]("tiny"), functools.partial) and module["prompts"]("compact").parse("one") == "one"
+
+
+def test_the_adapters_example_is_made(blocks):
+    (code,) = [code for kind, code in blocks[1:] if kind == "python"]
+    module: dict = {}
+    exec(code, module)
+    assert pickle.loads(pickle.dumps(module["factory"])).keywords == {}
+
+
+def test_links_lead_to_pages_of_environments(page):
+    assert set(re.findall(r"\(environments/(\w+)\.md\)", page)) == {"webshop", "alfworld", "virtualhome", "sotopia", "adapters", "pools"}

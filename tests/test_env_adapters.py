@@ -1,0 +1,306 @@
+"""Environments of other packages behind the protocol: what is filled in, what is left to them, and that seeds decide."""
+
+import random
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from envs import adapters
+from envs.adapters.randomness import OwnRandomness
+from envs.protocol import ADMISSIBLE, EXPERT, Environment, prompt_view, replay_prefix
+
+
+class Coin:
+    """Say what the coin shows; it is tossed by the global generator. Three turns."""
+
+    def reset(self, *, seed=None, options=None):
+        self.side, self.left, self.options = random.choice(["heads", "tails"]), 3, options
+        return "A coin was tossed.", {"task": "Say heads or tails."}
+
+    def step(self, action):
+        self.left -= 1
+        right = action == self.side
+        text = "Right." if right else f"No. {random.random():.6f}"
+        return text, float(right), right, self.left == 0, {"invalid": action == "edge"}
+
+    def expert(self, rng=None):
+        return [self.side]
+
+
+class Told(Coin):
+    """The same, and its info says it all."""
+
+    def reset(self, *, seed=None, options=None):
+        text, info = super().reset(seed=seed)
+        return {"text": text, "image": np.ones((2, 2, 3), np.uint8)}, info
+
+    def step(self, action):
+        observation, reward, *ends, _ = super().step(action)
+        info = {"correct": reward > 0, "score": 0.25, "executed": False, "admissible_commands": ["heads", "tails"], "where": 3}
+        return {"text": observation, "image": np.zeros((2, 2, 3), np.uint8)}, reward, *ends, info
+
+
+def play(environment, actions, seed=0, split="train"):
+    turns = [environment.reset(seed=seed, options={"split": split})]
+    for action in actions:
+        turns.append(environment.step(action))
+        if turns[-1][2] or turns[-1][3]:
+            break
+    return turns
+
+
+# --- Any class ---
+
+
+def test_what_the_environment_leaves_open_is_filled_in():
+    environment = adapters.TextEnv(Coin, global_random=True)
+    assert isinstance(environment, Environment) and EXPERT in environment.capabilities
+    observation, info = environment.reset(seed=0)
+    assert observation == {"text": "A coin was tossed."}
+    told = dict(won=False, score=0.0, executed=True, state_key="A coin was tossed.", task="Say heads or tails.")
+    assert info == told and prompt_view(observation, info)["task"] == "Say heads or tails."
+    observation, reward, terminated, truncated, info = environment.step("edge")
+    assert not info["executed"] and not info["won"] and reward == 0 and not (terminated or truncated)
+    assert environment.step(None)[0] == observation  # nothing was said: nothing changes
+    (answer,) = environment.expert()
+    observation, reward, terminated, truncated, info = environment.step(answer)
+    assert observation == {"text": "Right."} and terminated and info["won"] and info["score"] == 1.0 and reward == 1.0
+    with pytest.raises(RuntimeError, match="call reset"):
+        environment.step("heads")
+
+
+def test_what_its_info_says_comes_first():
+    environment = adapters.TextEnv(Told, global_random=True, image=True, state_key="where", win_reward=5.0)
+    with pytest.raises(ValueError, match="state_key='where'.*\\['task'\\]"):
+        environment.reset(seed=0)
+    environment = adapters.TextEnv(Told, global_random=True, image=True, win_reward=5.0)
+    environment.reset(seed=0)
+    observation, *_, info = environment.step(environment.expert()[0])
+    told = dict(won=True, score=0.25, executed=False, state_key="Right.", admissible=("heads", "tails"))
+    assert info == told | {"task": "Say heads or tails."}
+    assert observation["image"].shape == (2, 2, 3)
+
+
+def test_seeds_decide_and_splits_differ():
+    one, other = (adapters.TextEnv(Coin, global_random=True) for _ in range(2))
+    actions = ["edge", "edge", "edge"]
+    first = play(one, actions, seed=4)
+    random.seed(99)
+    before = random.getstate()
+    other.reset(seed=5)
+    assert play(other, actions, seed=4) == first and random.getstate() == before  # the process's own generator is left alone
+    assert play(one, actions, seed=4, split="held_out") != first and play(one, actions, seed=6) != first
+    assert replay_prefix(one, actions[:2], seed=4)[0] == first[2][0]
+    assert len(first) == 4 and first[3][3]
+
+
+def test_steps_are_limited_and_words_mapped():
+    calls = []
+
+    class Lamp:
+        def reset(self, *, seed=None, options=None):
+            return "off", {}
+
+        def step(self, action):
+            calls.append(action)
+            return "on", 1.0, True, False, {}
+
+    environment = adapters.TextEnv(Lamp, max_steps=2, actions={"press": 7}, invalid_reward=-0.5)
+    observation, info = environment.reset(seed=0)
+    assert info["admissible"] == ("press",) and ADMISSIBLE in environment.capabilities
+    assert environment.step("shout")[1:4] == (-0.5, False, False) and environment.step("press")[1:4] == (1.0, True, False)
+    environment.reset(seed=0)
+    environment.step("shout")
+    assert environment.step(None)[1:4] == (-0.5, False, True) and calls == [7]
+
+
+def test_an_action_takes_the_form_that_is_asked_for():
+    environment = adapters.TextEnv(Coin, template="[{}]", global_random=True)
+    assert [environment._written(a) for a in ("5", "[5]", "I say [5].")] == ["[5]", "[5]", "I say [5]."]
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [({"wun": ()}, "setting wun"), ({"template": "[]"}, "template"), ({"actions": {}}, "actions"), ({"max_steps": -1}, "max_")],
+)
+def test_wrong_settings_are_told(changes, words):
+    with pytest.raises(ValueError, match=words):
+        adapters.TextEnv(Coin, **changes)
+
+
+def test_an_observation_that_is_no_text_is_told():
+    class Number(Coin):
+        def reset(self, *, seed=None, options=None):
+            return 3, {}
+
+    with pytest.raises(ValueError, match="int, not text.*render"):
+        adapters.TextEnv(Number).reset(seed=0)
+
+
+def test_own_randomness_is_numpy_s_too():
+    own = OwnRandomness()
+    own.seed(3)
+    with own.active():
+        first = np.random.rand(2), random.random()
+    own.seed(3)
+    np.random.rand()
+    with own.active():
+        np.testing.assert_array_equal(np.random.rand(2), first[0])
+        assert random.random() == first[1]
+
+
+# --- By name ---
+
+
+def test_a_dotted_factory(monkeypatch):
+    monkeypatch.setitem(sys.modules, "my_games", types.SimpleNamespace(Coin=Coin))
+    environment = adapters.make("my_games:Coin", max_steps=2, global_random=True)()
+    assert [turn[3] for turn in play(environment, ["edge"] * 3)[1:]] == [False, True]
+    with pytest.raises(ValueError, match="names no factory"):
+        adapters.make("my_games:Dice")
+    with pytest.raises(ValueError, match="names no factory"):
+        adapters.make("no_such_module:Dice")
+
+
+def test_frozen_lake_in_text():
+    pytest.importorskip("gymnasium")
+    moves = {"left": 0, "down": 1, "right": 2, "up": 3}
+    options = {"actions": moves, "kwargs": {"render_mode": "ansi", "is_slippery": False}}
+    environment = adapters.make("FrozenLake-v1", max_steps=20, **options)()
+    observation, info = environment.reset(seed=0)
+    assert observation["text"].split() == ["[S]FFF", "FHFH", "FFFH", "HFFG"] and info["admissible"] == tuple(moves)
+    turns = play(environment, ["down", "down", "right", "right", "down", "right"])
+    assert turns[-1][1:4] == (1.0, True, False) and turns[-1][4]["won"] and turns[-1][4]["score"] == 1.0
+    assert turns[2][0]["text"].split()[-3:] == ["FHFH", "[F]FFH", "HFFG"]
+    lost = play(environment, ["right", "down"])
+    assert lost[-1][2] and not lost[-1][4]["won"]
+
+
+def test_a_text_environment_of_gymnasium():
+    gymnasium = pytest.importorskip("gymnasium")
+
+    class Guess(gymnasium.Env):
+        observation_space = gymnasium.spaces.Text(100)
+        action_space = gymnasium.spaces.Text(10)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.number = int(self.np_random.integers(100))
+            return "guess", {}
+
+        def step(self, action):
+            return f"it is {self.number}", float(action == str(self.number)), True, False, {}
+
+    gymnasium.register("StepRewardGuess-v0", entry_point=Guess, disable_env_checker=True)
+    environment = adapters.make("StepRewardGuess-v0")()
+    seen = [play(environment, ["no"], seed=s, split=split)[-1][0]["text"] for s in (0, 1, 0) for split in ("train", "held_out")]
+    assert seen[:2] == seen[4:] and len(set(seen)) == 4
+    assert play(environment, [seen[0].split()[-1]], seed=0)[-1][4]["won"]
+    with pytest.raises(ValueError, match="NoSuchGame"):
+        adapters.make("NoSuchGame-v0")()
+
+
+def test_gem():
+    pytest.importorskip("gem")
+    environment = adapters.make("gem:game:GuessTheNumber-v0-easy", template="\\boxed{{}}")()
+    observation, info = environment.reset(seed=0)
+    assert info["task"] == observation["text"] and "between 1 and 10" in info["task"]
+    number = next(n for n in range(1, 11) if play(environment, [str(n)])[-1][4]["won"])
+    assert number == next(n for n in range(1, 11) if play(environment, [str(n)])[-1][4]["won"])
+    wrong = play(environment, [str(number % 10 + 1)])[-1]
+    assert ("higher" in wrong[0]["text"]) == (number % 10 + 1 < number) and not wrong[4]["won"]
+
+
+# --- TextArena ---
+
+
+@pytest.fixture(scope="module")
+def arena():
+    pytest.importorskip("textarena")
+    from envs.adapters import textarena
+
+    return textarena
+
+
+def test_a_game_of_one(arena):
+    environment = arena.make("GuessTheNumber-v0", max_steps=8)()
+    observation, info = environment.reset(seed=1)
+    assert observation["text"] == info["task"] and "between 1 and 20" in info["task"]
+    low, high = 1, 20
+    while low <= high:
+        observation, reward, terminated, truncated, info = environment.step(str((low + high) // 2))
+        if terminated:
+            break
+        low, high = (low, (low + high) // 2 - 1) if "lower" in observation["text"] else ((low + high) // 2 + 1, high)
+    assert info["won"] and reward == info["score"] == 1.0
+    environment.reset(seed=1)
+    *_, info = environment.step("[99]")
+    assert not info["executed"]
+
+
+def test_hanoi_shows_its_board(arena):
+    environment = arena.make("TowerOfHanoi-v0")()
+    observation, info = environment.reset(seed=0)
+    assert "A: [3, 2, 1]" in observation["text"] and "A: [3, 2, 1]" not in info["task"]
+    moves = ["A C", "A B", "C B", "A C", "B A", "B C", "A C"]
+    turns = play(environment, moves)
+    assert turns[-1][2] and turns[-1][4]["won"] and all(turn[4]["executed"] for turn in turns[1:])
+
+
+def test_a_game_of_two_against_random_moves(arena):
+    environment = arena.make("TicTacToe-v0", players=2, seat=1)()
+    observation, info = environment.reset(seed=2)
+    assert "Player 1" in info["task"] and "Player 0" in observation["text"]  # the other one has begun
+
+    def whole(seed):
+        random.seed(seed)
+        return play(environment, [str(cell) for cell in range(9) for _ in range(2)], seed=2)
+
+    first = whole(0)
+    assert first == whole(1) and (first[-1][2] or first[-1][3])
+    scripted = arena.make("TicTacToe-v0", players=2, opponent=first_free)()
+    lost = [turn for turn in play(scripted, ["8", "7", "5"]) if len(turn) == 5][-1]
+    assert lost[1] == -1.0 and not lost[4]["won"]
+
+
+def first_free(heard, draws):
+    return arena_moves(heard)[0]
+
+
+def arena_moves(heard):
+    return [line for line in heard.splitlines() if "Available" in line][-1].split("'")[1::2]
+
+
+def test_mistakes_are_told(arena):
+    with pytest.raises(ValueError, match="NoSuchGame"):
+        arena.make("NoSuchGame-v0")()
+    with pytest.raises(ValueError, match="seat=2"):
+        arena.make("TicTacToe-v0", players=2, seat=2)()
+    with pytest.raises(ValueError, match="names no function"):
+        arena.make("TicTacToe-v0", players=2, opponent="nowhere:none")
+
+
+# --- Prompts ---
+
+
+@pytest.mark.parametrize("name", ["compact", "istar", "spa"])
+def test_prompts_show_task_window_and_observation(name):
+    prompt = adapters.prompts(name)
+    view = {"text": "You see a door.", "task": "Leave the house.", "admissible": ("open door", "wait")}
+    earlier = {"text": "You see a key.", "task": "Leave the house."}
+    assert prompt.parse(prompt.answer("open door")) == "open door" and prompt.parse(None) is None
+    first, shown = prompt.first(view), prompt.window(view, [(earlier, "take key")])
+    for text in (first, shown):
+        assert text.count("Leave the house.") == 1 and text.count("You see a door.") >= 1
+    assert "Leave the house." not in prompt.later(view) and "You see a door." in prompt.later(view)
+    assert shown.index("Leave") < shown.index("You see a key.") < shown.index("take key") < shown.rindex("You see a door.")
+    if name != "compact":
+        assert "open door, wait" in first
+    assert prompt.first({"text": "Leave the house.", "task": "Leave the house."}).count("Leave") == 1
+
+
+def test_an_unknown_prompt_is_told():
+    with pytest.raises(ValueError, match="compact, istar, spa"):
+        adapters.prompts("spaa")
