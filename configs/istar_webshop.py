@@ -1,38 +1,40 @@
-"""iStar on WebShop.
+"""iStar on WebShop: search, read results, choose options, buy.
 
-    python launch/train.py --config=configs/istar_webshop.py            # tiny: an embedded catalogue, a small model from scratch, on a CPU
+    python launch/train.py --config=configs/istar_webshop.py            # tiny: an embedded shop, a small model from scratch, on a CPU
     python launch/train.py --config=configs/istar_webshop.py:micro      # seconds; for tests
     python launch/train.py --config=configs/istar_webshop.py:real --config.environment.data=FOLDER      # the benchmark's 1,000 products
-    python launch/train.py --config=configs/istar_webshop.py:qwen2.5-1.5b      # a published model: any of base_config.MODELS
+    python launch/train.py --config=configs/istar_webshop.py:qwen2.5-7b --config.environment.data=FOLDER      # any of base_config.MODELS
 
-`get_config("paper")` states the numbers of the paper (arXiv 2509.19199): Qwen2.5-7B-Instruct, 1,000 products, 15 groups of 8... 
+`get_config("paper")` states the numbers of the paper (arXiv 2509.19199): Qwen2.5-7B-Instruct as policy and PRM, 16 groups of 8, the
+benchmark's 1,000 products, whose folder `environment.data` names (docs/environments/webshop.md).
 """
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import MODELS, base_config, use_model
+from stepreward import environment_config, paper_config
+from stepreward.base_config import MODELS, base_config
+from stepreward.config import check_preset
 
 PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; there are: {', '.join(PRESETS)}")
+    check_preset(preset, PRESETS)
     c = base_config()  # every key, with its meaning
-    c.credit.method = "istar"
+    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
     c.policy.advantage_norm = "centre"
-    c.environment.update({"name": "webshop", "preset": "tiny", "prompt": "compact"})
-    tiny(c)
+    if preset in MODELS:
+        environment_config.published(c, "webshop", preset)
+    elif preset == "paper":
+        _paper(c)
+    else:
+        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "webshop")
     return c
 
 
-def tiny(c: ConfigDict) -> None:
-    """A model of half a million parameters, 800 pieces of words, pages in a few lines."""
-    c.model.update({"preset": "tiny-0.5m", "pieces": 800})
-    c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 8, "max_rows": 128})
-    c.rollout.update({"max_answer_tokens": 16, "max_prompt_tokens": 192, "max_row_tokens": 256})
-    c.sft.update({"episodes": 1500, "updates": 200, "rows": 128, "learning_rate": 2e-3, "warmup_updates": 20})
-    c.prm.update({"minibatch_groups": 8, "replay": 2})
-    c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 256})
-    c.train.update({"env_steps": 60_000, "chunk_rows": 64, "pack_rows": True})
-    c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
+def _paper(c: ConfigDict) -> None:
+    paper_config.istar(c)
+    c.environment.update({"name": "webshop", "preset": "istar", "prompt": "istar"})
+    c.rollout.update({"groups": 16, "max_steps": 10, "max_rows": 128, "history": 2})
+    c.rollout.update({"max_prompt_tokens": 4096, "max_answer_tokens": 512, "max_row_tokens": 4096 + 512})
+    c.train.update({"env_steps": 200 * 16 * 8 * 10, "chunk_rows": 8})  # 200 iterations of full-length episodes

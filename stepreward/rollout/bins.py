@@ -22,7 +22,9 @@ class Bins:
     shape: tuple[int, int]
 
 
-def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1) -> tuple[Batch, Bins]:
+def bin_rows(
+    batch: Batch, length: int | None = None, row_multiple: int = 1, max_actions: int | None = None
+) -> tuple[Batch, Bins]:
     """Lays several rows into one, longest first, each into the first row with room for it; on the host.
 
     Each keeps its positions and gets segment ids of its own, counted from 1, so that it attends to itself alone. Token-level
@@ -33,9 +35,10 @@ def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1) -> 
       batch: NumPy arrays; rows without a token are dropped. Signals are taken for token-level ones by their shape `[R, L]`.
       length: of the packed rows; None takes the batch's own.
       row_multiple: the number of packed rows is padded to a multiple of this, so that shapes repeat.
+      max_actions: a packed row holds at most so many action tokens; None: any number.
 
     Raises:
-      ValueError: a row holds more than `length` tokens, or the rows have images.
+      ValueError: a row holds more than `length` tokens or `max_actions` action tokens, or the rows have images.
     """
     if batch.vision is not None:
         raise ValueError("rows with images cannot be packed: set train.pack_rows=False.")
@@ -46,7 +49,12 @@ def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1) -> 
     counts = np.where(segment_ids > 0, np.arange(1, old_length + 1), 0).max(axis=1, initial=0)
     if counts.max(initial=0) > length:
         raise ValueError(f"A row of {counts.max()} tokens does not fit into packed rows of {length}.")
-    bin_of, start_of, used = first_fit(counts, length)
+    actions = np.zeros(rows, np.int64)
+    if max_actions is not None:
+        actions = np.asarray(batch.action_mask).sum(axis=1)
+        if actions.max(initial=0) > max_actions:
+            raise ValueError(f"A row of {actions.max()} action tokens does not fit into packed rows of {max_actions}.")
+    bin_of, start_of, used = first_fit(counts, length, actions, max_actions or 0)
     total = max(1, -(-used // row_multiple)) * row_multiple
 
     inside = np.arange(old_length) < counts[:, None]
@@ -67,22 +75,29 @@ def unbin(x_packed: np.ndarray, bins: Bins) -> np.ndarray:
     return np.where(bins.place_RxL >= 0, flat[bins.place_RxL], np.zeros((), flat.dtype))
 
 
-def first_fit(counts_R: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, int]:
+def first_fit(
+    counts_R: np.ndarray, length: int, actions_R: np.ndarray | None = None, max_actions: int = 0
+) -> tuple[np.ndarray, np.ndarray, int]:
     """First-fit decreasing: which bin each of some items lies in, where it starts there, and how many bins there are.
 
     Args:
       counts_R: int `[R]`, sizes; an item of size 0 takes no room (bin 0, start 0).
       length: room in a bin.
+      actions_R, max_actions: a second size of each item, and the room that a bin has for it.
     """
+    actions_R = np.zeros(len(counts_R), np.int64) if actions_R is None else actions_R
+    left = np.full(len(counts_R), max_actions)
     bin_of, start_of = np.zeros(len(counts_R), np.int64), np.zeros(len(counts_R), np.int64)
     room, used = np.full(len(counts_R), length), 0
     for item in np.argsort(-counts_R, kind="stable"):
         if counts_R[item] == 0:
             break
-        index = int(np.argmax(room[: used + 1] >= counts_R[item]))  # the bin after the last is empty
+        fits = (room[: used + 1] >= counts_R[item]) & (left[: used + 1] >= actions_R[item])  # the bin after the last is empty
+        index = int(np.argmax(fits))
         used = max(used, index + 1)
         bin_of[item], start_of[item] = index, length - room[index]
         room[index] -= counts_R[item]
+        left[index] -= actions_R[item]
     return bin_of, start_of, used
 
 

@@ -18,6 +18,14 @@ from stepreward.training.backbones import Backbone
 from stepreward.training.minibatches import pad_rows, round_up, row_minibatches, take_images
 
 
+def _most_actions(c) -> int | None:
+    """Most action tokens in a row, where that is few enough to compute the last layer and the head for them alone."""
+    most = c.rollout.max_answer_tokens * (c.rollout.max_steps if c.rollout.context == "episode" else 1)
+    if c.train.pack_rows:  # which is then a rule of packing
+        most = max(most, c.rollout.max_row_tokens // 4)
+    return most if most <= c.rollout.max_row_tokens // 2 else None
+
+
 class Layout:
     """What every part of a run needs to know about its arrays.
 
@@ -31,8 +39,7 @@ class Layout:
     def __init__(self, c, parts):
         self.c, self.mesh, self._pad_id = c, parts.mesh, parts.chat.codec.pad_id
         self._reader, self.pack_rows = parts.collector.reader, c.train.pack_rows
-        short = c.rollout.context == "step" and not self.pack_rows  # few action tokens in a row
-        self._chunks = dict(chunk_rows=c.train.chunk_rows, max_actions=c.rollout.max_answer_tokens if short else None)
+        self._chunks = dict(chunk_rows=c.train.chunk_rows, max_actions=_most_actions(c))
         self.capacity = self.row_capacity(c.rollout.groups * c.rollout.group_size)
 
     def passes(self, model: Backbone) -> dict:
@@ -80,7 +87,7 @@ class Layout:
         """The same, and a function that brings token-level arrays of it back to the rows of `batch`."""
         if not self.pack_rows:
             return self.place(batch), processes.to_host
-        packed, bins = bin_rows(batch, row_multiple=len(batch.tokens))
+        packed, bins = bin_rows(batch, row_multiple=len(batch.tokens), max_actions=self._chunks["max_actions"])
         return self.place(packed), lambda x: unbin(processes.to_host(x), bins=bins)
 
     def place_parameters(self, params):

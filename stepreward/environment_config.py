@@ -1,0 +1,121 @@
+"""What the experiments on one environment share, whatever their method: tiny models from scratch, and published ones.
+
+The tiny models read the environments' compact prompts in pieces of words. Their sizes are chosen so that a run of half an hour on two
+cores goes through some hundred iterations.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from stepreward.base_config import use_model
+
+
+def tiny(c: ConfigDict, name: str) -> None:
+    """A small model from scratch on the environment's embedded tasks."""
+    c.environment.update({"name": name, "preset": "tiny", "prompt": "compact"})
+    c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
+    c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 512})
+    c.critic.update({"minibatch_rows": 512})
+    c.prm.update({"minibatch_groups": 8, "replay": 2})
+    _TINY[name](c)
+
+
+def _webshop(c: ConfigDict) -> None:
+    """Five pages an episode, each a prompt of its own: a page of results is far longer than the others, so rows are packed."""
+    c.model.update({"preset": "tiny-0.1m", "pieces": 800})
+    c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 8, "max_rows": 128})
+    c.rollout.update({"max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
+    c.sft.update({"episodes": 1500, "updates": 300, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
+    c.train.update({"env_steps": 60_000, "chunk_rows": 64, "pack_rows": True})
+
+
+def _alfworld(c: ConfigDict) -> None:
+    """Games of the package's floor plans; what has been looked at is in the prompt, so each turn is a prompt of its own."""
+    c.model.update({"preset": "tiny-0.1m", "pieces": 600})
+    c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 20, "max_rows": 128})
+    c.rollout.update({"max_answer_tokens": 16, "max_prompt_tokens": 208, "max_row_tokens": 256})
+    c.sft.update({"episodes": 1000, "updates": 300, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
+    c.train.update({"env_steps": 100_000, "chunk_rows": 64, "pack_rows": True})
+    c.eval.update({"episodes": 128})
+
+
+def _virtualhome(c: ConfigDict) -> None:
+    """An episode is a conversation of some eighty tokens: one row."""
+    c.model.update({"preset": "tiny-0.1m", "pieces": 600})
+    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 12, "max_rows": 128})
+    c.rollout.update({"max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
+    c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
+    c.policy.update({"minibatch_rows": 64})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
+    c.eval.update({"episodes": 128})
+
+
+def _sotopia(c: ConfigDict) -> None:
+    """A talk of five turns is a conversation of some eighty tokens: one row. Its outcome is graded."""
+    c.model.update({"preset": "tiny-0.1m", "pieces": 500})
+    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 6, "max_rows": 128})
+    c.rollout.update({"max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
+    c.sft.update({"episodes": 1000, "updates": 100, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
+    c.credit.update({"outcome": "return", "outcome_scale": 0.1})
+    c.policy.update({"minibatch_rows": 64})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
+
+
+_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
+
+
+def real(c: ConfigDict, name: str) -> None:
+    """`tiny` on the benchmark's own tasks, whose files `environment.data` names; more words, longer pages."""
+    tiny(c, name)
+    _REAL[name](c)
+
+
+def _webshop_real(c: ConfigDict) -> None:
+    c.model.update({"preset": "tiny-0.1m", "pieces": 2000})
+    c.rollout.update({"max_answer_tokens": 40, "max_prompt_tokens": 256, "max_row_tokens": 320})
+    c.sft.update({"episodes": 3000, "updates": 600})
+    c.eval.update({"episodes": 500})  # goals 0 to 499
+
+
+def _alfworld_real(c: ConfigDict) -> None:
+    c.model.update({"preset": "tiny-0.1m", "pieces": 800})
+    c.rollout.update({"max_steps": 30, "max_prompt_tokens": 256, "max_row_tokens": 320})
+    c.eval.update({"episodes": 140})  # valid_seen
+
+
+_REAL = {"webshop": _webshop_real, "alfworld": _alfworld_real}
+
+
+def micro(c: ConfigDict, name: str) -> None:
+    """A run of some seconds through every phase, for tests."""
+    tiny(c, name)
+    c.model.preset = "tiny-micro"
+    c.rollout.update({"groups": 2, "group_size": 4, "max_rows": 8, "max_steps": min(6, c.rollout.max_steps)})
+    c.sft.update({"episodes": 24, "updates": 4, "rows": 16, "log_every": 2})
+    c.exploration.update({"tasks": 4, "rollouts": 4, "part_tasks": 2})
+    c.estimator.update({"minibatch_episodes": 8, "epochs": 1, "warmup_updates": 0, "held_out": 0.25})
+    c.prm.update({"learning_rate": 1e-3, "minibatch_groups": 2})
+    c.critic.update({"minibatch_rows": 16})
+    c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 16})
+    c.train.update({"env_steps": 60, "chunk_rows": 8})
+    c.eval.update({"episodes": 8, "every": 2, "record": 2, "final_episodes": min(c.eval.final_episodes, 8)})
+    c.checkpoint.update({"every": 2, "keep": 2})
+
+
+def published(c: ConfigDict, name: str, model: str) -> None:
+    """A published model, spoken to in the form of the paper whose method it is: `credit.method` says which."""
+    use_model(c, model)
+    form = "spa" if c.credit.method == "spa" else "istar"
+    c.environment.update({"name": name, "preset": form, "prompt": form})
+    steps, new, whole = {"webshop": (10, 4096, 8192), "alfworld": (50, 2048, 16_384), "virtualhome": (40, 2048, 8192),
+                         "sotopia": (20, 4096, 8192)}[name]  # fmt: skip
+    if name == "alfworld" and form == "spa":
+        steps = 40
+    c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
+    c.train.env_steps = 200 * 16 * 8 * steps
+    if form == "spa":
+        c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})
+        c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
+        c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
+        c.policy.update({"learning_rate": 1e-5, "minibatch_rows": 32})
