@@ -5,7 +5,8 @@
     b017 orsa vegan long lasting waterproof lip gloss $12
     …
 
-Prices are rounded up to whole dollars; limits are multiples of ten. An option of which no value is chosen lists its values after a question mark, one that is chosen shows its value:
+Prices are rounded up to whole dollars; limits are multiples of ten. An option of which no value is chosen lists its values
+after a question mark, one that is chosen shows its value:
 
     item orsa vegan long lasting waterproof lip gloss $12
     color: red
