@@ -2,12 +2,13 @@
 
     vegan, long lasting lip gloss | color: red | size: 2 oz | < $30
     results 1/3
-    b017 orsa vegan long lasting waterproof lip gloss $11.99
+    b017 orsa vegan long lasting waterproof lip gloss $12
     …
 
-An option of which no value is chosen lists its values after a question mark, one that is chosen shows its value:
+Prices are rounded up to whole dollars; limits are multiples of ten. An option of which no value is chosen lists its values
+after a question mark, one that is chosen shows its value:
 
-    item orsa vegan long lasting waterproof lip gloss $11.99
+    item orsa vegan long lasting waterproof lip gloss $12
     color: red
     size? 2 oz, 4 oz
 """
@@ -15,8 +16,11 @@ An option of which no value is chosen lists its values after a question mark, on
 from __future__ import annotations
 
 import functools
+import math
+import re
 
 from envs.webshop import pages
+from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
 from envs.webshop.instruction import read_instruction
 from envs.webshop.pages import State
@@ -48,17 +52,21 @@ def _page(shop: Shop, state: State, score: float) -> str:
     if state.kind == pages.RESULTS:
         count = -(-len(shop.search(state.query)) // shop.page_size)
         found = shop.on_page(state.query, state.page)
-        lines = [f"{product.asin} {_short(product.title)} {product.price_tag}" for product in found]
+        lines = [f"{product.asin} {_short(product.title)} {_price(product)}" for product in found]
         return "\n".join([f"results {state.page}/{count}", *lines]).lower()
     product = shop.product(state)
     if state.kind == pages.SUB:
         texts = [text.strip() for _, text in pages.sub_nodes(product, state.sub)[2:]]
         return f"{state.sub}\n{_short(' '.join(texts), SUB_WORDS)}".lower()
-    lines = [f"item {_short(product.title)} {product.price_tag}".lower()]
+    lines = [f"item {_short(product.title)} {_price(product)}".lower()]
     chosen = dict(state.options)
     for name, values in product.options.items():
         lines.append(f"{name}: {chosen[name]}" if name in chosen else f"{name}? {', '.join(values[:VALUES])}")
     return "\n".join(lines)
+
+
+def _price(product: Product) -> str:
+    return re.sub(r"\d+(\.\d+)?", lambda number: str(math.ceil(float(number[0]))), product.price_tag)
 
 
 def _short(text: str, words: int = TITLE_WORDS) -> str:

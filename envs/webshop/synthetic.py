@@ -94,7 +94,7 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
         # Words of other attributes, turned round: a search finds them, the reward does not.
         others = [" ".join(reversed(name.split())) for name in shuffled[3:] if " " in name][:MENTIONED]
         brand = _BRANDS[int(draw.integers(len(_BRANDS)))]
-        asin = f"B{number:03d}"
+        asin = _asin(number)
         products.append({
             "asin": asin,
             "name": f"{brand} {' '.join(attributes).title()} {kind.title()}",
@@ -120,14 +120,20 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
 def vocabulary() -> tuple[str, ...]:
     """The words of the compact form in this catalogue, for a tokenizer of known words and single characters.
 
-    Attributes, kinds and option values of several words are one entry; so are the openings of actions.
+    Attributes, kinds and option values of several words are one entry; so are the openings of actions, and every product's
+    id: picking one product of a list is then the choice of one token.
     """
     words = ["search[", "click[", "search", "results", "item", "done", "made by", "buy now", "back to search", "next >", "< prev"]
     words += ["description", "features", "reviews", "compare with the", "no reviews found", *(name.lower() for name in _BRANDS)]
     for _, attributes, kinds, options in _WORLD.values():
         words += [*attributes.split("|"), *kinds]
         words += [word for choice in options for name, values in choice.items() for word in (name, *values)]
+    words += [_asin(number).lower() for number in range(sum(len(world[2]) for world in _WORLD.values()) * PER_KIND)]
     return tuple(dict.fromkeys(words))
+
+
+def _asin(number: int) -> str:
+    return f"B{number:03d}"
 
 
 def _pricing(lowest: int, draw: np.random.Generator) -> str:
