@@ -2,14 +2,14 @@
 
     score(d, q) = Σ_{t in q} ln(1 + (N − n_t + ½) / (n_t + ½)) · f_td / (f_td + k1 · (1 − b + b · |d| / mean |d|))
 
-with N documents, n_t of them with the stem t, f_td times in d. This is the package bm25s's method "lucene", whose numbers the
-tests compare; that package is not imported here, because its import starts JAX's backend.
+with N documents, n_t of them with the stem t, f_td times in d: the package bm25s with its method "lucene".
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections import Counter
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -25,41 +25,39 @@ STOP_WORDS = frozenset(
 _WORD = re.compile(r"\b\w\w+\b")
 
 
+def _import_bm25s():
+    """bm25s without JAX, whose backend its import would start: an environment must not take a device."""
+    hidden = {name: sys.modules.get(name) for name in ("jax", "jax.lax")}
+    sys.modules.update(dict.fromkeys(hidden))  # None: importing it raises ImportError, and bm25s then does without
+    try:
+        import bm25s
+    finally:
+        for name, module in hidden.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
+    return bm25s
+
+
 class Index:
     """Documents by their stems. Ties of equal score go to the document that comes first."""
 
     def __init__(self, documents: Sequence[str]):
-        stemmer = Stemmer.Stemmer("porter")
-        self._stem = stemmer.stemWord
+        self._stem = functools.lru_cache(maxsize=65_536)(Stemmer.Stemmer("porter").stemWord)
         self._size = len(documents)
-        postings: dict[str, tuple[list[int], list[int]]] = {}
-        stems: dict[str, str] = {}
-        lengths = np.zeros(max(self._size, 1), np.float64)
-        for number, text in enumerate(documents):
-            words = _words(text)
-            lengths[number] = len(words)
-            for word in words:
-                if word not in stems:
-                    stems[word] = self._stem(word)
-            for stem, count in Counter(stems[word] for word in words).items():
-                where, counts = postings.setdefault(stem, ([], []))
-                where.append(number)
-                counts.append(count)
-        norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))
-        self._weights: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for stem, (where, counts) in postings.items():
-            rows, tf = np.array(where, np.int32), np.array(counts, np.float64)
-            idf = np.log(1 + (self._size - len(rows) + 0.5) / (len(rows) + 0.5))
-            self._weights[stem] = rows, (idf * tf / (tf + norm[rows])).astype(np.float32)
+        self._index = _import_bm25s().BM25(k1=K1, b=B, method="lucene")
+        corpus = [self._stems(text) for text in documents]
+        self._empty = not any(corpus)  # bm25s refuses a corpus without a word
+        if not self._empty:
+            self._index.index(corpus, show_progress=False)
 
     def scores(self, query: str) -> np.ndarray:
         """The score of every document: float32[N], 0 where no stem of the query occurs."""
-        scores = np.zeros(self._size, np.float32)
-        for word in _words(query):
-            found = self._weights.get(self._stem(word))
-            if found is not None:
-                scores[found[0]] += found[1]
-        return scores
+        stems = self._stems(query)
+        if self._empty or not stems:
+            return np.zeros(self._size, np.float32)
+        return self._index.get_scores(stems)
 
     def search(self, query: str, hits: int) -> list[int]:
         """The numbers of the best documents, at most `hits`, best first; documents without a stem of the query never."""
@@ -71,5 +69,5 @@ class Index:
         return rows[np.argsort(-scores[rows], kind="stable")][:hits].tolist()
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
+    def _stems(self, text: str) -> list[str]:
+        return [self._stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]
