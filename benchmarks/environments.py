@@ -25,6 +25,7 @@ import importlib
 import json
 import os
 import pkgutil
+import re
 import statistics
 import sys
 import time
@@ -55,6 +56,9 @@ def environment_module(name: str):
         if error.name and target.startswith(error.name):
             raise UserError(f"--name={name} is unknown; built in: {', '.join(built_in)}, or a module of your own.") from error
         raise
+
+
+_BLANK = re.compile(r"<[^<>]+>")
 
 
 class Player:
@@ -106,7 +110,8 @@ class Player:
 
         def choose(info):
             there = info.get("admissible") or actions
-            return there[int(draws.integers(len(there)))]
+            action = there[int(draws.integers(len(there)))]
+            return _BLANK.sub(info.get("task", ""), action)  # such as search[<your query>]: filled with what is asked
 
         return self.play(seed, choose)
 

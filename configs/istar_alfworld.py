@@ -1,0 +1,42 @@
+"""iStar on ALFWorld: find, heat, cool, clean and put things in a house of text.
+
+    pip install -e '.[alfworld]'
+    python launch/train.py --config=configs/istar_alfworld.py            # tiny: generated games, a small model from scratch, on a CPU
+    python launch/train.py --config=configs/istar_alfworld.py:micro      # seconds; for tests
+    python launch/train.py --config=configs/istar_alfworld.py:real --config.environment.data=FOLDER      # the benchmark's games
+    python launch/train.py --config=configs/istar_alfworld.py:qwen2.5-7b --config.environment.data=FOLDER      # any of base_config.MODELS
+
+iStar's paper (arXiv 2509.19199) has no ALFWorld: `get_config("paper")` states its numbers for WebShop with verl-agent's steps,
+observations and reward for ALFWorld.
+"""
+
+from ml_collections import ConfigDict
+
+from stepreward import environment_config, paper_config
+from stepreward.base_config import MODELS, base_config
+from stepreward.config import check_preset
+
+PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    check_preset(preset, PRESETS)
+    c = base_config()  # every key, with its meaning
+    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
+    c.policy.advantage_norm = "centre"
+    if preset in MODELS:
+        environment_config.published(c, "alfworld", preset)
+    elif preset == "paper":
+        _paper(c)
+    else:
+        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "alfworld")
+    return c
+
+
+def _paper(c: ConfigDict) -> None:
+    paper_config.istar(c)
+    c.environment.update({"name": "alfworld", "preset": "istar", "prompt": "istar"})
+    c.rollout.update({"groups": 16, "max_steps": 50, "max_rows": 128, "history": 2})
+    c.rollout.update({"max_prompt_tokens": 2048, "max_answer_tokens": 512, "max_row_tokens": 2048 + 512})
+    c.train.update({"env_steps": 200 * 16 * 8 * 50, "chunk_rows": 8})
+    c.eval.update({"episodes": 140})

@@ -1,0 +1,49 @@
+"""iStar on SOTOPIA: talks with a private goal, whose outcome is a judge's graded score.
+
+    python launch/train.py --config=configs/istar_sotopia.py            # tiny: an embedded world of short talks, on a CPU, no server
+    python launch/train.py --config=configs/istar_sotopia.py:micro      # seconds; for tests
+    python launch/train.py --config=configs/istar_sotopia.py:qwen2.5-7b      # a published model in that world: any of base_config.MODELS
+    python launch/train.py --config=configs/istar_sotopia.py:paper --config.environment.data=FOLDER \\
+        --config.environment.options.partner_url=URL --config.environment.options.judge_url=URL      # the benchmark; pip install -e '.[sotopia]'
+
+`get_config("paper")` states the numbers of the paper (arXiv 2509.19199) for SOTOPIA: GRPO's episode advantages, temperature 0.7,
+success where the goal score is above 6. Partner and judge are OpenAI-compatible endpoints (docs/environments/sotopia.md). 10 turns of the
+policy are the benchmark's 20 of both. The paper trains on SOTOPIA-π, whose scenarios are not public in full: the benchmark's
+own, less those held out, stand for them.
+"""
+
+from ml_collections import ConfigDict
+
+from stepreward import environment_config, paper_config
+from stepreward.base_config import MODELS, base_config
+from stepreward.config import check_preset
+
+PRESETS = ("tiny", "micro", "paper", *MODELS)
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    check_preset(preset, PRESETS)
+    c = base_config()  # every key, with its meaning
+    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
+    c.policy.advantage_norm = "centre"
+    if preset in MODELS:
+        environment_config.published(c, "sotopia", preset)
+        c.credit.update({"outcome": "return", "outcome_scale": 0.1})
+    elif preset == "paper":
+        _paper(c)
+    else:
+        {"tiny": environment_config.tiny, "micro": environment_config.micro}[preset](c, "sotopia")
+    return c
+
+
+def _paper(c: ConfigDict) -> None:
+    paper_config.istar(c)
+    c.environment.update({"name": "sotopia", "preset": "sotopia", "prompt": "istar"})
+    c.environment.options = ConfigDict(
+        {"partner_url": "", "partner_model": "gpt-4o", "judge_url": "", "judge_model": "gpt-4o", "key_variable": "OPENAI_API_KEY"}
+    )
+    c.credit.options.episode_advantage = "grpo"
+    c.rollout.update({"groups": 16, "max_steps": 10, "max_rows": 128, "history": 0, "temperature": 0.7})
+    c.rollout.update({"max_prompt_tokens": 6144, "max_answer_tokens": 2048, "max_row_tokens": 6144 + 2048})
+    c.train.update({"env_steps": 800 * 16 * 8 * 10, "chunk_rows": 8})  # 800 iterations of full-length talks
+    c.eval.update({"episodes": 90})

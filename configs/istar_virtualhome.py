@@ -1,0 +1,40 @@
+"""iStar on VirtualHome: household tasks in a simulated apartment, by actions in words.
+
+    pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'
+    python launch/train.py --config=configs/istar_virtualhome.py            # tiny: short programs, a small model from scratch, on a CPU
+    python launch/train.py --config=configs/istar_virtualhome.py:micro      # seconds; for tests
+    python launch/train.py --config=configs/istar_virtualhome.py:qwen2.5-7b      # a published model: any of base_config.MODELS
+
+iStar's paper (arXiv 2509.19199) has no VirtualHome: `get_config("paper")` states its numbers for WebShop with SPA-RL's steps.
+"""
+
+from ml_collections import ConfigDict
+
+from stepreward import environment_config, paper_config
+from stepreward.base_config import MODELS, base_config
+from stepreward.config import check_preset
+
+PRESETS = ("tiny", "micro", "paper", *MODELS)
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    check_preset(preset, PRESETS)
+    c = base_config()  # every key, with its meaning
+    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
+    c.policy.advantage_norm = "centre"
+    if preset in MODELS:
+        environment_config.published(c, "virtualhome", preset)
+    elif preset == "paper":
+        _paper(c)
+    else:
+        {"tiny": environment_config.tiny, "micro": environment_config.micro}[preset](c, "virtualhome")
+    return c
+
+
+def _paper(c: ConfigDict) -> None:
+    paper_config.istar(c)
+    c.environment.update({"name": "virtualhome", "preset": "istar", "prompt": "istar"})
+    c.rollout.update({"groups": 16, "max_steps": 40, "max_rows": 128, "history": 2})
+    c.rollout.update({"max_prompt_tokens": 2048, "max_answer_tokens": 512, "max_row_tokens": 2048 + 512})
+    c.train.update({"env_steps": 200 * 16 * 8 * 40, "chunk_rows": 8})
+    c.eval.update({"episodes": 100})

@@ -1,0 +1,34 @@
+"""SPA-RL on ALFWorld: a progress estimator and a grounding signal, fed to PPO with a critic.
+
+    pip install -e '.[alfworld]'
+    python launch/train.py --config=configs/spa_alfworld.py            # tiny: the whole pipeline from scratch, on a CPU
+    python launch/train.py --config=configs/spa_alfworld.py:micro      # seconds; for tests
+    python launch/train.py --config=configs/spa_alfworld.py:real --config.environment.data=FOLDER      # the benchmark's own tasks
+    python launch/train.py --config=configs/spa_alfworld.py:llama3.2-3b --config.environment.data=FOLDER      # with adapters; any of base_config.MODELS
+
+`get_config("paper")` states the numbers of the paper (arXiv 2505.20732) with Llama-3.2-3B: 3,119 training games, the 134 of
+valid_unseen for the evaluation (`environment.data` names the benchmark's folder).
+"""
+
+from ml_collections import ConfigDict
+
+from stepreward import environment_config, paper_config
+from stepreward.base_config import MODELS, base_config
+from stepreward.config import check_preset
+
+PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    check_preset(preset, PRESETS)
+    c = base_config()  # every key, with its meaning
+    c.credit.method = "spa"  # its "auto" variant is "stable", see docs/log.md
+    c.eval.final_episodes = 256
+    if preset in MODELS:
+        environment_config.published(c, "alfworld", preset)
+    elif preset == "paper":
+        paper_config.spa(c, "alfworld", tasks=3119, rollouts=10, steps=40, tested=134, outcome="success")
+        c.environment.options = ConfigDict({"held_out": "valid_unseen"})
+    else:
+        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "alfworld")
+    return c
