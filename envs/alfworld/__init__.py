@@ -1,10 +1,16 @@
 """ALFWorld: household tasks in text, in the benchmark's own games or in generated ones, by the stock engine."""
 
+import os
+
 from envs.alfworld.env import AlfworldEnv, make
 from envs.alfworld.presets import PRESETS, TASK_TYPES, Settings, settings
 from envs.alfworld.prompts import prompts
 
-# The planner's library and the template parser keep state of their process.
-POOL = "process"
+
+
+def POOL(preset: str) -> str:
+    """A process each where there are cores for them; on a few cores one process is faster, for it translates a game only once."""
+    return "process" if (os.cpu_count() or 1) >= 16 else "inline"
+
 
 __all__ = ["POOL", "PRESETS", "TASK_TYPES", "AlfworldEnv", "Settings", "make", "prompts", "settings"]
