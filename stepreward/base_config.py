@@ -77,6 +77,7 @@ def base_config() -> ConfigDict:
     c.rollout.group_size = 8
     c.rollout.max_steps = 15
     c.rollout.max_rows = 256  # episodes decoded at once
+    c.rollout.invalid_penalty = 0.0  # taken from the reward of a step whose answer held no action
     c.rollout.temperature = 1.0
     c.rollout.top_k = 0
     c.rollout.top_p = 1.0

@@ -220,6 +220,21 @@ def test_order_groups_ends_and_the_shrinking_batch(chat):
     assert collector.engine.batches == [4 + 4j, 2 + 2j, 1 + 2j, 1 + 2j, 2 + 2j, 2 + 2j, 2 + 2j, 1 + 2j]
 
 
+def test_answers_without_an_action_cost_the_penalty(chat):
+    collector = scripted(chat, lambda said: [chat.codec.end_id], {2: 2})  # nothing is said, so nothing is an action
+    collector.invalid_penalty = 0.25
+    (episode,) = collector.collect(None, tasks(2), KEY)
+    assert [step.reward for step in episode.steps] == [0.75, 1.75] and episode.episode_return == 2.5
+    collector.prompt.parse = lambda text: "up"
+    assert collector.collect(None, tasks(2), KEY)[0].episode_return == 3.0
+
+
+def test_the_benchmarks_score_is_that_of_the_end(chat):
+    collector = scripted(chat, lambda said: [chat.codec.end_id], {2: 3})
+    (won,) = collector.collect(None, tasks(2), KEY)
+    assert won.score == 1.0  # an environment that tells no score is won or lost
+
+
 def test_an_environment_may_truncate_by_itself(chat):
     collector = scripted(chat, lambda said: [chat.codec.end_id], {2: 6})
     cut, won = collector.collect(None, tasks(1, 2), KEY)

@@ -7,7 +7,6 @@ from envs.alfworld.presets import PRESETS, TASK_TYPES, Settings, settings
 from envs.alfworld.prompts import prompts
 
 
-
 def POOL(preset: str) -> str:
     """A process each where there are cores for them; on a few cores one process is faster, for it translates a game only once."""
     return "process" if (os.cpu_count() or 1) >= 16 else "inline"

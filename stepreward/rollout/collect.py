@@ -43,6 +43,7 @@ class Collector:
       max_steps: an episode is cut there even if its environment goes on.
       max_rows: episodes decoded at once.
       reader: of the observations' images, for a model that sees (the engine has the same); None shows text only.
+      invalid_penalty: taken from the reward of a step whose answer held no action.
       reuse_cache: with `context="episode"`, False prefills the whole conversation again each turn (for benchmarks).
     """
 
@@ -56,6 +57,7 @@ class Collector:
     max_rows: int
     reuse_cache: bool = True
     reader: ImageReader | None = None
+    invalid_penalty: float = 0.0
 
     def __post_init__(self):
         if self.context not in CONTEXTS:
@@ -140,7 +142,8 @@ class Collector:
         calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
         for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
             step, episode, before = game.step, game.episode, game.view
-            step.reward, step.executed = float(reward), bool(info["executed"])
+            penalty = self.invalid_penalty if step.action is None else 0.0
+            step.reward, step.executed = float(reward) - penalty, bool(info["executed"])
             episode.steps.append(step)
             episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
             self._enter(game, observation, info)

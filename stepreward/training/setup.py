@@ -52,7 +52,7 @@ _AT_LEAST_ONE = (
 
 _AT_LEAST_ZERO = (
     "policy.kl_coef", "policy.stop_kl", "policy.kl_reward_coef", "policy.kl_reward_target", "critic.clip", "critic.coef",
-    "estimator.refresh_every", "estimator.patience", "eval.final_episodes", "eval.final_temperature",
+    "rollout.invalid_penalty", "estimator.refresh_every", "estimator.patience", "eval.final_episodes", "eval.final_temperature",
 )  # fmt: skip
 _NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that stay what they are when rows are packed
 OLD_LOG_PROBS = ("auto", "behaviour", "current")
@@ -141,7 +141,7 @@ def build(c, workdir: Path) -> Parts:
     engine = make_engine(c, graphdef, model_config, mesh, chat.stop_ids, codec.pad_id, reader)
     collector = Collector(
         engine, pool, prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
-        c.rollout.max_rows, reader=reader,
+        c.rollout.max_rows, reader=reader, invalid_penalty=c.rollout.invalid_penalty,
     )  # fmt: skip
     return Parts(
         factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations

@@ -25,7 +25,8 @@ STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 _KEYS = {
     "sft": ("seed", "environment.", "model.preset", "model.pieces", "model.path", "model.compute_dtype", "model.param_dtype",
             "model.moment_dtype", "lora.sft", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
-    "explore": ("exploration.", "rollout.temperature", "rollout.top_k", "rollout.top_p", "rollout.max_answer_tokens"),
+    "explore": ("exploration.", "rollout.invalid_penalty", "rollout.temperature", "rollout.top_k", "rollout.top_p",
+                "rollout.max_answer_tokens"),
     "estimator": ("estimator.", "credit.outcome"),
     "train": ("",),
     "evaluate": ("",),
