@@ -23,7 +23,7 @@ def tiny(c: ConfigDict, name: str) -> None:
 
 def _webshop(c: ConfigDict) -> None:
     """Five pages an episode, each a prompt of its own: a page of results is far longer than the others, so rows are packed."""
-    c.model.update({"preset": "tiny-0.1m", "pieces": 800})
+    c.model.update({"preset": "tiny-0.1m", "pieces": 1000})
     c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 8, "max_rows": 128})
     c.rollout.update({"max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
     c.sft.update({"episodes": 1500, "updates": 300, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
@@ -79,7 +79,7 @@ def _webshop_real(c: ConfigDict) -> None:
 
 
 def _alfworld_real(c: ConfigDict) -> None:
-    c.model.update({"preset": "tiny-0.1m", "pieces": 800})
+    c.model.update({"preset": "tiny-0.1m", "pieces": 1000})
     c.rollout.update({"max_steps": 30, "max_prompt_tokens": 256, "max_row_tokens": 320})
     c.eval.update({"episodes": 140})  # valid_seen
 

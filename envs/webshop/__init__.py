@@ -3,8 +3,7 @@
 from envs.webshop.env import WebShopEnv, make
 from envs.webshop.presets import PRESETS, Settings, settings
 from envs.webshop.prompts import prompts
-from envs.webshop.synthetic import vocabulary
 
 POOL = "inline"
 
-__all__ = ["POOL", "PRESETS", "Settings", "WebShopEnv", "make", "prompts", "settings", "vocabulary"]
+__all__ = ["POOL", "PRESETS", "Settings", "WebShopEnv", "make", "prompts", "settings"]

@@ -2,9 +2,10 @@
 
     vegan, long lasting lip gloss | color: red | size: 2 oz | < $30
     results 1/3
-    b017 orsa vegan long lasting waterproof lip gloss $12
+    1 orsa vegan long lasting waterproof lip gloss $12
     …
 
+A product of a page of results is called by its place there, `click[1]`: choosing one is then one token, whatever its id.
 Prices are rounded up to whole dollars; limits are multiples of ten. An option of which no value is chosen lists its values
 after a question mark, one that is chosen shows its value:
 
@@ -18,6 +19,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+from collections.abc import Sequence
 
 from envs.webshop import pages
 from envs.webshop.catalogue import Product
@@ -52,7 +54,7 @@ def _page(shop: Shop, state: State, score: float) -> str:
     if state.kind == pages.RESULTS:
         count = -(-len(shop.search(state.query)) // shop.page_size)
         found = shop.on_page(state.query, state.page)
-        lines = [f"{product.asin} {_short(product.title)} {_price(product)}" for product in found]
+        lines = [f"{place} {_short(product.title)} {_price(product)}" for place, product in enumerate(found, 1)]
         return "\n".join([f"results {state.page}/{count}", *lines]).lower()
     product = shop.product(state)
     if state.kind == pages.SUB:
@@ -63,6 +65,24 @@ def _page(shop: Shop, state: State, score: float) -> str:
     for name, values in product.options.items():
         lines.append(f"{name}: {chosen[name]}" if name in chosen else f"{name}? {', '.join(values[:VALUES])}")
     return "\n".join(lines)
+
+
+def to_site(shop: Shop, state: State, name: str) -> str:
+    """What the site calls what is called `name` here: a product's id for its place on a page of results."""
+    if state.kind == pages.RESULTS and name.isascii() and name.isdigit() and len(name) < 4:
+        found = shop.on_page(state.query, state.page)
+        if 1 <= int(name) <= len(found):
+            return found[int(name) - 1].asin.lower()
+    return name
+
+
+def from_site(shop: Shop, state: State, actions: Sequence[str]) -> tuple[str, ...]:
+    """Actions in the site's names that can be done in a state, in the names of this form."""
+    if state.kind != pages.RESULTS:
+        return tuple(actions)
+    found = shop.on_page(state.query, state.page)
+    places = {f"click[{product.asin.lower()}]": f"click[{place}]" for place, product in enumerate(found, 1)}
+    return tuple(places.get(action, action) for action in actions)
 
 
 def _price(product: Product) -> str:

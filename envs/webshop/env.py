@@ -36,8 +36,8 @@ class WebShopEnv:
     """One shopping trip, as `envs.protocol.Environment`.
 
     * Observation: {"text": str}, in the form that settings.observation names.
-    * Actions: "search[words]" on any page; "click[name]" with a name that the page lets click. Any other string, and None,
-      changes nothing and counts as a turn.
+    * Actions: "search[words]" on any page; "click[name]" with a name that the page lets click (of a product on a page of
+      results in the compact form: its place there). Any other string, and None, changes nothing and counts as a turn.
     * Reward: 0 until "click[buy now]", which ends the episode; then the benchmark's reward, or 10 and 0 (settings.reward).
     * `terminated` after the purchase; otherwise `truncated` after settings.max_steps turns, with reward 0.
     * info: won (the benchmark's reward is 1), score (that reward once bought, 0 before), executed (the site took the
@@ -56,7 +56,7 @@ class WebShopEnv:
             chosen.data, chosen.goals, chosen.seed, chosen.held_out, indices, chosen.hits, chosen.page_size
         )
         self._noun_score = noun_score()
-        self._rich = chosen.observation == "text_rich"
+        self._rich, self._compact = chosen.observation == "text_rich", chosen.observation == "compact"
         self._goal = None
         self._over = True
 
@@ -95,7 +95,7 @@ class WebShopEnv:
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
-        executed = self._act(pages.parse(action))
+        executed = self._act(self._parsed(action))
         bought = self._state.kind == pages.DONE
         if bought:
             self._score = reward(self._product(), self._goal, dict(self._state.options)).total
@@ -137,7 +137,8 @@ class WebShopEnv:
         None when it finds no such purchase, and after a purchase.
         """
         self._require_goal()
-        return self._plans().plan(self._state, rng)
+        plan = self._plans().plan(self._state, rng)
+        return plan if plan is None or not self._compact else self._renamed(plan)
 
     def _split(self, split: str) -> list[int]:
         if split not in shop.SPLITS:
@@ -155,6 +156,22 @@ class WebShopEnv:
 
     def _product(self):
         return self._shop.product(self._state)
+
+    def _parsed(self, action: str | None) -> tuple[str, str] | None:
+        """The action's kind and argument, in the site's names."""
+        parsed = pages.parse(action)
+        if not self._compact or parsed is None or parsed[0] == "search":
+            return parsed
+        return parsed[0], compact.to_site(self._shop, self._state, parsed[1])
+
+    def _renamed(self, plan: list[str]) -> list[str]:
+        """A plan in the compact form's names, which depend on the pages that it leads through."""
+        here, renamed = self._state, []
+        for action in plan:
+            renamed += compact.from_site(self._shop, self._state, [action])
+            self._act(pages.parse(action))
+        self._state = here
+        return renamed
 
     def _act(self, action: tuple[str, str] | None) -> bool:
         """Changes the state as the action says; False when the site would not take it."""
@@ -185,6 +202,8 @@ class WebShopEnv:
             admissible = (pages.SEARCH_ACTION,)
         else:
             admissible = () if kind == pages.DONE else self._view()[2]
+            if self._compact:
+                admissible = compact.from_site(self._shop, self._state, admissible)
         info = {
             "won": self._score == 1,
             "score": self._score,
@@ -206,7 +225,7 @@ class WebShopEnv:
 
     def _text(self) -> str:
         kind, form, state = self._state.kind, self.settings.observation, self._state
-        if form == "compact":
+        if self._compact:
             return compact.observation(self._shop, self._goal, state, self._score)
         if kind in (pages.HOME, pages.DONE) or self._rich:
             if kind == pages.HOME:

@@ -117,21 +117,6 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
     return products, known
 
 
-def vocabulary() -> tuple[str, ...]:
-    """The words of the compact form in this catalogue, for a tokenizer of known words and single characters.
-
-    Attributes, kinds and option values of several words are one entry; so are the openings of actions, and every product's
-    id: picking one product of a list is then the choice of one token.
-    """
-    words = ["search[", "click[", "search", "results", "item", "done", "made by", "buy now", "back to search", "next >", "< prev"]
-    words += ["description", "features", "reviews", "compare with the", "no reviews found", *(name.lower() for name in _BRANDS)]
-    for _, attributes, kinds, options in _WORLD.values():
-        words += [*attributes.split("|"), *kinds]
-        words += [word for choice in options for name, values in choice.items() for word in (name, *values)]
-    words += [_asin(number).lower() for number in range(sum(len(world[2]) for world in _WORLD.values()) * PER_KIND)]
-    return tuple(dict.fromkeys(words))
-
-
 def _asin(number: int) -> str:
     return f"B{number:03d}"
 
