@@ -101,7 +101,8 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
         pairs = [(a["auc"], b["auc"]) for a in mine for b in rows if b["arm"] == arms[0] and b["seed"] == a["seed"]]
         difference = "" if arm == arms[0] else interval([b - a for a, b in pairs], test=True)
         scaled = " | ".join(cell(k) for k in ("start", "end", "auc"))
-    XX
+        details = ("score_start", "score_end", "rank_correlation", "advantage", "grounding")
+        quality = " | ".join(cell(k) if mine[0][k] is not None else "–" for k in details)
         print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
 
 
