@@ -236,6 +236,15 @@ def test_self_play_asks_and_reads_the_partner_as_the_policy(factory, stub):
     assert observation["talk"][-1] == ("Mina Stone", "Red!")  # an output without an action says nothing, as the policy's
 
 
+@pytest.mark.parametrize("nothing", ["", " \n", b'{"choices": [{"message": {"content": null}}]}'])
+def test_in_self_play_an_empty_output_is_silence(factory, stub, nothing):
+    environment = factory(seat=0, partner_prompt="compact")()
+    environment.reset(seed=0)
+    stub.partner = nothing
+    observation, *_ = environment.step("Red?")
+    assert observation["talk"] == (("Mina Stone", "Red?"),) and stub.count("partner") == 1
+
+
 def test_environments_share_a_process(factory, stub):
     stub.partner = lambda prompt: speaks("about " + prompt.split("fence number ")[1].split(".")[0])
     build = pickle.loads(pickle.dumps(factory(seat=0, max_steps=3)))

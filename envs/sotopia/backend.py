@@ -29,7 +29,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from envs.extras import require
-from envs.sotopia.endpoint import Endpoint, EndpointError
+from envs.sotopia.endpoint import Endpoint, EndpointError, words
 
 REQUESTS = 64  # requests under way at once in one process
 _STORAGE = "sotopia.database.storage_backend"
@@ -69,7 +69,7 @@ async def asked(endpoint: Endpoint, accept: Callable[[str], str], make: Callable
     return result
 
 
-async def complete(endpoint: Endpoint, messages: list[dict[str, str]], accept: Callable[[str], str] = str) -> str:
+async def complete(endpoint: Endpoint, messages: list[dict[str, str]], accept: Callable[[str], str] = words) -> str:
     """`endpoint.complete` without holding the event loop."""
     loop, executor = _loop()
     return await loop.run_in_executor(executor, functools.partial(endpoint.complete, messages, accept))

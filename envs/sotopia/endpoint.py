@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -14,6 +15,7 @@ from urllib.parse import urlsplit
 LARGEST = 8 << 20  # bytes of an answer that are read
 LONGEST_WAIT = 10.0  # seconds between two tries
 FINAL = (400, 401, 403, 404, 405, 422)  # statuses that another try will not change
+_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # an error's code, such as context_length_exceeded: words, which no key is
 
 
 class EndpointError(RuntimeError):
@@ -25,6 +27,13 @@ class EndpointError(RuntimeError):
 
     def __str__(self) -> str:
         return f"the {self.role} at {self.url} (model {self.model}) did not answer: {self.reason}"
+
+
+def words(text: str) -> str:
+    """`text`, or ValueError where it is blank."""
+    if not text.strip():
+        raise ValueError("blank")
+    return text
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -50,10 +59,10 @@ class Endpoint:
     retries: int = 3
     backoff_s: float = 0.5
 
-    def complete(self, messages: Sequence[dict[str, str]], accept: Callable[[str], str] = str) -> str:
+    def complete(self, messages: Sequence[dict[str, str]], accept: Callable[[str], str] = words) -> str:
         """The model's answer to chat messages {"role", "content"}, as `accept` returns it.
 
-        accept: raises ValueError on an answer that cannot be used; then the model is asked again.
+        accept: raises ValueError on an answer that cannot be used, such as a blank one; then the model is asked again.
         Raises EndpointError after the last try, or at once on a status that says that the request itself is refused.
         """
         wait, reason = self.backoff_s, ""
@@ -93,8 +102,8 @@ class Endpoint:
                     if len(answer) > LARGEST:
                         raise _Failed(f"an answer of more than {LARGEST} bytes")
         except urllib.error.HTTPError as error:
-            error.close()
-            raise (_Refused if error.code in FINAL else _Failed)(f"status {error.code}") from None
+            with error:
+                raise (_Refused if error.code in FINAL else _Failed)(f"status {error.code}{_code(error)}") from None
         except TimeoutError:
             raise _Failed(f"no full answer within {self.timeout_s:g} s") from None
         except urllib.error.URLError as error:
@@ -109,9 +118,18 @@ class Endpoint:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             raise _Failed("the answer is not a chat completion") from None
-        if not isinstance(text, str) or not text.strip():
-            raise _Failed("the answer is empty")
-        return text
+        if not isinstance(text, (str, type(None))):
+            raise _Failed("the answer is not a chat completion")
+        return text or ""  # a model that stopped at once
+
+
+def _code(error: urllib.error.HTTPError) -> str:
+    """The code that an OpenAI-compatible server gives for an error, in brackets; nothing where there is none."""
+    try:
+        code = json.loads(error.read(1 << 16))["error"]["code"]
+        return f" ({code})" if _CODE.fullmatch(code) else ""
+    except Exception:  # the body is broken off, or another server's
+        return ""
 
 
 class _Failed(Exception):

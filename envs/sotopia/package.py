@@ -165,7 +165,8 @@ class PackageEnv:
         if self.settings.partner_prompt is not None:
             prompt = prompts(self.settings.partner_prompt)
             view = {**self._view(self._other, 1 + self._env.turn_number // 2), "task": self._task(self._other)}
-            text = await backend.complete(self._partner_endpoint, [{"role": "user", "content": prompt.window(view, ())}])
+            messages = [{"role": "user", "content": prompt.window(view, ())}]
+            text = await backend.complete(self._partner_endpoint, messages, str)  # a blank is silence, as the policy's
             return self._act(prompt.parse(text))
         parser = self._package.Parser(pydantic_object=self._package.messages.AgentAction)
         observation = self._observations[self._other]
