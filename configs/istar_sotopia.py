@@ -39,9 +39,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 def _paper(c: ConfigDict) -> None:
     paper_config.istar(c)
     c.environment.update({"name": "sotopia", "preset": "sotopia", "prompt": "istar"})
-    c.environment.options = ConfigDict(
-        {"partner_url": "", "partner_model": "gpt-4o", "judge_url": "", "judge_model": "gpt-4o", "key_variable": "OPENAI_API_KEY"}
-    )
+    endpoints = {"partner_url": "", "partner_model": "gpt-4o", "judge_url": "", "judge_model": "gpt-4o", "key_variable": "OPENAI_API_KEY"}
+    c.environment.options = ConfigDict(endpoints | {"partner_prompt": "", "subset": "all", "cache": "", "timeout_s": 60.0})
     c.credit.options.episode_advantage = "grpo"
     c.rollout.update({"groups": 16, "max_steps": 10, "max_rows": 128, "history": 0, "temperature": 0.7})
     c.rollout.update({"max_prompt_tokens": 6144, "max_answer_tokens": 2048, "max_row_tokens": 6144 + 2048})

@@ -65,20 +65,21 @@ def packed(folder, split, seeds, **changes):
 def test_protocol(environment):
     assert isinstance(environment, Environment)
     observation, info = environment.reset(seed=0)
-    assert observation["text"].startswith("You are in the middle of a room.")
+    assert observation["text"].startswith("You are in the middle of a room.") and observation["turn"] == 0
     assert info["task"] in observation["text"] and not info["won"] and info["executed"] and info["score"] == 0.0
     assert list(info["admissible"]) == sorted(info["admissible"]) and "look" in info["admissible"]
     start = info["state_key"]
     observation, reward, terminated, truncated, info = environment.step(info["admissible"][0])
     assert (reward, terminated, truncated, info["executed"]) == (0.0, False, False, True)
-    assert info["state_key"] != start and not observation["text"].startswith("You arrive")
+    assert info["state_key"] != start and not observation["text"].startswith("You arrive") and observation["turn"] == 1
+    assert environment.step(None)[0]["turn"] == 2  # a turn without effect is one too
 
 
 @pytest.mark.parametrize("action", [None, "", "fly", "go to moon 1", "move to", "put x in/on", "\n", "{r}", "take 1 from", "é"])
 def test_any_action_is_legal(environment, action):
     _, before = environment.reset(seed=0)
     observation, reward, terminated, truncated, info = environment.step(action)
-    assert observation == {"text": "Nothing happens."} and not info["executed"] and not (terminated or truncated)
+    assert observation == {"text": "Nothing happens.", "turn": 1} and not info["executed"] and not (terminated or truncated)
     assert info["state_key"] == before["state_key"] and info["admissible"] == before["admissible"] and reward == 0
 
 

@@ -73,6 +73,10 @@ def test_istar_form():
     shown = istar.window(SEEN, [(START, istar.answer("go to countertop 1"))])
     assert "Your task is to: heat some mug and put it in cabinet." in shown
     assert "Action: 'go to countertop 1'" in shown and SEEN["text"] in shown
+    assert "so far" not in shown  # an observation without a count
+    for taken, words in ((0, ""), (1, "You have taken 1 step so far.\nYour last turn:"), (7, "You have taken 7 steps so far.\nYour")):
+        assert words in istar.window({**SEEN, "turn": taken}, [(START, "look")])
+    assert "so far" not in istar.first({**START, "turn": 0})
     assert "'take mug 1 from countertop 1'" in shown and "'help'" not in istar.first(START)
     assert "<think>" in shown and "<action>" in shown
     assert istar.parse("<action>look</action>") is None

@@ -200,12 +200,19 @@ def test_what_the_package_provides():
     assert isinstance(settings("istar"), Settings) and isinstance(settings("sotopia"), PackageSettings)
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch, tmp_path):
     import sys
 
     monkeypatch.setitem(sys.modules, "sotopia", None)
     with pytest.raises(ValueError, match=r"'sotopia'.*\[sotopia\]"):
         backend.package.__wrapped__()
+    with pytest.raises(ValueError, match=r"'sotopia'.*\[sotopia\]"):
+        make("sotopia", data=write_data(tmp_path / "data"), partner_url="http://127.0.0.1:1/v1")
+
+
+def test_an_empty_setting_is_none():
+    empty = dict.fromkeys(("data", "partner_url", "judge_url", "judge_model", "partner_prompt", "cache", "storage"), "")
+    assert settings("sotopia", **empty) == settings("sotopia")
 
 
 def test_data_in_the_benchmarks_layout(tmp_path):

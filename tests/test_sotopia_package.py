@@ -145,13 +145,19 @@ def test_a_partner_that_answers_rubbish_is_asked_again_and_then_named(factory, s
 
 
 def test_a_partner_that_is_not_there_or_silent_is_named(factory, stub):
+    with serving() as gone:
+        build = factory(seat=0, partner_url=gone.url, judge_url=stub.url)
+        environment = build()
+        environment.reset(seed=0)
+    with pytest.raises(EndpointError, match=f"partner at {gone.url}.*no connection"):
+        environment.step("Hello")
+    build()  # who was there once may come back
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
-        environment = factory(seat=0, partner_url=nowhere)()
-        environment.reset(seed=0)
-        with pytest.raises(EndpointError, match=f"partner at {nowhere}.*no connection"):
-            environment.step("Hello")
+        for role in ("partner", "judge"):
+            with pytest.raises(ValueError, match=f"the {role} at {nowhere}.*no connection.*Start a server at {role}_url"):
+                factory(**{f"{role}_url": nowhere})()
     environment = factory(seat=0, timeout_s=0.2, retries=0)()
     environment.reset(seed=0)
     stub.partner = None
@@ -261,10 +267,15 @@ def test_environments_share_a_process(factory, stub):
 
 
 def test_what_is_missing_is_named(folder, stub):
-    with pytest.raises(ValueError, match="needs data and partner_url"):
-        make("sotopia")()
-    with pytest.raises(ValueError, match="needs partner_url"):
-        make("sotopia", data=folder)()
+    for nothing in (None, ""):  # a config has empty strings where it is yet to be filled in
+        with pytest.raises(ValueError, match="needs data and partner_url"):
+            make("sotopia", data=nothing, partner_url=nothing)
+        with pytest.raises(ValueError, match="needs partner_url"):
+            make("sotopia", data=folder, partner_url=nothing)
+    with pytest.raises(FileNotFoundError, match="no envs.json, .* in .*nowhere: give the folder"):
+        make("sotopia", data=folder / "nowhere", partner_url=stub.url)
+    with pytest.raises(ValueError, match="partner_model=''"):
+        make("sotopia", data=folder, partner_url=stub.url, partner_model="")
     environment = make("sotopia", data=folder, partner_url=stub.url)()
     with pytest.raises(ValueError, match="unknown split"):
         environment.reset(seed=0, options={"split": "test"})

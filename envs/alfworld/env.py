@@ -43,7 +43,7 @@ class Snapshot(NamedTuple):
 class AlfworldEnv:
     """One ALFWorld game, as `envs.protocol.Environment`, played by the stock engine.
 
-    * Observation: {"text": what the game says}; the first one describes the room and the task.
+    * Observation: {"text": what the game says, "turn": how many turns were taken}; the first one describes the room and the task.
     * Actions: the game's commands ("go to desk 1", "take mug 1 from desk 1", "move mug 1 to shelf 1", "open", "close",
       "use", "heat/cool/clean ... with ...", "slice", "examine", "look", "inventory", "help"), in either wording of
       grammar.py. Any other string, and None, answers "Nothing happens." and counts as a turn.
@@ -90,7 +90,7 @@ class AlfworldEnv:
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
         self._enter(Snapshot(options.get("split", "train"), seed, (), 0, False))
         text = self._turn.text if self.settings.welcome else self._turn.text.removeprefix(_WELCOME)
-        return {"text": text}, self._info(True)
+        return {"text": text, "turn": 0}, self._info(True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action; raises RuntimeError only when there is no episode to act in."""
@@ -111,7 +111,7 @@ class AlfworldEnv:
         self._over = terminated or truncated
         reward = self.settings.won_reward if terminated else 0.0
         text = text if self.settings.arrival else without_arrival(text)
-        return {"text": text}, reward, terminated, truncated, self._info(executed)
+        return {"text": text, "turn": self._steps}, reward, terminated, truncated, self._info(executed)
 
     def close(self) -> None:
         """Gives back the engine and its shared library; a later reset starts a new one."""

@@ -93,7 +93,7 @@ class CompactPrompt:
 
 
 class IStarPrompt:
-    """verl-agent's form, which iStar uses: task, the last turns, what can be done; thoughts and action in tags.
+    """verl-agent's form, which iStar uses: task, turns taken, the last of them, what can be done; thoughts and action in tags.
 
     Without thoughts an answer holds no action, unless `require_think` is False.
     """
@@ -110,10 +110,13 @@ class IStarPrompt:
         return f"What you see now: {observation['text']}\n{_choices(observation)}\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, the turns of `history` (verl-agent tells two), the observation, what can be done, the answer's form."""
+        """The task, how many turns were taken, those of `history` (verl-agent tells two), the observation, what can be done."""
         said = [_ROLE]
         if observation.get("task"):
             said.append(f"Your task is to: {observation['task']}")
+        taken = observation.get("turn", 0)
+        if taken:
+            said.append(f"You have taken {taken} step{'s' if taken > 1 else ''} so far.")
         if history:
             said.append(f"Your last {len(history)} turns, oldest first:" if len(history) > 1 else "Your last turn:")
             for view, output in history:

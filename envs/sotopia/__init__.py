@@ -17,7 +17,8 @@ def make(preset: str = "tiny", *, max_steps: int | None = None, data: Any = None
     """A picklable function without arguments that makes environments of a preset; `overrides` replace fields of its settings.
 
     data: the benchmark's folder, with the preset "sotopia" only; the others play the embedded world, which needs none.
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError that lists what there is when the preset or a setting is unknown; with the preset sotopia also
+    what `package.check_settings` raises: ValueError or FileNotFoundError for what is missing.
     """
     if max_steps is not None:
         overrides["max_steps"] = max_steps
@@ -28,8 +29,9 @@ def make(preset: str = "tiny", *, max_steps: int | None = None, data: Any = None
     chosen = settings(preset, **overrides)
     if isinstance(chosen, Settings):
         return functools.partial(SocialEnv, chosen)
-    from envs.sotopia.package import PackageEnv  # what it needs is loaded when it is asked for
+    from envs.sotopia.package import PackageEnv, check_settings  # what it needs is loaded when it is asked for
 
+    check_settings(chosen)
     return functools.partial(PackageEnv, chosen)
 
 

@@ -75,6 +75,12 @@ async def complete(endpoint: Endpoint, messages: list[dict[str, str]], accept: C
     return await loop.run_in_executor(executor, functools.partial(endpoint.complete, messages, accept))
 
 
+def check() -> None:
+    """Raises ValueError when the extra is not installed; imports nothing else of it."""
+    if importlib.util.find_spec("sotopia") is None:
+        require("sotopia", "sotopia")
+
+
 @functools.cache
 def package(storage: str | None = None) -> SimpleNamespace:
     """What is used of the package: its environment, agents, messages, evaluators, profiles, parser and version.
@@ -83,8 +89,7 @@ def package(storage: str | None = None) -> SimpleNamespace:
     decides. Raises ValueError when the extra is not installed, or the package is in use with Redis already.
     """
     with _LOCK:
-        if importlib.util.find_spec("sotopia") is None:
-            require("sotopia", "sotopia")
+        check()
         os.environ["SOTOPIA_STORAGE_BACKEND"] = "local"
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
         with contextlib.redirect_stdout(io.StringIO()):

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 LARGEST = 8 << 20  # bytes of an answer that are read
 LONGEST_WAIT = 10.0  # seconds between two tries
+REACH_S = 10.0  # seconds in which a server must say that it is there
 FINAL = (400, 401, 403, 404, 405, 422)  # statuses that another try will not change
 _CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # an error's code, such as context_length_exceeded: words, which no key is
 
@@ -83,37 +84,18 @@ class Endpoint:
                 wait *= 2
         raise EndpointError(self.role, self.url, self.model, f"{reason} (tried {self.retries + 1} times)")
 
+    def reach(self) -> None:
+        """Raises EndpointError unless a server is there: one try, in which any status will do."""
+        try:
+            self._exchange("models", None, min(self.timeout_s, REACH_S))
+        except _Status:
+            pass
+        except _Failed as error:
+            raise EndpointError(self.role, self.url, self.model, str(error)) from None
+
     def _ask(self, messages: Sequence[dict[str, str]]) -> str:
         body = json.dumps({"model": self.model, "messages": list(messages), "temperature": self.temperature}).encode()
-        request = urllib.request.Request(f"{self.url.rstrip('/')}/chat/completions", body, {"Content-Type": "application/json"})
-        key = os.environ.get(self.key_variable)
-        if key:
-            request.add_unredirected_header("Authorization", f"Bearer {key}")
-        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
-        handlers = [_NoRedirect(), *([urllib.request.ProxyHandler({})] if local else [])]
-        end = time.monotonic() + self.timeout_s
-        try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=self.timeout_s) as response:
-                answer = bytearray()
-                while part := response.read1(1 << 16):
-                    answer += part
-                    if time.monotonic() > end:
-                        raise _Failed(f"no full answer within {self.timeout_s:g} s")
-                    if len(answer) > LARGEST:
-                        raise _Failed(f"an answer of more than {LARGEST} bytes")
-        except urllib.error.HTTPError as error:
-            with error:
-                raise (_Refused if error.code in FINAL else _Failed)(f"status {error.code}{_code(error)}") from None
-        except TimeoutError:
-            raise _Failed(f"no full answer within {self.timeout_s:g} s") from None
-        except urllib.error.URLError as error:
-            late = isinstance(error.reason, TimeoutError)
-            reason = f"no full answer within {self.timeout_s:g} s" if late else f"no connection ({type(error.reason).__name__})"
-            raise _Failed(reason) from None
-        except (OSError, ValueError) as error:  # a broken answer, or a key that no header can hold: its text may show the key
-            raise _Failed(f"the exchange broke off ({type(error).__name__})") from None
-        except Exception as error:  # http.client's own
-            raise error if isinstance(error, _Failed) else _Failed(f"the exchange broke off ({type(error).__name__})") from None
+        answer = self._exchange("chat/completions", body, self.timeout_s)
         try:
             text = json.loads(answer)["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
@@ -121,6 +103,40 @@ class Endpoint:
         if not isinstance(text, (str, type(None))):
             raise _Failed("the answer is not a chat completion")
         return text or ""  # a model that stopped at once
+
+    def _exchange(self, path: str, body: bytes | None, timeout_s: float) -> bytes:
+        """What the server answers to a GET, or with a body to a POST."""
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", body, headers)
+        key = os.environ.get(self.key_variable)
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")
+        local = urlsplit(self.url).hostname in ("127.0.0.1", "localhost", "::1")
+        handlers = [_NoRedirect(), *([urllib.request.ProxyHandler({})] if local else [])]
+        end = time.monotonic() + timeout_s
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=timeout_s) as response:
+                answer = bytearray()
+                while part := response.read1(1 << 16):
+                    answer += part
+                    if time.monotonic() > end:
+                        raise _Failed(f"no full answer within {timeout_s:g} s")
+                    if len(answer) > LARGEST:
+                        raise _Failed(f"an answer of more than {LARGEST} bytes")
+                return bytes(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise (_Refused if error.code in FINAL else _Status)(f"status {error.code}{_code(error)}") from None
+        except TimeoutError:
+            raise _Failed(f"no full answer within {timeout_s:g} s") from None
+        except urllib.error.URLError as error:
+            late = isinstance(error.reason, TimeoutError)
+            reason = f"no full answer within {timeout_s:g} s" if late else f"no connection ({type(error.reason).__name__})"
+            raise _Failed(reason) from None
+        except (OSError, ValueError) as error:  # a broken answer, or a key that no header can hold: its text may show the key
+            raise _Failed(f"the exchange broke off ({type(error).__name__})") from None
+        except Exception as error:  # http.client's own
+            raise error if isinstance(error, _Failed) else _Failed(f"the exchange broke off ({type(error).__name__})") from None
 
 
 def _code(error: urllib.error.HTTPError) -> str:
@@ -136,5 +152,9 @@ class _Failed(Exception):
     """A try that failed; another may not."""
 
 
-class _Refused(Exception):
+class _Status(_Failed):
+    """The server answered with the status of an error."""
+
+
+class _Refused(_Status):
     """A request that will be refused again."""

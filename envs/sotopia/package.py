@@ -20,6 +20,7 @@ from envs.sotopia.prompts import LEAVE, prompts
 
 FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
 _KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
+_reached: set[str] = set()
 _LEFT = re.compile(r"leave|(?:i )?(?:leave|left) the conversation[.!]?", re.IGNORECASE)
 
 
@@ -44,12 +45,7 @@ class PackageEnv:
     capabilities = frozenset({TASKS})
 
     def __init__(self, settings: PackageSettings):
-        missing = [name for name in ("data", "partner_url") if getattr(settings, name) is None]
-        if missing:
-            raise ValueError(
-                f"the SOTOPIA preset sotopia needs {' and '.join(missing)}: data is the folder with {', '.join(data.FILES)}, "
-                "partner_url the address of an OpenAI-compatible server; the presets tiny, istar and spa need neither"
-            )
+        check_settings(settings)
         self.settings = settings
         pairings = data.load(settings.data)
         self._pairings = {
@@ -59,6 +55,8 @@ class PackageEnv:
         self._judge = judge_endpoint(settings)
         address = (settings.partner_url, settings.partner_model)
         self._partner_endpoint = _endpoint(settings, "partner", *address, settings.temperature)
+        for endpoint in (self._partner_endpoint, self._judge):
+            _reach(endpoint)
         self._judgements = None if settings.cache is None else Judgements(settings.cache)
         self._over = True
 
@@ -218,6 +216,20 @@ class PackageEnv:
         return {"won": False, "score": 0.0, "executed": executed, "state_key": key, "task": self._task(self._own)}
 
 
+def check_settings(settings: PackageSettings) -> None:
+    """Finds what is missing, as far as no server need be asked.
+
+    Raises ValueError when data or partner_url is not given, or the package is not installed; what `data.load` raises.
+    """
+    needed = {"data": f"the folder with {', '.join(data.FILES)}", "partner_url": "the address of an OpenAI-compatible server"}
+    missing = [name for name in needed if getattr(settings, name) is None]
+    if missing:
+        told = ", ".join(f"{name} is {needed[name]}" for name in missing)
+        raise ValueError(f"SOTOPIA's preset sotopia needs {' and '.join(missing)}: {told}; tiny, istar and spa need neither")
+    data.load(settings.data)
+    backend.check()
+
+
 async def ask_judge(package: SimpleNamespace, endpoint: Endpoint, history: str, names: tuple[str, str]) -> Scores:
     """The package's evaluator on a talk: seven scores for the first and for the second agent.
 
@@ -269,6 +281,17 @@ def judge_endpoint(settings: PackageSettings) -> Endpoint:
     if url is None:
         raise ValueError("judge_url=None: give the address of an OpenAI-compatible server")
     return _endpoint(settings, "judge", url, model, 0.0)
+
+
+def _reach(endpoint: Endpoint) -> None:
+    """Raises ValueError unless a server is at the endpoint's address; asked once a process."""
+    if endpoint.url in _reached:
+        return
+    try:
+        endpoint.reach()
+    except EndpointError as error:
+        raise ValueError(f"{error}. Start a server at {endpoint.role}_url, or give the address of one") from None
+    _reached.add(endpoint.url)
 
 
 def _endpoint(settings: PackageSettings, role: str, url: str, model: str, temperature: float) -> Endpoint:

@@ -69,6 +69,7 @@ class PackageSettings:
     storage: folder that the package may write to; None makes a temporary one.
     invalid_reward: reward of a turn without an utterance.
 
+    An empty string, as a config that is yet to be filled in has it, stands for None.
     Raises ValueError that names the setting and what it may be.
     """
 
@@ -92,6 +93,9 @@ class PackageSettings:
     invalid_reward: float = 0.0
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if field.default is None and getattr(self, field.name) == "":
+                object.__setattr__(self, field.name, None)
         for name in ("max_steps", "split_seed", "retries"):
             _whole(name, getattr(self, name), 1 if name == "max_steps" else 0)
         for name, least in (("temperature", 0), ("timeout_s", 0), ("backoff_s", 0), ("invalid_reward", None)):
