@@ -26,8 +26,10 @@ def _webshop(c: ConfigDict) -> None:
     c.model.update({"preset": "tiny-0.1m", "pieces": 1000})
     c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 8, "max_rows": 128})
     c.rollout.update({"max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
-    c.sft.update({"episodes": 1500, "updates": 300, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
-    c.train.update({"env_steps": 60_000, "chunk_rows": 64, "pack_rows": True})
+    c.sft.update({"episodes": 1500, "updates": 220, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
+    c.credit.update({"outcome": "return", "outcome_scale": 1.0})  # the benchmark's score of the purchase
+    c.policy.update({"learning_rate": 5e-4})
+    c.train.update({"env_steps": 160_000, "chunk_rows": 64, "pack_rows": True})
 
 
 def _alfworld(c: ConfigDict) -> None:
