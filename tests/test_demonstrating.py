@@ -8,7 +8,7 @@ import pytest
 from envs.protocol import EXPERT
 from stepreward.data.demonstrations import read_demonstrations, write_demonstrations
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.training.demonstrating import demonstration_episodes, make_demonstrations
+from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, make_demonstrations
 
 
 class Doors:
@@ -96,3 +96,8 @@ def test_demonstrations_that_do_not_fit_are_named():
 def test_an_expert_that_wins_nothing_is_an_error():
     with pytest.raises(ValueError, match="won none of 1 tasks.*no such door"):
         make_demonstrations(EnvironmentPool(Doors), 1, 0, lambda *_: 2)
+
+
+def test_a_published_model_that_imitates_nothing_asks_for_no_expert(tmp_path):
+    config = types.SimpleNamespace(model=types.SimpleNamespace(path="folder"), sft=types.SimpleNamespace(updates=0))
+    assert load_demonstrations(config, None, tmp_path / "demonstrations", None) == [] and not any(tmp_path.iterdir())

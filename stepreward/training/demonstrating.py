@@ -17,7 +17,7 @@ _AT_ONCE = 32  # environments that play demonstrations side by side
 
 
 def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstration]:
-    """The expert's episodes: read from `folder`, or made there.
+    """The expert's episodes: read from `folder`, or made there; none where a published model starts without imitation.
 
     Args:
       task_seed: (seed, stream, index) -> the seed of a task.
@@ -25,6 +25,8 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
     Raises:
       ValueError: what lies there was made with another config, or there is no expert.
     """
+    if c.model.path and not c.sft.updates:  # a tokenizer is there too, so nothing asks for them
+        return []
     environment = c.environment.to_dict()
     about = {name: environment[name] for name in ("preset", "data", "options")} | {
         "environment": environment["name"], "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,

@@ -210,7 +210,7 @@ class Runner:
 
     def _sft_tick(self) -> dict:
         c, counters = self.c.sft, self.counters
-        if self._sft_batch is None:
+        if self._sft_batch is None and c.updates:
             episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
         started, losses, learner = time.monotonic(), [], self.learner

@@ -198,10 +198,10 @@ def check(c) -> None:
         group, name = key.split(".")
         if c[group][name] < 1:
             raise ValueError(f"{key}={c[group][name]}: give at least 1.")
+    environment_factory(c)
     backbones.check(c)
     for path in (c.model.path, c.prm.path):
         backbones.find_model(path, c.model.download)
-    environment_factory(c)
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
     prompt_buckets(c.rollout.max_prompt_tokens, c.rollout.max_row_tokens)
