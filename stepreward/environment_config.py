@@ -43,25 +43,25 @@ def _alfworld(c: ConfigDict) -> None:
 
 
 def _virtualhome(c: ConfigDict) -> None:
-    """An episode is a conversation of some eighty tokens: one row."""
+    """An episode is a conversation of some eighty tokens, seldom of four hundred: rows are packed."""
     c.model.update({"preset": "tiny-0.1m", "pieces": 600})
     c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 12, "max_rows": 128})
     c.rollout.update({"max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
     c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
     c.policy.update({"minibatch_rows": 64})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 8, "pack_rows": True})
     c.eval.update({"episodes": 128})
 
 
 def _sotopia(c: ConfigDict) -> None:
-    """A talk of five turns is a conversation of some eighty tokens: one row. Its outcome is graded."""
+    """A talk of five turns is a conversation of some eighty tokens. Its outcome is graded."""
     c.model.update({"preset": "tiny-0.1m", "pieces": 500})
     c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 6, "max_rows": 128})
     c.rollout.update({"max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
     c.sft.update({"episodes": 1000, "updates": 100, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
     c.credit.update({"outcome": "return", "outcome_scale": 0.1})
     c.policy.update({"minibatch_rows": 64})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 32, "pack_rows": True})
 
 
 _TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
