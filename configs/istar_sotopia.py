@@ -15,25 +15,10 @@ own, less those held out, stand for them.
 from ml_collections import ConfigDict
 
 from stepreward import environment_config, paper_config
-from stepreward.base_config import MODELS, base_config
-from stepreward.config import check_preset
-
-PRESETS = ("tiny", "micro", "paper", *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    check_preset(preset, PRESETS)
-    c = base_config()  # every key, with its meaning
-    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
-    c.policy.advantage_norm = "centre"
-    if preset in MODELS:
-        environment_config.published(c, "sotopia", preset)
-        c.credit.update({"outcome": "return", "outcome_scale": 0.1})
-    elif preset == "paper":
-        _paper(c)
-    else:
-        {"tiny": environment_config.tiny, "micro": environment_config.micro}[preset](c, "sotopia")
-    return c
+    return environment_config.experiment("sotopia", "istar", preset, _paper)
 
 
 def _paper(c: ConfigDict) -> None:

@@ -12,24 +12,10 @@ benchmark's 1,000 products, whose folder `environment.data` names (docs/environm
 from ml_collections import ConfigDict
 
 from stepreward import environment_config, paper_config
-from stepreward.base_config import MODELS, base_config
-from stepreward.config import check_preset
-
-PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    check_preset(preset, PRESETS)
-    c = base_config()  # every key, with its meaning
-    c.credit.method = "istar"  # its "auto" variant is "stable", see docs/log.md
-    c.policy.advantage_norm = "centre"
-    if preset in MODELS:
-        environment_config.published(c, "webshop", preset)
-    elif preset == "paper":
-        _paper(c)
-    else:
-        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "webshop")
-    return c
+    return environment_config.experiment("webshop", "istar", preset, _paper)
 
 
 def _paper(c: ConfigDict) -> None:

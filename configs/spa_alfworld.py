@@ -13,22 +13,12 @@ valid_unseen for the evaluation (`environment.data` names the benchmark's folder
 from ml_collections import ConfigDict
 
 from stepreward import environment_config, paper_config
-from stepreward.base_config import MODELS, base_config
-from stepreward.config import check_preset
-
-PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    check_preset(preset, PRESETS)
-    c = base_config()  # every key, with its meaning
-    c.credit.method = "spa"  # its "auto" variant is "stable", see docs/log.md
-    c.eval.final_episodes = 256
-    if preset in MODELS:
-        environment_config.published(c, "alfworld", preset)
-    elif preset == "paper":
-        paper_config.spa(c, "alfworld", tasks=3119, rollouts=10, steps=40, tested=134, outcome="success")
-        c.environment.options = ConfigDict({"held_out": "valid_unseen"})
-    else:
-        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "alfworld")
-    return c
+    return environment_config.experiment("alfworld", "spa", preset, _paper)
+
+
+def _paper(c: ConfigDict) -> None:
+    paper_config.spa(c, "alfworld", tasks=3119, rollouts=10, steps=40, tested=134, outcome="success")
+    c.environment.options = ConfigDict({"held_out": "valid_unseen"})

@@ -12,21 +12,11 @@ folder `environment.data` names, 1,624 training goals, 200 for the evaluation.
 from ml_collections import ConfigDict
 
 from stepreward import environment_config, paper_config
-from stepreward.base_config import MODELS, base_config
-from stepreward.config import check_preset
-
-PRESETS = ("tiny", "micro", "real", "paper", *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    check_preset(preset, PRESETS)
-    c = base_config()  # every key, with its meaning
-    c.credit.method = "spa"  # its "auto" variant is "stable", see docs/log.md
-    c.eval.final_episodes = 500
-    if preset in MODELS:
-        environment_config.published(c, "webshop", preset)
-    elif preset == "paper":
-        paper_config.spa(c, "webshop", tasks=1624, rollouts=5, steps=10, tested=200, outcome="return")
-    else:
-        {"tiny": environment_config.tiny, "micro": environment_config.micro, "real": environment_config.real}[preset](c, "webshop")
-    return c
+    return environment_config.experiment("webshop", "spa", preset, _paper)
+
+
+def _paper(c: ConfigDict) -> None:
+    paper_config.spa(c, "webshop", tasks=1624, rollouts=5, steps=10, tested=200, outcome="return")

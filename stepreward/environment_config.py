@@ -6,9 +6,41 @@ cores goes through some hundred iterations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
-from stepreward.base_config import use_model
+from stepreward.base_config import MODELS, base_config, use_model
+from stepreward.config import check_preset
+
+
+def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict], None]) -> ConfigDict:
+    """The config of a method on an environment.
+
+    Args:
+      name: of the environment.
+      method: "istar" or "spa", as `credit.method`; its "auto" variant is "stable", see docs/log.md.
+      preset: "tiny"; "micro"; "real", where a small model can learn from the benchmark's own data; "paper"; or one of MODELS.
+      paper: sets what the method's paper states.
+
+    Raises:
+      ValueError: an unknown preset; those there are are listed.
+    """
+    forms = {"tiny": tiny, "micro": micro} | ({"real": real} if name in _REAL else {})
+    check_preset(preset, (*forms, "paper", *MODELS))
+    c = base_config()
+    c.credit.method = method
+    if method == "istar":
+        c.policy.advantage_norm = "centre"
+    else:
+        c.eval.final_episodes = 256
+    if preset == "paper":
+        paper(c)
+    elif preset in MODELS:
+        published(c, name, preset)
+    else:
+        forms[preset](c, name)
+    return c
 
 
 def tiny(c: ConfigDict, name: str) -> None:
@@ -115,6 +147,8 @@ def published(c: ConfigDict, name: str, model: str) -> None:
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
+    if name == "sotopia":
+        c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal's score, of ten
     c.train.env_steps = 200 * 16 * 8 * steps
     if form == "spa":
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})

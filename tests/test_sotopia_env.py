@@ -132,7 +132,7 @@ def test_factories_are_pickled():
     "arguments, message",
     [
         ({"preset": "huge"}, "unknown SOTOPIA preset 'huge'; the presets are tiny, istar, spa, sotopia"),
-        ({"colour": 1}, "unknown setting colour of SOTOPIA preset tiny; the settings are max_steps"),
+        ({"colour": 1}, "unknown SOTOPIA setting colour; the settings are max_steps"),
         ({"max_steps": 0}, "max_steps=0"), ({"style": "long"}, "style='long'"), ({"scenarios": ("chess",)}, "scenario chess"),
         ({"scenarios": "film"}, "give a list"), ({"judge_noise": -1}, "judge_noise=-1"),
         ({"invalid_reward": "x"}, "invalid_reward"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.choosing import choose
 from envs.parsing import labelled, tagged, write_labelled, write_tagged
 from envs.protocol import Observation, Prompt
 
@@ -107,6 +108,4 @@ _PROMPTS = {"compact": CompactPrompt, "istar": TaggedPrompt, "spa": LabelledProm
 
 def prompts(name: str) -> Prompt:
     """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
-    if name not in _PROMPTS:
-        raise ValueError(f"unknown prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
-    return _PROMPTS[name]()
+    return choose("prompt", name, _PROMPTS)()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+
+from envs.choosing import settings_of
 
 TASK_TYPES = (
     "pick_and_place_simple",
@@ -91,10 +92,4 @@ def settings(preset: str = "tiny", **overrides) -> Settings:
 
     Raises ValueError that lists the presets, or the fields, when a name is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown ALFWorld preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"unknown ALFWorld setting {', '.join(unknown)}; the settings are {', '.join(known)}")
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    return settings_of("ALFWorld", PRESETS, preset, overrides)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from envs.alfworld.explorer import TOOLS, asked_for
 from envs.alfworld.memory import Memory, kind, room_places
+from envs.choosing import choose
 from envs.parsing import labelled, tagged, write_labelled, write_tagged
 from envs.protocol import Observation, Prompt
 
@@ -199,6 +200,4 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 def prompts(name: str) -> Prompt:
     """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
-    if name not in _PROMPTS:
-        raise ValueError(f"unknown ALFWorld prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
-    return _PROMPTS[name]()
+    return choose("ALFWorld prompt", name, _PROMPTS)()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
+
+from envs.choosing import settings_of
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,4 @@ def settings(preset: str = "tiny", **overrides) -> Settings:
 
     Raises ValueError that lists the presets, or the fields, when a name is unknown.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown Sokoban preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"unknown Sokoban setting {', '.join(unknown)}; the settings are {', '.join(known)}")
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    return settings_of("Sokoban", PRESETS, preset, overrides)

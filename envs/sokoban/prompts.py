@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from envs.choosing import choose
 from envs.parsing import tagged, write_tagged
 from envs.protocol import Observation, Prompt
 from envs.sokoban.core import ACTIONS
@@ -172,6 +173,4 @@ _PROMPTS = {
 
 def prompts(name: str) -> Prompt:
     """The prompt of a name: compact, istar, istar_image, compact_image or ragen. Raises ValueError that lists them when unknown."""
-    if name not in _PROMPTS:
-        raise ValueError(f"unknown Sokoban prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
-    return _PROMPTS[name]()
+    return choose("Sokoban prompt", name, _PROMPTS)()

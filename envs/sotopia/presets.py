@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from envs.choosing import settings_of
 from envs.sotopia.scenarios import SCENARIOS
 
 STYLES = ("short", "full")
@@ -159,10 +160,4 @@ PRESETS: dict[str, Settings | PackageSettings] = {
 
 def settings(preset: str = "tiny", **overrides) -> Settings | PackageSettings:
     """The settings of a preset, with `overrides` replacing fields. Raises ValueError that lists the presets or the fields."""
-    if preset not in PRESETS:
-        raise ValueError(f"unknown SOTOPIA preset {preset!r}; the presets are {', '.join(PRESETS)}")
-    known = [field.name for field in dataclasses.fields(PRESETS[preset])]
-    unknown = sorted(set(overrides) - set(known))
-    if unknown:
-        raise ValueError(f"unknown setting {', '.join(unknown)} of SOTOPIA preset {preset}; the settings are {', '.join(known)}")
-    return dataclasses.replace(PRESETS[preset], **overrides)
+    return settings_of("SOTOPIA", PRESETS, preset, overrides)

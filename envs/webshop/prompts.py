@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from envs.choosing import choose
 from envs.parsing import labelled, tagged, write_labelled, write_tagged
 from envs.protocol import Observation, Prompt
 from envs.webshop.pages import parse, without_instruction
@@ -142,6 +143,4 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SPAPrompt}
 
 def prompts(name: str) -> Prompt:
     """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
-    if name not in _PROMPTS:
-        raise ValueError(f"unknown WebShop prompt {name!r}; the prompts are {', '.join(_PROMPTS)}")
-    return _PROMPTS[name]()
+    return choose("WebShop prompt", name, _PROMPTS)()
