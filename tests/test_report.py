@@ -396,3 +396,10 @@ def test_plot_curves_names_the_arm_that_is_wrong(tmp_path, arms, words):
     with pytest.raises(ValueError, match=words):
         plot_curves(tmp_path / "curves.png", arms)
     assert not (tmp_path / "curves.png").exists()
+
+
+def test_sentences_are_wrapped_on_wider_cards():
+    assert plain_board("####\n#P_#") == "<pre>####\n#P_#</pre>"
+    assert plain_board("Find me a <red> lamp under 40 dollars").startswith('<pre class="prose">Find me a &lt;red&gt; lamp')
+    said = episode_html(1, episode(step(observation="You arrive at a very wide desk, and see a pen.")), plain_board)
+    assert 'class="steps wide"' in said and 'class="steps"' in episode_html(1, episode(step()), plain_board)

@@ -11,12 +11,14 @@ from stepreward.metrics import is_number
 
 BoardRenderer = Callable[[str], str]
 
+_BOARD_WIDTH = 20  # characters; longer lines are no board but sentences, which are wrapped on wider cards
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
 def plain_board(observation: str) -> str:
     """Returns the observation's text as an escaped `<pre>`: the renderer for any environment."""
-    return f"<pre>{html.escape(observation)}</pre>"
+    prose = ' class="prose"' if max(map(len, observation.split("\n"))) > _BOARD_WIDTH else ""
+    return f"<pre{prose}>{html.escape(observation)}</pre>"
 
 
 def choose_episodes(files: Sequence[Mapping[str, Any]], limit: int = 3) -> list[tuple[int, Mapping[str, Any]]]:
@@ -58,6 +60,7 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
     cards = [_step_html(i, step, after[i], scale, board) for i, step in enumerate(steps)]
     cards.append(_final_html(episode, board))
     success = bool(episode.get("success"))
+    wide = " wide" if any('class="prose"' in card for card in cards) else ""
     badges = [f'<span class="badge {"good" if success else "bad"}">{"solved" if success else "failed"}</span>']
     if episode.get("truncated"):
         badges.append('<span class="badge">step limit</span>')
@@ -66,7 +69,7 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
         facts.append(f"outcome {_signed(episode['outcome'])}")
     return (
         f'<article class="episode"><h3>{_text(episode.get("task") or "episode")} {" ".join(badges)}</h3>'
-        f'<p class="facts">{" · ".join(facts)}</p><ol class="steps">{"".join(cards)}</ol>{_outputs(steps)}</article>'
+        f'<p class="facts">{" · ".join(facts)}</p><ol class="steps{wide}">{"".join(cards)}</ol>{_outputs(steps)}</article>'
     )
 
 

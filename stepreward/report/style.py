@@ -61,6 +61,8 @@ figure svg text { font-family: inherit !important; }
 .badge.bad { color: var(--bad); border-color: currentColor; }
 .steps { list-style: none; margin: 0; padding: 0; display: grid; gap: 1rem .9rem;
   grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); }
+.steps.wide { grid-template-columns: repeat(auto-fill, minmax(230px, 1fr)); }
+.view pre.prose { white-space: pre-wrap; overflow-wrap: anywhere; }
 .step { position: relative; min-width: 0; font-size: .8rem; line-height: 1.35; }
 .number { color: var(--soft); font-size: .72rem; margin-bottom: .15rem; }
 .view { overflow: auto; max-height: 16rem; }
