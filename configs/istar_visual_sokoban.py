@@ -42,13 +42,12 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def _tiny(c: ConfigDict) -> None:
-    """The text preset's batch at a lower rate, which pictures need, and a short replay: a step in memory, and in a checkpoint, is a
-    picture of 110 kB."""
+    """The text preset's batch at a lower rate, which pictures need, and a short replay: in memory a step is a picture of 110 kB."""
     c.environment.update({"preset": "tiny_image", "prompt": "compact_image"})
     c.model.preset = "tiny-vision"
     c.rollout.update({"max_prompt_tokens": 40, "max_answer_tokens": 2, "max_row_tokens": 42})  # 36 + 4: user, image, assistant
     c.sft.update({"episodes": 1000, "updates": 280, "log_every": 40})
-    c.prm.update({"replay": 1, "learning_rate": 3e-4})
+    c.prm.update({"replay": 2, "learning_rate": 3e-4})
     c.policy.update({"learning_rate": 3e-4, "warmup_updates": 20})
     c.train.update({"env_steps": 300_000})
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
