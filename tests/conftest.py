@@ -25,6 +25,13 @@ VOCABULARY = 16
 WIDTH = 16  # of the one-layer decoder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _programs_are_released():
+    """A compiled program holds memory maps, of which a process may have 65,530: all tests together would need more."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The folder of the repository."""

@@ -304,8 +304,8 @@ def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_pat
 def test_a_tokenizer_is_there_whole_or_not_at_all(micro_config, tmp_path, monkeypatch):
     make = setup.train_symbol_tokenizer
 
-    def killed(texts, words, path):
-        make(texts, words, path)
+    def killed(texts, words, path, **more):
+        make(texts, words, path, **more)
         (path / "tokenizer.json").unlink()
         raise KeyboardInterrupt
 
