@@ -21,10 +21,8 @@ from __future__ import annotations
 import argparse
 import ast
 import gc
-import importlib
 import json
 import os
-import pkgutil
 import re
 import statistics
 import sys
@@ -39,23 +37,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-import envs
+from envs.choosing import environment_module
 from envs.protocol import ADMISSIBLE, EXPERT, TASKS
 from stepreward.errors import UserError, launcher
 
 LONGEST = 10_000  # turns after which an episode that never ends is given up
-
-
-def environment_module(name: str):
-    """`envs.<name>` or a module by its dotted name."""
-    built_in = [module.name for module in pkgutil.iter_modules(envs.__path__) if module.ispkg]
-    target = f"envs.{name}" if name in built_in else name
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name and target.startswith(error.name):
-            raise UserError(f"--name={name} is unknown; built in: {', '.join(built_in)}, or a module of your own.") from error
-        raise
 
 
 _BLANK = re.compile(r"<[^<>]+>")
@@ -175,7 +161,7 @@ def main() -> None:
         a.tasks, a.repeats, a.extra = 3, 1, 1
     if min(a.tasks, a.repeats, a.extra) < 1:
         raise UserError("--tasks, --repeats and --extra must be above 0.")
-    module = environment_module(a.name)
+    module = environment_module(a.name, "--name")
     figures = measure(module.make(a.preset, **_settings(a.set)), a.split, a.tasks, a.repeats, a.extra)
     count = figures["num_tasks"] or "unlimited"
     print(f"{a.name} {a.preset}, {a.split}: {', '.join(figures['capabilities'])}; num_tasks {count}")

@@ -20,9 +20,4 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def _paper(c: ConfigDict) -> None:
-    paper_config.istar(c)
-    c.environment.update({"name": "alfworld", "preset": "istar", "prompt": "istar"})
-    c.rollout.update({"groups": 16, "max_steps": 50, "max_rows": 128, "history": 2, "invalid_penalty": 0.1})
-    c.rollout.update({"max_prompt_tokens": 2048, "max_answer_tokens": 512, "max_row_tokens": 2048 + 512})
-    c.train.update({"env_steps": 200 * 16 * 8 * 50, "chunk_rows": 8})
-    c.eval.update({"episodes": 140})
+    paper_config.istar_text(c, "alfworld", steps=50, prompt_tokens=2048, tested=140)

@@ -19,8 +19,4 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def _paper(c: ConfigDict) -> None:
-    paper_config.istar(c)
-    c.environment.update({"name": "webshop", "preset": "istar", "prompt": "istar"})
-    c.rollout.update({"groups": 16, "max_steps": 10, "max_rows": 128, "history": 2, "invalid_penalty": 0.1})
-    c.rollout.update({"max_prompt_tokens": 4096, "max_answer_tokens": 512, "max_row_tokens": 4096 + 512})
-    c.train.update({"env_steps": 200 * 16 * 8 * 10, "chunk_rows": 8})  # 200 iterations of full-length episodes
+    paper_config.istar_text(c, "webshop", steps=10, prompt_tokens=4096, tested=128)

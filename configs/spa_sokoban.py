@@ -12,6 +12,7 @@ here too.
 
 from ml_collections import ConfigDict
 
+from stepreward import paper_config
 from stepreward.base_config import MODELS, base_config, use_model
 
 PRESETS = ("tiny", "micro", *MODELS)
@@ -27,18 +28,16 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     if preset == "micro":
         _micro(c)
     elif preset in MODELS:
-        published(c, preset)
+        _published(c, preset)
     return c
 
 
-def published(c: ConfigDict, name: str) -> None:
+def _published(c: ConfigDict, name: str) -> None:
     """A published model: growing conversations, the paper's adapters, a value head on the policy's own backbone."""
     use_model(c, name)
     if not name.startswith("qwen2.5-vl"):
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": 4096})
-    c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
-    c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
-    c.policy.update({"learning_rate": 1e-5, "minibatch_rows": 32})
+    paper_config.spa_adapters(c)
 
 
 def _micro(c: ConfigDict) -> None:

@@ -1,10 +1,16 @@
-"""Presets and prompts by name, with one clear line for a name that is not there."""
+"""Environments, presets and prompts by name, with one clear line for a name that is not there."""
 
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib
+import pkgutil
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
+
+import envs
 
 
 def choose(what: str, name: str, there: Mapping[str, Any]) -> Any:
@@ -25,3 +31,24 @@ def settings_of(environment: str, presets: Mapping[str, Any], preset: str, overr
     if unknown:
         raise ValueError(f"unknown {environment} setting {', '.join(unknown)}; the settings are {', '.join(known)}")
     return dataclasses.replace(chosen, **overrides)
+
+
+def environment_module(name: str, key: str = "environment.name") -> ModuleType:
+    """`envs.<name>`, or the user's own module by its dotted name; it has `make(preset, **settings)` and `prompts(name)`.
+
+    Args:
+      key: what the user calls the name, for the message.
+
+    Raises:
+      ValueError: no such module; the built-in ones are listed.
+    """
+    built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
+    target = f"envs.{name}" if name in built_in else name
+    try:
+        return importlib.import_module(target)
+    except ModuleNotFoundError as error:
+        if error.name and target.startswith(error.name):
+            close = difflib.get_close_matches(name, built_in, n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(f"{key}={name!r} is unknown{hint}; built in: {', '.join(built_in)}, or a module of your own.") from error
+        raise

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from stepreward.base_config import MODELS, base_config, use_model
 from stepreward.config import check_preset
+from stepreward.paper_config import spa_adapters
 
 
 def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict], None]) -> ConfigDict:
@@ -46,8 +47,12 @@ def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict]
 def tiny(c: ConfigDict, name: str) -> None:
     """A small model from scratch on the environment's embedded tasks."""
     c.environment.update({"name": name, "preset": "tiny", "prompt": "compact"})
+    c.model.preset = "tiny-0.1m"
+    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_rows": 128})
+    c.sft.update({"episodes": 1000, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
+    c.train.pack_rows = True
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
-    c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 512})
+    c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 64})
     c.critic.update({"minibatch_rows": 512})
     c.prm.update({"minibatch_groups": 8, "replay": 2})
     _TINY[name](c)
@@ -55,46 +60,39 @@ def tiny(c: ConfigDict, name: str) -> None:
 
 def _webshop(c: ConfigDict) -> None:
     """Five pages an episode, each a prompt of its own: a page of results is far longer than the others, so rows are packed."""
-    c.model.update({"preset": "tiny-0.1m", "pieces": 1000})
-    c.rollout.update({"context": "step", "history": 0, "groups": 16, "group_size": 8, "max_steps": 8, "max_rows": 128})
-    c.rollout.update({"max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
-    c.sft.update({"episodes": 1500, "updates": 220, "rows": 128, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
-    c.credit.update({"outcome": "return", "outcome_scale": 1.0})  # the benchmark's score of the purchase
-    c.policy.update({"learning_rate": 5e-4})
-    c.train.update({"env_steps": 160_000, "chunk_rows": 64, "pack_rows": True})
+    c.model.pieces = 1000
+    c.rollout.update({"context": "step", "max_steps": 8, "max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
+    c.sft.update({"episodes": 1500, "updates": 220, "rows": 128})
+    c.credit.update({"outcome": "return"})  # the benchmark's score of the purchase
+    c.policy.update({"learning_rate": 5e-4, "minibatch_rows": 512})
+    c.train.update({"env_steps": 160_000, "chunk_rows": 64})
 
 
 def _alfworld(c: ConfigDict) -> None:
     """Games of the package's floor plans. The conversation remembers what was looked at: some 250 tokens an episode."""
-    c.model.update({"preset": "tiny-0.1m", "pieces": 600})
-    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 20, "max_rows": 128})
-    c.rollout.update({"max_answer_tokens": 20, "max_prompt_tokens": 112, "max_row_tokens": 640})
-    c.sft.update({"episodes": 1000, "updates": 200, "rows": 32, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
-    c.policy.update({"minibatch_rows": 64})
-    c.train.update({"env_steps": 100_000, "chunk_rows": 8, "pack_rows": True})
+    c.model.pieces = 600
+    c.rollout.update({"max_steps": 20, "max_answer_tokens": 20, "max_prompt_tokens": 112, "max_row_tokens": 640})
+    c.sft.update({"updates": 200, "rows": 32})
+    c.train.update({"env_steps": 100_000, "chunk_rows": 8})
     c.eval.update({"episodes": 128})
 
 
 def _virtualhome(c: ConfigDict) -> None:
     """An episode is a conversation of some eighty tokens, seldom of four hundred: rows are packed."""
-    c.model.update({"preset": "tiny-0.1m", "pieces": 600})
-    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 12, "max_rows": 128})
-    c.rollout.update({"max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
-    c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
-    c.policy.update({"minibatch_rows": 64})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 8, "pack_rows": True})
+    c.model.pieces = 600
+    c.rollout.update({"max_steps": 12, "max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
+    c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "warmup_updates": 10})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 8})
     c.eval.update({"episodes": 128})
 
 
 def _sotopia(c: ConfigDict) -> None:
     """A talk of five turns is a conversation of some eighty tokens. Its outcome is graded."""
-    c.model.update({"preset": "tiny-0.1m", "pieces": 500})
-    c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_steps": 6, "max_rows": 128})
-    c.rollout.update({"max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
-    c.sft.update({"episodes": 1000, "updates": 100, "rows": 64, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 10})
+    c.model.pieces = 500
+    c.rollout.update({"max_steps": 6, "max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
+    c.sft.update({"updates": 100, "rows": 64, "warmup_updates": 10})
     c.credit.update({"outcome": "return", "outcome_scale": 0.1})
-    c.policy.update({"minibatch_rows": 64})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 32, "pack_rows": True})
+    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
 
 
 _TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
@@ -107,14 +105,14 @@ def real(c: ConfigDict, name: str) -> None:
 
 
 def _webshop_real(c: ConfigDict) -> None:
-    c.model.update({"preset": "tiny-0.1m", "pieces": 2000})
+    c.model.pieces = 2000
     c.rollout.update({"max_answer_tokens": 40, "max_prompt_tokens": 256, "max_row_tokens": 320})
     c.sft.update({"episodes": 3000, "updates": 600})
     c.eval.update({"episodes": 500})  # goals 0 to 499
 
 
 def _alfworld_real(c: ConfigDict) -> None:
-    c.model.update({"preset": "tiny-0.1m", "pieces": 800})
+    c.model.pieces = 800
     c.rollout.update({"max_steps": 30, "max_prompt_tokens": 384, "max_row_tokens": 1024})
     c.train.update({"chunk_rows": 4})
     c.eval.update({"episodes": 140, "final_episodes": min(c.eval.final_episodes, 140)})  # valid_seen
@@ -154,6 +152,4 @@ def published(c: ConfigDict, name: str, model: str) -> None:
     c.train.env_steps = 200 * 16 * 8 * steps
     if form == "spa":
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})
-        c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
-        c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
-        c.policy.update({"learning_rate": 1e-5, "minibatch_rows": 32})
+        spa_adapters(c)

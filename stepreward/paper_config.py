@@ -27,6 +27,23 @@ def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
     c.checkpoint.update({"every": 50, "keep": 2})
 
 
+def istar_text(c: ConfigDict, environment: str, *, steps: int, prompt_tokens: int, tested: int) -> None:
+    """iStar's numbers for WebShop, the paper's environment with text prompts and verl-agent's window of two turns.
+
+    Args:
+      environment: name of the environment.
+      steps: of an episode.
+      prompt_tokens: of the longest prompt.
+      tested: tasks of an evaluation.
+    """
+    istar(c)
+    c.environment.update({"name": environment, "preset": "istar", "prompt": "istar"})
+    c.rollout.update({"groups": 16, "max_steps": steps, "max_rows": 128, "history": 2, "invalid_penalty": 0.1})
+    c.rollout.update({"max_prompt_tokens": prompt_tokens, "max_answer_tokens": 512, "max_row_tokens": prompt_tokens + 512})
+    c.train.update({"env_steps": 200 * 16 * 8 * steps, "chunk_rows": 8})  # 200 iterations of full-length episodes
+    c.eval.update({"episodes": tested})
+
+
 def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: int, tested: int, outcome: str) -> None:
     """SPA-RL (arXiv 2505.20732) with Llama-3.2-3B; what the paper leaves open is the public release's.
 
@@ -42,7 +59,7 @@ def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: in
     """
     use_model(c, "llama3.2-3b")
     c.environment.update({"name": environment, "preset": "spa", "prompt": "spa"})
-    c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
+    spa_adapters(c)
     c.rollout.update({"context": "episode", "history": 0, "groups": 30 // rollouts, "group_size": rollouts, "max_steps": steps})
     c.rollout.update({"max_rows": 32, "temperature": 1.0})
     c.rollout.update({"max_answer_tokens": 512, "max_prompt_tokens": 2048, "max_row_tokens": 4096})
@@ -53,9 +70,15 @@ def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: in
     c.estimator.update({"minibatch_episodes": 16, "epochs": 1, "held_out": 0.0, "refresh_every": 0})
     c.credit.update({"method": "spa", "variant": "paper", "outcome": outcome})
     c.credit.options.update({"alpha": 1.0, "beta": 0.5, "discount": 0.99, "trace": 0.95, "level": "token", "observation": "decay"})
-    c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
-    c.policy.update({"learning_rate": 1e-5, "warmup_updates": 0, "minibatch_rows": 32, "epochs": 4, "ratio": "token"})
+    c.policy.update({"warmup_updates": 0, "epochs": 4, "ratio": "token"})
     c.policy.update({"aggregation": "token-mean", "clip_low": 0.2, "clip_high": 0.2})
     c.policy.update({"kl_reward_coef": 0.3, "kl_reward_target": 6.0})
     c.train.update({"mode": "offline", "env_steps": tasks * rollouts * steps, "chunk_rows": 8})
     c.eval.update({"episodes": tested, "final_episodes": tested, "final_temperature": 0.0})
+
+
+def spa_adapters(c: ConfigDict) -> None:
+    """What SPA-RL trains of a published model: adapters, and a value head on the policy's own backbone."""
+    c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
+    c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
+    c.policy.update({"learning_rate": 1e-5, "minibatch_rows": 32})

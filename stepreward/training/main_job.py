@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from envs.choosing import environment_module
 from stepreward import processes
 from stepreward.metrics import is_number, read_metrics
 from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report
 from stepreward.report.tables import estimator_quality, final_evaluation
-from stepreward.training.setup import environment_module
 
 _SECONDS = ("rollout", "scoring", "prm", "estimator", "critic", "policy")
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import importlib
 import json
 import os
-import pkgutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from envs.choosing import environment_module
 from envs.protocol import IMAGE, TASKS, Prompt
 from stepreward import credit, parallel, processes
 from stepreward.base_config import MODELS
@@ -73,28 +71,6 @@ class Parts:
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
     abstract: bool = False  # models are made of shapes, not of arrays
-
-
-def environment_module(name: str):
-    """`envs.<name>`, or the user's own module by its dotted name; it has `make(preset, **settings)` and `prompts(name)`.
-
-    Raises:
-      ValueError: no such module; the built-in ones are listed.
-    """
-    import envs
-
-    built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
-    target = f"envs.{name}" if name in built_in else name
-    try:
-        return importlib.import_module(target)
-    except ModuleNotFoundError as error:
-        if error.name and target.startswith(error.name):
-            close = difflib.get_close_matches(name, built_in, n=1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(
-                f"environment.name={name!r} is unknown{hint}; built in: {', '.join(built_in)}, or a module of your own."
-            ) from error
-        raise
 
 
 def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
