@@ -46,10 +46,11 @@ def _tiny(c: ConfigDict) -> None:
     c.environment.update({"preset": "tiny_image", "prompt": "compact_image"})
     c.model.preset = "tiny-vision"
     c.rollout.update({"max_prompt_tokens": 40, "max_answer_tokens": 2, "max_row_tokens": 42})  # 36 + 4: user, image, assistant
-    c.sft.update({"episodes": 1000, "updates": 280, "log_every": 40})
+    # Seeds differ in how many updates pass before the picture is understood, so the loss says when the imitation is good enough.
+    c.sft.update({"episodes": 1000, "updates": 800, "stop_loss": 0.4, "log_every": 40})
     c.prm.update({"replay": 2, "learning_rate": 3e-4})
     c.policy.update({"learning_rate": 3e-4, "warmup_updates": 20})
-    c.train.update({"env_steps": 300_000})
+    c.train.update({"env_steps": 200_000})
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
 
 
@@ -58,7 +59,7 @@ def _micro(c: ConfigDict) -> None:
     c.environment.preset = "istar_image"
     c.model.preset = "tiny-vision-micro"
     c.rollout.update({"groups": 4, "group_size": 4, "max_steps": 8, "max_rows": 16})
-    c.sft.update({"episodes": 40, "updates": 20, "rows": 32, "log_every": 10, "learning_rate": 1e-2, "warmup_updates": 5})
+    c.sft.update({"episodes": 40, "updates": 20, "stop_loss": 0.0, "rows": 32, "log_every": 10, "learning_rate": 1e-2, "warmup_updates": 5})
     c.prm.update({"learning_rate": 1e-3, "minibatch_groups": 2, "resync": False})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 64})
     c.train.update({"env_steps": 200, "chunk_rows": 16})

@@ -94,7 +94,8 @@ def base_config() -> ConfigDict:
     # Warm start: imitation of the exact solver, kept short so that the policy still explores.
     c.sft = ConfigDict()
     c.sft.episodes = 2000
-    c.sft.updates = 100
+    c.sft.updates = 100  # at most
+    c.sft.stop_loss = 0.0  # mean loss of the last log_every updates at which it ends earlier; 0: never
     c.sft.rows = 256  # steps of demonstrations in an update
     c.sft.log_every = 20
     c.sft.learning_rate = 2e-3

@@ -51,10 +51,12 @@ def tiny(c: ConfigDict, name: str) -> None:
     c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_rows": 128})
     c.sft.update({"episodes": 1000, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
     c.train.pack_rows = True
+    c.exploration.update({"tasks": 256, "part_tasks": 64})
+    c.estimator.epochs = 6
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
     c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 64})
     c.critic.update({"minibatch_rows": 512})
-    c.prm.update({"minibatch_groups": 8, "replay": 2})
+    c.prm.update({"minibatch_groups": 8, "replay": 0})  # earlier batches would take most of an iteration
     _TINY[name](c)
 
 
@@ -73,7 +75,7 @@ def _alfworld(c: ConfigDict) -> None:
     c.model.pieces = 600
     c.rollout.update({"max_steps": 20, "max_answer_tokens": 20, "max_prompt_tokens": 112, "max_row_tokens": 640})
     c.sft.update({"updates": 200, "rows": 32})
-    c.train.update({"env_steps": 100_000, "chunk_rows": 8})
+    c.train.update({"env_steps": 60_000, "chunk_rows": 8})
     c.eval.update({"episodes": 128})
 
 
@@ -82,7 +84,8 @@ def _virtualhome(c: ConfigDict) -> None:
     c.model.pieces = 600
     c.rollout.update({"max_steps": 12, "max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
     c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "warmup_updates": 10})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 8})
+    c.exploration.tasks = 128  # all there are
+    c.train.update({"env_steps": 40_000, "chunk_rows": 8})
     c.eval.update({"episodes": 128})
 
 
@@ -90,9 +93,9 @@ def _sotopia(c: ConfigDict) -> None:
     """A talk of five turns is a conversation of some eighty tokens. Its outcome is graded."""
     c.model.pieces = 500
     c.rollout.update({"max_steps": 6, "max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
-    c.sft.update({"updates": 100, "rows": 64, "warmup_updates": 10})
+    c.sft.update({"updates": 60, "rows": 64, "warmup_updates": 10})
     c.credit.update({"outcome": "return", "outcome_scale": 0.1})
-    c.train.update({"env_steps": 150_000, "chunk_rows": 32})
+    c.train.update({"env_steps": 60_000, "chunk_rows": 32})
 
 
 _TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}

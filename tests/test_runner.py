@@ -125,6 +125,13 @@ def test_a_run_ends_with_finite_metrics(run, changes):
         assert np.array_equal(flat_params(prm), runner.start) != trains_prm
 
 
+def test_imitation_ends_when_its_loss_is_low_enough(run):
+    whole = [r["sft/loss"] for r in run({"train.env_steps": 300})[1] if r["phase"] == "sft"]
+    runner, records = run({"sft.stop_loss": whole[0] + 0.01})
+    assert [r["phase"] for r in records][:2] == ["sft", "rl"] and records[0]["sft/loss"] == whole[0]
+    assert "eval/success" in records[0] and runner.counters.sft_updates == runner.c.sft.log_every < runner.c.sft.updates
+
+
 def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     runner, records = run(REPLAY)
     warm = [r for r in records if r["phase"] == "prm"]

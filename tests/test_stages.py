@@ -12,7 +12,7 @@ from stepreward.errors import UserError
 from stepreward.training.stages import STAGES, StageOutput, begun, check, covers, fingerprint, mark_begun
 
 FIRST_STAGE = {
-    "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft",
+    "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft", "sft.stop_loss": "sft",
     "sft.learning_rate": "sft", "rollout.context": "sft", "rollout.history": "sft", "rollout.max_steps": "sft",
     "exploration.tasks": "explore", "exploration.part_tasks": "explore", "rollout.temperature": "explore",
     "rollout.top_p": "explore", "rollout.max_answer_tokens": "explore", "estimator.learning_rate": "estimator",
@@ -43,6 +43,12 @@ def test_a_fingerprint_is_plain_json_of_the_deciding_keys(spa_config):
     assert {k: v for k, v in found.items() if k != "tokenizer"} == {k: keys[k] for k in keys if covers("explore", k)}
     assert fingerprint(spa_config({"policy.learning_rate": 7.0}), "explore", tokenizer="abc") == found
     assert fingerprint(spa_config({"exploration.tasks": 7}), "explore", tokenizer="abc") != found
+
+
+def test_how_often_the_loss_is_looked_at_decides_where_it_ends_the_imitation(spa_config):
+    every = lambda n, loss: fingerprint(spa_config({"sft.log_every": n, "sft.stop_loss": loss}), "sft")
+    assert every(7, 0.0) == every(8, 0.0)
+    assert every(7, 0.5) != every(8, 0.5)
 
 
 def test_taking_a_fingerprint_reads_no_key(spa_config):

@@ -223,7 +223,8 @@ class Runner:
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
         metrics["time/sft_s"] = time.monotonic() - started
-        if counters.sft_updates >= c.updates:
+        learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
+        if learnt or counters.sft_updates >= c.updates:
             self._check_finite(metrics)
             stages.StageOutput(self.workdir, "sft").save(learner.policy.params, self._fingerprint("sft"), metrics)
             self._advance()

@@ -50,7 +50,8 @@ _AT_LEAST_ONE = (
 
 _AT_LEAST_ZERO = (
     "policy.kl_coef", "policy.stop_kl", "policy.kl_reward_coef", "policy.kl_reward_target", "critic.clip", "critic.coef",
-    "rollout.invalid_penalty", "estimator.refresh_every", "estimator.patience", "eval.final_episodes", "eval.final_temperature",
+    "rollout.invalid_penalty", "sft.stop_loss", "estimator.refresh_every", "estimator.patience", "eval.final_episodes",
+    "eval.final_temperature",
 )  # fmt: skip
 _NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that stay what they are when rows are packed
 OLD_LOG_PROBS = ("auto", "behaviour", "current")

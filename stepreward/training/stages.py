@@ -50,6 +50,8 @@ def fingerprint(config, stage: str, **more: Any) -> dict[str, Any]:
     """The config keys that decide a stage's output, and what else is given; plain JSON values."""
     config = getattr(config, "untracked", config)
     found = {k: v for k, v in leaves(config).items() if covers(stage, k) or (config.lora.sft and k.startswith("lora."))}
+    if config.sft.stop_loss:
+        found["sft.log_every"] = config.sft.log_every  # the loss is looked at so often
     return json.loads(json.dumps(found | more))
 
 
