@@ -2,6 +2,7 @@
 
 import logging
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
 from stepreward.training import main_job, setup
-from stepreward.training.evaluate import evaluate_workdir
+from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
 from stepreward.training.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
@@ -357,3 +358,13 @@ def test_evaluation_needs_a_checkpoint_of_the_asked_kind(run, capsys):
     runner, _ = run({"credit.method": "rloo"})
     with pytest.raises(ValueError, match="has no array 'prm/params/"):
         evaluate_workdir(runner.workdir, 4, None, "prm", 0)
+
+
+def test_the_policy_that_a_run_began_with_is_there_whether_or_not_its_checkpoints_hold_it(run):
+    initial = [load_checkpoint(run(c)[0].workdir, None, "initial") for c in ({"credit.method": "rloo"}, {"policy.kl_coef": 0.01})]
+    latest = load_checkpoint(run({"credit.method": "rloo"})[0].workdir, None, "policy")
+    assert [run(c)[0].learner.initial is None for c in ({"credit.method": "rloo"}, {"policy.kl_coef": 0.01})] == [True, False]
+    chex.assert_trees_all_equal(initial[0].params, initial[1].params)
+    assert initial[0].step == latest.step and initial[0].counters == latest.counters
+    with pytest.raises(AssertionError):
+        chex.assert_trees_all_equal(initial[0].params, latest.params)

@@ -8,6 +8,7 @@ with N documents, n_t of them with the stem t, f_td times in d: the package bm25
 from __future__ import annotations
 
 import functools
+import logging
 import re
 import sys
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ def _import_bm25s():
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for its debugging messages to be shown
     return bm25s
 
 
