@@ -51,7 +51,7 @@ def tiny(c: ConfigDict, name: str) -> None:
     c.rollout.update({"context": "episode", "history": 0, "groups": 16, "group_size": 8, "max_rows": 128})
     c.sft.update({"episodes": 1000, "log_every": 20, "learning_rate": 3e-3, "warmup_updates": 20})
     c.train.pack_rows = True
-    c.exploration.update({"tasks": 256, "part_tasks": 64})
+    c.exploration.update({"tasks": 128, "part_tasks": 64})
     c.estimator.epochs = 6
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
     c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 64})
@@ -87,7 +87,6 @@ def _virtualhome(c: ConfigDict) -> None:
     c.model.pieces = 600
     c.rollout.update({"max_steps": 12, "max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
     c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "warmup_updates": 10})
-    c.exploration.tasks = 128  # all there are
     c.train.update({"env_steps": 40_000, "chunk_rows": 8})
     c.eval.update({"episodes": 128})
 
