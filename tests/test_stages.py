@@ -12,8 +12,8 @@ from stepreward.errors import UserError
 from stepreward.training.stages import STAGES, StageOutput, begun, check, covers, fingerprint, mark_begun
 
 FIRST_STAGE = {
-    "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft", "sft.stop_loss": "sft",
-    "sft.learning_rate": "sft", "rollout.context": "sft", "rollout.history": "sft", "rollout.max_steps": "sft",
+    "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft",
+    "sft.stop_loss": "sft", "sft.learning_rate": "sft", "rollout.context": "sft", "rollout.history": "sft", "rollout.max_steps": "sft",
     "exploration.tasks": "explore", "exploration.part_tasks": "explore", "rollout.temperature": "explore",
     "rollout.top_p": "explore", "rollout.max_answer_tokens": "explore", "estimator.learning_rate": "estimator",
     "estimator.head": "estimator", "credit.outcome": "estimator", "credit.outcome_scale": "estimator",

@@ -69,14 +69,12 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     facts = checkpoints.counters(step) if step in (None, *checkpoints.steps()) else None
     start = lambda: setup.read_start(config, workdir, learner.start)
     if facts is not None:  # a missing one is found, and named, below
-        stage = PHASES[facts["counters"]["phase"]]
-        learner.reach(stage, start)
-        if which == "initial" and learner.initial is None and stage not in ("sft", "explore", "estimator"):
-            # The checkpoint does not repeat what the warm start left behind. Adapters begin by changing nothing.
-            fresh = config.lora.rank and not config.lora.sft
-            params = decoder_of(learner.policy.params) if fresh else learner.layout.place_parameters(start())
+        if which == "initial" and not learner.needs_initial:  # then checkpoints do not repeat what the warm start left behind
+            learner.take(start())
+            learner.reach(PHASES[facts["counters"]["phase"]], lambda: learner.policy.params)
             step = checkpoints.steps()[-1] if step is None else step
-            return Played(config, parts, learner.model, params, step, facts["counters"])
+            return Played(config, parts, learner.model, decoder_of(learner.policy.params), step, facts["counters"])
+        learner.reach(PHASES[facts["counters"]["phase"]], start)
     model, template = _template(which, learner)
     step, tree, facts = checkpoints.restore(template, step)
     params = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
