@@ -34,16 +34,20 @@ _libraries: list[object] = []
 class Engine:
     """One copy of the engine. It holds a copy of the planner's shared library (about 2 MB) until `close`.
 
+    Args:
+      keep: translations of its games are kept on disk (translations.py).
+
     Raises ValueError when the packages are not installed.
     """
 
-    def __init__(self):
+    def __init__(self, keep: bool = False):
         speed.install()
         require("alfworld", "textworld", "fast_downward", "alfworld")
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler, AlfredInfos
         from textworld.core import EnvInfos
         from textworld.envs.pddl import PddlEnv
 
+        self._keep = keep
         self._stock = _stock(PddlEnv, EnvInfos(won=True, admissible_commands=True))
         self._wrapped = AlfredInfos(AlfredDemangler(self._stock))
         self._game: Game | None = None
@@ -52,16 +56,17 @@ class Engine:
 
     def start(self, game: Game) -> Turn:
         """Begins a game; one that was played last is not loaded again. Raises ValueError for a game that cannot be loaded."""
-        if game != self._game:
-            self._game = None
-            content = {"pddl_domain": game.domain, "pddl_problem": game.problem, "grammar": game.grammar}
-            try:
-                self._wrapped.load(content)
-            except (SystemExit, Exception) as error:  # the PDDL parser exits the process on a syntax error
-                raise ValueError(f"the game {game.name} cannot be loaded: {type(error).__name__}: {error}") from None
-            self._game = game
-        self._commands = []
-        self._turn = self._read(self._wrapped.reset(), True)
+        with speed.kept_on_disk(self._keep):
+            if game != self._game:
+                self._game = None
+                content = {"pddl_domain": game.domain, "pddl_problem": game.problem, "grammar": game.grammar}
+                try:
+                    self._wrapped.load(content)
+                except (SystemExit, Exception) as error:  # the PDDL parser exits the process on a syntax error
+                    raise ValueError(f"the game {game.name} cannot be loaded: {type(error).__name__}: {error}") from None
+                self._game = game
+            self._commands = []
+            self._turn = self._read(self._wrapped.reset(), True)
         return self._turn
 
     def step(self, command: str) -> Turn:

@@ -197,7 +197,7 @@ class AlfworldEnv:
         if self.settings.grammar != "game":
             game = game._replace(grammar=rewrite(game.grammar, self.settings.grammar))
         if self._engine is None:
-            self._engine = Engine()
+            self._engine = Engine(keep=self.settings.data is not None)
         self._over = True  # until the game stands
         if game != self._game or not snapshot.commands:
             opening: Turn = self._engine.start(game)

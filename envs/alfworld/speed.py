@@ -8,7 +8,8 @@ functions by ones that remember, `uninstall` puts the originals back, `installed
 * a context is copied one level deep (`textgen.copy_context`): the engine replaces its entries, never what they hold;
 * the command of an action is written once a game, where its template asks only for facts that never change;
 * a problem is translated once (`fast_downward.pddl2sas`), not twice at load and twice at every reset; the planner, which
-  nothing here uses, gets the plain translation; and `sys.argv`, which the translator overwrites, is put back.
+  nothing here uses, gets the plain translation; and `sys.argv`, which the translator overwrites, is put back. Within
+  `kept_on_disk` translations are also read and written by `translations`.
 
 Each process patches its own modules. Nothing is imported before `install`.
 """
@@ -22,12 +23,14 @@ import re
 import sys
 from collections.abc import Iterator
 
+from envs.alfworld import translations
 from envs.extras import require
 
 # Translated games that a process keeps, about 1 MB each.
 TRANSLATIONS = 64
 _LOCATED = re.compile(r"\[\{r\.name \| receptacleatlocation\([^()]*\)\}\]")
 _originals: list[tuple[object, str, object]] = []
+_on_disk = False
 
 
 def install() -> None:
@@ -67,6 +70,17 @@ def installed() -> Iterator[None]:
     finally:
         if not before:
             uninstall()
+
+
+@contextlib.contextmanager
+def kept_on_disk(keep: bool = True) -> Iterator[None]:
+    """Whether translations are kept on disk within a block: for games of which there is a limited number."""
+    global _on_disk
+    before, _on_disk = _on_disk, keep
+    try:
+        yield
+    finally:
+        _on_disk = before
 
 
 def _replace(owner: object, name: str, new: object) -> None:
@@ -110,7 +124,12 @@ def _translate_once(translate):
     def translated(domain, problem):
         arguments = sys.argv
         try:
-            return translate(domain, problem)
+            if _on_disk and (sas := translations.read(domain, problem)) is not None:
+                return translations.parsed(domain, problem), sas
+            task, sas = translate(domain, problem)
+            if _on_disk:
+                translations.write(domain, problem, sas)
+            return task, sas
         finally:
             sys.argv = arguments
 
