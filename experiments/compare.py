@@ -9,6 +9,7 @@ Each run is `launch/train.py` in its own process on one core, with the arm's ove
 (`stages.sft:runs/base_{seed}`). A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed
 start from the same policy. Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area
 under the curve (mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
+`--measure=score` compares by the benchmark's own score in place of success.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--measure", choices=("success", "score", "executed"), default="success", help="of held-out episodes")
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,11 +61,11 @@ def main() -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, jobs))
-    summarise(out, list(arms), list(seeds))
+    summarise(out, list(arms), list(seeds), options.measure)
 
 
-def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
-    """Reads the finished runs below `out`, writes results.json and curves.png, and prints the table."""
+def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "success") -> None:
+    """Reads the finished runs below `out`, writes results.json and curves.png, and prints the table, all of `eval/MEASURE`."""
     curves: dict[str, list] = {arm: [] for arm in arms}
     rows = []
     for arm in arms:
@@ -71,10 +73,10 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
             path = out / f"{arm}_{seed}" / "metrics.jsonl"
             if not path.exists():
                 continue
-            records = [r for r in read_metrics(path) if r.get("eval/success") is not None]
+            records = [r for r in read_metrics(path) if r.get(f"eval/{measure}") is not None]
             if not records:
                 continue  # stopped before its first evaluation
-            x, y = series(records, "eval/success", x="env_steps")
+            x, y = series(records, f"eval/{measure}", x="env_steps")
             curves[arm].append((x, y))
             scores = [r["eval/score"] for r in records if r.get("eval/score") is not None]
             all_records = read_metrics(path)
@@ -83,11 +85,11 @@ def summarise(out: Path, arms: list[str], seeds: list[int]) -> None:
                 dict(arm=arm, seed=seed, start=y[0], end=float(np.mean(y[-2:])), auc=area(x, y), wall_s=all_records[-1]["wall_s"],
                      rank_correlation=mean("credit/rank_correlation"), advantage=mean("credit/advantage_rank_correlation"),
                      score_start=scores[0] if scores else None, score_end=float(np.mean(scores[-2:])) if scores else None,
-                     grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), success=y.tolist())
+                     grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), **{measure: y.tolist()})
             )  # fmt: skip
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(
-        out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label="held-out success"
+        out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}"
     )
     titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",
               "rank correlation of step rewards", "of advantages", "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip

@@ -7,8 +7,10 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-# Compiled programs are kept between tests and the processes that they start. Before jax is imported.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"stepreward-tests-{os.getuid()}"))
+# Compiled programs and translated games are kept between tests and the processes that they start. Before jax is imported.
+_KEPT = Path(tempfile.gettempdir()) / f"stepreward-tests-{os.getuid()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_KEPT))
+os.environ.setdefault("ALFWORLD_DATA", str(_KEPT / "alfworld"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # The tests compile far more than they compute. So set, a step of the small models compiles in a fifth of the time.
 os.environ.setdefault(

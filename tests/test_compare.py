@@ -23,3 +23,8 @@ def test_finished_runs_become_a_table(root, monkeypatch, tmp_path, capsys):
     assert istar.startswith("| istar | 2 | 0.300 ±") and "| 0.800 ± 0.000 |" in istar  # score at the end: the last two evaluations
     assert "| 0.095 ± " in rloo and (tmp_path / "curves.png").stat().st_size > 1000
     assert len(json.loads((tmp_path / "results.json").read_text())) == 4
+
+    compare.summarise(tmp_path, ["istar", "rloo"], [0, 1], "score")
+    *_, istar, rloo = capsys.readouterr().out.splitlines()
+    assert istar.startswith("| istar | 2 | 0.500 ± 0.000 | 0.800 ± 0.000 | 0.700 ± 0.000 |")
+    assert "| 0.100 ± 0.000 (first minus this" in rloo
