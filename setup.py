@@ -27,7 +27,7 @@ NOTEBOOK = ["nbclient", "ipykernel"]
 # Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
 # and that do not fit ours: pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'.
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
-SOTOPIA = ["sotopia>=0.1.5,<0.2"]
+SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # later ones of litellm want an older hub client than transformers
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
@@ -57,8 +57,7 @@ setup(
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
         "ray": RAY,
-        # SOTOPIA's package wants an older hub client than transformers: give it a virtual environment of its own.
-        "environments": ALFWORLD + ADAPTERS + RAY,
+        "environments": ALFWORLD + SOTOPIA + ADAPTERS + RAY,
         "serve": SERVE,
         "notebook": NOTEBOOK,
         "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK + SERVE,

@@ -28,18 +28,22 @@ CHANGES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def make_model(path, positions=512):
     """A random Qwen2.5 model of four layers in the published layout: one bfloat16 file, tied head, tokenizer and template beside."""
-    path = make_folder(tmp_path_factory.mktemp("hub") / "Qwen2.5-tiny-Instruct", *FAMILIES["qwen2"])
+    path = make_folder(path, *FAMILIES["qwen2"])
     vocabulary = len(transformers.AutoTokenizer.from_pretrained(path))
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
         vocab_size=-(-vocabulary // 64) * 64, hidden_size=24, intermediate_size=32, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e6, max_position_embeddings=512,
+        num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e6, max_position_embeddings=positions,
     )  # fmt: skip
     transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("hub") / "Qwen2.5-tiny-Instruct")
 
 
 @pytest.fixture(scope="module", params=[0, 4], ids=["whole", "adapters"])
