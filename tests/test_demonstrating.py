@@ -94,8 +94,17 @@ def test_demonstrations_that_do_not_fit_are_named():
 
 
 def test_an_expert_that_wins_nothing_is_an_error():
-    with pytest.raises(ValueError, match="won none of 1 tasks.*no such door"):
-        make_demonstrations(EnvironmentPool(Doors), 1, 0, lambda *_: 2)
+    with pytest.raises(ValueError, match="won none of 2 tasks.*no such door"):
+        make_demonstrations(EnvironmentPool(Doors), 2, 0, lambda seed, stream, index: 2 + index)
+
+
+def test_an_environment_that_always_fails_is_not_asked_for_every_task(caplog):
+    """Damaged data, say: one round shows it, in one line of the log."""
+    pool = EnvironmentPool(Doors)
+    with pytest.raises(ValueError, match="failed on all of the first 32 tasks: .*no such door"):
+        make_demonstrations(pool, 1000, 0, lambda *_: 2)
+    assert pool.failures == 32
+    assert [r.getMessage().split(":")[0] for r in caplog.records] == ["32 environments failed"]
 
 
 def test_a_published_model_that_imitates_nothing_asks_for_no_expert(tmp_path):

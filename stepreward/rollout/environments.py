@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
@@ -89,10 +90,10 @@ class Pool(abc.ABC):
           ValueError: a slot is named twice, or a list of calls is empty or names several slots.
         """
         found = self._round(*_by_slot(calls))
-        for failure in found:
-            if isinstance(failure, EnvironmentFailure):
-                self.failures += 1
-                _log.warning("environment failed: %s%s", failure, failure.where and f" ({failure.where})")
+        failures = Counter(f"{x}{x.where and f' ({x.where})'}" for x in found if isinstance(x, EnvironmentFailure))
+        self.failures += failures.total()
+        for failure, times in failures.items():
+            _log.warning("%s failed: %s", "environment" if times == 1 else f"{times} environments", failure)
         alone = [isinstance(call, Call) for call in calls]
         return [x[0] if a and not isinstance(x, EnvironmentFailure) else x for x, a in zip(found, alone, strict=True)]
 

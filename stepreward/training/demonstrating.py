@@ -48,7 +48,7 @@ def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list
     Episodes that the expert does not win, and those whose environment fails, are left out.
 
     Raises:
-      ValueError: the environment has no expert, or it won nothing.
+      ValueError: the environment has no expert, or it won nothing; or every environment fails from the start.
     """
     if EXPERT not in pool.capabilities():
         raise ValueError("this environment has no expert to imitate: set sft.updates=0, or give it an expert() method.")
@@ -64,6 +64,8 @@ def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list
             going = _round(pool, going, lambda p: Call(p.slot, "step", (p.todo[0],)), _Play.move)
         records += [play.record() for play in plays if play.failure is None and play.info["won"]]
         failure = next((play.failure for play in plays if play.failure is not None), failure)
+        if not first and all(play.failure is not None for play in plays):  # nor will the others succeed
+            raise ValueError(f"the environment failed on all of the first {len(plays)} tasks: {failure}")
     if not records:
         why = f"; one environment failed: {failure}" if failure else ""
         raise ValueError(f"the expert won none of {episodes} tasks, so there is nothing to imitate{why}: set sft.updates=0.")
