@@ -1,7 +1,7 @@
 """Translated games kept on disk, so that a game of the benchmark is translated once a machine, not once a process and run.
 
 Translating a game's PDDL to the planner's form (SAS) is most of what loading it costs, and its result is a text that
-compresses to some 34 kB: 125 MB for the benchmark's 3,694 games. They lie in `$ALFWORLD_DATA/translations`, which the alfworld
+compresses to some 35 kB: 130 MB for the benchmark's 3,694 games. They lie in `$ALFWORLD_DATA/translations`, which the alfworld
 package makes (`~/.cache/alfworld` by default), under names that are digests of what was translated and of the translator.
 A file that is damaged or cannot be written is no error: the game is translated again.
 """
