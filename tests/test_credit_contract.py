@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepreward.credit import Method, make, names, register, token_mask
-from tests.references import SIGNALS, STEP_SIGNALS, by_step, pack, random_episodes
+from references import SIGNALS, STEP_SIGNALS, by_step, pack, random_episodes
 
 METHODS = {name: make(name) for name in names()} | {
     "istar-released": make("istar", variant="released"),

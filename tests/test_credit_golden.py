@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from stepreward.credit import IStar, make
-from tests.references import by_step, literal
+from references import by_step, literal
 
 CLOSE = dict(atol=1e-4, rtol=0)
 

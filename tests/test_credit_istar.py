@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from stepreward.credit import PRIME, IStar, credit_quality, make, rank_correlation, step_permutation, token_mask
-from tests.references import by_step, pack, random_episodes
+from references import by_step, pack, random_episodes
 
 
 @pytest.fixture(scope="module")

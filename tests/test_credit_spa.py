@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stepreward.credit import lcs_progress_labels, make, step_mask, token_mask
-from tests.references import by_step, gae_loop, literal, pack, random_episodes
+from references import by_step, gae_loop, literal, pack, random_episodes
 
 CLOSE = dict(atol=1e-5, rtol=0)
 

@@ -16,7 +16,7 @@ from stepreward.kernels import (
     return_to_go,
     rloo,
 )
-from tests.references import gae_loop
+from references import gae_loop
 
 ONE_GROUP = jnp.zeros(4, jnp.int32)
 ALL = jnp.ones(4, bool)

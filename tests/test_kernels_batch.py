@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from stepreward.batch import validate
-from tests.references import pack, random_episodes
+from references import pack, random_episodes
 
 
 @pytest.fixture(scope="module")

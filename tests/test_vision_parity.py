@@ -13,7 +13,7 @@ from stepreward.models import decoder
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.vision import VISION_TENSORS, vision_config
 from stepreward.models.vision_inputs import multimodal_positions, vision_inputs
-from tests.test_vision import END, IMAGE, SIZES, START, VISION, embed, prompt, random_images, tower
+from test_vision import END, IMAGE, SIZES, START, VISION, embed, prompt, random_images, tower
 
 torch = pytest.importorskip("torch")
 
