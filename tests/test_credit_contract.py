@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import SIGNALS, STEP_SIGNALS, by_step, pack, random_episodes
 
 from stepreward.credit import Method, make, names, register, token_mask
-from references import SIGNALS, STEP_SIGNALS, by_step, pack, random_episodes
 
 METHODS = {name: make(name) for name in names()} | {
     "istar-released": make("istar", variant="released"),

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from references import by_step, literal
 
 from stepreward.credit import IStar, make
-from references import by_step, literal
 
 CLOSE = dict(atol=1e-4, rtol=0)
 

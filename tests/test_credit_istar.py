@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import by_step, pack, random_episodes
 
 from stepreward.credit import PRIME, IStar, credit_quality, make, rank_correlation, step_permutation, token_mask
-from references import by_step, pack, random_episodes
 
 
 @pytest.fixture(scope="module")

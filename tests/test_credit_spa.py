@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import by_step, gae_loop, literal, pack, random_episodes
 
 from stepreward.credit import lcs_progress_labels, make, step_mask, token_mask
-from references import by_step, gae_loop, literal, pack, random_episodes
 
 CLOSE = dict(atol=1e-5, rtol=0)
 

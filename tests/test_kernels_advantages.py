@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import gae_loop
 
 from stepreward.kernels import (
     bi_level_generalized_advantage_estimation,
@@ -16,7 +17,6 @@ from stepreward.kernels import (
     return_to_go,
     rloo,
 )
-from references import gae_loop
 
 ONE_GROUP = jnp.zeros(4, jnp.int32)
 ALL = jnp.ones(4, bool)

@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import pack, random_episodes
 
 from stepreward.batch import validate
-from references import pack, random_episodes
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from test_vision import END, IMAGE, SIZES, START, VISION, embed, prompt, random_images, tower
 
 from stepreward.models import decoder
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.vision import VISION_TENSORS, vision_config
 from stepreward.models.vision_inputs import multimodal_positions, vision_inputs
-from test_vision import END, IMAGE, SIZES, START, VISION, embed, prompt, random_images, tower
 
 torch = pytest.importorskip("torch")
 
