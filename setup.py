@@ -27,7 +27,7 @@ NOTEBOOK = ["nbclient", "ipykernel"]
 # Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
 # and that do not fit ours: pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'.
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
-SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # later ones of litellm want an older hub client than transformers
+SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # sotopia wants openai<2, later ones of litellm a newer one
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
