@@ -32,6 +32,7 @@ ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
+BESIDE = find_packages(include=["envs", "envs.*", "configs", "launch"])
 
 setup(
     name="stepreward",
@@ -42,7 +43,11 @@ setup(
     author="The stepreward authors",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["stepreward", "stepreward.*", "envs", "envs.*"]),
+    # One top-level package: the folders beside stepreward/ are installed inside it, as stepreward/__init__.py has them in a checkout.
+    packages=find_packages(include=["stepreward", "stepreward.*"]) + [f"stepreward.{name}" for name in BESIDE],
+    package_dir={f"stepreward.{top}": top for top in ("envs", "configs", "launch")},
+    package_data={"stepreward": ["py.typed"]},
+    entry_points={"console_scripts": ["stepreward = stepreward.cli:main"]},
     install_requires=read_requirements(),
     extras_require={
         "test": TEST,

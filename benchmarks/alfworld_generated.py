@@ -1,4 +1,4 @@
-"""Measures `envs.alfworld` on generated games: how often each expert and uniformly random play solve them, and the speed.
+"""Measures `stepreward.envs.alfworld` on generated games: how often each expert and uniformly random play solve them, and the speed.
 
     python benchmarks/alfworld_generated.py [--preset tiny] [--games 200] [--split train] [--players explorer oracle random]
 """
@@ -12,8 +12,8 @@ import time
 
 import numpy as np
 
-from envs import alfworld
-from envs.alfworld.explorer import asked_for
+from stepreward.envs import alfworld
+from stepreward.envs.alfworld.explorer import asked_for
 
 
 def play(player: str, preset: str, games: int, split: str) -> str:

@@ -1,4 +1,4 @@
-"""Replays the recorded trajectories of the benchmark's training games in `envs.alfworld`.
+"""Replays the recorded trajectories of the benchmark's training games in `stepreward.envs.alfworld`.
 
     python benchmarks/alfworld_replay.py FOLDER [--games 200] [--seed 0] [--split train]
 
@@ -14,7 +14,7 @@ import time
 
 import numpy as np
 
-from envs import alfworld
+from stepreward.envs import alfworld
 
 
 def main() -> None:

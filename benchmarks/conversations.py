@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs import sokoban
+from stepreward.envs import sokoban
 from stepreward.models.tokenizer import train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
 

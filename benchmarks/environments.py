@@ -37,8 +37,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from envs.choosing import environment_module
-from envs.protocol import ADMISSIBLE, EXPERT, TASKS
+from stepreward.envs.choosing import environment_module
+from stepreward.envs.protocol import ADMISSIBLE, EXPERT, TASKS
 from stepreward.errors import UserError, launcher
 
 LONGEST = 10_000  # turns after which an episode that never ends is given up

@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from envs.virtualhome import make, tasks
-from envs.virtualhome.game import Game, lines
+from stepreward.envs.virtualhome import make, tasks
+from stepreward.envs.virtualhome.game import Game, lines
 
 
 def play(task, *, text: bool, memory: bool) -> tuple[bool, bool, int]:

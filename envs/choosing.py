@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-import envs
+from stepreward import envs
 
 
 def choose(what: str, name: str, there: Mapping[str, Any]) -> Any:
@@ -34,16 +34,18 @@ def settings_of(environment: str, presets: Mapping[str, Any], preset: str, overr
 
 
 def environment_module(name: str, key: str = "environment.name") -> ModuleType:
-    """`envs.<name>`, or the user's own module by its dotted name; it has `make(preset, **settings)` and `prompts(name)`.
+    """Imports the environment's module, which has `make(preset, **settings)` and `prompts(name)`.
 
     Args:
+      name: a built-in environment ("sokoban"), an adapter ("adapters.gym"), or a module that Python can import.
       key: what the user calls the name, for the message.
 
     Raises:
       ValueError: no such module; the built-in ones are listed.
     """
     built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
-    target = f"envs.{name}" if name in built_in else name
+    short = name.removeprefix("stepreward.").removeprefix("envs.")
+    target = f"{envs.__name__}.{short}" if short.partition(".")[0] in built_in else name
     try:
         return importlib.import_module(target)
     except ModuleNotFoundError as error:

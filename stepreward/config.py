@@ -26,6 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from stepreward import configs
 from stepreward.errors import UserError
 
 _OVERRIDE = "--config."
@@ -52,7 +53,7 @@ QUIET = Option("quiet", "print only the last line", default=False, type=bool)
 def parse_command_line(
     argv: Sequence[str], *, extra: Iterable[Option] = (WORKDIR, QUIET), description: str | None = None
 ) -> tuple[ConfigDict, argparse.Namespace]:
-    """Reads `--config=FILE.py[:PRESET]`, its overrides `--config.KEY=VALUE`, and the flags in `extra`.
+    """Reads `--config=FILE.py[:PRESET]` (or `NAME[:PRESET]`, an installed experiment), its overrides `--config.KEY=VALUE`, and the flags in `extra`.
 
     `--help` prints the flags, and with `--config` every key of that config, then exits with 0.
 
@@ -287,16 +288,28 @@ def config_name(spec: str) -> str:
     return path.stem if preset is None else f"{path.stem}_{preset}"
 
 
+def installed_configs() -> dict[str, Path]:
+    """The experiments that come with the package, by name, with their files."""
+    return {path.stem: path for path in sorted(Path(configs.__path__[0]).glob("[!_]*.py"))}
+
+
 def _split_spec(spec: str) -> tuple[Path, str | None]:
-    path, colon, preset = spec.partition(":")
-    return Path(path), preset if colon else None
+    """The file and the preset of `FILE.py[:PRESET]`, or of `NAME[:PRESET]`: an experiment that comes with the package."""
+    name, colon, preset = spec.partition(":")
+    path = Path(name)
+    if path.parent == Path() and not path.is_file():
+        path = installed_configs().get(path.name.removesuffix(".py"), path)
+    return path, preset if colon else None
 
 
 def _get_config_function(path: Path) -> Callable[..., Any]:
     if not path.is_file():
-        stems = [p.stem for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.stem, stems, n=1)
-        hint = f"; did you mean {str(path.with_name(near[0] + '.py'))!r}?" if near else ""
+        there = {p.stem: p for p in path.parent.glob("[!_]*.py")} if path.parent.is_dir() else {}
+        installed = {name: name for name in installed_configs()} if path.stem not in there else {}
+        near = difflib.get_close_matches(path.stem, [*there, *installed], n=1)
+        hint = f"; did you mean {str((there | installed)[near[0]])!r}?" if near else ""
+        if not near and not path.suffix:
+            hint = f"; the installed experiments are {', '.join(installed)}"
         raise UserError(f"no config file {str(path)!r}{hint}")
     module = types.ModuleType("config")
     module.__file__ = str(path)

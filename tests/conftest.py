@@ -7,16 +7,15 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from xla_flags import known_flags
+
 # Compiled programs and translated games are kept between tests and the processes that they start. Before jax is imported.
 _KEPT = Path(tempfile.gettempdir()) / f"stepreward-tests-{os.getuid()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_KEPT))
 os.environ.setdefault("ALFWORLD_DATA", str(_KEPT / "alfworld"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# The tests compile far more than they compute. So set, a step of the small models compiles in a fifth of the time.
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
-)
+# The tests compile far more than they compute. With these flags a step of the small models compiles in a fifth of the time.
+os.environ.setdefault("XLA_FLAGS", known_flags(_KEPT))
 
 import jax
 import numpy as np

@@ -1,7 +1,7 @@
 """Sokoban in pictures with words of a few tokens, for runs of tiny models."""
 
-from envs import sokoban
-from envs.sokoban.prompts import CompactPrompt
+from stepreward.envs import sokoban
+from stepreward.envs.sokoban.prompts import CompactPrompt
 
 
 def make(preset, **settings):

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
-from envs import alfworld  # noqa: E402
-from envs.alfworld import games, speed  # noqa: E402
-from envs.alfworld.generate import generate, write  # noqa: E402
-from envs.protocol import Environment, replay_prefix  # noqa: E402
+from stepreward.envs import alfworld  # noqa: E402
+from stepreward.envs.alfworld import games, speed  # noqa: E402
+from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
+from stepreward.envs.protocol import Environment, replay_prefix  # noqa: E402
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "alfworld"
 ALL = alfworld.settings("tiny", task_types=alfworld.TASK_TYPES)

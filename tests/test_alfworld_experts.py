@@ -5,9 +5,9 @@ import math
 
 import pytest
 
-from envs import alfworld
-from envs.alfworld.explorer import Explorer
-from envs.alfworld.oracle import Goal, goal_of, plan
+from stepreward.envs import alfworld
+from stepreward.envs.alfworld.explorer import Explorer
+from stepreward.envs.alfworld.oracle import Goal, goal_of, plan
 
 played = pytest.mark.skipif(importlib.util.find_spec("textworld") is None, reason="the alfworld extra is not installed")
 

@@ -12,15 +12,15 @@ import pytest
 pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
-from envs import alfworld  # noqa: E402
-from envs.alfworld.generate import generate, write  # noqa: E402
+from stepreward.envs import alfworld  # noqa: E402
+from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
 
 ALL = alfworld.settings("tiny", task_types=alfworld.TASK_TYPES)
 BENCHMARK = alfworld.settings("istar")
 _PRINT_DIGEST = """
 import hashlib
-from envs import alfworld
-from envs.alfworld.generate import generate
+from stepreward.envs import alfworld
+from stepreward.envs.alfworld.generate import generate
 ALL = alfworld.settings("tiny", task_types=alfworld.TASK_TYPES)
 games = [generate(ALL, seed, split).game for split in ("train", "held_out") for seed in range(30)]
 print(hashlib.sha256("".join(game.name + game.problem + game.grammar for game in games).encode()).hexdigest())

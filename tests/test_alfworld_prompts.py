@@ -2,11 +2,11 @@
 
 import pytest
 
-from envs.alfworld import PRESETS, prompts, settings
-from envs.alfworld.explorer import Asked, asked_for
-from envs.alfworld.grammar import in_words_of, rewrite, without_arrival, wording
-from envs.alfworld.memory import Memory, room_places, things
-from envs.protocol import Prompt
+from stepreward.envs.alfworld import PRESETS, prompts, settings
+from stepreward.envs.alfworld.explorer import Asked, asked_for
+from stepreward.envs.alfworld.grammar import in_words_of, rewrite, without_arrival, wording
+from stepreward.envs.alfworld.memory import Memory, room_places, things
+from stepreward.envs.protocol import Prompt
 
 ROOM = (
     "You are in the middle of a room. Looking quickly around you, you see a cabinet 2, a cabinet 1, a countertop 1, and a "

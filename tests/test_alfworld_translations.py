@@ -11,9 +11,9 @@ pytest.importorskip("alfworld")
 import alfworld.info  # noqa: E402
 import fast_downward  # noqa: E402
 
-from envs import alfworld as env  # noqa: E402
-from envs.alfworld import speed, translations  # noqa: E402
-from envs.alfworld.generate import generate, write  # noqa: E402
+from stepreward.envs import alfworld as env  # noqa: E402
+from stepreward.envs.alfworld import speed, translations  # noqa: E402
+from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
 
 ALL = env.settings("tiny", task_types=env.TASK_TYPES)
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from envs.protocol import Environment
+from stepreward.envs.protocol import Environment
 
 
 @pytest.fixture(scope="module")

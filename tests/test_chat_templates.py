@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-import envs.sokoban as sokoban
+from stepreward.envs import sokoban
 from stepreward.models import decoder, presets
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_symbol_tokenizer

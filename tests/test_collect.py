@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-import envs.sokoban as sokoban
+from stepreward.envs import sokoban
 from stepreward.models import decoder, presets
 from stepreward.models.log_probs import token_log_probs
 from stepreward.models.tokenizer import SPECIAL_TOKENS, train_symbol_tokenizer

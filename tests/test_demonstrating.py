@@ -5,8 +5,8 @@ import types
 import numpy as np
 import pytest
 
-from envs.protocol import EXPERT
 from stepreward.data.demonstrations import read_demonstrations, write_demonstrations
+from stepreward.envs.protocol import EXPERT
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, make_demonstrations
 

@@ -7,9 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from envs import adapters
-from envs.adapters.randomness import OwnRandomness
-from envs.protocol import ADMISSIBLE, EXPERT, Environment, prompt_view, replay_prefix
+from stepreward.envs import adapters
+from stepreward.envs.adapters.randomness import OwnRandomness
+from stepreward.envs.protocol import ADMISSIBLE, EXPERT, Environment, prompt_view, replay_prefix
 
 
 class Coin:
@@ -219,7 +219,7 @@ def test_gem():
 @pytest.fixture(scope="module")
 def arena():
     pytest.importorskip("textarena")
-    from envs.adapters import textarena
+    from stepreward.envs.adapters import textarena
 
     return textarena
 

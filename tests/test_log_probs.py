@@ -96,6 +96,15 @@ def test_action_tokens_alone_get_what_they_get_among_all(params):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), gradient, expected)
 
 
+def jaxprs_in(parameters):
+    """The jaxprs among an equation's parameters: loops and branches."""
+    for value in parameters.values():
+        for item in value if isinstance(value, (tuple, list)) else [value]:
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner
+
+
 def widest(jaxpr):
     """Most elements among the arrays of a jaxpr whose last axis is the vocabulary, loops and branches included."""
     most = 0
@@ -104,8 +113,8 @@ def widest(jaxpr):
             shape = variable.aval.shape
             if shape and shape[-1] == VOCAB and len(shape) > 1:
                 most = max(most, int(np.prod(shape)))
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            most = max(most, widest(getattr(inner, "jaxpr", inner)))
+        for inner in jaxprs_in(equation.params):
+            most = max(most, widest(inner))
     return most
 
 

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from envs.parsing import between, labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.parsing import between, labelled, tagged, write_labelled, write_tagged
 
 ACTIONS = ["up", "go to desk 1", "search[red shoes, size 8]", "click[< Prev]", "Öffne die Tür √", "a", "Action", "look: north"]
 

@@ -12,7 +12,7 @@ import misbehaving
 import numpy as np
 import pytest
 
-from envs import sokoban
+from stepreward.envs import sokoban
 from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
 from stepreward.rollout.process_pool import ProcessPool
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs.sokoban.board_html import board_svg
+from stepreward.envs.sokoban.board_html import board_svg
 from stepreward.report import mean_and_band, plot_curves, read_episodes, write_episodes, write_report
 from stepreward.report.episode_html import choose_episodes, episode_html, plain_board
 from stepreward.report.figures import PANELS, TIMES, learning_curves

@@ -214,7 +214,7 @@ def test_every_config_key_is_read(micro_config, spa_config, tmp_path):
 
 
 def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_path, caplog, monkeypatch):
-    from envs.sokoban.env import SokobanEnv
+    from stepreward.envs.sokoban.env import SokobanEnv
 
     runner = Runner(micro_config({"train.env_steps": 400}), tmp_path / "run")
     play, calls = SokobanEnv.step, []
@@ -242,7 +242,7 @@ def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_
 
 
 def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, monkeypatch):
-    from envs.sokoban.env import SokobanEnv
+    from stepreward.envs.sokoban.env import SokobanEnv
 
     runner = Runner(micro_config(), tmp_path / "run")
     runner.counters.phase = "rl"
@@ -325,9 +325,9 @@ def test_a_tokenizer_is_there_whole_or_not_at_all(micro_config, tmp_path, monkey
 
 
 def test_the_paper_preset_states_the_paper_s_numbers(root):
-    from envs.sokoban import settings
     from stepreward.config import load_config_file
     from stepreward.credit import IStar
+    from stepreward.envs.sokoban import settings
 
     config = load_config_file(f"{root}/configs/istar_sokoban.py:paper")
     c = leaves(config)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from envs.sokoban import boxoban, core, make
-from envs.sokoban.generate import split_of
+from stepreward.envs.sokoban import boxoban, core, make
+from stepreward.envs.sokoban.generate import split_of
 
 LEVEL = ["##########", "#@ $   . #", "#  $  .  #", "# * #    #", "#   ######"] + ["##########"] * 5
 

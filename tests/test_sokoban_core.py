@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from envs.sokoban import core, render
+from stepreward.envs.sokoban import core, render
 
 
 def board(*rows):

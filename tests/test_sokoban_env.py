@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 
-from envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Environment
-from envs.sokoban import SokobanEnv, core, make, random_play_success, render, settings
-from envs.sokoban.core import ACTIONS
+from stepreward.envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Environment
+from stepreward.envs.sokoban import SokobanEnv, core, make, random_play_success, render, settings
+from stepreward.envs.sokoban.core import ACTIONS
 
 CORRIDOR = "######\n#PX_O#\n#____#\n######"
 

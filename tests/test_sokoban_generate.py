@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.sokoban import PRESETS, core, settings, solve
-from envs.sokoban.generate import SPLITS, canonical, room_for, split_of
+from stepreward.envs.sokoban import PRESETS, core, settings, solve
+from stepreward.envs.sokoban.generate import SPLITS, canonical, room_for, split_of
 
 SEED_7 = "######\n#___##\n#__X_#\n#_O_P#\n#__###\n######"
 
@@ -20,8 +20,8 @@ def test_a_seed_is_one_room_for_ever():
 
 def test_rooms_do_not_depend_on_the_hash_seed():
     script = (
-        "from envs.sokoban import core, settings\n"
-        "from envs.sokoban.generate import room_for\n"
+        "from stepreward.envs.sokoban import core, settings\n"
+        "from stepreward.envs.sokoban.generate import room_for\n"
         "for name in ('tiny', 'ragen_large'):\n"
         "    for seed in range(20):\n"
         "        print(core.to_text(*room_for(settings(name), seed, 'held_out')))\n"

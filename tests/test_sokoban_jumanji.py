@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from envs.sokoban import core, settings, solve
-from envs.sokoban.generate import room_for
+from stepreward.envs.sokoban import core, settings, solve
+from stepreward.envs.sokoban.generate import room_for
 
 jumanji = pytest.importorskip("jumanji")
 

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from envs.protocol import Prompt
-from envs.sokoban import make, prompts
-from envs.sokoban.core import ACTIONS
-from envs.sokoban.prompts import IStarPrompt
+from stepreward.envs.protocol import Prompt
+from stepreward.envs.sokoban import make, prompts
+from stepreward.envs.sokoban.core import ACTIONS
+from stepreward.envs.sokoban.prompts import IStarPrompt
 
 NAMES = ("compact", "istar", "istar_image", "ragen")
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from envs.sokoban import core, settings, solve
-from envs.sokoban.core import ACTIONS
-from envs.sokoban.generate import room_for
+from stepreward.envs.sokoban import core, settings, solve
+from stepreward.envs.sokoban.core import ACTIONS
+from stepreward.envs.sokoban.generate import room_for
 
 
 def brute_force(room, start):

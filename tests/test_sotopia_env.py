@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from sotopia_stub import serving, write_data
 
-from envs import sotopia
-from envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Environment, Prompt, prompt_view, replay_prefix
-from envs.sotopia import backend, data, make, prompts, settings
-from envs.sotopia.endpoint import Endpoint, EndpointError
-from envs.sotopia.measure import play as measured
-from envs.sotopia.presets import PackageSettings, Settings
+from stepreward.envs import sotopia
+from stepreward.envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Environment, Prompt, prompt_view, replay_prefix
+from stepreward.envs.sotopia import backend, data, make, prompts, settings
+from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
+from stepreward.envs.sotopia.measure import play as measured
+from stepreward.envs.sotopia.presets import PackageSettings, Settings
 
 PRESETS = ("tiny", "istar", "spa")
 

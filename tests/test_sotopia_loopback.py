@@ -11,10 +11,10 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 
 from sotopia_stub import judges, serving, write_data
 
-from envs.sotopia import make, pool
-from envs.sotopia.endpoint import Endpoint, EndpointError
-from envs.sotopia.judgements import Judgements
 from stepreward.config import load_config_file
+from stepreward.envs.sotopia import make, pool
+from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
+from stepreward.envs.sotopia.judgements import Judgements
 from stepreward.rollout.environments import Call, EnvironmentFailure, make_pool
 from stepreward.rollout.episode import Task
 from stepreward.serve import load_run, running

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from sotopia_stub import judges, serving, speaks, write_data
 
-from envs.protocol import TASKS, Environment, prompt_view
-from envs.sotopia import make, pool, prompts
-from envs.sotopia.endpoint import EndpointError
-from envs.sotopia.judgements import Judgements
+from stepreward.envs.protocol import TASKS, Environment, prompt_view
+from stepreward.envs.sotopia import make, pool, prompts
+from stepreward.envs.sotopia.endpoint import EndpointError
+from stepreward.envs.sotopia.judgements import Judgements
 
 pytest.importorskip("sotopia", reason="the extra sotopia is not installed")
-from envs.sotopia.package import PackageEnv, judge_pending  # noqa: E402
+from stepreward.envs.sotopia.package import PackageEnv, judge_pending  # noqa: E402
 
 
 @pytest.fixture(scope="module")

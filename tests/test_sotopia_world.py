@@ -6,9 +6,9 @@ from collections import Counter
 
 import pytest
 
-from envs.sotopia import partner
-from envs.sotopia.scenarios import SCENARIOS, Task, describe, split_of, task_for, topic_words
-from envs.sotopia.speech import NOTHING, hear
+from stepreward.envs.sotopia import partner
+from stepreward.envs.sotopia.scenarios import SCENARIOS, Task, describe, split_of, task_for, topic_words
+from stepreward.envs.sotopia.speech import NOTHING, hear
 
 LADDER = ("90", "85", "80", "75", "70", "65", "60", "55", "50", "45", "40")
 BIKE = Task("bike", "Ada", "Ben", LADDER, (0, 1, 2), concern=1, mood="warm", limit=40, voice=0)
@@ -31,7 +31,7 @@ def test_tasks_are_seeded_and_splits_share_none():
 
 
 def test_tasks_do_not_depend_on_the_hash_seed(root):
-    code = "from envs.sotopia.scenarios import *; print([task_for(s, 'held_out') for s in range(20)])"
+    code = "from stepreward.envs.sotopia.scenarios import *; print([task_for(s, 'held_out') for s in range(20)])"
     told = {
         subprocess.run([sys.executable, "-c", code], cwd=root, env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
                        capture_output=True, text=True, check=True).stdout

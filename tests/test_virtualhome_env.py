@@ -11,12 +11,12 @@ pytest.importorskip("virtualhome_eval", reason="needs: pip install --no-deps vir
 
 from virtualhome_home import PROGRAMS, graph, write_home
 
-from envs.protocol import Environment, replay_prefix
-from envs.virtualhome import make, tasks
-from envs.virtualhome.env import task_lists
-from envs.virtualhome.game import Game
-from envs.virtualhome.goals import Fact, Goal, from_annotation, from_graphs, from_revision
-from envs.virtualhome.simulator import INSTALL, Scene, simulator
+from stepreward.envs.protocol import Environment, replay_prefix
+from stepreward.envs.virtualhome import make, tasks
+from stepreward.envs.virtualhome.env import task_lists
+from stepreward.envs.virtualhome.game import Game
+from stepreward.envs.virtualhome.goals import Fact, Goal, from_annotation, from_graphs, from_revision
+from stepreward.envs.virtualhome.simulator import INSTALL, Scene, simulator
 
 
 @pytest.fixture

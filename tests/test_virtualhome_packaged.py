@@ -11,9 +11,9 @@ import pytest
 
 pytest.importorskip("virtualhome_eval", reason="needs: pip install --no-deps virtualhome-eval")
 
-from envs.virtualhome import env as vh
-from envs.virtualhome import make, tasks
-from envs.virtualhome.game import Game, lines
+from stepreward.envs.virtualhome import env as vh
+from stepreward.envs.virtualhome import make, tasks
+from stepreward.envs.virtualhome.game import Game, lines
 
 
 def test_tasks_and_splits():
@@ -114,7 +114,7 @@ def test_random_texts_and_actions_never_break_it():
 
 _TRANSCRIPT = """
 import json, numpy as np
-from envs.virtualhome import make
+from stepreward.envs.virtualhome import make
 environment, told = make("istar", gold_memory=False)(), []
 for seed in (0, 405):
     generator = np.random.default_rng(seed)

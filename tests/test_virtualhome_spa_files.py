@@ -9,10 +9,10 @@ pytest.importorskip("virtualhome_eval", reason="needs: pip install --no-deps vir
 
 from virtualhome_home import NODES, PROGRAMS, graph, write_home
 
-from envs.virtualhome import make
-from envs.virtualhome.actions import read_line
-from envs.virtualhome.reconstruct import rebuilt
-from envs.virtualhome.spa_files import read
+from stepreward.envs.virtualhome import make
+from stepreward.envs.virtualhome.actions import read_line
+from stepreward.envs.virtualhome.reconstruct import rebuilt
+from stepreward.envs.virtualhome.spa_files import read
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "virtualhome"
 

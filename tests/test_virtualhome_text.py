@@ -6,8 +6,8 @@ import string
 import numpy as np
 import pytest
 
-from envs.virtualhome import make, prompts, settings
-from envs.virtualhome.actions import FORMS, Command, Named, read, read_line, write
+from stepreward.envs.virtualhome import make, prompts, settings
+from stepreward.envs.virtualhome.actions import FORMS, Command, Named, read, read_line, write
 
 KNOWN = {"plate", "washing_machine", "table", "on_board", "back_door"}
 

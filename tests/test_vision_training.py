@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-import envs.sokoban as sokoban
 from stepreward import batch as batch_module
+from stepreward.envs import sokoban
 from stepreward.models import decoder
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.heads import with_head

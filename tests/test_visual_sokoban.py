@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from envs import sokoban
 from stepreward.config import load_config_file
+from stepreward.envs import sokoban
 from stepreward.errors import UserError
 from stepreward.models import decoder, presets
 from stepreward.models.images import ImageReader, native_settings, preprocess_images
 from stepreward.models.log_probs import token_log_probs
 from stepreward.models.tokenizer import (
-    IMAGE_TOKENS, PLACEHOLDER_ID, load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer,
+    IMAGE_TOKENS,
+    PLACEHOLDER_ID,
+    load_tokenizer,
+    train_piece_tokenizer,
+    train_symbol_tokenizer,
 )  # fmt: skip
 from stepreward.rollout.chat import Chat
 from stepreward.training.demonstrating import demonstration_episodes

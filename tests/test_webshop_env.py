@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from webshop_data import REAL, write
 
-from envs.protocol import Environment, replay_prefix
-from envs.webshop import make, settings
+from stepreward.envs.protocol import Environment, replay_prefix
+from stepreward.envs.webshop import make, settings
 
 
 def _random_actions(environment, seed, turns):
@@ -201,7 +201,7 @@ def test_distances_after_random_play_are_the_lengths_of_winning_plans():
 
 def test_episodes_do_not_depend_on_the_hash_seed(root):
     program = (
-        "import sys\nfrom envs.webshop import make\ne = make('spa')()\nassert not {'jax', 'torch'} & set(sys.modules)\n"
+        "import sys\nfrom stepreward.envs.webshop import make\ne = make('spa')()\nassert not {'jax', 'torch'} & set(sys.modules)\n"
         "for seed in range(5):\n  print(e.reset(seed=seed)); plan = e.expert(); print(plan)\n  for a in plan: print(e.step(a))"
     )
     outputs = [

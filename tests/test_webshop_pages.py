@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 from webshop_data import REAL, write
 
-from envs.webshop import make, pages
-from envs.webshop.pages import State
+from stepreward.envs.webshop import make, pages
+from stepreward.envs.webshop.pages import State
 
 
 @pytest.fixture
 def shop_in(tmp_path, monkeypatch):
     """A function that makes an environment of the hand-made shop, reset to the goal "red" and "small" with a known limit."""
-    monkeypatch.setattr("envs.webshop.goals._limit", lambda price, draw: (40.0, ", and price lower than 40.00 dollars"))
+    monkeypatch.setattr("stepreward.envs.webshop.goals._limit", lambda price, draw: (40.0, ", and price lower than 40.00 dollars"))
     folder = write(tmp_path)
 
     def made(observation="text", **settings):

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from envs.protocol import Prompt, prompt_view
-from envs.webshop import make, prompts
-from envs.webshop.instruction import read_instruction
+from stepreward.envs.protocol import Prompt, prompt_view
+from stepreward.envs.webshop import make, prompts
+from stepreward.envs.webshop.instruction import read_instruction
 
 
 def _views(preset, turns=4, seed=500):

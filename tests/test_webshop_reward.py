@@ -7,9 +7,9 @@ import random
 import pytest
 from webshop_data import product
 
-from envs.webshop import catalogue, reward, shop
-from envs.webshop.goals import Goal
-from envs.webshop.reward import normal_colour, options_found, title_score
+from stepreward.envs.webshop import catalogue, reward, shop
+from stepreward.envs.webshop.goals import Goal
+from stepreward.envs.webshop.reward import normal_colour, options_found, title_score
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
-"""Environments of others behind `envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
+"""Environments of others behind `stepreward.envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
 
-from envs.adapters.gym import make
-from envs.adapters.prompts import prompts
-from envs.adapters.text_env import Settings, TextEnv
+from stepreward.envs.adapters.gym import make
+from stepreward.envs.adapters.prompts import prompts
+from stepreward.envs.adapters.text_env import Settings, TextEnv
 
 __all__ = ["Settings", "TextEnv", "make", "prompts"]

@@ -1,6 +1,6 @@
 """gymnasium, GEM, or a factory of your own, by name.
 
-    --config.environment.name=envs.adapters.gym --config.environment.preset=PRESET
+    --config.environment.name=adapters.gym --config.environment.preset=PRESET
 
 A preset is
 
@@ -20,9 +20,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envs.adapters.prompts import prompts
-from envs.adapters.text_env import TextEnv, make_settings
-from envs.extras import require
+from stepreward.envs.adapters.prompts import prompts
+from stepreward.envs.adapters.text_env import TextEnv, make_settings
+from stepreward.envs.extras import require
 
 __all__ = ["make", "prompts"]
 

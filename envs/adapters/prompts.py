@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.choosing import choose
-from envs.parsing import labelled, tagged, write_labelled, write_tagged
-from envs.protocol import Observation, Prompt
+from stepreward.envs.choosing import choose
+from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.protocol import Observation, Prompt
 
 
 class CompactPrompt:

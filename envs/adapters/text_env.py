@@ -1,4 +1,4 @@
-"""An environment that speaks gymnasium's five-tuple in text, made into one of `envs.protocol`."""
+"""An environment that speaks gymnasium's five-tuple in text, made into one of `stepreward.envs.protocol`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from envs.adapters.randomness import OwnRandomness
-from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, IMAGE, REPLAY, Observation
+from stepreward.envs.adapters.randomness import OwnRandomness
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, IMAGE, REPLAY, Observation
 
 SPLITS = ("train", "held_out")
 _COLOURED = re.compile(r"\x1b\[[\d;]*[1-9]m(.*?)\x1b\[0?m", re.DOTALL)
@@ -78,7 +78,7 @@ class Settings:
 
 
 class TextEnv:
-    """A text environment as `envs.protocol.Environment`.
+    """A text environment as `stepreward.envs.protocol.Environment`.
 
     The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated,
     truncated, info)`; observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and

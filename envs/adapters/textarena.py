@@ -1,6 +1,6 @@
 """TextArena's games: alone, or as one player against scripted ones.
 
-    --config.environment.name=envs.adapters.textarena --config.environment.preset=GuessTheNumber-v0
+    --config.environment.name=adapters.textarena --config.environment.preset=GuessTheNumber-v0
 
 A preset is a name that `textarena.make` takes (extra `adapters`); its game is made without TextArena's own wrappers (`…-raw`).
 The rules come as `info["task"]`, an observation is what the game has said since the player's last action. Games of words
@@ -16,9 +16,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from envs.adapters.prompts import prompts
-from envs.adapters.text_env import Settings, TextEnv, make_settings
-from envs.extras import require
+from stepreward.envs.adapters.prompts import prompts
+from stepreward.envs.adapters.text_env import Settings, TextEnv, make_settings
+from stepreward.envs.extras import require
 
 __all__ = ["make", "prompts", "random_move"]
 

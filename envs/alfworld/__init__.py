@@ -2,9 +2,9 @@
 
 import os
 
-from envs.alfworld.env import AlfworldEnv, make
-from envs.alfworld.presets import PRESETS, TASK_TYPES, Settings, settings
-from envs.alfworld.prompts import prompts
+from stepreward.envs.alfworld.env import AlfworldEnv, make
+from stepreward.envs.alfworld.presets import PRESETS, TASK_TYPES, Settings, settings
+from stepreward.envs.alfworld.prompts import prompts
 
 
 def POOL(preset: str) -> str:

@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.alfworld import speed
-from envs.alfworld.games import Game
-from envs.extras import require
+from stepreward.envs.alfworld import speed
+from stepreward.envs.alfworld.games import Game
+from stepreward.envs.extras import require
 
 FAILURE = "Nothing happens."
 # What an action can change and a later turn can notice; "checked" is only the engine's note that something was looked at.

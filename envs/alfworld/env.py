@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.alfworld import games, speed
-from envs.alfworld.engine import FAILURE, Engine, Turn
-from envs.alfworld.explorer import Explorer
-from envs.alfworld.games import Game
-from envs.alfworld.generate import generate
-from envs.alfworld.grammar import in_words_of, rewrite, without_arrival, wording
-from envs.alfworld.oracle import goal_of, plan
-from envs.alfworld.presets import Settings
-from envs.alfworld.presets import settings as preset_settings
-from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.alfworld import games, speed
+from stepreward.envs.alfworld.engine import FAILURE, Engine, Turn
+from stepreward.envs.alfworld.explorer import Explorer
+from stepreward.envs.alfworld.games import Game
+from stepreward.envs.alfworld.generate import generate
+from stepreward.envs.alfworld.grammar import in_words_of, rewrite, without_arrival, wording
+from stepreward.envs.alfworld.oracle import goal_of, plan
+from stepreward.envs.alfworld.presets import Settings
+from stepreward.envs.alfworld.presets import settings as preset_settings
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
 
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _TASK = re.compile(r"Your task is to: ([^\n]*)")
@@ -41,7 +41,7 @@ class Snapshot(NamedTuple):
 
 
 class AlfworldEnv:
-    """One ALFWorld game, as `envs.protocol.Environment`, played by the stock engine.
+    """One ALFWorld game, as `stepreward.envs.protocol.Environment`, played by the stock engine.
 
     * Observation: {"text": what the game says, "turn": how many turns were taken}; the first one describes the room and the task.
     * Actions: the game's commands ("go to desk 1", "take mug 1 from desk 1", "move mug 1 to shelf 1", "open", "close",
@@ -54,7 +54,7 @@ class AlfworldEnv:
     * capabilities: replay, admissible, expert, distance and snapshot; tasks where settings.data names games. A snapshot
       is the list of commands: taking it is free, restoring it plays them again.
 
-    Raises ValueError when the packages are not installed, and what `envs.alfworld.games` raises for bad data.
+    Raises ValueError when the packages are not installed, and what `stepreward.envs.alfworld.games` raises for bad data.
     """
 
     def __init__(self, settings: Settings | None = None):

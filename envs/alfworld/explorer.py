@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from envs.alfworld.memory import Memory, kind, room_places
+from stepreward.envs.alfworld.memory import Memory, kind, room_places
 
 TOOLS = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 _CHANGES = {"clean": "clean", "hot": "heat", "heat": "heat", "cool": "cool"}

@@ -19,7 +19,7 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-from envs.alfworld.presets import Settings
+from stepreward.envs.alfworld.presets import Settings
 
 _HOW = "download the games with `alfworld-download`, or give data=None for generated ones"
 

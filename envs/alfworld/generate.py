@@ -20,9 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from envs.alfworld.games import Game
-from envs.alfworld.presets import Settings
-from envs.extras import require
+from stepreward.envs.alfworld.games import Game
+from stepreward.envs.alfworld.presets import Settings
+from stepreward.envs.extras import require
 
 _SPLITS = {"train": 0, "held_out": 1}
 _TOOLS = {"clean": "SinkBasin", "heat": "Microwave", "cool": "Fridge"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from envs.alfworld.grammar import NEW, in_words_of
+from stepreward.envs.alfworld.grammar import NEW, in_words_of
 
 # Types of places in a sensible order to look through them: open surfaces, then what has to be opened.
 ORDER = (

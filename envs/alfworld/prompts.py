@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from envs.alfworld.explorer import TOOLS, asked_for
-from envs.alfworld.memory import Memory, kind, room_places
-from envs.choosing import choose
-from envs.parsing import labelled, tagged, write_labelled, write_tagged
-from envs.protocol import Observation, Prompt
+from stepreward.envs.alfworld.explorer import TOOLS, asked_for
+from stepreward.envs.alfworld.memory import Memory, kind, room_places
+from stepreward.envs.choosing import choose
+from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.protocol import Observation, Prompt
 
 # Commands that CompactPrompt does not list: the places are listed anyway, the others tell nothing new.
 _GENERAL = ("go to ", "examine ", "help", "inventory", "look", "close ")

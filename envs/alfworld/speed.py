@@ -23,8 +23,8 @@ import re
 import sys
 from collections.abc import Iterator
 
-from envs.alfworld import translations
-from envs.extras import require
+from stepreward.envs.alfworld import translations
+from stepreward.envs.extras import require
 
 # Translated games that a process keeps, about 1 MB each.
 TRANSLATIONS = 64

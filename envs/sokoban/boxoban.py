@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import lru_cache
 from pathlib import Path
 
-from envs.sokoban import core
-from envs.sokoban.core import Room, State
-from envs.sokoban.generate import SPLITS, split_of
+from stepreward.envs.sokoban import core
+from stepreward.envs.sokoban.core import Room, State
+from stepreward.envs.sokoban.generate import SPLITS, split_of
 
 _SYMBOLS = {"#": "#", " ": "_", ".": "O", "$": "X", "@": "P", "*": "√", "+": "S"}
 

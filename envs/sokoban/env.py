@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Observation
-from envs.sokoban import boxoban, core, render, solve
-from envs.sokoban.core import ACTIONS, Room, State
-from envs.sokoban.generate import room_for
-from envs.sokoban.presets import Settings
-from envs.sokoban.presets import settings as preset_settings
+from stepreward.envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Observation
+from stepreward.envs.sokoban import boxoban, core, render, solve
+from stepreward.envs.sokoban.core import ACTIONS, Room, State
+from stepreward.envs.sokoban.generate import room_for
+from stepreward.envs.sokoban.presets import Settings
+from stepreward.envs.sokoban.presets import settings as preset_settings
 
 _ACTIONS = frozenset(ACTIONS)
 _OPTIONS = ("split", "room")
@@ -48,7 +48,7 @@ def _nodes(room: Room) -> dict[State, _Node]:
 
 
 class SokobanEnv:
-    """One Sokoban game, as `envs.protocol.Environment`.
+    """One Sokoban game, as `stepreward.envs.protocol.Environment`.
 
     * Observation: {"text": the board, one line a row, symbols of core.SYMBOLS}; with settings.observation "image" also
       {"image": uint8[16·height, 16·width, 3]}.

@@ -15,9 +15,9 @@ from hashlib import blake2b
 
 import numpy as np
 
-from envs.sokoban.core import Room, State, to_text
-from envs.sokoban.presets import Settings
-from envs.sokoban.solve import solution_length
+from stepreward.envs.sokoban.core import Room, State, to_text
+from stepreward.envs.sokoban.presets import Settings
+from stepreward.envs.sokoban.solve import solution_length
 
 SPLITS = ("train", "held_out")
 HELD_OUT_ONE_IN = 8

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.choosing import choose
-from envs.parsing import tagged, write_tagged
-from envs.protocol import Observation, Prompt
-from envs.sokoban.core import ACTIONS
+from stepreward.envs.choosing import choose
+from stepreward.envs.parsing import tagged, write_tagged
+from stepreward.envs.protocol import Observation, Prompt
+from stepreward.envs.sokoban.core import ACTIONS
 
 _RULES = """You are playing Sokoban: push every box onto a target.
 You move one cell at a time: up, down, left or right.

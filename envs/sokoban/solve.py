@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from envs.sokoban.core import Room, State, is_solved
+from stepreward.envs.sokoban.core import Room, State, is_solved
 
 TABLE_STATES = 30_000  # rooms with more placements than this are searched by A* instead of tabulated
 NODE_LIMIT = 200_000  # states that one A* search may expand

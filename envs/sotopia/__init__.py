@@ -6,9 +6,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from envs.sotopia.env import SocialEnv
-from envs.sotopia.presets import PRESETS, PackageSettings, Settings, settings
-from envs.sotopia.prompts import prompts
+from stepreward.envs.sotopia.env import SocialEnv
+from stepreward.envs.sotopia.presets import PRESETS, PackageSettings, Settings, settings
+from stepreward.envs.sotopia.prompts import prompts
 
 __all__ = ["POOL", "PRESETS", "PackageSettings", "Settings", "SocialEnv", "make", "pool", "prompts", "settings"]
 
@@ -29,7 +29,7 @@ def make(preset: str = "tiny", *, max_steps: int | None = None, data: Any = None
     chosen = settings(preset, **overrides)
     if isinstance(chosen, Settings):
         return functools.partial(SocialEnv, chosen)
-    from envs.sotopia.package import PackageEnv, check_settings  # what it needs is loaded when it is asked for
+    from stepreward.envs.sotopia.package import PackageEnv, check_settings  # what it needs is loaded when it is asked for
 
     check_settings(chosen)
     return functools.partial(PackageEnv, chosen)

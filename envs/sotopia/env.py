@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Observation
-from envs.sotopia import expert, partner
-from envs.sotopia.judge import DIMENSIONS, WON_ABOVE, judge
-from envs.sotopia.partner import State
-from envs.sotopia.presets import Settings
-from envs.sotopia.presets import settings as preset_settings
-from envs.sotopia.scenarios import Task, describe, task_for, topic_words
-from envs.sotopia.speech import NOTHING, hear
+from stepreward.envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Observation
+from stepreward.envs.sotopia import expert, partner
+from stepreward.envs.sotopia.judge import DIMENSIONS, WON_ABOVE, judge
+from stepreward.envs.sotopia.partner import State
+from stepreward.envs.sotopia.presets import Settings
+from stepreward.envs.sotopia.presets import settings as preset_settings
+from stepreward.envs.sotopia.scenarios import Task, describe, task_for, topic_words
+from stepreward.envs.sotopia.speech import NOTHING, hear
 
 OFFERS = 6  # of a ladder, as many rungs from the best are listed as admissible
 
@@ -31,7 +31,7 @@ class Snapshot(NamedTuple):
 
 
 class SocialEnv:
-    """One talk, as `envs.protocol.Environment`.
+    """One talk, as `stepreward.envs.protocol.Environment`.
 
     * Observation: {"text": what the partner said last, "talk": all (speaker, words) so far, "you": the player's name,
       "turn": 1 … max_steps, "turns": max_steps}.

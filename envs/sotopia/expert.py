@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.sotopia.partner import State
-from envs.sotopia.scenarios import SCENARIOS, Task
+from stepreward.envs.sotopia.partner import State
+from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 
 ENOUGH = 60  # the lowest worth, in hundredths, whose goal score is a success
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from envs.sotopia.partner import State
-from envs.sotopia.scenarios import SCENARIOS, Task
+from stepreward.envs.sotopia.partner import State
+from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 
 DIMENSIONS = {
     "believability": (0, 10),

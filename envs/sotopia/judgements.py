@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from envs.sotopia.judge import DIMENSIONS
+from stepreward.envs.sotopia.judge import DIMENSIONS
 
 AGENTS = ("agent_1", "agent_2")
 Scores = dict[str, dict[str, int]]  # agent_1, agent_2 → dimension → score

@@ -1,6 +1,6 @@
 """Goal scores of the scripted player and of random play in the embedded world.
 
-    python -m envs.sotopia.measure tiny
+    python -m stepreward.envs.sotopia.measure tiny
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 
-from envs.sotopia.env import SocialEnv
-from envs.sotopia.presets import Settings, settings
+from stepreward.envs.sotopia.env import SocialEnv
+from stepreward.envs.sotopia.presets import Settings, settings
 
 PLAYERS = ("expert", "random")
 

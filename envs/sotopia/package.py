@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from envs.protocol import TASKS, Observation
-from envs.sotopia import backend, data
-from envs.sotopia.endpoint import Endpoint, EndpointError
-from envs.sotopia.env import seed_and_split
-from envs.sotopia.judge import DIMENSIONS, WON_ABOVE
-from envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
-from envs.sotopia.presets import PackageSettings
-from envs.sotopia.prompts import LEAVE, prompts
+from stepreward.envs.protocol import TASKS, Observation
+from stepreward.envs.sotopia import backend, data
+from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
+from stepreward.envs.sotopia.env import seed_and_split
+from stepreward.envs.sotopia.judge import DIMENSIONS, WON_ABOVE
+from stepreward.envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
+from stepreward.envs.sotopia.presets import PackageSettings
+from stepreward.envs.sotopia.prompts import LEAVE, prompts
 
 FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
 _KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
@@ -25,7 +25,7 @@ _LEFT = re.compile(r"leave|(?:i )?(?:leave|left) the conversation[.!]?", re.IGNO
 
 
 class PackageEnv:
-    """One episode of the package, as `envs.protocol.Environment`.
+    """One episode of the package, as `stepreward.envs.protocol.Environment`.
 
     * Observation: {"text": what the partner did last, "talk": all (speaker, words) so far, "you": the policy's name,
       "turn", "turns": of the policy}.
@@ -185,7 +185,7 @@ class PackageEnv:
                 error.add_note(f"the talk that was not judged, with settings.cache unset kept here alone:\n{history}")
             else:
                 path = self._judgements.later(key, history, self._names, (self._judge.url, self._judge.model))
-                error.add_note(f"the talk is kept in {path}; envs.sotopia.package.judge_pending judges it later")
+                error.add_note(f"the talk is kept in {path}; stepreward.envs.sotopia.package.judge_pending judges it later")
             raise
         if self._judgements is not None:
             self._judgements.put(key, scores)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from envs.sotopia.scenarios import SCENARIOS, Task
-from envs.sotopia.speech import NOTHING, Acts
+from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
+from stepreward.envs.sotopia.speech import NOTHING, Acts
 
 ARGUMENT, OTHER_ARGUMENT, RUDENESS, SECRET = 30, 2, -15, -20
 TOO_FAR = 40  # an offer so far over the limit costs patience

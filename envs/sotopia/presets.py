@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from envs.choosing import settings_of
-from envs.sotopia.scenarios import SCENARIOS
+from stepreward.envs.choosing import settings_of
+from stepreward.envs.sotopia.scenarios import SCENARIOS
 
 STYLES = ("short", "full")
 SUBSETS = ("all", "hard")

@@ -6,7 +6,7 @@ import functools
 import re
 from typing import NamedTuple
 
-from envs.sotopia.scenarios import SCENARIOS, Task
+from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 
 HEARD = 2000  # characters of an utterance that are listened to
 

@@ -1,8 +1,8 @@
 """VirtualHome: household tasks in a simulated home, by actions in words. Needs the package virtualhome-eval."""
 
-from envs.virtualhome.env import VirtualHomeEnv, make
-from envs.virtualhome.presets import PRESETS, Settings, settings
-from envs.virtualhome.prompts import prompts
+from stepreward.envs.virtualhome.env import VirtualHomeEnv, make
+from stepreward.envs.virtualhome.presets import PRESETS, Settings, settings
+from stepreward.envs.virtualhome.prompts import prompts
 
 POOL = "inline"  # a step costs about a millisecond and cannot hang: environments of one process share their scenes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.virtualhome.game import Game, Position
+from stepreward.envs.virtualhome.game import Game, Position
 
 _PLACES = ("WALK", "FIND")
 # Verb: properties of which its first object has one. () asks for none; what is right is then the simulator's to say.

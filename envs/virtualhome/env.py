@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
-from envs.virtualhome import observe, spa_files, tasks
-from envs.virtualhome.admissible import admissible
-from envs.virtualhome.game import Game, Position, lines
-from envs.virtualhome.presets import Settings
-from envs.virtualhome.presets import settings as preset_settings
-from envs.virtualhome.tasks import Task
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.virtualhome import observe, spa_files, tasks
+from stepreward.envs.virtualhome.admissible import admissible
+from stepreward.envs.virtualhome.game import Game, Position, lines
+from stepreward.envs.virtualhome.presets import Settings
+from stepreward.envs.virtualhome.presets import settings as preset_settings
+from stepreward.envs.virtualhome.tasks import Task
 
 # Packaged tasks without a goal: their program changes nothing but where the agent stands and looks.
 WITHOUT_GOAL = (
@@ -65,10 +65,10 @@ class Snapshot(NamedTuple):
 
 
 class VirtualHomeEnv:
-    """One household task, as `envs.protocol.Environment`.
+    """One household task, as `stepreward.envs.protocol.Environment`.
 
     * Observation: {"text": what the agent is close to and sees, and holds}; "Nothing happens." when an action is not executed.
-    * Actions: the 42 forms of `envs.virtualhome.actions`, such as "put plate on table"; "sink (42)" names an instance.
+    * Actions: the 42 forms of `stepreward.envs.virtualhome.actions`, such as "put plate on table"; "sink (42)" names an instance.
     * Reward: settings.success_reward when the goal is reached, and settings.progress_reward · (share reached now − before).
     * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
     * info: won; score (share of the goal's parts that is reached); executed (the simulator did it); state_key; task (title and

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.virtualhome.actions import FORMS, Command, Named, read, write
-from envs.virtualhome.goals import Goal
-from envs.virtualhome.simulator import Scene
+from stepreward.envs.virtualhome.actions import FORMS, Command, Named, read, write
+from stepreward.envs.virtualhome.goals import Goal
+from stepreward.envs.virtualhome.simulator import Scene
 
 _FROM_HAND = ("PUTBACK", "PUTIN", "POUR", "PUTOBJBACK", "DROP", "RELEASE")  # their first object is one that is held
 

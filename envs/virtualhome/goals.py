@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from envs.virtualhome.simulator import NEAR_RELATIONS, Scene, untangled
+from stepreward.envs.virtualhome.simulator import NEAR_RELATIONS, Scene, untangled
 
 
 class Fact(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from envs.virtualhome.simulator import Scene
+from stepreward.envs.virtualhome.simulator import Scene
 
 NOTHING = "Nothing happens."
 EMPTY = "You see nothing near."  # where SPA-RL's release says nothing at all

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from envs.choosing import settings_of
+from stepreward.envs.choosing import settings_of
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.choosing import choose
-from envs.parsing import labelled, tagged, write_labelled, write_tagged
-from envs.protocol import Observation, Prompt
-from envs.virtualhome.actions import FORMS, write
-from envs.virtualhome.actions import Named as _Named
+from stepreward.envs.choosing import choose
+from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.protocol import Observation, Prompt
+from stepreward.envs.virtualhome.actions import FORMS, write
+from stepreward.envs.virtualhome.actions import Named as _Named
 
 _WORLD = """You control a household robot in a home of several rooms and carry out one task, one action a turn.
 After each action you are told what you are close to and what you hold.

@@ -13,8 +13,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from envs.virtualhome.actions import Named
-from envs.virtualhome.simulator import simulator
+from stepreward.envs.virtualhome.actions import Named
+from stepreward.envs.virtualhome.simulator import simulator
 
 # Property: the states of which a thing has one, the usual one first.
 _USUAL = {"HAS_SWITCH": ("OFF", "ON"), "CAN_OPEN": ("CLOSED", "OPEN"), "HAS_PLUG": ("PLUGGED_IN", "PLUGGED_OUT")}

@@ -17,10 +17,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from envs.virtualhome import goals, tasks
-from envs.virtualhome.actions import read_line
-from envs.virtualhome.game import Game, lines
-from envs.virtualhome.tasks import Task, read_json
+from stepreward.envs.virtualhome import goals, tasks
+from stepreward.envs.virtualhome.actions import read_line
+from stepreward.envs.virtualhome.game import Game, lines
+from stepreward.envs.virtualhome.tasks import Task, read_json
 
 _SCENE = re.compile(r"TrimmedTestScene(\d+)_graph")
 _FIELDS = ("task", "description", "new_program_lines", "revised_graph", "object_id_dict")

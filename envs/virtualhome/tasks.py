@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from envs.virtualhome import goals
-from envs.virtualhome.actions import Named, read_line
-from envs.virtualhome.goals import Goal
-from envs.virtualhome.reconstruct import rebuilt
-from envs.virtualhome.simulator import Scene, simulator
+from stepreward.envs.virtualhome import goals
+from stepreward.envs.virtualhome.actions import Named, read_line
+from stepreward.envs.virtualhome.goals import Goal
+from stepreward.envs.virtualhome.reconstruct import rebuilt
+from stepreward.envs.virtualhome.simulator import Scene, simulator
 
 SPLITS = ("train", "held_out")
 HELD_OUT_SHARE = 0.2

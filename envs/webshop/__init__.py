@@ -1,8 +1,8 @@
 """WebShop (Yao et al. 2022, arXiv 2207.01206): buy what an instruction asks for, on an embedded or the real catalogue."""
 
-from envs.webshop.env import WebShopEnv, make
-from envs.webshop.presets import PRESETS, Settings, settings
-from envs.webshop.prompts import prompts
+from stepreward.envs.webshop.env import WebShopEnv, make
+from stepreward.envs.webshop.presets import PRESETS, Settings, settings
+from stepreward.envs.webshop.prompts import prompts
 
 POOL = "inline"
 

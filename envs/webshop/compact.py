@@ -21,12 +21,12 @@ import math
 import re
 from collections.abc import Sequence
 
-from envs.webshop import pages
-from envs.webshop.catalogue import Product
-from envs.webshop.goals import Goal
-from envs.webshop.instruction import read_instruction
-from envs.webshop.pages import State
-from envs.webshop.shop import Shop
+from stepreward.envs.webshop import pages
+from stepreward.envs.webshop.catalogue import Product
+from stepreward.envs.webshop.goals import Goal
+from stepreward.envs.webshop.instruction import read_instruction
+from stepreward.envs.webshop.pages import State
+from stepreward.envs.webshop.shop import Shop
 
 TITLE_WORDS = 10  # more of a title are not shown
 SUB_WORDS = 60  # nor more of a sub page

@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
-from envs.webshop import compact, pages, shop
-from envs.webshop.expert import Planner
-from envs.webshop.pages import State
-from envs.webshop.presets import Settings
-from envs.webshop.presets import settings as preset_settings
-from envs.webshop.reward import noun_score, reward
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.webshop import compact, pages, shop
+from stepreward.envs.webshop.expert import Planner
+from stepreward.envs.webshop.pages import State
+from stepreward.envs.webshop.presets import Settings
+from stepreward.envs.webshop.presets import settings as preset_settings
+from stepreward.envs.webshop.reward import noun_score, reward
 
 _OPTIONS = ("split", "goal")
 LONG_QUERY = 100  # characters; a longer one is a digest in state_key
@@ -33,7 +33,7 @@ class Snapshot(NamedTuple):
 
 
 class WebShopEnv:
-    """One shopping trip, as `envs.protocol.Environment`.
+    """One shopping trip, as `stepreward.envs.protocol.Environment`.
 
     * Observation: {"text": str}, in the form that settings.observation names.
     * Actions: "search[words]" on any page; "click[name]" with a name that the page lets click (of a product on a page of

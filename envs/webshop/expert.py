@@ -14,13 +14,13 @@ import re
 import numpy as np
 from thefuzz import fuzz
 
-from envs.webshop import pages
-from envs.webshop.catalogue import Product
-from envs.webshop.goals import Goal
-from envs.webshop.instruction import read_instruction
-from envs.webshop.pages import State
-from envs.webshop.reward import ENOUGH, normal_colour, reward
-from envs.webshop.shop import Shop
+from stepreward.envs.webshop import pages
+from stepreward.envs.webshop.catalogue import Product
+from stepreward.envs.webshop.goals import Goal
+from stepreward.envs.webshop.instruction import read_instruction
+from stepreward.envs.webshop.pages import State
+from stepreward.envs.webshop.reward import ENOUGH, normal_colour, reward
+from stepreward.envs.webshop.shop import Shop
 
 KEPT = 256  # searches that a planner remembers: a model may search for anything
 

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envs.webshop.catalogue import Product
+from stepreward.envs.webshop.catalogue import Product
 
 LIMITS = tuple(10.0 * tens for tens in range(1, 100))  # dollars
 NO_LIMIT = 1_000_000.0

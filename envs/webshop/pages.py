@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from envs.webshop.catalogue import Product
+from stepreward.envs.webshop.catalogue import Product
 
 HOME, RESULTS, ITEM, SUB, DONE = "home", "results", "item", "sub", "done"
 SUB_PAGES = ("description", "features", "reviews")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from envs.choosing import settings_of
+from stepreward.envs.choosing import settings_of
 
 OBSERVATIONS = ("text", "text_rich", "stripped", "compact")
 REWARDS = ("score", "success")

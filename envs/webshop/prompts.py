@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from envs.choosing import choose
-from envs.parsing import labelled, tagged, write_labelled, write_tagged
-from envs.protocol import Observation, Prompt
-from envs.webshop.pages import parse, without_instruction
+from stepreward.envs.choosing import choose
+from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.protocol import Observation, Prompt
+from stepreward.envs.webshop.pages import parse, without_instruction
 
 LONGEST = 13_000  # characters of a message with history; a longer one is told without, as in verl-agent
 TURNS = 2  # of history

@@ -28,7 +28,7 @@ class Demonstration:
       split: the environment's split that the task is from, "train" or "held_out".
       observations: the text that the environment showed before each action, and after the last one if it was kept.
       actions: the actions taken, as the environment takes them.
-      views: of each observation, what else a prompt saw (`envs.protocol.prompt_view` without text and image), plain JSON
+      views: of each observation, what else a prompt saw (`stepreward.envs.protocol.prompt_view` without text and image), plain JSON
         values; empty where that is nothing at all.
       success: whether the task was solved.
       outcome: the return of the episode; stored as float32.

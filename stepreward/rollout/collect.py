@@ -17,8 +17,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from envs.protocol import DISTANCE, IMAGE, Prompt, prompt_view
 from stepreward import processes
+from stepreward.envs.protocol import DISTANCE, IMAGE, Prompt, prompt_view
 from stepreward.models.images import ImageReader
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.chat import Dialogue

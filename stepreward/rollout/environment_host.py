@@ -10,7 +10,7 @@ import pickle
 import traceback
 from collections.abc import Callable, Sequence
 
-from envs.protocol import Environment
+from stepreward.envs.protocol import Environment
 
 _log = logging.getLogger(__name__)
 

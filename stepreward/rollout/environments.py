@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from envs.protocol import Environment
+from stepreward.envs.protocol import Environment
 from stepreward.rollout.environment_host import EnvironmentFailure, EnvironmentHost
 
 __all__ = ["KINDS", "Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "make_pool"]

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 
-from envs.protocol import Environment
+from stepreward.envs.protocol import Environment
 from stepreward.rollout.environment_host import EnvironmentFailure, read_answer, time_limit, too_long
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.fork_server import HEAD, KILL_S, RECORD

@@ -15,8 +15,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from envs.extras import require
-from envs.protocol import Environment
+from stepreward.envs.extras import require
+from stepreward.envs.protocol import Environment
 from stepreward.rollout.environment_host import EnvironmentFailure, RemoteHost, read_answer, time_limit, too_long
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.process_pool import pickled_factory

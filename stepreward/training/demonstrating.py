@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
+from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 

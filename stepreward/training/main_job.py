@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from envs.choosing import environment_module
 from stepreward import processes
+from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number, read_metrics
 from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from envs.choosing import environment_module
-from envs.protocol import IMAGE, TASKS, Prompt
 from stepreward import credit, parallel, processes
 from stepreward.base_config import MODELS
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
+from stepreward.envs.choosing import environment_module
+from stepreward.envs.protocol import IMAGE, TASKS, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings

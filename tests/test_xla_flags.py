@@ -1,0 +1,16 @@
+"""Flags that an XLA does not know are left out, as it would end the process without a word."""
+
+from xla_flags import known_flags
+
+
+def test_an_unknown_flag_is_left_out(tmp_path):
+    flags = ("--xla_backend_optimization_level=0", "--xla_no_such_flag_exists=true")
+    assert known_flags(tmp_path, flags) == "--xla_backend_optimization_level=0"
+
+
+def test_what_is_known_is_kept(tmp_path):
+    known = known_flags(tmp_path)
+    (kept,) = tmp_path.iterdir()
+    assert kept.read_text() == known and "--xla_backend_optimization_level=0" in known
+    kept.write_text("--xla_kept")
+    assert known_flags(tmp_path) == "--xla_kept"
