@@ -14,14 +14,20 @@ def read_version() -> str:
     return re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE).group(1)
 
 
+def read_description() -> str:
+    """The README, with links that also work on a package index."""
+    text = README.read_text(encoding="utf-8")
+    text = re.sub(r"!\[([^]]*)\]\((?!https?:)([^)]+)\)", rf"![\1]({HOME}/raw/main/\2)", text)
+    return re.sub(r"(?<!!)\[([^]]*)\]\((?!https?:|#)([^)]+)\)", rf"[\1]({HOME}/blob/main/\2)", text)
+
+
 def read_requirements() -> list[str]:
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-TEST = ["pytest>=8,<10"]
-JUMANJI = ["jumanji>=1.1,<2"]
-TORCH = ["torch>=2.6,<2.14", "peft>=0.17,<1"]  # what models and adapters are compared with
+TEST = ["pytest>=8,<10", "build>=1.2,<2", "setuptools>=77"]  # the last two build the wheel that is tested
+PARITY = ["torch>=2.6,<2.14", "peft>=0.17,<1", "jumanji>=1.1,<2"]  # tests compare models, adapters and Sokoban with these
 TPU_COMPILE = ["jax[tpu]"]  # the libtpu that belongs to the jax: another one refuses flags
 NOTEBOOK = ["nbclient", "ipykernel"]
 # Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
@@ -32,16 +38,42 @@ ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
+HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "launch"])
 
 setup(
     name="stepreward",
     version=read_version(),
     description="Step-level credit for language-model agents, in JAX",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=read_description(),
     long_description_content_type="text/markdown",
     author="The stepreward authors",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["reinforcement learning", "language models", "agents", "credit assignment", "process reward model", "JAX", "TPU"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    project_urls={
+        "Homepage": HOME,
+        "Source": HOME,
+        "Documentation": f"{HOME}/tree/main/docs",
+        "Issues": f"{HOME}/issues",
+        "Experiments": f"{HOME}/blob/main/docs/log.md",
+    },
     python_requires=">=3.11",
     # One top-level package: the folders beside stepreward/ are installed inside it, as stepreward/__init__.py has them in a checkout.
     packages=find_packages(include=["stepreward", "stepreward.*"]) + [f"stepreward.{name}" for name in BESIDE],
@@ -51,8 +83,7 @@ setup(
     install_requires=read_requirements(),
     extras_require={
         "test": TEST,
-        "jumanji": JUMANJI,
-        "torch": TORCH,
+        "parity": PARITY,
         "tpu": ["jax[tpu]"],
         "tpu-compile": TPU_COMPILE,
         "cuda": ["jax[cuda12]"],
@@ -65,6 +96,6 @@ setup(
         "environments": ALFWORLD + SOTOPIA + ADAPTERS + RAY,
         "serve": SERVE,
         "notebook": NOTEBOOK,
-        "all-test": TEST + JUMANJI + TORCH + TPU_COMPILE + NOTEBOOK + SERVE,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE,
     },
 )

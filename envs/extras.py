@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
+
+
+def install_command(extra: str) -> str:
+    """The command that installs an optional extra of this project: into a checkout, or beside an installed package."""
+    checkout = Path(__file__).resolve().parent.parent / "setup.py"
+    return f"pip install -e '.[{extra}]'" if checkout.is_file() else f"pip install 'stepreward[{extra}]'"
 
 
 def require(extra: str, *modules: str) -> ModuleType:
@@ -19,5 +26,5 @@ def require(extra: str, *modules: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.partition(".")[0] != name.partition(".")[0]:
                 raise  # the package is there, something that it imports is not
-            raise ValueError(f"this needs the package {error.name!r}, which is not installed: pip install -e '.[{extra}]'") from None
+            raise ValueError(f"this needs the package {error.name!r}, which is not installed: {install_command(extra)}") from None
     return found[0]

@@ -13,6 +13,8 @@ import math
 import os
 import sys
 
+from stepreward.envs.extras import install_command
+
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 
@@ -51,7 +53,7 @@ def main() -> int | None:
             raise UserError(f"--api-key-env={options.api_key_env}: that environment variable is not set")
     for package in ("uvicorn", "starlette"):  # before a model is loaded for nothing
         if importlib.util.find_spec(package) is None:
-            raise UserError(f"serving needs {package}: pip install -e '.[serve]'")
+            raise UserError(f"serving needs {package}: {install_command('serve')}")
     from stepreward.serve import load_folder, load_run, serve
     from stepreward.serve.server import Settings
 

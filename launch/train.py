@@ -13,7 +13,6 @@ import sys
 from stepreward.config import QUIET, WORKDIR, Option, parse_command_line
 from stepreward.errors import launcher
 
-
 STAGE = Option("stage", "run this stage alone", choices=("sft", "explore", "estimator", "train", "evaluate"))
 
 

@@ -16,6 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from stepreward.envs.extras import install_command
+
 _FOLDER = "checkpoints"
 
 
@@ -146,7 +148,7 @@ def find_folder(folder: str):
     if not re.match(r"gs://[^/]", folder):
         raise ValueError(f"checkpoint.folder={folder!r}: give a local folder, or gs://BUCKET/FOLDER.")
     if importlib.util.find_spec("gcsfs") is None:
-        raise ValueError(f"checkpoint.folder={folder!r} needs the package gcsfs: pip install -e '.[gcs]'.")
+        raise ValueError(f"checkpoint.folder={folder!r} needs the package gcsfs: {install_command('gcs')}.")
     return epath.Path(folder)
 
 

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
+from stepreward.envs.extras import install_command
 from stepreward.errors import Terminated, UserError
 from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece, Ticket
 from stepreward.serve.models import Served
@@ -88,7 +89,7 @@ def _prepared(served: Served, settings: Settings):
         import starlette  # noqa: F401
         import uvicorn
     except ModuleNotFoundError as error:
-        raise UserError(f"serving needs {error.name}: pip install -e '.[serve]'") from None
+        raise UserError(f"serving needs {error.name}: {install_command('serve')}") from None
     listening = _listen(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

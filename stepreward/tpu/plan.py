@@ -15,10 +15,10 @@ from stepreward import parallel
 from stepreward.errors import UserError
 from stepreward.models import decoder, presets
 from stepreward.programs import Program
-from stepreward.training import backbones, setup
-from stepreward.training.learner import Learner
 from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
+from stepreward.training import backbones, setup
+from stepreward.training.learner import Learner
 
 _COMPILED_STAGES = ("sft", "explore", "estimator", "train")
 

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 
+from stepreward.envs.extras import install_command
 from stepreward.errors import UserError
 
 GIB = 2**30
@@ -72,8 +73,7 @@ def devices(topology: str) -> list:
     name, chip, shape = parse(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "XLA's TPU compiler is not installed (no TPU is needed for it): pip install 'stepreward[tpu-compile]', or the libtpu that "
-            "jax[tpu] names."
+            f"XLA's TPU compiler is not installed (it needs no TPU): {install_command('tpu-compile')}, or the libtpu that jax[tpu] names."
         )
     assert "jax" not in sys.modules or "JAX_PLATFORMS" in os.environ, "jax was imported before its environment was set"
     chips = math.prod(shape)
