@@ -142,7 +142,8 @@ def test_a_policy_step_reaches_the_tower_and_is_the_same_in_any_chunks():
         assert abs(float(metrics["ratio_mean"]) - 1) < 1e-4
         stepped.append(state.params)
     for new, again, old in zip(*(jax.tree.leaves(tree["vision"]) for tree in (*stepped, model()[1]))):
-        np.testing.assert_allclose(new, again, atol=1e-4, rtol=1e-4)  # float32 sums in another order
+        # Chunks only reorder float32 sums, so the two steps agree to a thousandth of the longest step within the array.
+        np.testing.assert_allclose(new, again, atol=1e-3 * float(jnp.abs(new - old).max()), rtol=0)
     moved = [float(jnp.abs(a - b).max()) for a, b in zip(*(jax.tree.leaves(t["vision"]) for t in (stepped[0], model()[1])))]
     assert np.mean(np.array(moved) > 0) > 0.9
 
