@@ -95,7 +95,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     started = time.monotonic()
     if processes.is_writer():
         print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
-    tasks = setup.held_out_tasks(config, parts.factory, episodes)
+    tasks = setup.held_out_tasks(config, parts.collector.pool, episodes)
     played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
     if not good:
