@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 import os
 import string
@@ -83,7 +85,23 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     settings = {"max_steps": c.rollout.max_steps, **c.environment.options.to_dict()}
     if c.environment.data:
         settings["data"] = c.environment.data
+    _check_takes(module, settings)
     return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
+
+
+def _check_takes(module, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the environment's `make` takes no setting of a name in `settings`; the nearest name is in it."""
+    parameters = inspect.signature(module.make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return  # it checks them itself
+    known = [name for name in parameters if name != "preset"]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            key = {"max_steps": "the argument max_steps (rollout.max_steps)", "data": "the argument data (environment.data)"}
+            what = key.get(name, f"environment.options.{name}")
+            raise ValueError(f"{module.__name__}.make does not take {what}{hint}; it takes {', '.join(known) or 'none'}")
 
 
 def environment_pool(c, factory) -> Pool:
