@@ -80,9 +80,12 @@ class CheckedEnvironment:
 
     def distance(self) -> float:
         """The environment's `distance`."""
-        found = _number("distance", self._environment.distance(), infinite=True)
+        found = self._environment.distance()
+        if _is_nan(found):
+            return math.nan  # it is not known
+        found = _number("distance", found, infinite=True)
         if found < 0:
-            raise EnvironmentFailure(f"distance is {found:g}: give at least 0, or inf where success is out of reach")
+            raise EnvironmentFailure(f"distance is {found:g}: give at least 0, inf where success is out of reach, nan where it is not known")
         return found
 
     def num_tasks(self, *split, **arguments) -> int:
@@ -139,6 +142,13 @@ def _number(what: str, value: Any, infinite: bool = False) -> float:
     if math.isnan(found) or (math.isinf(found) and not infinite):
         raise EnvironmentFailure(f"{what} is {_shown(value)}, not a {'' if infinite else 'finite '}number")
     return found
+
+
+def _is_nan(value: Any) -> bool:
+    try:
+        return math.isnan(value)
+    except (TypeError, ValueError, OverflowError):
+        return False
 
 
 def _flag(what: str, value: Any) -> bool:

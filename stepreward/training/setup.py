@@ -205,6 +205,8 @@ def check(c) -> None:
       ValueError: the config contradicts itself, this machine, or what there is.
     """
     c = c.untracked if isinstance(c, TrackedConfig) else c
+    if not 0 <= c.seed < 2**32:
+        raise ValueError(f"seed={c.seed}: give a whole number from 0 to {2**32 - 1}.")
     for key in _AT_LEAST_ONE:
         group, name = key.split(".")
         if c[group][name] < 1:
