@@ -144,7 +144,15 @@ class TextEnv:
             seen, info = self._enter(self._seen, self._info, self._won, False, "")
             return seen, s.invalid_reward, False, late, info
         with self._randomness():
-            observation, reward, terminated, truncated, info = _five(self._environment.step(self._written(action)))
+            try:
+                found = self._environment.step(self._written(action))
+            except Exception as error:
+                if s.actions is None and type(numbered := getattr(self._environment, "action_space", None)).__name__ == "Discrete":
+                    raise ValueError(
+                        f"the environment takes {numbered} and not words: give environment.options.actions={{'WORD': NUMBER, …}}"
+                    ) from error
+                raise
+            observation, reward, terminated, truncated, info = _five(found)
             seen = self._see(observation)
         if reward is None or isinstance(reward, str):
             raise ValueError(f"step returned the reward {reward!r}, not a number")
@@ -209,8 +217,8 @@ class TextEnv:
         seen = dict(observation) if isinstance(observation, Mapping) else {"text": observation}
         if not isinstance(seen.get("text"), str):
             raise ValueError(
-                f"an observation is {type(observation).__name__}, not text: make the environment with render_mode='ansi' and set "
-                "render=True, or wrap it so that it says what it sees."
+                f"an observation is {type(observation).__name__}, not text: have it rendered as text "
+                "(environment.options.kwargs={'render_mode': 'ansi'}), or wrap it so that it says what it sees."
             )
         kept = {"text": _ESCAPES.sub("", _COLOURED.sub(r"[\1]", seen["text"]))}
         if self.settings.image:
