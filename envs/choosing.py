@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import numbers
+import os
 import pkgutil
 from collections.abc import Mapping
 from types import ModuleType
@@ -23,14 +25,44 @@ def choose(what: str, name: str, there: Mapping[str, Any]) -> Any:
 def settings_of(environment: str, presets: Mapping[str, Any], preset: str, overrides: Mapping[str, Any]):
     """The settings of a preset, a dataclass, with `overrides` replacing fields of it.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError that lists the presets, or the fields with the nearest name, when a name is unknown, and that names a field whose
+    value is of another type.
     """
-    chosen = choose(f"{environment} preset", preset, presets)
-    known = [field.name for field in dataclasses.fields(chosen)]
+    return replaced(choose(f"{environment} preset", preset, presets), overrides, f"{environment} setting")
+
+
+def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting") -> Any:
+    """A dataclass with some fields replaced; ValueError as in `settings_of`, with `what` as in "Sokoban setting"."""
+    known = [field.name for field in dataclasses.fields(settings)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
-        raise ValueError(f"unknown {environment} setting {', '.join(unknown)}; the settings are {', '.join(known)}")
-    return dataclasses.replace(chosen, **overrides)
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(f"unknown {what} {', '.join(unknown)}{hint}; the settings are {', '.join(known)}")
+    found = dataclasses.replace(settings, **overrides)
+    for field in dataclasses.fields(found):
+        if field.name in overrides and not _is_of(getattr(found, field.name), str(field.type)):
+            raise ValueError(f"{what} {field.name}={overrides[field.name]!r}: give a value of type {field.type}")
+    return found
+
+
+_TYPES = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": (str, os.PathLike), "None": type(None)}
+
+
+def _is_of(value: Any, annotation: str) -> bool:
+    """Whether a value is of one of the types in `int | None` and the like; other types are taken for right."""
+    for name in annotation.split(" | "):
+        kind = name.partition("[")[0]
+        if kind in ("tuple", "Mapping"):
+            fits = isinstance(value, {"tuple": (tuple, list), "Mapping": Mapping}[kind])
+            fits = fits and (name != "tuple[str, ...]" or all(isinstance(item, str) for item in value))
+        elif isinstance(value, bool):
+            fits = kind not in ("int", "float", "str", "None")
+        else:
+            fits = kind not in _TYPES or isinstance(value, _TYPES[kind])
+        if fits:
+            return True
+    return False
 
 
 def environment_module(name: str, key: str = "environment.name") -> ModuleType:

@@ -3,8 +3,8 @@
     python launch/train.py --config=configs/istar_sokoban.py:paper --config.optimizer.learning_rate=1e-6
 
 A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An
-override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, and
-`TrackedConfig` tells which keys a run never read. The parser is our own because that of `ml_collections` answers a
+override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, except below
+`OPEN_GROUPS`, and `TrackedConfig` tells which keys a run never read. The parser is our own because that of `ml_collections` answers a
 wrong value or a missing file with a traceback.
 """
 
@@ -30,6 +30,7 @@ from stepreward import configs
 from stepreward.errors import UserError
 
 _OVERRIDE = "--config."
+OPEN_GROUPS = ("environment.options",)  # their keys are those of whatever the config names, which checks them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,9 @@ def parse_command_line(
     for key, text in overrides:
         override(config, key, text)
     if options.help:
-        parser.epilog = "keys of this config:\n" + "\n".join(f"  --config.{k}={v!r}" for k, v in leaves(config).items())
+        lines = [f"  --config.{k}={v!r}" for k, v in leaves(config).items()]
+        lines += [f"  --config.{group}.NAME=VALUE" for group in OPEN_GROUPS if config.get(group.split(".")[0])]
+        parser.epilog = "\n".join(["keys of this config:", *lines])
         parser.print_help()
         sys.exit(0)
     del options.help
@@ -120,11 +123,15 @@ def parse_arguments(
 def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets the dotted `key` of a config to `text`, read as the type of the value that it replaces.
 
-    A value None accepts any literal; None itself is accepted only where the config holds None.
+    A value None accepts any literal; None itself is accepted only where the config holds None. Below `OPEN_GROUPS` a key that is
+    not there is added; its value, or that of the whole group, is a Python literal, such as `{'left': 0}`, or else the text itself.
 
     Raises:
       UserError: the config has no such key, the key is a group, or the text does not read as its type.
     """
+    for name in OPEN_GROUPS:
+        if key == name or key.startswith(f"{name}."):
+            return _set_open(config, key, text, name)
     *groups, name = key.split(".")
     group = config
     for part in groups:
@@ -135,6 +142,46 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         inner = ", ".join(f"{key}.{k}" for k in group[name])
         raise UserError(f"config key {key!r} is a group; set one of its keys: {inner or '(it has none)'}")
     group[name] = _parse_value(key, text, group[name], group.get_type(name))
+
+
+def _set_open(config: ConfigDict, key: str, text: str, open_group: str) -> None:
+    """Sets a key below `open_group`, or the group's keys where `key` is a group or the text is a dictionary."""
+    group = config
+    for part in open_group.split("."):
+        if part not in group:
+            raise UserError(f"the config has no key {key!r}{_suggest(key, leaves(config))}")
+        group = group[part]
+    *inner, name = [part for part in key[len(open_group) :].split(".") if part] or [""]
+    if key.endswith(".") or ".." in key:
+        raise UserError(f"config key {key!r} has an empty name: write {open_group}.NAME=VALUE")
+    with config.unlocked():
+        for part in inner:
+            if part not in group or not isinstance(group[part], ConfigDict):
+                group[part] = ConfigDict()
+            group = group[part]
+        old = group[name] if name and name in group else None
+        if old is not None and not isinstance(old, ConfigDict):
+            value = _parse_value(key, text, old, group.get_type(name))
+        else:
+            value = _plain(key, _literal(text))
+        if not name and not isinstance(value, dict):
+            raise UserError(f"config key {key!r} is a group: write {key}.NAME=VALUE, or {key}=\"{{'NAME': VALUE}}\"; got {text!r}")
+        for one, item in value.items() if not name else ((name, value),):
+            if one in group:  # of another type perhaps
+                del group[one]
+            group[one] = ConfigDict(item) if isinstance(item, dict) else item
+
+
+def _plain(key: str, value: Any) -> Any:
+    """The value, if a config can hold it; UserError says what it cannot hold."""
+    if isinstance(value, dict):
+        wrong = [name for name in value if not isinstance(name, str) or not name or "." in name]
+        if wrong:
+            raise UserError(f"config key {key!r} has the name {wrong[0]!r}: a name is a str without dots")
+        return {name: _plain(f"{key}.{name}", item) for name, item in value.items()}
+    if not _is_plain(_as_tuple(value)):
+        raise UserError(f"config key {key!r} holds {value!r}: give numbers, words, True, False, None, and tuples or dictionaries of them")
+    return _as_tuple(value)
 
 
 class _Parser(argparse.ArgumentParser):

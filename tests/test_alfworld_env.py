@@ -288,6 +288,16 @@ def test_wrong_folders(tmp_path):
         alfworld.make("istar", data=tmp_path)().reset(seed=0)
 
 
+def test_held_out_games_alone(tmp_path):
+    packed(tmp_path, "valid_unseen", (0, 3))
+    environment = alfworld.make("istar", data=tmp_path, held_out="valid_unseen")()
+    assert environment.num_tasks("held_out") == 2
+    environment.reset(seed=0, options={"split": "held_out"})
+    with pytest.raises(FileNotFoundError, match="neither train/<task>/<trial>/game.tw-pddl"):
+        environment.num_tasks("train")
+    environment.close()
+
+
 def test_packed(tmp_path):
     file = packed(tmp_path, "train", (0, 3, 4))
     environment = alfworld.make("istar", data=tmp_path, expert="recorded")()

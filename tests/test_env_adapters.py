@@ -139,6 +139,96 @@ def test_an_observation_that_is_no_text_is_told():
         adapters.TextEnv(Number).reset(seed=0)
 
 
+class Old:
+    """The forms of gym before 0.26."""
+
+    def __init__(self):
+        self.given = []
+
+    def seed(self, seed):
+        self.given.append(seed)
+
+    def reset(self):
+        return f"door {self.given[-1]}"
+
+    def step(self, action):
+        return "open", 1.0, True, {"TimeLimit.truncated": action == "wait"}
+
+
+def test_the_old_forms_of_gym_are_adapted():
+    environment = adapters.TextEnv(Old)
+    first = environment.reset(seed=1)[0]["text"]
+    assert first == environment.reset(seed=1)[0]["text"] != environment.reset(seed=2)[0]["text"]
+    assert environment.step("knock")[1:4] == (1.0, True, False)
+    environment.reset(seed=1)
+    assert environment.step("wait")[2:4] == (False, True)
+
+
+def test_an_info_of_none_is_empty():
+    class Silent(Coin):
+        def reset(self, *, seed=None, options=None):
+            return "a coin", None
+
+        def step(self, action):
+            return "heads", 1.0, True, False, None
+
+    environment = adapters.TextEnv(Silent)
+    assert environment.reset(seed=0)[1]["executed"] and environment.step("heads")[4]["won"]
+
+
+def test_a_reset_without_a_seed_is_told():
+    class Unseeded:
+        def reset(self):
+            return "a coin", {}
+
+    with pytest.raises(ValueError, match="reset of Unseeded takes no seed.*options.global_random=True"):
+        adapters.TextEnv(Unseeded).reset(seed=0)
+    assert adapters.TextEnv(Unseeded, global_random=True).reset(seed=0)[0]["text"] == "a coin"
+
+
+@pytest.mark.parametrize(
+    "found, words",
+    [
+        (("heads", None, True, False, {}), "step returned the reward None, not a number"),
+        (("heads", 1.0, True), "step returned a tuple of 3, not .observation, reward"),
+        ("heads", "step returned a str, not .observation, reward"),
+        (("heads", 1.0, True, False, "won"), "the info of step is a str, not a mapping"),
+    ],
+)
+def test_what_step_may_not_return_is_told(found, words):
+    class Wrong(Coin):
+        def step(self, action):
+            return found
+
+    environment = adapters.TextEnv(Wrong)
+    environment.reset(seed=0)
+    with pytest.raises(ValueError, match=words):
+        environment.step("heads")
+
+
+def test_numbered_actions_without_words_are_told():
+    gymnasium = pytest.importorskip("gymnasium")
+    environment = adapters.make("FrozenLake-v1", kwargs={"render_mode": "ansi"})()
+    environment.reset(seed=0)
+    with pytest.raises(ValueError, match=r"takes Discrete\(4\) and not words: give environment.options.actions="):
+        environment.step("left")
+    assert gymnasium
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"win_rewrad": 2.0}, "unknown setting win_rewrad .did you mean 'win_reward'"),
+        ({"win_reward": "high"}, "setting win_reward='high': give a value of type float"),
+        ({"render": 1}, "setting render=1: give a value of type bool"),
+        ({"won": 3}, "won=3: give names"),
+    ],
+)
+def test_settings_of_another_type_are_told(changes, words):
+    with pytest.raises(ValueError, match=words):
+        adapters.TextEnv(Coin, **changes)
+
+
 def test_own_randomness_is_numpy_s_too():
     own = OwnRandomness()
     own.seed(3)

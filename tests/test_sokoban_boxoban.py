@@ -73,6 +73,13 @@ def test_a_malformed_file_is_named(tmp_path, text, message):
         make("large", data=str(tmp_path))()
 
 
+def test_a_mark_at_the_beginning_is_not_read(tmp_path):
+    rows = next(iter(variants()))
+    write(tmp_path / "000.txt", rows)
+    (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "000.txt").read_bytes())
+    assert boxoban.parse(tmp_path / "marked.txt") == boxoban.parse(tmp_path / "000.txt")
+
+
 def test_a_binary_file_is_named(tmp_path):
     (tmp_path / "000.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="000.txt: not a text file"):

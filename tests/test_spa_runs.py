@@ -110,7 +110,7 @@ def test_the_evaluation_compares_the_supervised_policy_with_the_trained_one(spa_
         assert table[end]["success_low"] <= table[end]["success"] <= table[end]["success_high"] and table[end]["episodes"] == 32
     config = spa_config()
     parts = setup.build(config, spa_base.workdir)
-    tasks = setup.held_out_tasks(config, parts.factory, 32)
+    tasks = setup.held_out_tasks(config, parts.collector.pool, 32)
     supervised, _ = StageOutput(spa_base.workdir, "sft").read(spa_base.learner.actor, spa_base._fingerprint("sft"))
     for end, params in (("start", supervised), ("end", spa_base.learner.actor)):
         found = summary(parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(0), 3)))

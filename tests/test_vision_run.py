@@ -58,7 +58,7 @@ def test_a_policy_that_sees_with_a_prm_that_sees(folder, micro_config, tmp_path)
     episode = demonstrating.demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
     assert all(step.images is not None for step in episode.steps)
     record = runner.parts.demonstrations[0]
-    shown = demonstrating._pictures(record, runner.parts.factory)
+    (shown,) = demonstrating._pictures([record], runner.parts.collector.pool)
     assert len(shown) == len(record.actions) + 1 and shown[0].shape == (96, 96, 3) and (shown[0] != shown[1]).any()
 
 

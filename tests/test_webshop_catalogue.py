@@ -116,6 +116,45 @@ def test_bad_data_is_named(tmp_path):
         _load(None, "human")
 
 
+def test_nulls_are_empty():
+    raw = product("B1", None, full_description=None, small_description=["soft", None], customization_options=None)
+    known = {"attributes": None, "instruction": None, "instruction_attributes": None}
+    (found,) = catalogue.build([raw], {"B1": known}, {"B1": None}, random.Random(0))
+    assert (found.title, found.description, found.bullets, found.options) == ("", "", ("soft",), {})
+    assert (found.attributes, found.instruction, found.human) == ((), None, ())
+    assert catalogue.build([raw | {"small_description": None}], {"B1": None}, {}, random.Random(0))[0].bullets == ()
+    Index([f"{found.title} {found.description}"])
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"pricing": "Price: $"}, "the price 'Price: \\$' is neither"),
+        ({"pricing": 12.5}, "pricing is 12.5, not text"),
+        ({"name": 3}, "name is 3, not text"),
+        ({"small_description": {"a": 1}}, "small_description is {'a': 1}, not a list"),
+        ({"customization_options": ["red"]}, "customization_options is .'red'., not an object"),
+        ({"customization_options": {"color": [{"image": None}]}}, "it lacks 'value'"),
+        ({"customization_options": {"color": ["red"]}}, "option color is 'red', not an object"),
+    ],
+)
+def test_a_malformed_product_is_named(changes, words):
+    with pytest.raises(ValueError, match=f"product B1 .0 of the file. is malformed: {words}"):
+        catalogue.build([product("B1", "x") | changes], {}, {}, random.Random(0))
+
+
+def test_a_malformed_human_goal_is_named():
+    with pytest.raises(ValueError, match="product B1 .* is malformed: instruction_options is 'red', not a list"):
+        catalogue.build([product("B1", "x")], {}, {"B1": [{"instruction": "a", "instruction_options": "red"}]}, random.Random(0))
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_not_read(tmp_path):
+    write(tmp_path)
+    for file in tmp_path.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert catalogue.read(tmp_path, human=False)[0]
+
+
 def test_search_ranks_by_bm25():
     index = Index(["red mug", "a mug and a mug", "blue cup", "the red, red mugs of clay"])
     norm = 0.9 * (0.6 + 0.4 * 2 / 2.5)  # of the first three documents: two words, 2.5 on average

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from stepreward.envs.adapters.randomness import OwnRandomness
+from stepreward.envs.choosing import replaced
 from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, IMAGE, REPLAY, Observation
 
 SPLITS = ("train", "held_out")
@@ -74,6 +76,8 @@ class Settings:
             raise ValueError(f"template={self.template!r}: write the action's place once as {{}}, as in '[{{}}]'")
         for name in ("won", "score", "executed", "invalid", "admissible", "task"):
             names = getattr(self, name)
+            if not isinstance(names, (str, tuple, list)):
+                raise ValueError(f"{name}={names!r}: give names that `info` may have, such as ('{name}',)")
             object.__setattr__(self, name, (names,) if isinstance(names, str) else tuple(names))
 
 
@@ -81,7 +85,8 @@ class TextEnv:
     """A text environment as `stepreward.envs.protocol.Environment`.
 
     The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated,
-    truncated, info)`; observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and
+    truncated, info)`, or the forms of gym before 0.26: `reset() -> observation`, `seed(seed)` and `step(action) -> (observation, reward,
+    done, info)`; an info of None is an empty one. Observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and
     `distance()`, if it has them, are offered too. A split has seeds of its own: even ones in training, odd ones held out.
 
     Args:
@@ -90,7 +95,7 @@ class TextEnv:
       changes: fields of `Settings` instead.
 
     Raises:
-      ValueError: an unknown field, or an observation that is no text.
+      ValueError: an unknown field, an observation that is no text, or a reset that takes no seed.
     """
 
     def __init__(self, factory: Callable[[], Any], settings: Settings | None = None, **changes):
@@ -121,7 +126,7 @@ class TextEnv:
         if self._own is not None:
             self._own.seed(own_seed)
         with self._randomness():
-            observation, info = self._environment.reset(seed=own_seed, **({"options": others} if others else {}))
+            observation, info = _pair(self._reset(own_seed, **({"options": others} if others else {})))
             seen = self._see(observation)
         self._over, self._steps, self._history = False, 0, hashlib.sha1()
         self._task = self._said(info, self.settings.task, seen["text"] if self.settings.first_is_task else None)
@@ -139,8 +144,18 @@ class TextEnv:
             seen, info = self._enter(self._seen, self._info, self._won, False, "")
             return seen, s.invalid_reward, False, late, info
         with self._randomness():
-            observation, reward, terminated, truncated, info = self._environment.step(self._written(action))
+            try:
+                found = self._environment.step(self._written(action))
+            except Exception as error:
+                if s.actions is None and type(numbered := getattr(self._environment, "action_space", None)).__name__ == "Discrete":
+                    raise ValueError(
+                        f"the environment takes {numbered} and not words: give environment.options.actions={{'WORD': NUMBER, …}}"
+                    ) from error
+                raise
+            observation, reward, terminated, truncated, info = _five(found)
             seen = self._see(observation)
+        if reward is None or isinstance(reward, str):
+            raise ValueError(f"step returned the reward {reward!r}, not a number")
         reward, terminated, truncated = float(reward), bool(terminated), bool(truncated)
         won = bool(self._said(info, s.won, terminated and reward >= s.win_reward))
         executed = bool(self._said(info, s.executed, not self._said(info, s.invalid, False)))
@@ -160,6 +175,25 @@ class TextEnv:
     def close(self) -> None:
         """Closes the environment, where it can be closed."""
         getattr(self._environment, "close", lambda: None)()
+
+    def _reset(self, seed: int, **more) -> Any:
+        """The environment's reset, with the seed given as it takes it: in `reset`, in the method `seed` of gym before 0.26, or in the
+        global generators."""
+        try:
+            names = inspect.signature(self._environment.reset).parameters
+        except (TypeError, ValueError):  # it does not say
+            return self._environment.reset(seed=seed, **more)
+        if "seed" in names or any(p.kind is p.VAR_KEYWORD for p in names.values()):
+            return self._environment.reset(seed=seed, **more)
+        if callable(seeded := self._method("seed")):
+            seeded(seed)
+        elif not self.settings.global_random:
+            raise ValueError(
+                f"reset of {type(self._environment).__name__} takes no seed, so that episodes of one group would not begin alike: give it "
+                "the argument seed=None, or set environment.options.global_random=True if it draws from the modules random or "
+                "numpy.random, or not at all."
+            )
+        return self._environment.reset(**more)
 
     def _enter(self, seen: dict, info: Mapping, won: bool, executed: bool, action: str) -> tuple[dict, dict[str, Any]]:
         s, self._seen, self._info, self._won = self.settings, seen, info, won
@@ -183,8 +217,8 @@ class TextEnv:
         seen = dict(observation) if isinstance(observation, Mapping) else {"text": observation}
         if not isinstance(seen.get("text"), str):
             raise ValueError(
-                f"an observation is {type(observation).__name__}, not text: make the environment with render_mode='ansi' and set "
-                "render=True, or wrap it so that it says what it sees."
+                f"an observation is {type(observation).__name__}, not text: have it rendered as text "
+                "(environment.options.kwargs={'render_mode': 'ansi'}), or wrap it so that it says what it sees."
             )
         kept = {"text": _ESCAPES.sub("", _COLOURED.sub(r"[\1]", seen["text"]))}
         if self.settings.image:
@@ -213,10 +247,30 @@ class TextEnv:
         return contextlib.nullcontext() if self._own is None else self._own.active()
 
 
+def _pair(found: Any) -> tuple[Any, Mapping]:
+    """What reset returned as (observation, info); gym before 0.26 returns the observation alone."""
+    pair = isinstance(found, tuple) and len(found) == 2 and (found[1] is None or isinstance(found[1], Mapping))
+    observation, info = found if pair else (found, None)
+    return observation, {} if info is None else info
+
+
+def _five(found: Any) -> tuple[Any, Any, Any, Any, Mapping]:
+    """What step returned as a five-tuple; gym before 0.26 returns (observation, reward, done, info)."""
+    if isinstance(found, tuple) and len(found) == 4:
+        observation, reward, done, info = found
+        late = bool((info or {}).get("TimeLimit.truncated", False))
+        found = observation, reward, done and not late, late, info
+    if not isinstance(found, tuple) or len(found) != 5:
+        size = f" of {len(found)}" if isinstance(found, tuple) else ""
+        raise ValueError(
+            f"step returned a {type(found).__name__}{size}, not (observation, reward, terminated, truncated, info)"
+        )
+    info = {} if found[4] is None else found[4]
+    if not isinstance(info, Mapping):
+        raise ValueError(f"the info of step is a {type(info).__name__}, not a mapping")
+    return (*found[:4], info)
+
+
 def make_settings(settings: Settings | None = None, **changes) -> Settings:
-    """Settings with some fields changed. Raises ValueError that lists the fields when one is unknown."""
-    known = [field.name for field in dataclasses.fields(Settings)]
-    unknown = sorted(set(changes) - set(known))
-    if unknown:
-        raise ValueError(f"unknown setting {', '.join(unknown)}; the settings are {', '.join(known)}")
-    return dataclasses.replace(Settings() if settings is None else settings, **changes)
+    """Settings with some fields changed; ValueError when one is unknown, with the nearest name, or of another type."""
+    return replaced(Settings() if settings is None else settings, changes)

@@ -122,8 +122,14 @@ def load(settings: Settings, split: str) -> Folder | Packed:
 
 
 def check(settings: Settings) -> None:
-    """Raises FileNotFoundError unless settings.data is a folder that holds the training split in some layout."""
-    _source(settings.data, "train")
+    """Raises FileNotFoundError unless settings.data is a folder that holds the training or the held-out split in some layout.
+
+    A split that is missing is an error where it is played: held-out games alone can be evaluated on.
+    """
+    try:
+        _source(settings.data, settings.held_out)
+    except FileNotFoundError:
+        _source(settings.data, "train")
 
 
 @functools.lru_cache(8)
@@ -147,7 +153,7 @@ def _source(data: str, split: str) -> Path:
 
 def _parsed(file: Path, *keys: str) -> dict:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is damaged or not complete ({error}); fetch it again") from None
     absent = [key for key in keys if not isinstance(data, dict) or key not in data]

@@ -53,7 +53,7 @@ def load(path: str) -> Levels:
 def parse(file: Path) -> list[tuple[Room, State]]:
     """The rooms of one file, in order. Raises ValueError as `load` does."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # editors may begin a file with a mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a text file of Boxoban levels ({error})") from None
     rooms: list[tuple[Room, State]] = []

@@ -98,6 +98,6 @@ def _profiles(file: Path, needed: tuple[str, ...]) -> dict[str, dict[str, Any]]:
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:  # json's and unicode's errors
         raise ValueError(f"{file}: not valid JSON, perhaps half downloaded ({error}); download it again") from None

@@ -315,11 +315,14 @@ def _parsed(parser, text: str):
 
 
 def _history(inbox) -> str:
-    """The talk as the package shows it to its judge: both characters' backgrounds and goals, and what was done."""
+    """The talk as the package shows it to its judge: both characters' backgrounds and goals, and what was done.
+
+    Turns in which nothing was done are left out. The package leaves out every line that holds "did nothing", a spoken one too.
+    """
     lines = []
     for who, message in inbox:
         told = message.to_natural_language()
-        if "did nothing" not in told:
+        if told.strip() != "did nothing":
             lines.append(told if who == "Environment" else f"{who} {told}")
     return "\n".join(lines)
 

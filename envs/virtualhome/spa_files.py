@@ -63,7 +63,7 @@ def read(data: str, graphs: str | None, scenes: str | None = None) -> tuple[Task
 
 def _records(file: Path) -> list[Any]:
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise FileNotFoundError(f"no VirtualHome task file at {file}") from None
     except UnicodeDecodeError as error:

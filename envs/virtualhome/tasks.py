@@ -74,7 +74,7 @@ def objects_of(program: Sequence[tuple[str, tuple[Named, ...]]]) -> tuple[tuple[
 def read_json(path: Path):
     """A JSON file. Raises FileNotFoundError or ValueError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(f"no VirtualHome file at {path}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -104,7 +104,7 @@ def load(task: Task) -> Loaded:
 
 def _program(file: Path, name: str, graph: Path) -> Task:
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text file ({error})") from None
     start = next((index for index, line in enumerate(lines) if line.startswith("[")), None)

@@ -79,7 +79,7 @@ def _load(file: Path, kind: type) -> Any:
     if not file.is_file():
         raise FileNotFoundError(f"{file.name} is missing beside the other WebShop files in {file.parent}")
     try:
-        with file.open(encoding="utf-8") as stream:
+        with file.open(encoding="utf-8-sig") as stream:
             value = json.load(stream)
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON, perhaps only half downloaded ({error})") from None
@@ -108,42 +108,78 @@ def build(
         if asin == "nan" or len(asin) > 10 or asin in seen:
             continue
         seen.add(asin)
-        known = attributes.get(asin, {})
         try:
+            known = _mapping("attributes of the product", attributes.get(asin))
             prices, tag = _pricing(item.get("pricing"))
             small = item["small_description"]
             products.append(Product(
                 asin=asin,
-                title=item["name"],
-                description=item["full_description"],
-                bullets=tuple(small) if isinstance(small, list) else (small,),
+                title=_text("name", item["name"]),
+                description=_text("full_description", item["full_description"]),
+                bullets=_texts("small_description", [small] if isinstance(small, str) else small),
                 price=prices[0] if len(prices) == 1 else draw.uniform(*prices),
                 price_tag=tag,
                 options=_options(item["customization_options"]),
-                attributes=tuple(known.get("attributes", ("DUMMY_ATTR",))),
-                query=item["query"].lower().strip(),
-                category=item["category"],
-                product_category=item["product_category"],
-                instruction=known.get("instruction"),
-                instruction_attributes=tuple(known.get("instruction_attributes") or ()),
-                human=tuple(human.get(asin, ())),
+                attributes=_texts("attributes", known.get("attributes", ("DUMMY_ATTR",))),
+                query=_text("query", item["query"]).lower().strip(),
+                category=_text("category", item["category"]),
+                product_category=_text("product_category", item["product_category"]),
+                instruction=None if known.get("instruction") is None else _text("instruction", known["instruction"]),
+                instruction_attributes=_texts("instruction_attributes", known.get("instruction_attributes")),
+                human=tuple(map(_asked, human.get(asin) or ())),
             ))  # fmt: skip
-        except (KeyError, TypeError, AttributeError, InvalidOperation) as error:
-            raise ValueError(f"product {asin} ({number} of the file) is malformed: {type(error).__name__} {error}") from None
+        except KeyError as error:
+            raise ValueError(f"product {asin} ({number} of the file) is malformed: it lacks {error}") from None
+        except (_Malformed, TypeError) as error:
+            raise ValueError(f"product {asin} ({number} of the file) is malformed: {error}") from None
     return products
 
 
-def _pricing(text: str | None) -> tuple[list[float], str]:
+class _Malformed(Exception):
+    """A field holds what it may not."""
+
+
+def _pricing(text: Any) -> tuple[list[float], str]:
     """The lower and upper price, or the only one, and the tag; `text` is "$a", "$a to $b" or empty."""
-    prices = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in (text or "").split("$")[1:]][:2]
+    try:
+        prices = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in _text("pricing", text).split("$")[1:]][:2]
+    except InvalidOperation:
+        raise _Malformed(f"the price {text!r} is neither '$a' nor '$a to $b'") from None
     if not prices:
         return [100.0], "$100.0"
     return prices, " to ".join(f"${price}" for price in prices)
 
 
-def _options(raw: Mapping[str, Any] | str | None) -> dict[str, tuple[str, ...]]:
+def _options(raw: Any) -> dict[str, tuple[str, ...]]:
     return {
-        name.lower(): tuple(value["value"].strip().replace("/", " | ").lower() for value in values)
-        for name, values in (raw or {}).items()
+        name.lower(): tuple(_text("value", _mapping(f"option {name}", value)["value"]).strip().replace("/", " | ").lower() for value in values)
+        for name, values in _mapping("customization_options", raw or {}).items()
         if values is not None
     }
+
+
+def _asked(raw: Any) -> dict[str, Any]:
+    """A goal that a person wrote."""
+    raw = _mapping("human instruction", raw)
+    lists = {name: _texts(name, raw.get(name)) for name in ("instruction_attributes", "instruction_options")}
+    return {"instruction": _text("instruction", raw.get("instruction")), **lists}
+
+
+def _mapping(what: str, value: Any) -> Mapping[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise _Malformed(f"{what} is {value!r}, not an object")
+    return value or {}
+
+
+def _text(what: str, value: Any) -> str:
+    """The text; null is none."""
+    if value is not None and not isinstance(value, str):
+        raise _Malformed(f"{what} is {value!r}, not text")
+    return value or ""
+
+
+def _texts(what: str, value: Any) -> tuple[str, ...]:
+    """The texts of a list; null, for the list or in it, is none."""
+    if value is not None and not isinstance(value, (list, tuple)):
+        raise _Malformed(f"{what} is {value!r}, not a list")
+    return tuple(_text(what, item) for item in value or () if item is not None)

@@ -103,7 +103,7 @@ def _indices(file: str, goals: int, where: str) -> list[int]:
     if not Path(file).is_file():
         raise FileNotFoundError(f"no list of goal indices at {file}")
     try:
-        numbers = json.loads(Path(file).read_text(encoding="utf-8"))
+        numbers = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{file}: not valid JSON ({error})") from None
     if not isinstance(numbers, list) or not numbers or not all(type(number) is int and number >= 0 for number in numbers):

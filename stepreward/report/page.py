@@ -15,7 +15,7 @@ from stepreward.report.episode_html import BoardRenderer, choose_episodes, episo
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
 from stepreward.report.style import CSS
-from stepreward.report.tables import estimator_html, evaluation_html, final_evaluation, percent
+from stepreward.report.tables import estimator_html, evaluation_html, failed_episodes, final_evaluation, percent
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.json"
@@ -113,6 +113,8 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str
         sentences.append(f"The run's {' and '.join(spent)}{took}." if took else f"The run has {' and '.join(spent)}.")
         if seconds:
             cards.append((format_duration(max(seconds)), "wall time", ", ".join(spent)))
+    if failed := failed_episodes(records):
+        sentences.append(f"<b>{failed:,} episodes</b> were left out of all numbers, because their environments failed.")
     if any("low" in entry for entry in found):
         sentences.append('<span class="soft">Intervals: 95\u00a0% Wilson, over the evaluated episodes.</span>')
     return " ".join(sentences), cards

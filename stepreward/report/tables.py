@@ -29,6 +29,13 @@ def estimator_quality(records: Records) -> dict[str, float]:
     return _numbers(measured[-1], "estimator/") if measured else {}
 
 
+def failed_episodes(records: Records) -> int:
+    """Returns how many episodes of a run, played for training or for an evaluation, were left out because their environments failed."""
+    training = [r["rollout/failed_episodes"] for r in records if is_number(r.get("rollout/failed_episodes"))]  # counted up
+    others = ("eval/failed_episodes", *(f"final/{name}_failed_episodes" for name in POLICIES))
+    return int(max(training, default=0) + sum(r[key] for r in records for key in others if is_number(r.get(key))))
+
+
 def evaluation_html(records: Records) -> str:
     """Returns the section on the final evaluation, or ""."""
     table = final_evaluation(records)

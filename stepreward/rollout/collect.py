@@ -12,6 +12,7 @@ have all episodes.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import jax
@@ -27,6 +28,7 @@ from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 
 CONTEXTS = ("step", "episode")
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -127,7 +129,7 @@ class Collector:
         for game, (observation, info) in self._round(games, calls):
             self._enter(game, observation, info)
             self._prompt(game)
-            if not self._fits(game):
+            if not game.done and not self._fits(game):
                 game.fail(f"the first prompt has {len(game.prompt_tokens)} tokens: raise rollout.max_prompt_tokens, max_row_tokens")
 
     def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
@@ -152,7 +154,7 @@ class Collector:
             game.history.append((before, step.output))
             if not game.done:
                 self._prompt(game, closes_answer=not game.stopped)
-                if not self._fits(game):
+                if not game.done and not self._fits(game):
                     game.episode.truncated = game.done = True  # the conversation is full
 
     def _fits(self, game: _Game) -> bool:
@@ -185,7 +187,12 @@ class Collector:
             window = game.history[-self.history :] if self.history else []
             shown, seen = self.prompt.window(game.view, window), {}
             if self.reader is not None:
-                game.images = self.reader.read(game.observation[IMAGE])
+                try:
+                    game.images = self.reader.read(game.observation[IMAGE])
+                except ValueError as error:
+                    _log.warning("a picture cannot be shown: %s", error)
+                    game.fail(str(error))
+                    return
                 seen["image_tokens"] = self.reader.tokens(game.images)
             game.prompt_tokens = game.tokens = self.chat.user_turn(shown, first=True, **seen)
             return

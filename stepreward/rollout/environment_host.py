@@ -52,6 +52,9 @@ class EnvironmentHost:
                 found = getattr(self.environment(), method)
                 results.append(found(*args, **kwargs) if callable(found) else found)
             return results
+        except EnvironmentFailure:  # `checked` found a wrong result
+            self.close()
+            raise
         except (Exception, SystemExit) as error:
             self.close()
             last = traceback.extract_tb(error.__traceback__)[-1]

@@ -23,6 +23,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from stepreward.envs.protocol import Environment
+from stepreward.errors import is_expected
 from stepreward.rollout.environment_host import EnvironmentFailure, EnvironmentHost
 
 __all__ = ["KINDS", "Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "make_pool"]
@@ -127,8 +128,19 @@ class EnvironmentPool(Pool):
         self._hosts: list[EnvironmentHost] = []
 
     def capabilities(self) -> frozenset[str]:
-        """What the environments declare; raises what making one raises."""
-        return self._host(0).environment().capabilities
+        """What the environments declare.
+
+        Raises:
+          ValueError: no environment can be made, or it declares no set of names. What making one raises is raised as it is where its
+            message already speaks to the user.
+        """
+        try:
+            return self._host(0).environment().capabilities
+        except Exception as error:
+            if is_expected(error):
+                raise
+            failure = error if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {error}"
+            raise ValueError(f"no environment can be made: {failure}") from error
 
     def close(self) -> None:
         """Closes every environment."""

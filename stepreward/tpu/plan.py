@@ -17,6 +17,8 @@ from stepreward.models import decoder, presets
 from stepreward.programs import Program
 from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
+from stepreward.rollout.checked import checked
+from stepreward.rollout.environments import make_pool
 from stepreward.training import backbones, setup
 from stepreward.training.learner import Learner
 
@@ -90,8 +92,10 @@ def abstract_parts(c, mesh, vocabulary: int) -> setup.Parts:
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
     config = backbones.model_config(c, mesh, vocabulary)
     chat = SimpleNamespace(codec=SimpleNamespace(pad_id=0, vocab_size=config.vocab_size), stop_ids=(0,))
-    factory = None if config.vision is None else setup.environment_factory(c)[0]
-    reader = None if factory is None else setup.image_reader(config, _PROCESSOR, factory)
+    reader = None
+    if config.vision is not None:
+        with make_pool("inline", checked(setup.environment_factory(c)[0])) as pool:
+            reader = setup.image_reader(config, _PROCESSOR, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
     collector = SimpleNamespace(reader=reader)
     graphdef = decoder.graph(config)
     return setup.Parts(

@@ -14,10 +14,17 @@ from stepreward.rollout.episode import Episode, Step, Task
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
+_WITHOUT = (
+    "start without imitation, from a published model (--config.sft.updates=0 --config.model.path=FOLDER and its model.preset) or from "
+    "random weights (--config.sft.updates=0)"
+)
+NO_EXPERT = f"this environment has no expert to imitate: give it the capability 'expert' and an expert() method, or {_WITHOUT}."
 
 
 def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstration]:
     """The expert's episodes: read from `folder`, or made there; none where a published model starts without imitation.
+
+    Where a model from random weights starts without imitation and the environment has no expert, they are what `look_around` sees.
 
     Args:
       task_seed: (seed, stream, index) -> the seed of a task.
@@ -37,7 +44,10 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
         records, found = read_demonstrations(folder)
         check_metadata(found, about)
         return records
-    records = make_demonstrations(pool, c.sft.episodes, c.seed, task_seed)
+    if not c.sft.updates and EXPERT not in pool.capabilities():
+        records = look_around(pool, c.sft.episodes, c.rollout.max_steps, c.seed, task_seed)
+    else:
+        records = make_demonstrations(pool, c.sft.episodes, c.seed, task_seed)
     write_demonstrations(folder, records, about)
     return records
 
@@ -45,33 +55,77 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
 def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list[Demonstration]:
     """Plays the environments' own expert on `episodes` training tasks; ties among best actions are drawn at random.
 
-    Episodes that the expert does not win, and those whose environment fails, are left out.
+    Episodes that the expert does not win, and those whose environment fails, are left out, counted and logged.
 
     Raises:
       ValueError: the environment has no expert, or it won nothing; or every environment fails from the start.
     """
     if EXPERT not in pool.capabilities():
-        raise ValueError("this environment has no expert to imitate: set sft.updates=0, or give it an expert() method.")
+        raise ValueError(NO_EXPERT)
     records: list[Demonstration] = []
-    failure = None
-    for first in range(0, episodes, _AT_ONCE):
-        indices = range(first, min(first + _AT_ONCE, episodes))
-        plays = [_Play(i - first, task_seed(seed, "demonstrations", i), [seed, 1, i]) for i in indices]
-        train = {"split": "train"}
-        going = _round(pool, plays, lambda p: Call(p.slot, "reset", (), {"seed": p.task, "options": train}), _Play.enter)
+    failed, failure = 0, None
+    for first, plays in _plays(episodes, seed, task_seed):
+        going = _reset(pool, plays)
         going = _round(pool, going, lambda p: Call(p.slot, "expert", (np.random.default_rng(p.entropy),)), _Play.plan)
         while going := [play for play in going if play.todo]:
             going = _round(pool, going, lambda p: Call(p.slot, "step", (p.todo[0],)), _Play.move)
         records += [play.record() for play in plays if play.failure is None and play.info["won"]]
-        failure = next((play.failure for play in plays if play.failure is not None), failure)
-        if not first and all(play.failure is not None for play in plays):  # nor will the others succeed
-            raise ValueError(f"the environment failed on all of the first {len(plays)} tasks: {failure}")
+        failed += sum(play.failure is not None for play in plays)
+        failure = failure or next((play.failure for play in plays if play.failure is not None), None)
+        _check_any(plays, first, failure)
     if not records:
-        why = f"; one environment failed: {failure}" if failure else ""
-        raise ValueError(f"the expert won none of {episodes} tasks, so there is nothing to imitate{why}: set sft.updates=0.")
-    if len(records) < 0.9 * episodes:
-        _log.warning("the expert won %d of %d tasks; the others are no demonstrations", len(records), episodes)
+        why = f"; {failed} environments failed, the first one: {failure}" if failed else ""
+        raise ValueError(f"the expert won none of {episodes} tasks, so there is nothing to imitate{why}: {_WITHOUT}.")
+    if failed:
+        _log.warning("%d of %d demonstrations were left out, because their environments failed: %s", failed, episodes, failure)
+    if len(records) < 0.9 * (episodes - failed):
+        _log.warning("the expert won %d of %d tasks; the others are no demonstrations", len(records), episodes - failed)
     return records
+
+
+def look_around(pool: Pool, episodes: int, max_steps: int, seed: int, task_seed) -> list[Demonstration]:
+    """What an environment without an expert shows on `episodes` training tasks, so that a tokenizer can be made of it.
+
+    Where the environment lists admissible actions, they are drawn at random for at most `max_steps` turns, and kept; else only the
+    first observations are seen.
+
+    Raises:
+      ValueError: every environment fails from the start.
+    """
+    records: list[Demonstration] = []
+    failed, failure = 0, None
+    for first, plays in _plays(episodes, seed, task_seed):
+        draws = {play.slot: np.random.default_rng(play.entropy) for play in plays}
+        going = _reset(pool, plays)
+        for _ in range(max_steps):
+            going = [play for play in going if not play.over and play.info.get("admissible")]
+            for play in going:
+                play.todo = [play.info["admissible"][draws[play.slot].integers(len(play.info["admissible"]))]]
+            going = _round(pool, going, lambda p: Call(p.slot, "step", (p.todo[0],)), _Play.move)
+        records += [play.record() for play in plays if play.failure is None]
+        failed += sum(play.failure is not None for play in plays)
+        failure = failure or next((play.failure for play in plays if play.failure is not None), None)
+        _check_any(plays, first, failure)
+    if failed:
+        _log.warning("%d of %d environments failed while they were looked at: %s", failed, episodes, failure)
+    return records
+
+
+def _plays(episodes: int, seed: int, task_seed):
+    """Yields the tasks of the demonstrations in rounds: the index of the first one, and all of them."""
+    for first in range(0, episodes, _AT_ONCE):
+        indices = range(first, min(first + _AT_ONCE, episodes))
+        yield first, [_Play(i - first, task_seed(seed, "demonstrations", i), [seed, 1, i]) for i in indices]
+
+
+def _reset(pool: Pool, plays: list[_Play]) -> list[_Play]:
+    train = {"split": "train"}
+    return _round(pool, plays, lambda p: Call(p.slot, "reset", (), {"seed": p.task, "options": train}), _Play.enter)
+
+
+def _check_any(plays: list[_Play], first: int, failure: str | None) -> None:
+    if not first and all(play.failure is not None for play in plays):  # nor will the others succeed
+        raise ValueError(f"the environment failed on all of the first {len(plays)} tasks: {failure}")
 
 
 class _Play:
@@ -82,7 +136,7 @@ class _Play:
         self.views: list[dict] = []
         self.actions: list[str] = []
         self.todo: list[str] = []
-        self.total, self.info, self.failure = 0.0, {}, None
+        self.total, self.info, self.failure, self.over = 0.0, {}, None, False
 
     def enter(self, result) -> None:
         observation, self.info = result
@@ -97,7 +151,8 @@ class _Play:
         self.actions.append(self.todo.pop(0))
         self.total += float(reward)
         self.enter((observation, info))
-        if terminated or truncated:
+        self.over = terminated or truncated
+        if self.over:
             self.todo = []
 
     def record(self) -> Demonstration:
@@ -127,28 +182,39 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
       ValueError: fewer than half of them fit rollout.max_prompt_tokens, max_answer_tokens and max_row_tokens.
     """
     episodes, too_long = [], {}
-    for index, record in enumerate(records):
-        episode = _episode(record, index, parts)
+    failed, failure = 0, None
+    for index, (record, pictures) in enumerate(_with_pictures(records, parts.collector)):
+        episode = pictures if isinstance(pictures, EnvironmentFailure) else _episode(record, pictures, index, parts)
         if isinstance(episode, Episode):
             episodes.append(episode)
+        elif isinstance(episode, EnvironmentFailure):
+            failed, failure = failed + 1, failure or episode
         else:
             key, tokens = episode
             too_long[key] = max(tokens, too_long.get(key, 0))
+    if failed:
+        _log.warning("the pictures of %d of %d demonstrations are not there: %s", failed, len(records), failure)
     if 2 * len(episodes) < len(records):
-        longest = ", ".join(f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items()))
-        raise ValueError(f"{len(records) - len(episodes)} of {len(records)} demonstrations do not fit: for all of them {longest}.")
+        longest = [f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items())]
+        why = ", ".join(longest + [f"the pictures of {failed} are not there ({failure})"] * bool(failed))
+        raise ValueError(f"{len(records) - len(episodes)} of {len(records)} demonstrations do not fit: for all of them {why}.")
     if too_long:
-        _log.warning("%d of %d demonstrations are too long for %s", len(records) - len(episodes), len(records), ", ".join(too_long))
+        lost = len(records) - len(episodes) - failed
+        _log.warning("%d of %d demonstrations are too long for %s", lost, len(records), ", ".join(too_long))
     return episodes
 
 
-def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, int]:
-    """The demonstration as an episode, or the config key that it exceeds and by how many tokens it would fit."""
+def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tuple[str, int] | EnvironmentFailure:
+    """The demonstration as an episode, or the config key that it exceeds and by how many tokens it would fit, or why its pictures
+    cannot be shown.
+
+    Args:
+      pictures: the image before each action; None where the model sees none.
+    """
     collector, chat, prompt = parts.collector, parts.chat, parts.prompt
     engine, reader, by_step = collector.engine, collector.reader, collector.context == "step"
     episode = Episode(Task(int(record.task), record.split, index), success=record.success)
     history: list = []
-    pictures = _pictures(record, parts.factory) if reader is not None else []
     conversation = 0
     for turn_index, action in enumerate(record.actions):
         view = record.view(turn_index)
@@ -156,7 +222,10 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
             shown = prompt.window(view, history[-collector.history :] if collector.history else [])
         else:
             shown = (prompt.later if history else prompt.first)(view)
-        images = reader.read(pictures[turn_index]) if reader is not None else None
+        try:
+            images = None if pictures is None else reader.read(pictures[turn_index])
+        except ValueError as error:
+            return EnvironmentFailure(str(error))
         seen = {} if images is None else {"image_tokens": reader.tokens(images)}
         turn = chat.user_turn(shown, first=by_step or not history, **seen)
         answer = chat.answer(prompt.answer(action))
@@ -175,13 +244,21 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
     return episode
 
 
-def _pictures(record: Demonstration, factory) -> list[np.ndarray]:
-    """What a demonstration's steps looked like: its task, played again."""
-    environment = factory()
-    observation, _ = environment.reset(seed=int(record.task), options={"split": record.split})
-    pictures = [observation[IMAGE]]
-    for action in record.actions:
-        observation = environment.step(action)[0]
-        pictures.append(observation[IMAGE])
-    environment.close()
-    return pictures
+def _with_pictures(records: list[Demonstration], collector):
+    """Yields every record with what its steps looked like: None for a model of text, an EnvironmentFailure where it cannot be known."""
+    if collector.reader is None:
+        yield from ((record, None) for record in records)
+        return
+    for first in range(0, len(records), _AT_ONCE):
+        some = records[first : first + _AT_ONCE]
+        yield from zip(some, _pictures(some, collector.pool), strict=True)
+
+
+def _pictures(records: list[Demonstration], pool: Pool) -> list[list[np.ndarray] | EnvironmentFailure]:
+    """What the steps of some demonstrations looked like: their tasks, played again side by side."""
+    rounds = []
+    for slot, record in enumerate(records):
+        reset = Call(slot, "reset", (), {"seed": int(record.task), "options": {"split": record.split}})
+        rounds.append([reset, *(Call(slot, "step", (action,)) for action in record.actions)])
+    found = pool.call_all(rounds)
+    return [x if isinstance(x, EnvironmentFailure) else [result[0][IMAGE] for result in x] for x in found]

@@ -89,14 +89,17 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     """
     if episodes < 1:
         raise UserError(f"--episodes={episodes}: give at least 1")
+    if not 0 <= seed < 2**31:
+        raise UserError(f"--seed={seed}: give a whole number from 0 to {2**31 - 1}")
     found = load_checkpoint(workdir, step, which)
     config, parts, step, counters = found.config, found.parts, found.step, found.counters
     params = found.model.join(found.params)
     started = time.monotonic()
     if processes.is_writer():
         print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
-    tasks = setup.held_out_tasks(config, parts.factory, episodes)
-    played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
+    with parts.collector.pool as pool:
+        tasks = setup.held_out_tasks(config, pool, episodes)
+        played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
     if not good:
         raise UserError(f"every environment failed; the first one: {played[0].failure}")

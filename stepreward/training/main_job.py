@@ -10,7 +10,7 @@ from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number, read_metrics
 from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report
-from stepreward.report.tables import estimator_quality, final_evaluation
+from stepreward.report.tables import estimator_quality, failed_episodes, final_evaluation
 
 _SECONDS = ("rollout", "scoring", "prm", "estimator", "critic", "policy")
 
@@ -135,6 +135,8 @@ def table_facts(records: list[dict]) -> dict:
     for name, key in (("grounding", "executed"), ("steps", "steps_per_episode")):
         if ends and all(is_number(row.get(key)) for row in ends):
             facts[name] = tuple(row[key] for row in ends)
+    if failed := failed_episodes(records):
+        facts["failed"] = failed
     found = estimator_quality(records)
     if "mse_of_mean" in found:
         facts["estimator"] = found["mse"], found["mse_of_mean"]

@@ -86,7 +86,7 @@ class Runner:
         self.counters = Counters()
         self.learner = Learner(config, self.parts, self.key)
         self.exploration = Exploration(config, self.workdir) if self._has("explore") else None
-        self.held_out = setup.held_out_tasks(config, self.parts.factory, config.eval.episodes)
+        self.held_out = setup.held_out_tasks(config, self.parts.collector.pool, config.eval.episodes)
         self._sft_batch = self._explored = None
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
@@ -318,15 +318,15 @@ class Runner:
         if c.eval.final_temperature != c.rollout.temperature:
             sampling = dataclasses.replace(collector.engine.sampling, temperature=c.eval.final_temperature)
             collector = dataclasses.replace(collector, engine=dataclasses.replace(collector.engine, sampling=sampling))
-        tasks = setup.held_out_tasks(c, self.parts.factory, c.eval.final_episodes)
+        tasks = setup.held_out_tasks(c, self.parts.collector.pool, c.eval.final_episodes)
         table, start = {}, self.learner.start_model.join(self.learner.layout.place_parameters(self._start()))
         for name, params in (("start", start), ("end", self.learner.actor)):
-            good = [e for e in collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
-            if not good:
-                raise UserError("every environment of the evaluation failed.")
+            played = collector.collect(params, tasks, jax.random.fold_in(self.key, 3))
+            good = _healthy(played, "final evaluation")
             found = summary(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
-            table[name] = found | {"success_low": low, "success_high": high, "episodes": len(good)}
+            counts = {"episodes": len(good), "failed_episodes": len(played) - len(good)}
+            table[name] = found | {"success_low": low, "success_high": high} | counts
         path = self.workdir / "evaluation.json"
         processes.on_writer(lambda: path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8"))
         self._advance()
@@ -343,7 +343,7 @@ class Runner:
             return self._rollout(tasks, jax.random.fold_in(jax.random.fold_in(self.key, 2), iteration))
         tasks = by_task(self._explored_episodes()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
-        return episodes, {f"rollout/{k}": v for k, v in summary([e for e in episodes if e.failure is None]).items()}
+        return episodes, {f"rollout/{k}": v for k, v in summary(_healthy(episodes, "batch of explored episodes")).items()}
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
@@ -363,10 +363,8 @@ class Runner:
         started = time.monotonic()
         episodes = self.parts.collector.collect(self.learner.actor, tasks, key)
         seconds = time.monotonic() - started
-        good = [e for e in episodes if e.failure is None]
+        good = _healthy(episodes, "batch")
         self.counters.failed_episodes += len(episodes) - len(good)
-        if not good:
-            raise UserError(f"every environment of the batch failed; the first one: {episodes[0].failure}")
         tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
         metrics = {f"rollout/{k}": v for k, v in summary(good).items()} | {
             "rollout/failed_episodes": self.counters.failed_episodes,
@@ -385,14 +383,15 @@ class Runner:
         """The fixed held-out set, played exactly as in training; the same draws each time."""
         c, started, learner = self.c.eval, time.monotonic(), self.learner
         key = jax.random.fold_in(self.key, 3)
-        good = [e for e in self.parts.collector.collect(learner.actor, self.held_out, key) if e.failure is None]
-        found = summary(good) if good else {}
-        metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed") if found}
-        metrics["eval/episodes"] = len(good)
+        played = self.parts.collector.collect(learner.actor, self.held_out, key)
+        good = _healthy(played, "evaluation")
+        found = summary(good)
+        metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
+        metrics |= {"eval/episodes": len(good), "eval/failed_episodes": len(played) - len(good)}
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
             played = self.parts.collector.collect(learner.prm.actor, self.held_out, key)
-            metrics["prm/policy_success"] = float(np.mean([e.success for e in played]))
+            metrics["prm/policy_success"] = float(np.mean([e.success for e in _healthy(played, "evaluation of the PRM")]))
         metrics["time/eval_s"] = time.monotonic() - started
         return metrics
 
@@ -469,6 +468,14 @@ class Runner:
     def history(self) -> list[dict]:
         """All metrics of the run so far."""
         return read_metrics(self.workdir / "metrics.jsonl")
+
+
+def _healthy(episodes: list, what: str) -> list:
+    """The episodes whose environment did not fail; UserError where there are none."""
+    good = [e for e in episodes if e.failure is None]
+    if not good:
+        raise UserError(f"every environment of the {what} failed; the first one: {episodes[0].failure}")
+    return good
 
 
 def _stop_signals():

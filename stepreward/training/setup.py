@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import inspect
 import json
 import os
+import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,13 @@ from stepreward.base_config import MODELS
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, TASKS, Prompt
+from stepreward.envs.protocol import IMAGE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
+from stepreward.rollout.checked import checked
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool, make_pool
@@ -32,6 +36,7 @@ from stepreward.rollout.template_chat import load_chat
 from stepreward.training import backbones, stages
 from stepreward.training.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
+from stepreward.training.held_out import choose_held_out, first_pictures
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 
@@ -51,7 +56,7 @@ _AT_LEAST_ONE = (
 _AT_LEAST_ZERO = (
     "policy.kl_coef", "policy.stop_kl", "policy.kl_reward_coef", "policy.kl_reward_target", "critic.clip", "critic.coef",
     "rollout.invalid_penalty", "sft.stop_loss", "estimator.refresh_every", "estimator.patience", "eval.final_episodes",
-    "eval.final_temperature",
+    "eval.final_temperature", "rollout.max_image_tokens",
 )  # fmt: skip
 _NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that stay what they are when rows are packed
 OLD_LOG_PROBS = ("auto", "behaviour", "current")
@@ -80,17 +85,34 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     settings = {"max_steps": c.rollout.max_steps, **c.environment.options.to_dict()}
     if c.environment.data:
         settings["data"] = c.environment.data
+    _check_takes(module, settings)
     return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
 
 
+def _check_takes(module, settings: dict[str, Any]) -> None:
+    """Raises ValueError where the environment's `make` takes no setting of a name in `settings`; the nearest name is in it."""
+    parameters = inspect.signature(module.make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return  # it checks them itself
+    known = [name for name in parameters if name != "preset"]
+    for name in settings:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            key = {"max_steps": "the argument max_steps (rollout.max_steps)", "data": "the argument data (environment.data)"}
+            what = key.get(name, f"environment.options.{name}")
+            raise ValueError(f"{module.__name__}.make does not take {what}{hint}; it takes {', '.join(known) or 'none'}")
+
+
 def environment_pool(c, factory) -> Pool:
-    """The environments of a run, in this process or in others as the config says, or else the environment's module."""
+    """The environments of a run, in this process or in others as the config says, or else the environment's module. What they return
+    is checked."""
     e = c.environment
     kind = e.pool
     if kind == "auto":
         kind = getattr(environment_module(e.name), "POOL", "inline")
         kind = kind(e.preset) if callable(kind) else kind
-    return make_pool(kind, factory, timeout_s=e.timeout_s, reset_timeout_s=e.reset_timeout_s, address=e.ray_address)
+    return make_pool(kind, checked(factory), timeout_s=e.timeout_s, reset_timeout_s=e.reset_timeout_s, address=e.ray_address)
 
 
 def build(c, workdir: Path) -> Parts:
@@ -114,7 +136,7 @@ def build(c, workdir: Path) -> Parts:
             "not belong together."
         )
     graphdef = decoder.graph(model_config)
-    reader = image_reader(model_config, folder, factory)
+    reader = image_reader(model_config, folder, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
     engine = make_engine(c, graphdef, model_config, mesh, chat.stop_ids, codec.pad_id, reader)
     collector = Collector(
         engine, pool, prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
@@ -125,22 +147,34 @@ def build(c, workdir: Path) -> Parts:
     )
 
 
-def image_reader(model_config: decoder.DecoderConfig, folder, factory) -> ImageReader | None:
-    """The reader of the environment's pictures, sized for one a turn; None where the model or the environment has text only.
+def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
+    """The reader of the environment's pictures, one a turn; None where the model or the environment has text only.
+
+    It has room for the largest picture that the environment shows at the beginning of some tasks of both splits, or for `most` tokens.
 
     Args:
       folder: the model's, with the settings of its image processor; None: pixels are read as they are.
+      most: placeholder tokens that a picture may have; 0: as many as the largest one has.
+      most_prompt: tokens that a prompt may have.
+
+    Raises:
+      ValueError: every environment fails, or a picture cannot be read or has no room; the message names the config's key.
     """
-    if model_config.vision is None:
+    if model_config.vision is None or IMAGE not in pool.capabilities():
         return None
-    environment = factory()
+    pictures = processes.on_writer(lambda: first_pictures(pool, lambda index: task_seed(0, "pictures", index)))
     try:
-        if IMAGE not in environment.capabilities:
-            return None
-        observation, _ = environment.reset(seed=0, options={"split": "train"})
-        return ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), [observation[IMAGE]])
-    finally:
-        environment.close()
+        reader = ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), pictures, most)
+    except ValueError as error:
+        key = f" (rollout.max_image_tokens={most}; 0 makes room for all)" if most else ""
+        raise ValueError(f"the environment's pictures cannot be shown: {error}{key}") from None
+    if reader.most_tokens >= most_prompt:
+        raise ValueError(
+            f"a picture has up to {reader.most_tokens} tokens, a prompt rollout.max_prompt_tokens={most_prompt}: raise "
+            "rollout.max_prompt_tokens and rollout.max_row_tokens above it, or show smaller pictures (environment.preset, "
+            "environment.options)."
+        )
+    return reader
 
 
 def make_engine(
@@ -171,6 +205,8 @@ def check(c) -> None:
       ValueError: the config contradicts itself, this machine, or what there is.
     """
     c = c.untracked if isinstance(c, TrackedConfig) else c
+    if not 0 <= c.seed < 2**32:
+        raise ValueError(f"seed={c.seed}: give a whole number from 0 to {2**32 - 1}.")
     for key in _AT_LEAST_ONE:
         group, name = key.split(".")
         if c[group][name] < 1:
@@ -305,11 +341,15 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     if folder.exists():
         return
     views = {json.dumps(view, sort_keys=True): view for d in demonstrations for view in map(d.view, range(len(d.observations)))}
-    words = sorted({a for d in demonstrations for a in d.actions})
+    words = {a for d in demonstrations for a in d.actions}
     shown = [views[key] for key in sorted(views)]
-    history = [(shown[0], prompt.answer(words[0]))]
-    texts = {say(view) for view in shown for say in (prompt.first, prompt.later)}
-    texts |= {prompt.window(view, history) for view in shown[:200]} | {view["text"] for view in shown}
+    texts = {say(view) for view in shown for say in (prompt.first, prompt.later)} | {view["text"] for view in shown}
+    if not any(d.success for d in demonstrations):  # nobody has shown what to say: any listed action, or any text
+        words |= {action for view in shown for action in view.get("admissible", ()) if action}
+        texts.add(string.printable)
+    words = sorted(words)
+    history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
+    texts |= {prompt.window(view, history) for view in shown[:200]}
     answers = {prompt.answer(word) for word in words}
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
     if pieces:
@@ -327,7 +367,7 @@ def read_start(c, workdir: Path, template):
 
 # --- Tasks ---
 
-_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4, "explore": 5}
+_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4, "explore": 5, "pictures": 6}
 
 
 def task_seed(seed: int, stream: str, *index: int) -> int:
@@ -343,33 +383,17 @@ def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_si
     ]
 
 
-def held_out_tasks(c, factory, episodes: int) -> list[Task]:
-    """The fixed held-out set: different tasks; its first n are the same whatever n is. It does not depend on the run's seed.
-
-    Where the environment counts its tasks they are the first ones, else tasks of different initial states. Where it runs out of
-    different ones, they repeat.
-    """
+def held_out_tasks(c, pool: Pool, episodes: int) -> list[Task]:
+    """The fixed held-out set, which does not depend on the run's seed; see `held_out.choose_held_out` for which tasks it has and what
+    is raised."""
     name = json.dumps(c.environment.to_dict(), sort_keys=True)
-    return list(processes.on_writer(lambda: _held_out(name, factory, episodes)))
+    return list(processes.on_writer(lambda: _held_out(name, pool, episodes)))
 
 
 _SETS: dict[str, tuple[Task, ...]] = {}
 
 
-def _held_out(name: str, factory, episodes: int) -> tuple[Task, ...]:
-    found = _SETS.get(name, ())
-    if len(found) >= episodes:
-        return found[:episodes]
-    environment, tasks, seen, index = factory(), [], set(), 0
-    if TASKS in environment.capabilities:
-        tasks = [Task(seed, "held_out", seed) for seed in range(episodes)]
-    while len(tasks) < episodes:
-        seed = task_seed(0, "held_out", index)
-        index += 1
-        _, info = environment.reset(seed=seed, options={"split": "held_out"})
-        if info["state_key"] not in seen or index > 20 * episodes:
-            seen.add(info["state_key"])
-            tasks.append(Task(seed, "held_out", len(tasks)))
-    environment.close()
-    _SETS[name] = tuple(tasks)
-    return tuple(tasks)
+def _held_out(name: str, pool: Pool, episodes: int) -> tuple[Task, ...]:
+    if len(_SETS.get(name, ())) < episodes:
+        _SETS[name] = tuple(choose_held_out(pool, episodes, lambda index: task_seed(0, "held_out", index)))
+    return _SETS[name][:episodes]
