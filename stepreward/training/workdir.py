@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import unicodedata
 import uuid
 from pathlib import Path
 
 from stepreward import processes
-from stepreward.checkpoint import find_folder, holds_checkpoints
+from stepreward.checkpoint import check_folder_name, find_folder, holds_checkpoints, opened
 from stepreward.config import config_difference, leaves, load_config, save_config
 from stepreward.errors import UserError
 from stepreward.metrics import write_atomically
@@ -24,7 +22,6 @@ RESUMABLE_CHANGES = stages.FREE
 _LEFTOVER = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+")
 _IDENTITY = ".identity"
 _OWNER = "run.json"  # in checkpoint.folder
-_LONGEST_NAME = 200  # bytes of one part of a path; temporary names beside it are longer, and file systems take 255
 
 
 def borrow_words(c, workdir: Path) -> None:
@@ -60,7 +57,7 @@ def claim(c, workdir: Path) -> list[FolderLock]:
         locks.append(FolderLock(workdir))
         _check(c, workdir)  # again: another process may have been faster
         _remove_leftovers(workdir)
-        locks += _own_checkpoints(c.checkpoint.folder, workdir)
+        locks += _own_checkpoints(c.checkpoint.folder, workdir) if c.checkpoint.folder else []
         save_config(c, workdir / "config.json")
     except OSError as error:
         release(locks)
@@ -85,7 +82,7 @@ def _check(c, workdir: Path) -> None:
             f"workdir {str(workdir)!r}: a workdir is a folder of this machine; its checkpoints alone may go to a bucket "
             "(--config.checkpoint.folder=gs://BUCKET/FOLDER)."
         )
-    check_name(workdir, "workdir")
+    check_folder_name(workdir, "workdir")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {str(workdir)!r} is a file: give a folder.")
     if path.exists():
@@ -108,6 +105,8 @@ def _check(c, workdir: Path) -> None:
             f"checkpoint.folder={elsewhere!r} holds the checkpoints of a run, and workdir {str(workdir)!r} is new: give another "
             "folder, or the workdir of that run."
         )
+    if elsewhere:
+        _check_checkpoints(elsewhere, workdir)
 
 
 def _forbids(stage: str, key: str) -> bool:
@@ -119,20 +118,6 @@ def _forbids(stage: str, key: str) -> bool:
     return stages.covers(stage, key) and key not in RESUMABLE_CHANGES
 
 
-def check_name(path: str | Path, what: str) -> None:
-    """Raises a UserError when a path has a control character, bytes that are not UTF-8, or a part that is too long.
-
-    Spaces, quotes, and characters that mean something to a shell or a pattern are allowed.
-    """
-    text = str(path)
-    odd = next((character for character in text if unicodedata.category(character) in ("Cc", "Cs")), None)
-    if odd is not None:
-        raise UserError(f"{what} {text!r} holds {odd!r}, a control character or a byte that is not UTF-8: give another name.")
-    long = next((part for part in Path(text).parts if len(os.fsencode(part)) > _LONGEST_NAME), None)
-    if long is not None:
-        raise UserError(f"{what} {text[:60]!r}… has a part of {len(os.fsencode(long))} bytes: give at most {_LONGEST_NAME}.")
-
-
 def _remove_leftovers(workdir: Path) -> None:
     """Removes what a killed process was writing; under the lock nobody is."""
     found = [path for path in workdir.iterdir() if _LEFTOVER.fullmatch(path.name)]
@@ -142,34 +127,32 @@ def _remove_leftovers(workdir: Path) -> None:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
-def _own_checkpoints(folder: str, workdir: Path) -> list[FolderLock]:
-    """Makes `checkpoint.folder` this workdir's: notes there whose it is, and locks it where it is local."""
-    if not folder:
-        return []
-    check_name(folder, "checkpoint.folder")
-    identity, place = _identity(workdir), find_folder(folder)
-    if place.name == "checkpoints" and (place.parent / "config.json").exists() and Path(place.parent) != workdir.resolve():
+def _check_checkpoints(folder: str, workdir: Path) -> None:
+    """Raises a UserError when `checkpoint.folder` is another workdir's."""
+    place = find_folder(folder)
+    if place.name == "checkpoints" and Path(place.parent) != workdir.resolve() and (place.parent / "config.json").exists():
         raise UserError(f"checkpoint.folder={folder!r} belongs to the workdir {str(place.parent)!r}: give another folder.")
-    owner = place / _OWNER
+    found = opened(folder, lambda: json.loads((place / _OWNER).read_text()) if (place / _OWNER).exists() else {})
+    other, mine = found.get("workdir", ""), _read_identity(workdir)
+    copied = other and Path(other) != workdir.resolve() and _read_identity(Path(other)) == mine  # else this one was moved
+    if found and (found.get("run") != mine or copied):
+        raise UserError(
+            f"checkpoint.folder={folder!r} belongs to the workdir {other!r}: two workdirs cannot share one; give another folder."
+        )
+
+
+def _own_checkpoints(folder: str, workdir: Path) -> list[FolderLock]:
+    """Makes `checkpoint.folder` this workdir's: locks it where it is a local folder, and notes there whose it is."""
+    place = find_folder(folder)
+    opened(folder, lambda: place.mkdir(parents=True, exist_ok=True))
+    locks = [] if "://" in folder else [FolderLock(place, "checkpoint.folder")]
     try:
-        place.mkdir(parents=True, exist_ok=True)
-        locks = [FolderLock(place, "checkpoint.folder")] if isinstance(place, Path) and "://" not in folder else []
-        found = json.loads(owner.read_text()) if owner.exists() else None
-    except UserError:
+        _check_checkpoints(folder, workdir)
+        text = json.dumps({"run": _identity(workdir), "workdir": str(workdir.resolve())}) + "\n"
+        opened(folder, lambda: (place / _OWNER).write_text(text))
+    except BaseException:
+        release(locks)
         raise
-    except Exception as error:  # of a bucket: in the ways of several packages
-        raise UserError(f"checkpoint.folder={folder!r} cannot be opened ({type(error).__name__}: {error}).") from error
-    mine = {"run": identity, "workdir": str(workdir.resolve())}
-    if found is not None and found != mine:
-        original = Path(found.get("workdir", ""))
-        if found.get("run") != identity or (original != workdir.resolve() and _read_identity(original) == identity):
-            release(locks)
-            raise UserError(
-                f"checkpoint.folder={folder!r} belongs to the workdir {found.get('workdir')!r}: two workdirs cannot share one; give "
-                "another folder."
-            )
-    if found != mine:
-        owner.write_text(json.dumps(mine) + "\n")
     return locks
 
 
