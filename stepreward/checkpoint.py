@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import re
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from stepreward.envs.extras import install_command
 
 _FOLDER = "checkpoints"
+_LONGEST_NAME, _LONGEST_PATH = 255, 3500  # bytes; file systems take 255 and 4096, and there are files below
 
 
 class Checkpoints:
@@ -41,14 +44,16 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp = ocp
         place = find_folder(folder) if folder else Path(workdir).resolve() / _FOLDER
-        if read_only and not _asked(folder, place.is_dir):
+        if not folder:
+            check_folder_name(workdir, "workdir", read_only)
+        if read_only and not opened(folder, place.is_dir):
             raise FileNotFoundError(
                 f"checkpoint.folder={folder!r} holds no checkpoints." if folder
                 else f"{str(workdir)!r} holds no checkpoints: is it the workdir of a run?"
             )  # fmt: skip
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
         handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "counters": ocp.JsonCheckpointHandler()}
-        self._manager = _asked(folder, lambda: ocp.CheckpointManager(place, options=options, item_handlers=handlers))
+        self._manager = opened(folder, lambda: ocp.CheckpointManager(place, options=options, item_handlers=handlers))
 
     def steps(self) -> list[int]:
         """The finished checkpoints, ascending."""
@@ -92,6 +97,18 @@ class Checkpoints:
             return None
         args = self._ocp.args.Composite(counters=self._ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["counters"]
+
+    def arrays(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """Every array of a checkpoint (the latest unless named) on the host, by its path in the tree.
+
+        Raises:
+          FileNotFoundError: no such checkpoint.
+        """
+        step = step if step is not None else (self.steps() or [None])[-1]
+        if step not in self.steps():
+            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}")
+        found = self._manager.restore(step, args=self._ocp.args.Composite(arrays=self._ocp.args.PyTreeRestore()))["arrays"]
+        return {name: np.asarray(value) for name, value in found.items()}
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""
@@ -138,18 +155,55 @@ def find_folder(folder: str):
     """The path of `checkpoint.folder`: a local folder, or one of a Google Cloud Storage bucket (`gs://BUCKET/FOLDER`).
 
     Raises:
-      ValueError: a URL of another kind, or gcsfs is not installed.
+      ValueError: a URL of another kind, gcsfs is not installed, or the name is one that `check_folder_name` refuses.
     """
     from etils import epath
 
     scheme = re.match(r"(\w+):/", folder)
     if not scheme:
-        return Path(folder).expanduser().resolve()
+        try:
+            place = Path(folder).expanduser().resolve()
+        except RuntimeError:
+            raise ValueError(f"checkpoint.folder={folder!r}: there is no such user; give the whole path.") from None
+        check_folder_name(place, "checkpoint.folder")
+        return place
     if not re.match(r"gs://[^/]", folder):
         raise ValueError(f"checkpoint.folder={folder!r}: give a local folder, or gs://BUCKET/FOLDER.")
     if importlib.util.find_spec("gcsfs") is None:
         raise ValueError(f"checkpoint.folder={folder!r} needs the package gcsfs: {install_command('gcs')}.")
     return epath.Path(folder)
+
+
+def check_folder_name(path: str | Path, what: str, read_only: bool = False) -> None:
+    """Checks that the folder of checkpoints and datasets has a name that is not read as something else.
+
+    Orbax and TFDS look for their files with patterns that begin with the folder's whole path: `[1]` would find nothing, and `a*` another
+    run's files; `gs:` becomes the beginning of a URL. Spaces, quotes and whatever else only a shell reads are allowed.
+
+    Args:
+      path: the folder; the folders that it lies in count too.
+      what: what it is, as the error names it.
+      read_only: allows what can be read, though not written.
+
+    Raises:
+      ValueError: the name has such a character, or is too long for a file system.
+    """
+    text, given, real = str(path), Path(path).absolute(), Path(path).resolve()
+    whole, parts = f"{given}{real}", (*given.parts, *real.parts)
+    refused = ("\\", "**") if read_only else ("\\", "*", "?", "[")
+    pattern = next((mark for mark in refused if mark in whole), None)
+    control = None if read_only else next((c for c in whole if unicodedata.category(c) in ("Cc", "Cs")), None)
+    url = next((part for part in parts if part.endswith(":")), None)
+    if pattern or control:
+        kind = "which is read as a pattern of file names" if pattern else "a control character or a byte that is not UTF-8"
+        odd, where = pattern or control, "" if (pattern or control) in text else f" is {str(real)!r}, which"
+        raise ValueError(f"{what} {text!r}{where} holds {odd!r}, {kind}: give a folder with another name.")
+    if text.startswith("~") and not read_only:
+        raise ValueError(f"{what} {text!r}: the shell has not replaced the ~; give the whole path.")
+    if url:
+        raise ValueError(f"{what} {text!r} holds {url!r}, which is read as the beginning of a URL: give a folder with another name.")
+    if len(os.fsencode(real)) > _LONGEST_PATH or max(len(os.fsencode(part)) for part in parts) > _LONGEST_NAME:
+        raise ValueError(f"{what} {text[:60]!r}… is too long: give at most {_LONGEST_NAME} bytes a name and {_LONGEST_PATH} in all.")
 
 
 def holds_checkpoints(folder: str) -> bool:
@@ -159,11 +213,16 @@ def holds_checkpoints(folder: str) -> bool:
       ValueError: as `find_folder`, or the folder cannot be opened.
     """
     place = find_folder(folder)
-    return _asked(folder, lambda: place.is_dir() and any(path.name.isdigit() for path in place.iterdir()))
+    return opened(folder, lambda: place.is_dir() and any(path.name.isdigit() for path in place.iterdir()))
 
 
-def _asked(folder: str, ask):
-    """What `ask()` says; of a bucket it can fail in the ways of several packages (no bucket, no credentials, no network)."""
+def opened(folder: str, ask):
+    """Returns `ask()`.
+
+    Raises:
+      ValueError: `folder` is a bucket's and the call fails, which it does in the ways of several packages (no bucket, no credentials,
+        no network).
+    """
     if "://" not in folder:
         return ask()
     try:

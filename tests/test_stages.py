@@ -7,9 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from stepreward.base_config import base_config
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
-from stepreward.training.stages import STAGES, StageOutput, begun, check, covers, fingerprint, mark_begun
+from stepreward.training.stages import (
+    DECIDED_FROM, FREE, STAGES, StageOutput, begun, check, check_fit, covers, digest, fingerprint, first_stage, mark_begun,
+)
 
 FIRST_STAGE = {
     "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft",
@@ -27,6 +30,24 @@ FIRST_STAGE = {
 def test_a_key_decides_its_stage_and_all_later_ones(spa_config, key):
     assert key in leaves(spa_config())
     assert [s for s in STAGES if covers(s, key)] == list(STAGES[STAGES.index(FIRST_STAGE[key]) :])
+
+
+def test_every_key_has_one_first_stage_or_is_free():
+    keys, classes = set(leaves(base_config())), [*DECIDED_FROM.values(), FREE]
+    listed = [key for row in classes for key in row if not key.endswith(".")]
+    groups = tuple(key for row in classes for key in row if key.endswith("."))
+    assert len(listed) == len(set(listed))
+    unknown = set(listed) - keys
+    assert not unknown, f"these are keys no more: {sorted(unknown)}"
+    forgotten = {key for key in keys - set(listed) if not key.startswith(groups)}
+    assert not forgotten, f"say in training/stages.py which stage's output these decide first: {sorted(forgotten)}"
+
+
+@pytest.mark.parametrize("key, stage", [("model.system", "sft"), ("model.thinking", "sft"), ("environment.options.size", "sft"),
+                                        ("rollout.max_prompt_tokens", "explore"), ("model.download", None), ("eval.every", None),
+                                        ("credit.options.beta", "train"), ("train.chunk_rows", "train")])  # fmt: skip
+def test_the_first_stage_of_a_key(key, stage):
+    assert first_stage(key) == stage
 
 
 def test_each_stage_is_decided_by_more_than_the_one_before(spa_config):
@@ -67,6 +88,40 @@ def test_the_first_difference_is_named_with_both_values():
         with pytest.raises(UserError) as caught:
             check(found, expected, "it")
         assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_key_that_an_earlier_version_did_not_note_is_said_to_be_that():
+    with pytest.raises(UserError, match="made with model.system = '.absent.', this run has ''; an earlier version may have made it"):
+        check({"seed": 0}, {"seed": 0, "model.system": ""}, "it")
+
+
+FIT = {"left out": 0, "max_prompt_tokens": 10, "max_answer_tokens": 2, "conversation": 12}
+
+
+@pytest.mark.parametrize(
+    "fit, limits, words",
+    [
+        ({}, {}, None),
+        (FIT, {}, None),
+        (FIT, {"max_prompt_tokens": 9}, "demonstrations of up to 10 tokens where this run's rollout.max_prompt_tokens = 9 leaves some out"),
+        (FIT, {"max_row_tokens": 13}, "up to 12 tokens where this run's rollout.max_row_tokens - rollout.max_answer_tokens = 11 leaves"),
+        (FIT | {"left out": 3, "max_prompt_tokens": 18, "conversation": 18}, {}, None),
+        (FIT | {"left out": 3, "conversation": 18}, {}, "without 3 demonstrations, which did not fit rollout.max_prompt_tokens = 10; this run"),
+    ],
+)
+def test_a_warm_start_on_other_demonstrations_is_refused(spa_config, fit, limits, words):
+    config = spa_config({f"rollout.{name}": value for name, value in limits.items()})
+    assert (config.rollout.max_answer_tokens, spa_config().rollout.max_prompt_tokens, spa_config().rollout.max_row_tokens) == (2, 18, 20)
+    if words is None:
+        return check_fit(fit, config, "it")
+    with pytest.raises(UserError) as caught:
+        check_fit(fit, config, "it")
+    assert words in str(caught.value)
+
+
+def test_a_config_s_digest_counts_all_but_what_may_change(spa_config):
+    same = {"train.env_steps": 1, "environment.pool": "process", "model.path": "elsewhere"}
+    assert digest(spa_config(same)) == digest(spa_config()) != digest(spa_config({"policy.learning_rate": 7.0}))
 
 
 # --- The output of a stage ---

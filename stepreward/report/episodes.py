@@ -90,6 +90,14 @@ def list_episodes(workdir: str | os.PathLike) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
+def drop_episodes(workdir: str | os.PathLike, after: int) -> None:
+    """Removes the files of later iterations than `after`, which a resumed run makes again."""
+    for path in list_episodes(workdir):
+        number = path.stem.removeprefix("iteration_")
+        if number.isdigit() and int(number) > after:
+            path.unlink()
+
+
 def _with_distance(item: Mapping[str, Any], key: str, name: str) -> dict[str, Any]:
     stored = {field: to_json(value, f"{name}.{field}") for field, value in item.items()}
     if key in stored and stored[key] is None and item[key] is not None and float(item[key]) == math.inf:

@@ -11,6 +11,7 @@ from stepreward.data.demonstrations import Demonstration, check_metadata, read_d
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.training import identity
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
@@ -38,6 +39,7 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
     about = {name: environment[name] for name in ("preset", "data", "options")} | {
         "environment": environment["name"], "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,
     }  # fmt: skip
+    about |= {name: value for name, value in identity.of_environment(c).items() if name.endswith("content")}
     if c.stages.sft:  # those of the run that the supervised policy comes from, which may have another seed
         del about["seed"]
     if folder.exists():
@@ -49,7 +51,7 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
     else:
         records = make_demonstrations(pool, c.sft.episodes, c.seed, task_seed)
     write_demonstrations(folder, records, about)
-    return records
+    return read_demonstrations(folder)[0]  # as a resumed run has them: what goes through JSON may come back as another type
 
 
 def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list[Demonstration]:
@@ -202,6 +204,31 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
         lost = len(records) - len(episodes) - failed
         _log.warning("%d of %d demonstrations are too long for %s", lost, len(records), ", ".join(too_long))
     return episodes
+
+
+def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
+    """Which demonstrations are trained on, for `stages.check_fit`: all, and the lengths that they need; or some, and the limits.
+
+    Args:
+      episodes: those that fit.
+      records: how many there are.
+      parts: `setup.Parts` of the run.
+    """
+    engine, by_step = parts.collector.engine, parts.collector.context == "step"
+    left_over = 0 if by_step else 2  # see `setup.make_engine`
+    if len(episodes) < records:
+        answer, prompt = engine.sampling.max_answer_tokens, engine.buckets[-1] - left_over
+        lengths = {"max_prompt_tokens": prompt, "max_answer_tokens": answer, "conversation": engine.max_length - answer}
+    else:
+        lengths = dict.fromkeys(("max_prompt_tokens", "max_answer_tokens", "conversation"), 0)
+        for episode in episodes:
+            conversation = 0
+            for step in episode.steps:
+                conversation = len(step.prompt_tokens) + (0 if by_step else conversation)
+                found = (len(step.prompt_tokens) - left_over, len(step.action_tokens), conversation)
+                lengths = {name: max(old, new) for (name, old), new in zip(lengths.items(), found)}
+                conversation += len(step.action_tokens)
+    return {"left out": records - len(episodes)} | lengths
 
 
 def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tuple[str, int] | EnvironmentFailure:

@@ -64,6 +64,7 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     if absent:
         raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
     checkpoints = Checkpoints(workdir, read_only=True, folder=config.checkpoint.get("folder", ""))
+    _check_whole(config, workdir)
     parts = setup.build(config, workdir)
     learner = Learner(config, parts, jax.random.key(config.seed))
     facts = checkpoints.counters(step) if step in (None, *checkpoints.steps()) else None
@@ -79,6 +80,14 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     step, tree, facts = checkpoints.restore(template, step)
     params = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
     return Played(config, parts, model, params, step, facts["counters"])
+
+
+def _check_whole(c, workdir: Path) -> None:
+    """Raises a UserError when something is missing that a run makes and everybody else only reads."""
+    needed = {"tokenizer": not c.model.path, "demonstrations": not c.model.path or c.sft.updates}
+    absent = [name for name, wanted in needed.items() if wanted and not (workdir / name).is_dir()]
+    if absent:
+        raise UserError(f"workdir {str(workdir)!r} has lost its folder {' and '.join(absent)}: train.py makes it again.")
 
 
 def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which: str, seed: int) -> int:

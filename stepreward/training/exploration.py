@@ -12,7 +12,7 @@ from stepreward.data.recordings import begin_recording, read_recordings, write_p
 from stepreward.errors import UserError
 from stepreward.rollout.episode import Episode, Task
 from stepreward.rollout.recording import from_recording, to_recording
-from stepreward.training import setup, stages
+from stepreward.training import identity, setup, stages
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -26,16 +26,22 @@ def tokenizer_fingerprint(folder: Path) -> str:
 class Exploration:
     """The recorded episodes of a run: `exploration.tasks` tasks, each played `exploration.rollouts` times.
 
+    Args:
+      c: the config.
+      workdir: of the run.
+      inputs: what the run reads from outside its config, see `identity.of`.
+
     Attributes:
       folder: where they are; in the run's workdir, or in that of `stages.exploration`.
       borrowed: whether they are another run's.
     """
 
-    def __init__(self, c, workdir: Path):
+    def __init__(self, c, workdir: Path, inputs: dict | None = None):
         self.c, self.borrowed = c, bool(c.stages.exploration)
         self.folder = Path(c.stages.exploration or workdir) / "exploration"
         self.parts = -(-c.exploration.tasks // c.exploration.part_tasks)
-        self.metadata = stages.fingerprint(c, "explore", tokenizer=tokenizer_fingerprint(workdir / "tokenizer"))
+        tokenizer = tokenizer_fingerprint(workdir / "tokenizer")
+        self.metadata = stages.fingerprint(c, "explore", tokenizer=tokenizer, **identity.deciding(inputs or {}, "explore"))
 
     def finished_parts(self) -> int:
         """How many parts are there; makes the folder where there is none.

@@ -63,7 +63,7 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     runner = Runner(config, workdir, on_tick=lambda runner, metrics: _show(display, runner, metrics))
     if runner.finished and stage is None:
         runner.close()
-        report = workdir / "report.html"
+        report = _report(config, workdir)  # again: the job may have been killed before it had written it
         _table(display, workdir, runner.counters.wall_s, report, "This run is finished already")
         _say(display, "give another --workdir to start afresh, or a larger --config.train.env_steps to go on")
         return 0

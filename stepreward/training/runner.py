@@ -25,10 +25,10 @@ from stepreward import processes
 from stepreward.checkpoint import Checkpoints
 from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
-from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval
-from stepreward.report import telling, write_episodes
+from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
+from stepreward.report import drop_episodes, telling, write_episodes
 from stepreward.rollout.episode import summary, to_record, true_progress
-from stepreward.training import demonstrating, progress, setup, stages
+from stepreward.training import demonstrating, identity, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.learner import Learner
@@ -77,23 +77,34 @@ class Runner:
         self.on_tick = on_tick or (lambda runner, metrics: None)
         processes.together(lambda: setup.check(config))
         processes.check_same(leaves(getattr(config, "untracked", config)), "the config")
-        processes.on_writer(lambda: workdirs.claim(config, self.workdir))
+        self._locks: list = []  # of the writer alone
+        processes.on_writer(lambda: self._locks.extend(workdirs.claim(config, self.workdir)))
+        try:
+            self._prepare(config)
+        except BaseException:
+            workdirs.release(self._locks)
+            raise
+
+    def _prepare(self, config) -> None:
         processes.together(lambda: workdirs.find(self.workdir))
         processes.on_writer(lambda: workdirs.borrow_words(config, self.workdir))
         self.parts = setup.build(config, self.workdir)
+        self.inputs = processes.on_writer(lambda: identity.of(config, self.parts))
         self.method, self.mesh = self.parts.method, self.parts.mesh
         self.key = jax.random.key(config.seed)
         self.counters = Counters()
         self.learner = Learner(config, self.parts, self.key)
-        self.exploration = Exploration(config, self.workdir) if self._has("explore") else None
+        self.exploration = Exploration(config, self.workdir, self.inputs) if self._has("explore") else None
         self.held_out = setup.held_out_tasks(config, self.parts.collector.pool, config.eval.episodes)
         self._sft_batch = self._explored = None
+        self._sft_fit: dict = {}
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
         resumed = self._restore()
         self.metrics = None  # of the writer alone
         if processes.is_writer():
             self.metrics = MetricsWriter(self.workdir, self.counters.tick if resumed else None)
+            drop_episodes(self.workdir, after=self.counters.tick)
         self._started = time.monotonic() - self.counters.wall_s
 
     # --- The loop ---
@@ -140,6 +151,7 @@ class Runner:
         if self.metrics is not None:
             self.metrics.close()
         self.parts.collector.pool.close()
+        workdirs.release(self._locks)
 
     def _check_stage(self, stage: str) -> None:
         if stage == self.stage:
@@ -165,8 +177,9 @@ class Runner:
         if self.metrics is not None:
             self.metrics.write(record | metrics)
         self.on_tick(self, metrics)
-        if counters.phase != phase or counters.tick % self.c.checkpoint.every == 0 or phase in ("explore", "estimator"):
-            self._save(wait=self.finished)
+        seam = counters.phase != phase
+        if seam or counters.tick % self.c.checkpoint.every == 0 or phase in ("explore", "estimator"):
+            self._save(wait=seam)  # no tick of a new phase without the checkpoint that it starts from
 
     def _request_stop(self, number, _):
         if self._stop:  # asked twice: now
@@ -212,6 +225,7 @@ class Runner:
         c, counters = self.c.sft, self.counters
         if self._sft_batch is None and c.updates:
             episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
+            self._sft_fit = demonstrating.fit(episodes, len(self.parts.demonstrations), self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
@@ -226,7 +240,8 @@ class Runner:
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
             self._check_finite(metrics)
-            stages.StageOutput(self.workdir, "sft").save(learner.policy.params, self._fingerprint("sft"), metrics)
+            facts = self._fingerprint("sft") | {stages.FIT: self._sft_fit}
+            stages.StageOutput(self.workdir, "sft").save(learner.policy.params, facts, metrics)
             self._advance()
             metrics |= self._evaluate()
         return metrics
@@ -328,7 +343,7 @@ class Runner:
             counts = {"episodes": len(good), "failed_episodes": len(played) - len(good)}
             table[name] = found | {"success_low": low, "success_high": high} | counts
         path = self.workdir / "evaluation.json"
-        processes.on_writer(lambda: path.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8"))
+        processes.on_writer(lambda: write_atomically(path, json.dumps(table, indent=2) + "\n"))
         self._advance()
         metrics = {f"final/{name}_{k}": float(v) for name, found in table.items() for k, v in found.items()}
         return metrics | {"time/eval_s": time.monotonic() - started}
@@ -399,25 +414,32 @@ class Runner:
 
     def _fingerprint(self, stage: str) -> dict:
         more = {"progress_options": self.method.progress_options} if stage == "estimator" else {}
-        return stages.fingerprint(self.c, stage, **more)
+        return stages.fingerprint(self.c, stage, **identity.deciding(self.inputs, stage), **more)
 
     def _tree(self) -> dict:
         return self.learner.tree() | {"key": np.asarray(jax.random.key_data(self.key))}
 
     def _save(self, wait: bool = False) -> None:
         facts = {"counters": dataclasses.asdict(self.counters), "learner": self.learner.facts()}
+        facts |= {"inputs": self.inputs, "config": stages.digest(self.c)}
         self.checkpoints.save(self.counters.tick, self._tree(), facts)
         if wait:
             self.checkpoints.wait()
 
     def _restore(self) -> bool:
+        """Goes on from the latest checkpoint, or from what the config borrows; returns whether there was a checkpoint."""
         facts = self.checkpoints.counters()
-        if facts is None:
-            self._take_stages()
-            return False
-        self.counters = Counters(**facts["counters"])
         begun = processes.on_writer(lambda: stages.begun(self.workdir))
-        if self.stage == "train" and "train" not in begun:  # what trains may have been changed since
+        if facts is None:
+            workdirs.check_not_lost(self.workdir, self.c, begun)
+            if self.c.stages.sft:
+                self._take_stages()
+            return False
+        if "inputs" in facts:
+            identity.check(facts["inputs"], self.inputs, begun, f"the run in {str(self.workdir)!r}")
+        self.counters = Counters(**facts["counters"])
+        changed = facts.get("config") != stages.digest(self.c)
+        if self.stage == "train" and "train" not in begun and changed:  # what trains may have been changed since
             self.counters.phase = "sft"
             self._take_stages()
             return True
@@ -426,20 +448,22 @@ class Runner:
         _, tree, _ = self.checkpoints.restore(template)
         self.learner.load(tree, facts["learner"])
         self.key = jax.random.wrap_key_data(jnp.asarray(tree["key"]))
-        if self.finished and self.counters.env_steps < self.c.train.env_steps and self.c.train.mode == "online":
+        trained = self.counters.phase in ("evaluate", "done")
+        if trained and self.counters.env_steps < self.c.train.env_steps and self.c.train.mode == "online":
             self.counters.phase = "rl"  # the same run with a longer budget
         return True
 
     def _start(self):
         """The supervised policy's parameters."""
-        return setup.read_start(self.c, self.workdir, self.learner.start)
+        return setup.read_start(self.c, self.workdir, self.learner.start, self.inputs)
 
     def _take_stages(self) -> None:
-        """Starts behind the stages whose output is there: in this workdir, or in those that the config names."""
+        """Starts behind the stages whose output is there: in those workdirs that the config names, or in this one.
+
+        Output of this workdir is taken only where a checkpoint says that the run has come past it: a run that is killed between a
+        stage's output and the checkpoint makes that stage again.
+        """
         c, learner, counters = self.c, self.learner, self.counters
-        output = stages.StageOutput(self.workdir, "sft", c.stages.sft)
-        if not (output.borrowed or output.exists):
-            return
         learner.take(self._start())
         counters.taken = []
         if self.exploration is not None and self.exploration.finished_parts() == self.exploration.parts:

@@ -33,7 +33,7 @@ from stepreward.rollout.environments import Pool, make_pool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
-from stepreward.training import backbones, stages
+from stepreward.training import backbones, identity, stages
 from stepreward.training.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.held_out import choose_held_out, first_pictures
@@ -360,9 +360,18 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     temporary.rename(folder)
 
 
-def read_start(c, workdir: Path, template):
-    """The supervised policy's parameters, made here or in the workdir that the config names, in the structure of `template`."""
-    return stages.StageOutput(workdir, "sft", c.stages.sft).read(template, stages.fingerprint(c, "sft"))[0]
+def read_start(c, workdir: Path, template, inputs: dict | None = None):
+    """The supervised policy's parameters, made here or in the workdir that the config names, in the structure of `template`.
+
+    Args:
+      inputs: what the run reads from outside its config, see `identity.of`; None where only the config's part of it is known.
+    """
+    output = stages.StageOutput(workdir, "sft", c.stages.sft)
+    ignored = ("prompt words",) if inputs is None else ()
+    facts = stages.fingerprint(c, "sft", **identity.deciding(identity.of(c) if inputs is None else inputs, "sft"))
+    params = output.read(template, facts, ignored)[0]
+    stages.check_fit(output.fit(), c, output.where)
+    return params
 
 
 # --- Tasks ---

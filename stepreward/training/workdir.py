@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import uuid
 from pathlib import Path
 
 from stepreward import processes
-from stepreward.checkpoint import holds_checkpoints
-from stepreward.config import config_difference, load_config, save_config
+from stepreward.checkpoint import check_folder_name, find_folder, holds_checkpoints, opened
+from stepreward.config import config_difference, leaves, load_config, save_config
 from stepreward.errors import UserError
+from stepreward.metrics import write_atomically
 from stepreward.training import stages
+from stepreward.training.locks import LOCK_FILE, FolderLock
 
-# Keys that may differ when a workdir is resumed: they say how long to go on and how often to look.
-RESUMABLE_CHANGES = ("train.env_steps", "eval.every", "eval.prm_as_policy_every", "checkpoint.every", "checkpoint.keep")
+# Keys that may differ when a workdir is resumed, whatever has begun: they decide no output, or only how far the run goes.
+RESUMABLE_CHANGES = stages.FREE
+# What a process that is killed while it writes leaves behind: every writer of a workdir begins its temporary names so.
+_LEFTOVER = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+")
+_IDENTITY = ".identity"
+_OWNER = "run.json"  # in checkpoint.folder
 
 
 def borrow_words(c, workdir: Path) -> None:
@@ -28,44 +36,152 @@ def borrow_words(c, workdir: Path) -> None:
             )
         if not target.exists():
             temporary = target.with_name(f".{name}.copy")
-            shutil.copytree(source, temporary, dirs_exist_ok=True)
+            shutil.copytree(source, temporary)
             temporary.rename(target)
 
 
-def claim(c, workdir: Path) -> None:
-    """Writes the config into a new workdir, or checks that the one there is the same."""
+def claim(c, workdir: Path) -> list[FolderLock]:
+    """Writes the config into a new workdir, or checks that the one there is the same; takes the locks of what the run writes into.
+
+    Returns:
+      The locks, which the caller releases when the run ends.
+
+    Raises:
+      UserError: the workdir or checkpoint.folder belongs to another run, is in use, or cannot be written. A folder that is not this
+        run's is left as it was.
+    """
+    _check(c, workdir)
+    locks: list[FolderLock] = []
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        locks.append(FolderLock(workdir))
+        _check(c, workdir)  # again: another process may have been faster
+        _remove_leftovers(workdir)
+        locks += _own_checkpoints(c.checkpoint.folder, workdir) if c.checkpoint.folder else []
+        save_config(c, workdir / "config.json")
+    except OSError as error:
+        release(locks)
+        raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror or error}.") from error
+    except BaseException:
+        release(locks)
+        raise
+    return locks
+
+
+def release(locks: list[FolderLock]) -> None:
+    """Releases locks; safe to call twice."""
+    for lock in locks:
+        lock.release()
+
+
+def _check(c, workdir: Path) -> None:
+    """Raises a UserError when this config cannot begin or resume a run in this workdir; writes nothing."""
     path, elsewhere = workdir / "config.json", c.checkpoint.folder
     if re.match(r"\w+:/", str(workdir)):
         raise UserError(
             f"workdir {str(workdir)!r}: a workdir is a folder of this machine; its checkpoints alone may go to a bucket "
             "(--config.checkpoint.folder=gs://BUCKET/FOLDER)."
         )
+    check_folder_name(workdir, "workdir")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir {str(workdir)!r} is a file: give a folder.")
     if path.exists():
-        found = config_difference(load_config(path), c)
-        found = [line for line in found if not line.startswith(RESUMABLE_CHANGES)]
+        old = load_config(path)
+        found = {line.split(":")[0]: line for line in config_difference(old, c)}
+        moved = [key for key in stages.PATHS if leaves(old).get(key) and leaves(c).get(key)]  # their content is compared on resuming
+        found = {key: line for key, line in found.items() if key not in moved}
         made = {"sft"} if (workdir / "demonstrations").exists() else set()  # they are the beginning of it
         done = stages.begun(workdir) | made
-        moved = lambda line: bool(done) and line.startswith("checkpoint.folder")  # what is there would be left behind
-        found = [line for line in found if moved(line) or any(stages.covers(stage, line.split(":")[0]) for stage in done)]
+        found = [line for key, line in found.items() if any(_forbids(stage, key) for stage in done)]
         if found:
             raise UserError(
                 f"workdir {str(workdir)!r} holds a run with another config ({'; '.join(found[:3])}"
                 f"{'; …' if len(found) > 3 else ''}): give another --workdir, or the same config to resume it."
             )
-    elif workdir.is_dir() and any(workdir.iterdir()):
+    elif workdir.is_dir() and any(not _LEFTOVER.fullmatch(p.name) and p.name != LOCK_FILE for p in workdir.iterdir()):
         raise UserError(f"workdir {str(workdir)!r} is not empty and holds no run: give another --workdir.")
     elif elsewhere and holds_checkpoints(elsewhere):
         raise UserError(
             f"checkpoint.folder={elsewhere!r} holds the checkpoints of a run, and workdir {str(workdir)!r} is new: give another "
             "folder, or the workdir of that run."
         )
+    if elsewhere:
+        _check_checkpoints(elsewhere, workdir)
+
+
+def _forbids(stage: str, key: str) -> bool:
+    """Whether a key may not change once a stage has begun."""
+    if key == "checkpoint.folder":  # what is there would be left behind
+        return True
+    if key in stages.BORROWED_FOR:
+        return stages.covers(stage, key) or stage == stages.BORROWED_FOR[key]
+    return stages.covers(stage, key) and key not in RESUMABLE_CHANGES
+
+
+def _remove_leftovers(workdir: Path) -> None:
+    """Removes what a killed process was writing; under the lock nobody is."""
+    found = [path for path in workdir.iterdir() if _LEFTOVER.fullmatch(path.name)]
+    for name in ("stages", "exploration", "episodes"):
+        found += [path for path in (workdir / name).iterdir() if path.name.startswith(".")] if (workdir / name).is_dir() else []
+    for path in found:
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _check_checkpoints(folder: str, workdir: Path) -> None:
+    """Raises a UserError when `checkpoint.folder` is another workdir's."""
+    place = find_folder(folder)
+    if place.name == "checkpoints" and Path(place.parent) != workdir.resolve() and (place.parent / "config.json").exists():
+        raise UserError(f"checkpoint.folder={folder!r} belongs to the workdir {str(place.parent)!r}: give another folder.")
+    found = opened(folder, lambda: json.loads((place / _OWNER).read_text()) if (place / _OWNER).exists() else {})
+    other, mine = found.get("workdir", ""), _read_identity(workdir)
+    copied = other and Path(other) != workdir.resolve() and _read_identity(Path(other)) == mine  # else this one was moved
+    if found and (found.get("run") != mine or copied):
+        raise UserError(
+            f"checkpoint.folder={folder!r} belongs to the workdir {other!r}: two workdirs cannot share one; give another folder."
+        )
+
+
+def _own_checkpoints(folder: str, workdir: Path) -> list[FolderLock]:
+    """Makes `checkpoint.folder` this workdir's: locks it where it is a local folder, and notes there whose it is."""
+    place = find_folder(folder)
+    opened(folder, lambda: place.mkdir(parents=True, exist_ok=True))
+    locks = [] if "://" in folder else [FolderLock(place, "checkpoint.folder")]
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        save_config(c, path)
-    except OSError as error:
-        raise UserError(f"workdir {str(workdir)!r} cannot be written: {error.strerror or error}.") from error
+        _check_checkpoints(folder, workdir)
+        text = json.dumps({"run": _identity(workdir), "workdir": str(workdir.resolve())}) + "\n"
+        opened(folder, lambda: (place / _OWNER).write_text(text))
+    except BaseException:
+        release(locks)
+        raise
+    return locks
+
+
+def _identity(workdir: Path) -> str:
+    """What tells this workdir from others, wherever it is moved."""
+    found = _read_identity(workdir)
+    if found is None:
+        found = uuid.uuid4().hex
+        write_atomically(workdir / _IDENTITY, found + "\n")
+    return found
+
+
+def _read_identity(workdir: Path) -> str | None:
+    path = workdir / _IDENTITY
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
+
+
+def check_not_lost(workdir: Path, c, begun: set[str]) -> None:
+    """Raises a UserError when a run without a checkpoint has come further than a kill explains: its metrics would be dropped.
+
+    A stage begins only when the checkpoint at the end of the one before is on disk.
+    """
+    if begun - {"sft"}:
+        place = c.checkpoint.folder or str(workdir / "checkpoints")
+        raise UserError(
+            f"workdir {str(workdir)!r} has begun {', '.join(s for s in stages.STAGES if s in begun)}, but there is no checkpoint in "
+            f"{place!r}: put the checkpoints back, or give a new --workdir, with --config.stages.sft={str(workdir)!r} for this one's "
+            "supervised policy."
+        )
 
 
 def find(workdir: Path) -> None:

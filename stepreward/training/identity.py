@@ -1,0 +1,190 @@
+"""What a run reads from outside its config, as short digests: the model folder, the environment's data, the words around it.
+
+The same content gives the same digest wherever it lies and whenever it was written. Large files are sampled: of every tensor, and of
+every data file, a few blocks are read, so that another training run, another version or another size is noticed in milliseconds,
+but an edit of a few bytes inside a large file need not be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepreward.errors import UserError
+from stepreward.training import backbones
+from stepreward.training.stages import STAGES
+
+_DIGITS = 16
+_WHOLE = 1 << 16  # files of at most so many bytes are read whole
+_BLOCK = 1 << 12
+_READ_FILES = 2000  # of a data folder; of the others the sizes count
+_TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "additional_chat_templates", "vocab", "merges",
+              "preprocessor_config")  # fmt: skip
+# Fields of JSON files that say where a file was made, not what it means.
+_NOT_CONTENT = ("name_or_path", "transformers_version", "_name_or_path", "torch_dtype")
+
+# The first stage whose output each digest decides.
+DECIDED_FROM = {
+    "model.path tokenizer": "sft", "model.path weights": "sft", "environment.data content": "sft", "environment.options content": "sft",
+    "prompt words": "sft", "prm.path weights": "train",
+}  # fmt: skip
+
+
+def of(c, parts=None) -> dict[str, Any]:
+    """What decides a run's output and is not in its config.
+
+    Args:
+      c: the config.
+      parts: `setup.Parts` of the run; None leaves out what the model is told.
+
+    Returns:
+      Digests by name, and for each of `stages.PATHS` a value that does not depend on the path; plain JSON values.
+    """
+    c = getattr(c, "untracked", c)
+    found: dict[str, Any] = {}
+    for group in ("model", "prm"):
+        folder = backbones.find_model(c[group].path, c.model.download)
+        if folder is not None:
+            found |= {f"{group}.path": "(by content)", f"{group}.path weights": weights(Path(folder))}
+            found |= {"model.path tokenizer": tokenizer(Path(folder))} if group == "model" else {}
+    found |= of_environment(c)
+    if parts is not None:
+        found["prompt words"] = said(parts)
+    return found
+
+
+def of_environment(c) -> dict[str, Any]:
+    """The part of `of` that says which data the environment reads."""
+    c, found = getattr(c, "untracked", c), {}
+    if c.environment.data:
+        found |= {"environment.data": "(by content)", "environment.data content": data(c.environment.data)}
+    options = {k: v for k, v in c.environment.options.to_dict().items() if isinstance(v, str) and os.sep in v and Path(v).exists()}
+    if options:
+        found["environment.options content"] = {name: data(value) for name, value in sorted(options.items())}
+    return found
+
+
+def deciding(found: dict[str, Any], stage: str) -> dict[str, Any]:
+    """The part of what `of` returns that decides a stage's output."""
+    return {k: v for k, v in found.items() if STAGES.index(DECIDED_FROM.get(k, "sft")) <= STAGES.index(stage) and k != "prm.path"}
+
+
+def check(found: dict[str, Any], expected: dict[str, Any], begun: Iterable[str], where: str) -> None:
+    """Raises a UserError when what a run reads from outside has changed since one of the stages that it decides began."""
+    last = max((STAGES.index(stage) for stage in begun), default=-1)
+    for name, stage in DECIDED_FROM.items():
+        if STAGES.index(stage) <= last and found.get(name) != expected.get(name):
+            raise UserError(
+                f"{name}: {where} was made with {found.get(name, '(none)')}, this run has {expected.get(name, '(none)')}: the content has "
+                "changed since. Put it back, or give another --workdir."
+            )
+
+
+# --- Digests ---
+
+
+def tokenizer(folder: Path) -> str:
+    """Digest of a model folder's tokenizer and chat template: the files that say how text becomes tokens."""
+    files = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0].startswith(_TOKENIZER)]
+    return _digest(part for path in sorted(files) for part in (path.relative_to(folder).as_posix().encode(), _content(path)))
+
+
+def weights(folder: Path) -> str:
+    """Digest of a model folder's shape and weights: `config.json`, and a sample of each tensor."""
+    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors")
+    config = [_content(folder / "config.json")] if (folder / "config.json").is_file() else []
+    return _digest([*config, *(part for path in files for part in _tensors(path))])
+
+
+def data(path: str | Path) -> str:
+    """Digest of a data file, or of the names, sizes and samples of a folder's files."""
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        return _digest(_sample(path) if path.is_file() else [b"absent"])
+    files = sorted(p for p in path.rglob("*") if p.is_file())
+    parts = []
+    for number, file in enumerate(files):
+        parts += [file.relative_to(path).as_posix().encode("utf-8", "surrogatepass")]
+        parts += _sample(file) if number < _READ_FILES else [str(file.stat().st_size).encode()]
+    return _digest(parts)
+
+
+def said(parts) -> str:
+    """Digest of the tokens that the model reads of the first demonstrations: prompt, system message, chat template and tokenizer at once."""
+    prompt, chat, tokens = parts.prompt, parts.chat, []
+    for record in parts.demonstrations[:4]:
+        history: list = []
+        for index, action in enumerate(record.actions[:3]):
+            view, answer = record.view(index), prompt.answer(action)
+            for shown in (prompt.first(view), prompt.later(view), prompt.window(view, history)):
+                tokens += [chat.codec.encode(shown), chat.answer(answer)]
+            history.append((view, answer))
+    tokens += [np.asarray(ids) for ids in _frame(chat)]
+    return _digest(np.asarray(ids, np.int32).tobytes() for ids in tokens)
+
+
+def _frame(chat) -> list:
+    """The tokens that a chat puts around what is said, first and later; and those that end an answer."""
+    turns = [chat.user_turn("a", first=first) for first in (True, False)]
+    return [*turns, sorted(chat.stop_ids)]
+
+
+def _tensors(path: Path) -> list[bytes]:
+    """The header of a safetensors file and a few blocks of each tensor."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > size:  # damaged; the loader says so
+            return _sample(path)
+        header = file.read(length)
+        parts = [header]
+        try:
+            offsets = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return _sample(path)
+        for first, last in sorted(map(tuple, offsets)):
+            for place in (first, first + (last - first) // 3, first + 2 * (last - first) // 3, max(first, last - 256)):
+                file.seek(8 + length + place)
+                parts.append(file.read(min(256, last - place)))
+    return parts
+
+
+def _sample(path: Path) -> list[bytes]:
+    """The size of a file, and its content or blocks of it."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        if size <= _WHOLE:
+            return [file.read()]
+        parts = [str(size).encode()]
+        for place in np.linspace(0, size - _BLOCK, 8).astype(int):
+            file.seek(int(place))
+            parts.append(file.read(_BLOCK))
+    return parts
+
+
+def _content(path: Path) -> bytes:
+    """A small file; JSON without what says where it was made, and whatever its layout."""
+    content = path.read_bytes()
+    if path.suffix != ".json":
+        return content
+    try:
+        found = json.loads(content)
+    except ValueError:
+        return content
+    if isinstance(found, dict):
+        found = {name: value for name, value in found.items() if name not in _NOT_CONTENT}
+    return json.dumps(found, sort_keys=True).encode()
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    """The first digits of the SHA-256 of byte strings, each with its length."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
+    return digest.hexdigest()[:_DIGITS]

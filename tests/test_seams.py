@@ -1,0 +1,108 @@
+"""A run that is killed after any one of its writes resumes to the end of the run that nothing disturbed, bit for bit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import chex
+import pytest
+
+from stepreward.checkpoint import Checkpoints
+from stepreward.config import save_config
+from stepreward.metrics import read_metrics
+
+SHORT = {"sft.episodes": 20, "sft.updates": 40, "sft.log_every": 40, "eval.episodes": 4, "eval.every": 1, "checkpoint.every": 1}
+ISTAR = SHORT | {"train.env_steps": 160, "prm.replay": 1, "checkpoint.every": 3}
+SPA = SHORT | {"exploration.tasks": 4, "exploration.part_tasks": 2, "estimator.epochs": 1, "estimator.refresh_every": 1,
+               "train.env_steps": 100, "eval.final_episodes": 4}  # fmt: skip
+
+# Runs a job again and again in processes of their own; each ends without warning after the first write that no earlier one came to.
+DRIVER = """
+import json, os, sys
+sys.modules["torch"] = None  # tensorboardX would spend seconds to import it
+import tensorboardX
+del sys.modules["torch"]
+import orbax.checkpoint, tensorflow_datasets
+from stepreward import checkpoint, metrics
+from stepreward.config import load_config
+from stepreward.data import demonstrations
+from stepreward.report import page
+from stepreward.training import demonstrating, exploration, main_job, runner, setup, stages, workdir
+
+config, folder = sys.argv[1:]
+pipe, done = os.pipe(), []
+
+def dies_after(place, name, told=lambda *a: ""):
+    write = getattr(place, name)
+    def writes(*arguments, **keywords):
+        found = write(*arguments, **keywords)
+        event = f"{place.__name__.split('.')[-1]}.{name} {told(*arguments)}"
+        if event not in done:
+            os.write(pipe[1], event.encode())
+            os._exit(9)
+        return found
+    setattr(place, name, writes)
+
+path = lambda path, *_: path.name
+for place, name, told in (
+    (workdir, "save_config", lambda *_: ""), (demonstrating, "write_demonstrations", lambda *_: ""), (setup, "make_codec", lambda *_: ""),
+    (exploration, "begin_recording", lambda *_: ""), (exploration, "write_part", lambda folder, index, *_: index),
+    (stages, "write_atomically", lambda path, text: path.name + text[-20:].strip() * (path.name == "begun.json")),
+    (stages.StageOutput, "_clear", lambda self: self.stage), (runner, "write_atomically", path),
+    (runner, "write_episodes", lambda folder, tick, *_: tick), (page, "write_atomically", path),
+    (metrics.MetricsWriter, "write", lambda self, record: record["iteration"]),
+    (checkpoint.Checkpoints, "save", lambda self, step, *_: f"{self._manager.directory.parent.name} {step}"),
+    (checkpoint.Checkpoints, "wait", lambda self: max(self.steps(), default=0)),
+):
+    dies_after(place, name, told)
+while True:
+    child = os.fork()
+    if not child:
+        code = main_job.train(load_config(config), folder, quiet=True)
+        os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if not code:
+        break
+    assert code == 9, code
+    done.append(os.read(pipe[0], 1000).decode())
+print(json.dumps(done))
+"""
+
+
+def measured(workdir):
+    """What must not depend on when a run was stopped: everything but the clock."""
+    drop = lambda name: name == "wall_s" or name.startswith("time/") or name in ("rollout/tokens_per_s", "estimator/steps_per_s")
+    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
+
+
+def parameters(workdir):
+    """Every array of the last checkpoint."""
+    checkpoints = Checkpoints(workdir, read_only=True)
+    found = checkpoints.arrays()
+    checkpoints.close()
+    return found
+
+
+@pytest.mark.parametrize("kind", ["istar", "spa"])
+def test_a_run_killed_after_each_of_its_writes_ends_as_if_nothing_had_happened(kind, micro_config, spa_config, root, tmp_path):
+    from stepreward.training.runner import Runner
+
+    config = micro_config(ISTAR) if kind == "istar" else spa_config(SPA)
+    save_config(config, tmp_path / "config.json")
+    Runner(config, tmp_path / "whole").run()
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "config.json"), str(tmp_path / "cut")]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    events = json.loads(ended.stdout.splitlines()[-1])
+    for name in ("workdir.save_config", "make_codec", "write_demonstrations", "stages.write_atomically facts.json", "begun.json",
+                 "MetricsWriter.write 1", "Checkpoints.save sft", "Checkpoints.save cut", "write_episodes", "report.html"):  # fmt: skip
+        assert any(name in event for event in events), (name, events)
+    if kind == "spa":
+        assert any("write_part 1" in event for event in events) and any("evaluation.json" in event for event in events)
+    assert measured(tmp_path / "cut") == measured(tmp_path / "whole")
+    chex.assert_trees_all_equal(parameters(tmp_path / "cut"), parameters(tmp_path / "whole"))
+    left = {str(p.relative_to(tmp_path / "cut")) for p in (tmp_path / "cut").rglob(".*")} - {".lock"}
+    assert not left, left  # nothing half-written stays
+    read = lambda run: sorted(os.listdir(tmp_path / run / "episodes"))
+    assert read("cut") == read("whole")
