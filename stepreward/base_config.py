@@ -84,6 +84,7 @@ def base_config() -> ConfigDict:
     c.rollout.max_answer_tokens = 2
     c.rollout.max_prompt_tokens = 18  # new tokens that a turn may bring
     c.rollout.max_row_tokens = 20
+    c.rollout.long_observation = "cut"  # one that makes a prompt too long: "cut" shortens it, with a marker; "end" ends the episode
 
     # Finished stages of other workdirs, taken instead of being made here ("": made here). They must match this config.
     c.stages = ConfigDict()

@@ -11,6 +11,7 @@ from stepreward.data.demonstrations import Demonstration, check_metadata, read_d
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
@@ -152,13 +153,15 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
     conversation = 0
     for turn_index, action in enumerate(record.actions):
         view = record.view(turn_index)
-        if by_step:
-            shown = prompt.window(view, history[-collector.history :] if collector.history else [])
-        else:
-            shown = (prompt.later if history else prompt.first)(view)
         images = reader.read(pictures[turn_index]) if reader is not None else None
-        seen = {} if images is None else {"image_tokens": reader.tokens(images)}
-        turn = chat.user_turn(shown, first=by_step or not history, **seen)
+        seen = None if images is None else reader.tokens(images)
+        window = history[-collector.history :] if collector.history else []
+        write = prompt_writer(prompt, chat, by_step=by_step, first=not history, image_tokens=seen)
+        turn, cut = write(view, window), 0
+        if collector.long_observation == "cut":
+            room = room_of_a_turn(engine, by_step=by_step, later=bool(history))
+            if len(turn) > room and (found := shorten(write, view, window, room)) is not None:
+                turn, cut = found.tokens, found.cut
         answer = chat.answer(prompt.answer(action))
         conversation = len(turn) + (0 if by_step else conversation)
         if len(turn) > engine.buckets[-1]:
@@ -170,7 +173,8 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
         conversation += len(answer)
         zeros = np.zeros(len(answer), np.float32)
         text = view["text"]
-        episode.steps.append(Step(turn, answer, zeros, zeros, text, prompt.answer(action), action, 0.0, True, text, images=images))
+        said = prompt.answer(action)
+        episode.steps.append(Step(turn, answer, zeros, zeros, text, said, action, 0.0, True, text, images=images, cut=cut))
         history.append((view, prompt.answer(action)))
     return episode
 

@@ -27,7 +27,7 @@ from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval
 from stepreward.report import telling, write_episodes
-from stepreward.rollout.episode import summary, to_record, true_progress
+from stepreward.rollout.episode import losses, summary, to_record, true_progress
 from stepreward.training import demonstrating, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
@@ -324,7 +324,7 @@ class Runner:
             good = [e for e in collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
             if not good:
                 raise UserError("every environment of the evaluation failed.")
-            found = summary(good)
+            found = summary(good) | losses(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
             table[name] = found | {"success_low": low, "success_high": high, "episodes": len(good)}
         path = self.workdir / "evaluation.json"
@@ -343,7 +343,8 @@ class Runner:
             return self._rollout(tasks, jax.random.fold_in(jax.random.fold_in(self.key, 2), iteration))
         tasks = by_task(self._explored_episodes()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
-        return episodes, {f"rollout/{k}": v for k, v in summary([e for e in episodes if e.failure is None]).items()}
+        good = [e for e in episodes if e.failure is None]
+        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | losses(good)).items()}
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
@@ -368,7 +369,7 @@ class Runner:
         if not good:
             raise UserError(f"every environment of the batch failed; the first one: {episodes[0].failure}")
         tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
-        metrics = {f"rollout/{k}": v for k, v in summary(good).items()} | {
+        metrics = {f"rollout/{k}": v for k, v in (summary(good) | losses(good)).items()} | {
             "rollout/failed_episodes": self.counters.failed_episodes,
             "rollout/tokens_per_s": tokens / seconds,
             "time/rollout_s": seconds,
@@ -388,6 +389,7 @@ class Runner:
         good = [e for e in self.parts.collector.collect(learner.actor, self.held_out, key) if e.failure is None]
         found = summary(good) if good else {}
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed") if found}
+        metrics |= {f"eval/{k}": v for k, v in losses(good).items()}
         metrics["eval/episodes"] = len(good)
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:

@@ -24,7 +24,7 @@ STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 # Prefixes of the keys that decide a stage's output, beside those of the stages before it.
 _KEYS = {
     "sft": ("seed", "environment.", "model.preset", "model.pieces", "model.path", "model.compute_dtype", "model.param_dtype",
-            "model.moment_dtype", "lora.sft", "sft.", "rollout.context", "rollout.history", "rollout.max_steps"),
+            "model.moment_dtype", "lora.sft", "sft.", "rollout.context", "rollout.history", "rollout.max_steps", "rollout.long_observation"),
     "explore": ("exploration.", "rollout.invalid_penalty", "rollout.temperature", "rollout.top_k", "rollout.top_p",
                 "rollout.max_answer_tokens"),
     "estimator": ("estimator.", "credit.outcome"),
