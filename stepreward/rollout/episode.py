@@ -139,7 +139,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def losses(episodes: Sequence[Episode]) -> dict[str, float]:
+def cuts(episodes: Sequence[Episode]) -> dict[str, float]:
     """What was cut in some episodes that did not fail: how many of them each of `CUT_SHORT` ended, in how many prompts an observation
     was cut (`observations_cut`), how many answers were cut (`answers_cut`), and the tokens of the longest prompt (`longest_prompt`),
     as long as it would have been uncut."""

@@ -88,7 +88,10 @@ def shorten(write: Callable[[View, History], np.ndarray], view: View, history: H
         if found is not None:
             tokens, kept = found
             return Shown(tokens, sum(max(0, length - kept) for length in lengths))
-    found = _search(lambda kept: write(_cut(view, kept), []), len(view["text"]) + bool(history), most)
+        whole = write(view, [])
+        if len(whole) <= most:
+            return Shown(whole, sum(lengths))
+    found = _search(lambda kept: write(_cut(view, kept), []), len(view["text"]), most)
     if found is None:
         return None
     tokens, kept = found

@@ -63,6 +63,8 @@ def from_recording(recording: Recording) -> Episode:
         truncated=recording.truncated,
         score=recording.score,
         failure=recording.failure,
+        end=recording.end,
+        needs=dict(recording.needs),
         final_observation=recording.final_observation,
         final_distance=recording.final_distance,
     )

@@ -135,11 +135,12 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
         else:
             key, tokens = episode
             too_long[key] = max(tokens, too_long.get(key, 0))
+    longest = ", ".join(f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items()))
     if 2 * len(episodes) < len(records):
-        longest = ", ".join(f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items()))
         raise ValueError(f"{len(records) - len(episodes)} of {len(records)} demonstrations do not fit: for all of them {longest}.")
     if too_long:
-        _log.warning("%d of %d demonstrations are too long for %s", len(records) - len(episodes), len(records), ", ".join(too_long))
+        left_out = len(records) - len(episodes)
+        _log.warning("%d of %d demonstrations are too long and are left out: for all of them %s", left_out, len(records), longest)
     return episodes
 
 

@@ -27,10 +27,11 @@ from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval
 from stepreward.report import telling, write_episodes
-from stepreward.rollout.episode import losses, summary, to_record, true_progress
+from stepreward.rollout.episode import cuts, summary, to_record, true_progress
 from stepreward.training import demonstrating, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
+from stepreward.training.idle import Stillness, warn_of_idle_settings
 from stepreward.training.learner import Learner
 from stepreward.training.policy import sft_step
 
@@ -82,12 +83,16 @@ class Runner:
         processes.on_writer(lambda: workdirs.borrow_words(config, self.workdir))
         self.parts = setup.build(config, self.workdir)
         self.method, self.mesh = self.parts.method, self.parts.mesh
+        if processes.is_writer():
+            warn_of_idle_settings(config, self.method)
+        self._stillness = Stillness(self.method)
         self.key = jax.random.key(config.seed)
         self.counters = Counters()
         self.learner = Learner(config, self.parts, self.key)
         self.exploration = Exploration(config, self.workdir) if self._has("explore") else None
         self.held_out = setup.held_out_tasks(config, self.parts.factory, config.eval.episodes)
         self._sft_batch = self._explored = None
+        self._demonstrated: dict[str, float] = {}  # how many demonstrations are learnt from
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
         resumed = self._restore()
@@ -213,6 +218,8 @@ class Runner:
         if self._sft_batch is None and c.updates:
             episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
+            left_out = max(0, c.episodes - len(episodes))
+            self._demonstrated = {"sft/demonstrations": len(episodes), "sft/demonstrations_left_out": left_out}
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
             rng = np.random.default_rng([self.c.seed, 2, counters.sft_updates])
@@ -222,6 +229,7 @@ class Runner:
             losses.append(out)
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
+        metrics |= self._demonstrated
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
@@ -298,6 +306,8 @@ class Runner:
         learner.update_policy(batch, credited, metrics, [c.seed, 5, counters.iteration])
         if c.prm.resync:  # to the new policy, which the next batch comes from
             self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
+        if processes.is_writer():
+            self._stillness.see(metrics)
         counters.iteration += 1
         counters.env_steps += int(batch.step_mask.sum())
         learner.refresh_estimator(batch, episodes, metrics, counters.iteration)
@@ -324,7 +334,7 @@ class Runner:
             good = [e for e in collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
             if not good:
                 raise UserError("every environment of the evaluation failed.")
-            found = summary(good) | losses(good)
+            found = summary(good) | cuts(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
             table[name] = found | {"success_low": low, "success_high": high, "episodes": len(good)}
         path = self.workdir / "evaluation.json"
@@ -344,7 +354,7 @@ class Runner:
         tasks = by_task(self._explored_episodes()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = [e for e in episodes if e.failure is None]
-        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | losses(good)).items()}
+        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
@@ -369,7 +379,7 @@ class Runner:
         if not good:
             raise UserError(f"every environment of the batch failed; the first one: {episodes[0].failure}")
         tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
-        metrics = {f"rollout/{k}": v for k, v in (summary(good) | losses(good)).items()} | {
+        metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
             "rollout/failed_episodes": self.counters.failed_episodes,
             "rollout/tokens_per_s": tokens / seconds,
             "time/rollout_s": seconds,
@@ -389,7 +399,7 @@ class Runner:
         good = [e for e in self.parts.collector.collect(learner.actor, self.held_out, key) if e.failure is None]
         found = summary(good) if good else {}
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed") if found}
-        metrics |= {f"eval/{k}": v for k, v in losses(good).items()}
+        metrics |= {f"eval/{k}": v for k, v in cuts(good).items()}
         metrics["eval/episodes"] = len(good)
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:

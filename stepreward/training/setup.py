@@ -33,6 +33,7 @@ from stepreward.rollout.template_chat import load_chat
 from stepreward.training import backbones, stages
 from stepreward.training.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
+from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 
@@ -205,6 +206,7 @@ def check(c) -> None:
         raise ValueError(
             f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
         )
+    check_groups(c, method, SIGNALS)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
