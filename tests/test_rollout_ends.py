@@ -1,6 +1,5 @@
 """Why episodes end, what is cut on the way, and that both are counted, named and warned of once."""
 
-import dataclasses
 import logging
 
 import jax
@@ -148,22 +147,32 @@ def test_nothing_changes_where_nothing_is_too_long(chat):  # noqa: F811
             assert (a.end, a.needs, b.needs) == (b.end, {}, {})
 
 
-def test_a_later_prompt_of_exactly_the_largest_bucket_ends_or_is_cut_and_never_raises(chat):  # noqa: F811
+def real_engine(chat, longest=1):  # noqa: F811
+    """An engine in which every token ends an answer."""
+    sampling = Sampling(tuple(range(CONFIG.vocab_size)), longest)
+    return Engine(decoder.graph(CONFIG), CONFIG, sampling, 256, (WIDTH,), chat.codec.pad_id)
+
+
+@pytest.mark.parametrize("tokens, end", [(WIDTH - 1, "environment_limit"), (WIDTH, "too_long"), (WIDTH + 1, "too_long")])
+def test_a_later_prompt_of_exactly_the_largest_bucket_ends_the_episode_and_never_raises(chat, tokens, end):  # noqa: F811
     """In a conversation the answer's last token is sent again before it, so that the turn has one token more."""
-    config, params = CONFIG, decoder.build(CONFIG, 1)[1]
-    texts = {turn: len(chat.user_turn(f"say:1 {turn}", first=False)) for turn in (1, 2)}
-    longer = {(1, 2): WIDTH - texts[2]}  # exactly the bucket
-    for extra, ends in ((longer, "too_long"), ({(1, 2): WIDTH - texts[2] - 1}, "environment_limit")):
-        engine = Engine(decoder.graph(config), config, Sampling(chat.stop_ids, 1), 256, (WIDTH,), chat.codec.pad_id)
-        made = collector(chat, extra=extra, context="episode")
-        made.engine, made.prompt.first = engine, made.prompt.later
-        engine.sampling = dataclasses.replace(engine.sampling, stop_ids=())
-        (episode,) = made.collect(params, tasks(1), KEY)
-        assert (episode.end, len(episode.steps)) == (ends, 2 if ends == "too_long" else 6) or not episode.steps[1].stopped
-        if ends == "too_long":
-            made.long_observation = "cut"
-            (cut,) = made.collect(params, tasks(1), KEY)
-            assert cut.end != "row_full" and len(cut.steps) >= 2
+    extra = tokens - len(chat.user_turn("say:1 2", first=False))
+    made = collector(chat, extra={(1, 2): extra}, context="episode")
+    made.engine = real_engine(chat)
+    (episode,) = made.collect(decoder.build(CONFIG, 1)[1], tasks(1), KEY)
+    assert (episode.end, len(episode.steps)) == (end, 6 if end == "environment_limit" else 2)
+    assert len(episode.steps[0].prompt_tokens) < WIDTH
+
+
+def test_an_engine_holds_what_its_turn_takes(chat):  # noqa: F811
+    engine = real_engine(chat, longest=3)
+    assert engine.holds(WIDTH, WIDTH) and not engine.holds(WIDTH, WIDTH + 1)
+    assert engine.holds(253, 1) and not engine.holds(254, 1)
+
+
+def test_a_cut_prompt_leaves_room_for_the_answer_in_its_row(chat):  # noqa: F811
+    (cut,) = collector(chat, extra={(1, 2): 99}, width=60, most=50, mode="cut").collect(None, tasks(1), KEY)
+    assert cut.end == "environment_limit" and 44 <= len(cut.steps[2].prompt_tokens) <= 46
 
 
 def test_the_history_is_cut_before_the_present():

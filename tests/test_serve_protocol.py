@@ -11,6 +11,7 @@ pytest.importorskip("uvicorn")
 
 from test_serve import BAD, HELLO, LENGTH, LONGEST, call, chat, make_model, text_of
 
+from stepreward.models.pretrained_tokenizer import PretrainedCodec
 from stepreward.models.tokenizer import Codec
 from stepreward.serve import load_folder, running
 from stepreward.serve.protocol import Refused, parse
@@ -199,7 +200,7 @@ def test_one_text_s_tokens_do_not_hold_up_another_s(served, monkeypatch):
     def slow(self, text):
         if "slow" in text:
             inside.set()
-            assert leave.wait(60)
+            assert leave.wait(240)
         return encode(self, text)
 
     monkeypatch.setattr(Codec, "encode", slow)
@@ -210,7 +211,7 @@ def test_one_text_s_tokens_do_not_hold_up_another_s(served, monkeypatch):
         others = [HELLO, [{"role": "system", "content": "Be brief."}, *HELLO]]
         done = threading.Thread(target=lambda: [asked(served, messages=messages) for messages in others])
         done.start()
-        done.join(60)
+        done.join(60)  # long before the other one gives up
         assert not done.is_alive()
     finally:
         leave.set()
@@ -235,6 +236,15 @@ def test_many_threads_get_the_tokens_that_one_gets(served):
     for thread in threads:
         thread.join()
     assert [found[index] for index in range(12)] == expected
+
+
+def test_a_new_system_message_leaves_the_settings_of_the_shared_tokenizer_alone(served, monkeypatch):
+    """`encode_template` changes them for the length of a call, in which another thread would read special tokens out of text."""
+    touched, encode = [], PretrainedCodec.encode_template
+    monkeypatch.setattr(PretrainedCodec, "encode_template", lambda self, text: (touched.append(self), encode(self, text))[1])
+    found = asked(served, messages=[{"role": "system", "content": "Never said before."}, *HELLO]).request.prompt
+    assert touched and served.conversations.chat.codec not in touched
+    assert "Never said before." in served.conversations.chat.codec.decode(found)
 
 
 # --- What errors show ---
