@@ -85,6 +85,7 @@ def base_config() -> ConfigDict:
     c.rollout.max_prompt_tokens = 18  # new tokens that a turn may bring
     c.rollout.max_row_tokens = 20
     c.rollout.max_image_tokens = 0  # tokens that a picture may have; 0: as many as the largest in the first tasks has
+    c.rollout.long_observation = "cut"  # one that makes a prompt too long: "cut" shortens it, with a marker; "end" ends the episode
 
     # Finished stages of other workdirs, taken instead of being made here ("": made here). They must match this config.
     c.stages = ConfigDict()

@@ -64,7 +64,7 @@ def parts(context="step", most=64):
     engine = types.SimpleNamespace(
         buckets=(most,), sampling=types.SimpleNamespace(max_answer_tokens=8), holds=lambda tokens, new=0: tokens <= 120
     )
-    collector = types.SimpleNamespace(engine=engine, reader=None, context=context, history=0)
+    collector = types.SimpleNamespace(engine=engine, reader=None, context=context, history=0, long_observation="end")
     return types.SimpleNamespace(collector=collector, chat=chat, prompt=Echo(), factory=Doors)
 
 

@@ -88,6 +88,11 @@ class ActorCritic(Method):
         return self.baseline == "critic"
 
     @property
+    def needs_group(self) -> bool:
+        """True where the group is the baseline."""
+        return self.baseline == "group"
+
+    @property
     def requires(self) -> frozenset[str]:
         needed = {"value"} if self.has_critic else set()
         return frozenset(needed | ({"log_prob_initial", "kl_coef"} if self.kl_in_reward else set()))

@@ -76,6 +76,11 @@ class Method:
         return frozenset()
 
     @property
+    def needs_group(self) -> bool:
+        """Whether an episode without others in its group teaches nothing: its advantage is 0, or it is in no pair."""
+        return False
+
+    @property
     def needs_pairs(self) -> bool:
         """Whether only the groups that hold both a success and a failure train the process reward model."""
         return False

@@ -190,6 +190,11 @@ class IStar(Method):
         return self.prm_objective == "dpo"
 
     @property
+    def needs_group(self) -> bool:
+        """True where pairs train the PRM, or where an episode's outcome is compared with those of its group alone."""
+        return self.needs_pairs or (self.episode_advantage != "reinforce_plus_plus" and self.singleton == "zero")
+
+    @property
     def requires(self) -> frozenset[str]:
         needed = {"log_prob_prm"}
         if self.reference in _REFERENCE_SIGNAL:

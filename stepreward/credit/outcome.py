@@ -127,6 +127,11 @@ class _Grouped(OutcomeMethod):
     def __post_init__(self):
         check_choice(self, "singleton", SINGLETON)
 
+    @property
+    def needs_group(self) -> bool:
+        """True unless the only episode of a group keeps its own outcome."""
+        return self.singleton == "zero"
+
     def _episode_advantage(self, batch: Batch) -> Array:
         return episode_advantage(batch, self.name, singleton=self.singleton)
 

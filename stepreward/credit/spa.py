@@ -108,6 +108,11 @@ class SPA(ActorCritic):
         return self.alpha > 0 and self.step_reward in _ESTIMATED
 
     @property
+    def needs_group(self) -> bool:
+        """True where the group is the baseline, or the others of the group are what an outcome is compared with."""
+        return super().needs_group or self.step_reward == "leave_one_out"
+
+    @property
     def requires(self) -> frozenset[str]:
         needed = super().requires | ({"progress"} if self.has_progress else set())
         return frozenset(needed | ({"step_permutation"} if self.has_progress and self.step_reward == "shuffled" else set()))

@@ -71,6 +71,8 @@ class Recordings(_Episodes):
                 "truncated": np.bool_,
                 "score": _array(np.float64, ()),
                 "failure": _json(),
+                "end": _text(),
+                "needs": _json(),
                 "final_observation": _text(),
                 "final_distance": _array(np.float64, ()),
                 "prompt_tokens": _array(np.int32),
@@ -86,6 +88,8 @@ class Recordings(_Episodes):
                 "executed": _array(np.bool_),
                 "state_keys": _json(),
                 "distances": _array(np.float64),
+                "cut": _array(np.int64),
+                "stopped": _array(np.bool_),
             },
         )
 

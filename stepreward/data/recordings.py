@@ -23,7 +23,7 @@ from stepreward.data.storage import METADATA, damaged, plain, read_dataset, read
 _WHAT = "recorded episodes"
 _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
-_PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64}
+_PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_}
 # The arrays of one length per step, and under which name that length is stored.
 _RAGGED = {
     "prompt_tokens": (np.int32, "prompt_lengths"),
@@ -41,6 +41,7 @@ class Recording:
       seed, split, group: the task: its seed, "train" or "held_out", and the group of episodes that share it.
       success, truncated, score: how the episode ended.
       failure: what the environment raised, or None.
+      end, needs: why it ended, and what would have had to be larger (see `rollout.episode.Episode`).
       final_observation, final_distance: after the last action; a distance is NaN where unknown, inf where out of reach.
       prompt_tokens: `S` int32 arrays, the tokens before each answer.
       action_tokens, log_prob, entropy: `S` arrays `[A]` each, int32 / float32 / float32; `A` is the answer's length.
@@ -51,6 +52,8 @@ class Recording:
       executed: bool `[S]`, the action was understood, ran and took effect.
       state_keys: the state before each action.
       distances: float64 `[S]`, steps to success before each action.
+      cut: int64 `[S]`, characters of observations that each prompt leaves out.
+      stopped: bool `[S]`, the answer ended by itself.
     """
 
     seed: int
@@ -60,6 +63,8 @@ class Recording:
     truncated: bool
     score: float
     failure: str | None
+    end: str
+    needs: dict[str, int]
     final_observation: str
     final_distance: float
     prompt_tokens: list[np.ndarray]
@@ -73,6 +78,8 @@ class Recording:
     executed: np.ndarray
     state_keys: list[str]
     distances: np.ndarray
+    cut: np.ndarray
+    stopped: np.ndarray
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
@@ -188,11 +195,11 @@ def _row(place: int, recording: Recording) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
     row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
     row |= {name: np.float64(getattr(recording, name)) for name in ("final_distance", "score")}
-    for name in ("split", "final_observation", "failure"):
+    for name in ("split", "final_observation", "end", "failure"):
         row[name] = value = getattr(recording, name)
         if not isinstance(value, str) and not (value is None and name == "failure"):
             raise ValueError(f"recording {place}: {name} must be a str; got {type(value).__name__}")
-    row["failure"] = json.dumps(recording.failure)
+    row |= {name: json.dumps(getattr(recording, name)) for name in ("failure", "needs")}
 
     steps = len(recording.observations)
     for name in (*_STRINGS, *_PER_STEP, *_RAGGED):
@@ -223,10 +230,12 @@ def _array(where: str, values: np.ndarray, dtype) -> np.ndarray:
 
 
 def _recording(row: dict[str, Any]) -> Recording:
+    steps = len(row["rewards"])  # what earlier versions did not store counts as not known
+    row = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool), **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
-    fields |= {name: row[name].decode() for name in ("split", "final_observation")}
-    fields |= {name: json.loads(row[name]) for name in ("failure", *_STRINGS)}
+    fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
+    fields |= {name: json.loads(row[name]) for name in ("failure", "needs", *_STRINGS)}
     fields |= {name: float(row[name]) for name in ("final_distance", "score")}
     # Copies: what TFDS hands out are read-only views of its buffers.
     fields |= {name: np.array(row[name]) for name in _PER_STEP}

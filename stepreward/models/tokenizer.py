@@ -35,6 +35,7 @@ CHAT_TEMPLATE = (
 )
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+_LONG = 20_000  # characters that take milliseconds to tokenise
 
 
 def train_symbol_tokenizer(
@@ -198,8 +199,18 @@ class Codec:
         """Drops the remembered results of `encode`."""
         self._encode.cache_clear()
 
+    @functools.cached_property
+    def longest_token(self) -> int:
+        """Characters of the longest token as the vocabulary spells it: no token stands for more of a text."""
+        return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
+
     def _encode_once(self, text: str) -> np.ndarray:
-        ids = np.asarray(self._tokenizer.encode(_whole(text), add_special_tokens=False).ids, dtype=np.int32)
+        text = _whole(text)
+        if len(text) < _LONG:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        else:  # a batch alone lets Python's other threads go on meanwhile: those of a server
+            (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids = np.asarray(found.ids, dtype=np.int32)
         ids.flags.writeable = False
         return ids
 

@@ -12,6 +12,14 @@ from stepreward.metrics import is_number
 BoardRenderer = Callable[[str], str]
 
 _BOARD_WIDTH = 20  # characters; longer lines are no board but sentences, which are wrapped on wider cards
+# Badges of episodes that were cut short; those recorded without a reason ran into the step limit.
+ENDS = {
+    "": "step limit",
+    "step_limit": "step limit",
+    "environment_limit": "stopped by the environment",
+    "too_long": "prompt too long",
+    "row_full": "conversation full",
+}
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
@@ -63,7 +71,7 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
     wide = " wide" if any('class="prose"' in card for card in cards) else ""
     badges = [f'<span class="badge {"good" if success else "bad"}">{"solved" if success else "failed"}</span>']
     if episode.get("truncated"):
-        badges.append('<span class="badge">step limit</span>')
+        badges.append(_end_badge(episode))
     facts = [f"iteration {iteration}", f"{len(steps)} step{'s' if len(steps) != 1 else ''}"]
     if is_number(episode.get("outcome")):
         facts.append(f"outcome {_signed(episode['outcome'])}")
@@ -71,6 +79,14 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
         f'<article class="episode"><h3>{_text(episode.get("task") or "episode")} {" ".join(badges)}</h3>'
         f'<p class="facts">{" · ".join(facts)}</p><ol class="steps{wide}">{"".join(cards)}</ol>{_outputs(steps)}</article>'
     )
+
+
+def _end_badge(episode: Mapping[str, Any]) -> str:
+    """Why an episode was cut short; the title says what would have had to be larger."""
+    needs = episode.get("needs") or {}
+    title = " and ".join(f"{key} of at least {value}" for key, value in needs.items())
+    title = f' title="{_text(f"it needs {title}")}"' if title else ""
+    return f'<span class="badge"{title}>{_text(ENDS.get(episode.get("end") or "", "cut short"))}</span>'
 
 
 def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, board: BoardRenderer) -> str:
@@ -84,6 +100,7 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
     else:
         shown = f'<span class="word">{_text(action)}</span>'
     note = ' <span class="idle" title="the action did not run">no effect</span>' if idle and action is not None else ""
+    note += _cut_notes(step)
     rows = [("reward", step.get("reward")), ("advantage", step.get("step_advantage"))]
     details = "".join(f"<dt>{name}</dt><dd>{_signed(value)}</dd>" for name, value in rows if is_number(value))
     before = step.get("distance")
@@ -95,6 +112,16 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
         f'<div class="view">{board(_observation(step.get("observation")))}</div>'
         f'<div class="action">{shown}{note}</div>{_bar(step.get("step_reward"), scale)}<dl>{details}</dl></li>'
     )
+
+
+def _cut_notes(step: Mapping[str, Any]) -> str:
+    """What the model did not see, or did not get to say."""
+    notes = ""
+    if step.get("cut"):
+        notes += f' <span class="idle" title="they did not fit the prompt">{step["cut"]:,} characters not shown to the model</span>'
+    if step.get("stopped") is False:
+        notes += ' <span class="idle" title="rollout.max_answer_tokens">answer cut</span>'
+    return notes
 
 
 def _final_html(episode: Mapping[str, Any], board: BoardRenderer) -> str:

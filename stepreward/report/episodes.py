@@ -1,13 +1,15 @@
 """Recorded episodes: `workdir/episodes/iteration_000123.json`.
 
     {"iteration": 123, "episodes": [
-      {"task": "held_out seed 5", "success": true, "outcome": 10.4, "truncated": false,
+      {"task": "held_out seed 5", "success": true, "outcome": 10.4, "truncated": false, "end": "terminated",
        "steps": [{"observation": "board", "action": "up", "output": "raw model text", "reward": -0.1, "executed": true,
                   "step_reward": 0.013, "step_advantage": 0.8, "distance": 5.0}],
        "final_observation": "board", "final_distance": 0.0}]}
 
 `observation` is what the agent saw before its action, `action` null where the output held none. A number that is not
-known is null or left out; a distance of "inf" means that the task can no longer be solved from there.
+known is null or left out; a distance of "inf" means that the task can no longer be solved from there. `end` is one of
+`rollout.episode`'s reasons, `needs` what would have had to be larger for it; a step has `cut`, the characters of observations that its
+prompt left out, and `stopped` false where its answer was cut, if so.
 """
 
 from __future__ import annotations

@@ -56,11 +56,15 @@ PANELS = (
           "Share of steps whose action was understood and took effect.", rate=True),
     Panel("Steps per episode", {"eval/steps_per_episode": "held-out tasks", "rollout/steps_per_episode": "rollouts"},
           "Mean number of answers that the agent gives until an episode ends."),
+    Panel("Episodes cut short by a length", {"rollout/too_long": "prompt too long", "rollout/row_full": "conversation full"},
+          "Rollout episodes an iteration that ended because of rollout.max_prompt_tokens or rollout.max_row_tokens."),
     Panel("Loss of the estimator", {"estimator/loss": "training", "estimator/held_out_loss": "held out"},
           "On the explored tasks that it learns from, and on those kept apart; when the latter rises, it memorises."),
     Panel("Quality of the credit",
           {"credit/rank_correlation": "step rewards", "credit/advantage_rank_correlation": "advantages"},
           "Rank correlation of what a move received with how far it came nearer to the solution; 1 is perfect, 0 is chance."),
+    Panel("Groups without a difference", {"credit/flat_groups": "groups"},
+          "Share of groups whose episodes all had the same outcome: they teach a comparison nothing.", rate=True),
     Panel("Explained variance of the critic", {"credit/explained_variance": "critic"},
           "How much of the returns' spread its values foretell; 1 is all, 0 no more than a constant. Cut off below −1.",
           lowest=-1.05),
@@ -109,6 +113,8 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
         present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
         if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
             continue  # where tasks are won or lost, it would be the curve of success once more
+        if panel.title.startswith("Episodes cut short") and not any(series(records, key)[1].any() for key in present):
+            continue  # as it should be
         if present:
             figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
     if any(series(records, key)[0].size for key in TIMES):

@@ -15,7 +15,7 @@ from stepreward.report.episode_html import BoardRenderer, choose_episodes, episo
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
 from stepreward.report.style import CSS
-from stepreward.report.tables import estimator_html, evaluation_html, failed_episodes, final_evaluation, percent
+from stepreward.report.tables import estimator_html, evaluation_html, failed_episodes, final_evaluation, losses_html, percent
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.json"
@@ -148,7 +148,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
     if cards:
         items = (f"<div><b>{number}</b><span>{label}<br>{detail}</span></div>" for number, label, detail in cards)
         body.append(f'<div class="numbers">{"".join(items)}</div>')
-    body += [section for section in (evaluation_html(records), estimator_html(records, config)) if section]
+    body += [section for section in (evaluation_html(records), estimator_html(records, config), losses_html(records)) if section]
     figures = learning_curves(records)
     if figures:
         drawn = (

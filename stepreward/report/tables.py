@@ -36,6 +36,40 @@ def failed_episodes(records: Records) -> int:
     return int(max(training, default=0) + sum(r[key] for r in records for key in others if is_number(r.get(key))))
 
 
+LOSSES = {
+    "rollout/too_long": ("episodes that a prompt ended which was too long", "rollout.max_prompt_tokens, rollout.long_observation"),
+    "rollout/row_full": ("episodes that ended with their conversation full", "rollout.max_row_tokens"),
+    "rollout/environment_limit": ("episodes that the environment stopped before rollout.max_steps", "the environment's own limit"),
+    "rollout/step_limit": ("episodes that ran into the step limit", "rollout.max_steps"),
+    "rollout/observations_cut": ("prompts whose observations were cut to fit", "rollout.max_prompt_tokens"),
+    "rollout/answers_cut": ("answers that were cut", "rollout.max_answer_tokens"),
+}
+
+
+def losses_html(records: Records) -> str:
+    """Returns the section on what was cut or left out in the run's rollouts, evaluations apart, or "" where nothing was."""
+    rows = []
+    for key, (name, setting) in LOSSES.items():
+        total = sum(record[key] for record in records if is_number(record.get(key)))
+        if total:
+            rows.append((name, f"{total:,.0f}", setting))
+    failed = [r["rollout/failed_episodes"] for r in records if is_number(r.get("rollout/failed_episodes"))]
+    if failed and failed[-1]:
+        rows.append(("episodes whose environment failed; they are masked", f"{failed[-1]:,.0f}", "the log says why"))
+    left = [r["sft/demonstrations_left_out"] for r in records if is_number(r.get("sft/demonstrations_left_out"))]
+    if left and left[-1]:
+        rows.append(("tasks without a demonstration: not won by the expert, or too long", f"{left[-1]:,.0f}", "the log says why"))
+    if not rows:
+        return ""
+    longest = max((r["rollout/longest_prompt"] for r in records if is_number(r.get("rollout/longest_prompt"))), default=0)
+    note = f"Over all rollouts. The longest prompt, uncut, has {longest:,.0f} tokens." if longest else "Over all rollouts."
+    cells = "".join(
+        f'<tr><th scope="row">{html.escape(name)}</th><td>{count}</td><td class="meaning">{html.escape(setting)}</td></tr>'
+        for name, count, setting in rows
+    )
+    return _section("What was cut or left out", note, f'<table class="data"><tbody>{cells}</tbody></table>')
+
+
 def evaluation_html(records: Records) -> str:
     """Returns the section on the final evaluation, or ""."""
     table = final_evaluation(records)

@@ -25,7 +25,9 @@ from stepreward.models.vision_inputs import Images
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
-from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Step, Task
+from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
+from stepreward.rollout.losses import advice, warn_of_losses
 
 CONTEXTS = ("step", "episode")
 _log = logging.getLogger(__name__)
@@ -46,6 +48,10 @@ class Collector:
       max_rows: episodes decoded at once.
       reader: of the observations' images, for a model that sees (the engine has the same); None shows text only.
       invalid_penalty: taken from the reward of a step whose answer held no action.
+      long_observation: what becomes of an observation with which a prompt is too long: "cut" shortens it visibly, "end" ends the
+        episode.
+      longest_answer: tokens of the longest answer, for what is said about lengths.
+      warned: the kinds of loss that were warned of already; one warning each.
       reuse_cache: with `context="episode"`, False prefills the whole conversation again each turn (for benchmarks).
     """
 
@@ -60,8 +66,13 @@ class Collector:
     reuse_cache: bool = True
     reader: ImageReader | None = None
     invalid_penalty: float = 0.0
+    long_observation: str = "end"
+    longest_answer: int = 0
+    warned: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
+        if self.long_observation not in LONG_OBSERVATIONS:
+            raise ValueError(f"rollout.long_observation={self.long_observation!r} is not one of {', '.join(LONG_OBSERVATIONS)}.")
         if self.context not in CONTEXTS:
             raise ValueError(f"rollout.context={self.context!r} is not one of {', '.join(CONTEXTS)}.")
         able = self.pool.capabilities()
@@ -81,6 +92,8 @@ class Collector:
         for first in range(0, len(tasks), self.max_rows):
             chunk = tasks[first : first + self.max_rows]
             episodes += self._collect_chunk(params, chunk, key, first)
+        if processes.is_writer():
+            warn_of_losses(episodes, self.warned)
         return episodes
 
     def _collect_chunk(self, params, tasks, key, first_index) -> list[Episode]:
@@ -113,11 +126,12 @@ class Collector:
             for i, game in acting:
                 n = answer.count[i]
                 sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
-                game.step, game.stopped = self._answered(game, *sampled), bool(answer.stopped[i])
+                game.stopped = bool(answer.stopped[i])
+                game.step = self._answered(game, *sampled)
             self._act([game for _, game in acting])
         for game in games:
             if not game.done:
-                game.episode.truncated = True
+                game.cut_short(STEP_LIMIT)
         return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
 
     def _reset(self, games: list[_Game]) -> None:
@@ -128,16 +142,19 @@ class Collector:
             calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
         for game, (observation, info) in self._round(games, calls):
             self._enter(game, observation, info)
-            self._prompt(game)
-            if not game.done and not self._fits(game):
-                game.fail(f"the first prompt has {len(game.prompt_tokens)} tokens: raise rollout.max_prompt_tokens, max_row_tokens")
+            too_long = self._prompt(game)
+            if too_long is not None and not game.done:
+                game.fail(f"the first prompt has {game.wanted} tokens: {advice(game.episode.needs)}")
 
     def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
         """The step that an answer makes, before the environment has seen it."""
         output = self.chat.text(tokens)
         action = self.prompt.parse(output)
         shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
-        return Step(*shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images)
+        return Step(
+            *shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images, cut=game.cut,
+            stopped=game.stopped,
+        )  # fmt: skip
 
     def _act(self, games: list[_Game]) -> None:
         """Brings every game's answer to its environment and writes the next prompts."""
@@ -147,20 +164,31 @@ class Collector:
             penalty = self.invalid_penalty if step.action is None else 0.0
             step.reward, step.executed = float(reward) - penalty, bool(info["executed"])
             episode.steps.append(step)
-            episode.success, episode.truncated = bool(info["won"]), bool(truncated and not terminated)
+            episode.success = bool(info["won"])
             self._enter(game, observation, info)
-            game.done = terminated or truncated
             game.tokens = np.concatenate([game.tokens, step.action_tokens])
             game.history.append((before, step.output))
-            if not game.done:
-                self._prompt(game, closes_answer=not game.stopped)
-                if not game.done and not self._fits(game):
-                    game.episode.truncated = game.done = True  # the conversation is full
+            if terminated:
+                game.end(TERMINATED)
+            elif truncated:
+                game.cut_short(STEP_LIMIT if len(episode.steps) == self.max_steps else ENVIRONMENT_LIMIT)
+            elif len(episode.steps) < self.max_steps:  # else nothing follows that could be too long
+                too_long = self._prompt(game, closes_answer=not game.stopped)
+                if too_long is not None and not game.done:
+                    game.cut_short(too_long)
 
-    def _fits(self, game: _Game) -> bool:
+    def _short_of(self, game: _Game) -> str | None:
+        """Why the next turn cannot be played, or None when it can; what it would take is noted."""
         # A kept conversation also sends the last token of the answer again.
         new = len(game.prompt_tokens) + (1 if self.context == "episode" and game.history else 0)
-        return self.engine.holds(len(game.tokens), new)
+        if self.engine.holds(len(game.tokens), new):
+            return None
+        too_long = self.context == "step" or not self.engine.holds(0, new)
+        if not self.engine.holds(0, new):
+            game.episode.need(max_prompt_tokens=len(game.prompt_tokens))
+        if not self.engine.holds(len(game.tokens)):
+            game.episode.need(max_row_tokens=len(game.tokens) + self.longest_answer)
+        return TOO_LONG if too_long else ROW_FULL
 
     def _enter(self, game: _Game, observation, info) -> None:
         game.observation, game.view, game.state_key = observation, prompt_view(observation, info), info["state_key"]
@@ -181,25 +209,38 @@ class Collector:
                 game.distance = game.episode.final_distance = float(results[1])
             yield game, results[0]
 
-    def _prompt(self, game, closes_answer: bool = False) -> None:
-        """Writes the next turn's prompt: a whole one, or what the conversation gains."""
-        if self.context == "step":
-            window = game.history[-self.history :] if self.history else []
-            shown, seen = self.prompt.window(game.view, window), {}
-            if self.reader is not None:
-                try:
-                    game.images = self.reader.read(game.observation[IMAGE])
-                except ValueError as error:
-                    _log.warning("a picture cannot be shown: %s", error)
-                    game.fail(str(error))
-                    return
-                seen["image_tokens"] = self.reader.tokens(game.images)
-            game.prompt_tokens = game.tokens = self.chat.user_turn(shown, first=True, **seen)
-            return
-        first = not game.history
-        say = self.prompt.first if first else self.prompt.later
-        game.prompt_tokens = self.chat.user_turn(say(game.view), first=first, closes_answer=closes_answer)
-        game.tokens = np.concatenate([game.tokens, game.prompt_tokens])
+    def _prompt(self, game, closes_answer: bool = False) -> str | None:
+        """Writes the next turn's prompt: a whole one, or what the conversation gains. Returns why it cannot be played, or None."""
+        if self.reader is not None:
+            try:
+                game.images = self.reader.read(game.observation[IMAGE])
+            except ValueError as error:
+                _log.warning("a picture cannot be shown: %s", error)
+                game.fail(str(error))
+                return None
+        by_step, later = self.context == "step", bool(game.history)
+        window = game.history[-self.history :] if self.history else []
+        seen = None if game.images is None else self.reader.tokens(game.images)
+        write = prompt_writer(
+            self.prompt, self.chat, by_step=by_step, first=not later, closes_answer=closes_answer, image_tokens=seen
+        )
+        said, game.cut = game.tokens, 0
+        game.prompt_tokens = write(game.view, window)
+        game.wanted = len(game.prompt_tokens)
+        self._say(game, said)
+        reason = self._short_of(game)
+        if reason != TOO_LONG or self.long_observation != "cut":
+            return reason
+        found = shorten(write, game.view, window, room_of_a_turn(self.engine, by_step=by_step, later=later))
+        if found is None:
+            return reason
+        game.prompt_tokens, game.cut = found.tokens, found.cut
+        self._say(game, said)
+        return self._short_of(game)
+
+    def _say(self, game, said: np.ndarray) -> None:
+        """The row is what was said and the prompt behind it; a step's row is its prompt alone."""
+        game.tokens = game.prompt_tokens if self.context == "step" else np.concatenate([said, game.prompt_tokens])
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
@@ -223,9 +264,18 @@ class _Game:
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     images: Images | None = None
     history: list = dataclasses.field(default_factory=list)
+    cut: int = 0  # characters that the prompt leaves out
+    wanted: int = 0  # tokens of the whole prompt
 
     def fail(self, reason: str) -> None:
         self.episode.failure, self.done = reason, True
+
+    def end(self, why: str) -> None:
+        self.episode.end, self.done = why, True
+
+    def cut_short(self, why: str) -> None:
+        self.episode.truncated = True
+        self.end(why)
 
 
 @jax.jit

@@ -11,6 +11,14 @@ import numpy as np
 
 from stepreward.models.vision_inputs import Images
 
+# Why an episode ended.
+TERMINATED = "terminated"  # the environment came to an end: won, or lost for good
+STEP_LIMIT = "step_limit"  # rollout.max_steps
+ENVIRONMENT_LIMIT = "environment_limit"  # the environment stopped it earlier than that
+TOO_LONG = "too_long"  # the next prompt was longer than rollout.max_prompt_tokens
+ROW_FULL = "row_full"  # the conversation had no room left in rollout.max_row_tokens
+CUT_SHORT = (STEP_LIMIT, ENVIRONMENT_LIMIT, TOO_LONG, ROW_FULL)
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -43,6 +51,8 @@ class Step:
       state_key: the state before the action.
       distance: how far success was before the action, in the environment's unit (NaN where it does not know).
       images: what `prompt_tokens` show, where the model sees (`models.vision_inputs.Images`).
+      cut: characters of observations that the prompt leaves out because they did not fit.
+      stopped: the answer ended by itself; False where it was cut at `rollout.max_answer_tokens`.
     """
 
     prompt_tokens: np.ndarray
@@ -57,6 +67,8 @@ class Step:
     state_key: str
     distance: float = math.nan
     images: Images | None = None
+    cut: int = 0
+    stopped: bool = True
 
 
 @dataclasses.dataclass
@@ -66,7 +78,9 @@ class Episode:
     Attributes:
       task: what was played.
       steps: its actions in order.
-      success, truncated: how it ended.
+      success, truncated: how it ended; truncated is all but `TERMINATED`.
+      end: why it ended: `TERMINATED` or one of `CUT_SHORT`; "" where it failed, or where that is not known.
+      needs: what was too long for it: config keys and the number of tokens that each would have to allow.
       score: how well, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
@@ -80,6 +94,13 @@ class Episode:
     final_observation: str = ""
     final_distance: float = math.nan
     score: float = 0.0
+    end: str = ""
+    needs: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def need(self, **tokens: int) -> None:
+        """Notes that `rollout.KEY` would have to be so large; the largest counts."""
+        for key, count in tokens.items():
+            self.needs[f"rollout.{key}"] = max(count, self.needs.get(f"rollout.{key}", 0))
 
     @property
     def episode_return(self) -> float:
@@ -118,6 +139,18 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def cuts(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What was cut in some episodes that did not fail: how many of them each of `CUT_SHORT` ended, in how many prompts an observation
+    was cut (`observations_cut`), how many answers were cut (`answers_cut`), and the tokens of the longest prompt (`longest_prompt`),
+    as long as it would have been uncut."""
+    steps = [s for e in episodes for s in e.steps]
+    found = {end: sum(e.end == end for e in episodes) for end in CUT_SHORT}
+    found |= {"observations_cut": sum(s.cut > 0 for s in steps), "answers_cut": sum(not s.stopped for s in steps)}
+    wanted = [e.needs.get("rollout.max_prompt_tokens", 0) for e in episodes]
+    found["longest_prompt"] = max([0, *wanted, *(len(s.prompt_tokens) for s in steps)])
+    return {name: float(value) for name, value in found.items()}
+
+
 def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:
     """The episode as plain JSON data for the report and for `episodes/`."""
 
@@ -128,6 +161,7 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
     for index, step in enumerate(episode.steps):
         record = {"observation": step.observation, "action": step.action, "output": step.output}
         record |= {"reward": step.reward, "executed": step.executed, "distance": number(step.distance)}
+        record |= ({"cut": step.cut} if step.cut else {}) | ({} if step.stopped else {"stopped": False})
         for name, values in (("step_reward", step_reward), ("step_advantage", step_advantage)):
             record[name] = None if values is None else number(float(values[index]))
         steps.append(record)
@@ -137,6 +171,8 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
         "score": number(episode.score),
         "outcome": episode.episode_return,
         "truncated": episode.truncated,
+        "end": episode.end,
+        "needs": dict(episode.needs),
         "failure": episode.failure,
         "steps": steps,
         "final_observation": episode.final_observation,

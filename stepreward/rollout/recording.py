@@ -19,6 +19,8 @@ def to_recording(episode: Episode) -> Recording:
         truncated=episode.truncated,
         score=episode.score,
         failure=episode.failure,
+        end=episode.end,
+        needs=dict(episode.needs),
         final_observation=episode.final_observation,
         final_distance=episode.final_distance,
         prompt_tokens=[np.asarray(step.prompt_tokens, np.int32) for step in steps],
@@ -32,6 +34,8 @@ def to_recording(episode: Episode) -> Recording:
         executed=np.array([step.executed for step in steps], np.bool_),
         state_keys=[step.state_key for step in steps],
         distances=np.array([step.distance for step in steps], np.float64),
+        cut=np.array([step.cut for step in steps], np.int64),
+        stopped=np.array([step.stopped for step in steps], np.bool_),
     )
 
 
@@ -51,13 +55,16 @@ def from_recording(recording: Recording) -> Episode:
         recording.distances.tolist(),
         strict=True,
     )
+    more = zip(recording.cut.tolist(), recording.stopped.tolist(), strict=True)
     return Episode(
         task=Task(recording.seed, recording.split, recording.group),
-        steps=[Step(*column) for column in columns],
+        steps=[Step(*column, cut=cut, stopped=stopped) for column, (cut, stopped) in zip(columns, more, strict=True)],
         success=recording.success,
         truncated=recording.truncated,
         score=recording.score,
         failure=recording.failure,
+        end=recording.end,
+        needs=dict(recording.needs),
         final_observation=recording.final_observation,
         final_distance=recording.final_distance,
     )

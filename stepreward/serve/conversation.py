@@ -14,6 +14,10 @@ _REMEMBERED = 32  # chat forms, of as many system messages
 _MOST_CHARACTERS = 2**24  # that a tokenizer may hold in memory: clients, unlike environments, seldom repeat themselves
 
 
+class TooLong(ValueError):
+    """A message that fits no conversation."""
+
+
 class Conversations:
     """Tokenises conversations that a client sends as text.
 
@@ -21,51 +25,73 @@ class Conversations:
     message says becomes a special token. Where a template rewrites the past (`TemplateChat.rewrites_history`), it stays as
     it was sent.
 
+    Several threads may ask at once. Tokenising, which takes as long as the text is long, holds up none of the others.
+
     Args:
-      form: makes the chat form of a system message and a thinking mode; None is the model's own.
+      form: makes the chat form of a system message and a thinking mode; None is the model's own. It is called by one thread at a
+        time, and must leave the tokenizer of the forms that it made as it is.
 
     Attributes:
       chat: the form without a system message of the client's.
     """
 
     def __init__(self, form: Callable[[str | None, bool | None], Dialogue]):
-        self._form, self._lock = form, threading.Lock()
+        self._form, self._making = form, threading.Lock()
+        self._lock = threading.Lock()  # of what is remembered; never held for long
         self._forms: collections.OrderedDict[tuple[str | None, bool | None], Dialogue] = collections.OrderedDict()
         self._characters = 0
         self.chat = self._form_of(None, None)
 
-    def prompt(self, messages: Sequence[tuple[str, str]], thinking: bool | None = None) -> np.ndarray:
+    def most_characters(self, tokens: int) -> int:
+        """How many characters a conversation of so many tokens has at most: no token stands for more than its own spelling."""
+        return tokens * self.chat.codec.longest_token
+
+    def prompt(
+        self, messages: Sequence[tuple[str, str]], thinking: bool | None = None, most: int | None = None
+    ) -> np.ndarray:
         """The tokens up to where the next answer begins, int32 `[T]`.
 
         Args:
           messages: `(role, text)`: perhaps a `system` message, then `user` and `assistant` in turn, `user` first and last.
           thinking: what the template is told of its thinking mode.
+          most: tokens that a system message may have; None: any number.
 
         Raises:
+          TooLong: the system message has more.
           ValueError: the roles come in another order, or the template does not show such a system message or mode.
         """
         check_roles([role for role, _ in messages])
         system = messages[0][1] if messages[0][0] == "system" else None
         turns = messages[system is not None :]
-        with self._lock:  # a tokenizer has settings that change for the length of a call
+        with self._lock:
             self._characters += sum(len(text) for _, text in messages)
-            if self._characters > _MOST_CHARACTERS:
-                self.chat.codec.forget()
-                self._characters = 0
-            chat = self._form_of(system, thinking)
-            pieces = [chat.user_turn(turns[0][1], first=True)]
-            for (_, answer), (_, text) in zip(turns[1::2], turns[2::2], strict=True):
-                pieces += [chat.answer(answer), chat.user_turn(text, first=False)]
+            forget = self._characters > _MOST_CHARACTERS
+            self._characters = 0 if forget else self._characters
+        if forget:
+            self.chat.codec.forget()
+        if most is not None and system is not None:  # before a template is rendered with it, many times over
+            count = len(self.chat.codec.encode(system))
+            if count > most:
+                raise TooLong(f"the system message has {count} tokens")
+        chat = self._form_of(system, thinking)
+        pieces = [chat.user_turn(turns[0][1], first=True)]
+        for (_, answer), (_, text) in zip(turns[1::2], turns[2::2], strict=True):
+            pieces += [chat.answer(answer), chat.user_turn(text, first=False)]
         return np.concatenate(pieces)
 
     def _form_of(self, system: str | None, thinking: bool | None) -> Dialogue:
         key = system, thinking
-        if key not in self._forms:
-            self._forms[key] = self._form(system, thinking)
-        self._forms.move_to_end(key)
-        while len(self._forms) > _REMEMBERED:
-            self._forms.popitem(last=False)
-        return self._forms[key]
+        with self._lock:
+            found = self._forms.get(key)
+        if found is None:
+            with self._making:
+                found = self._form(system, thinking)
+        with self._lock:
+            self._forms[key] = found
+            self._forms.move_to_end(key)
+            while len(self._forms) > _REMEMBERED:
+                self._forms.popitem(last=False)
+        return found
 
 
 def check_roles(roles: Sequence[str]) -> None:

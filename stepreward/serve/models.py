@@ -12,6 +12,7 @@ import numpy as np
 from stepreward import processes
 from stepreward.errors import UserError
 from stepreward.models import decoder, presets
+from stepreward.models.pretrained_tokenizer import PretrainedCodec, load_pretrained_tokenizer
 from stepreward.rollout.chat import Chat
 from stepreward.rollout.template_chat import TemplateChat
 from stepreward.serve.conversation import Conversations
@@ -73,11 +74,11 @@ def load_run(
         rows_multiple=trained.rows_multiple, lora=lora,
     )  # fmt: skip
     params = engine.prepare(found.model.join(found.params))
-    conversations = _conversations(parts.chat, c.model.system or None, c.model.thinking)
+    name = name or Path(workdir).resolve().name
+    conversations = _conversations(parts.chat, c.model.system or None, c.model.thinking, name)
     return Served(
-        name or Path(workdir).resolve().name, engine, params, conversations, parts.chat.text, longest, rollout.temperature,
-        rollout.top_k, rollout.top_p,
-    )  # fmt: skip
+        name, engine, params, conversations, parts.chat.text, longest, rollout.temperature, rollout.top_k, rollout.top_p
+    )
 
 
 def load_folder(
@@ -97,7 +98,6 @@ def load_folder(
       UserError, FileNotFoundError, ValueError: one line says what is wrong.
     """
     from stepreward.models import hugging_face
-    from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
     from stepreward.training.main_job import use_compilation_cache
 
     use_compilation_cache()
@@ -117,8 +117,9 @@ def load_folder(
         )
     params = hugging_face.load_params(folder, config)
     engine = make_engine(decoder.graph(config), config, chat.stop_ids, chat.codec.pad_id, length)
-    conversations = _conversations(chat, None, None)
-    return Served(name or Path(model).resolve().name, engine, engine.prepare(params), conversations, chat.text, longest)
+    name = name or Path(model).resolve().name
+    conversations = _conversations(chat, None, None, name)
+    return Served(name, engine, engine.prepare(params), conversations, chat.text, longest)
 
 
 def _limits(length: int, longest: int) -> tuple[int, int]:
@@ -127,16 +128,25 @@ def _limits(length: int, longest: int) -> tuple[int, int]:
     return length, longest
 
 
-def _conversations(chat: Chat | TemplateChat, system: str | None, thinking: bool | None) -> Conversations:
-    """The forms of a chat; what a client does not say is as in the run."""
+def _conversations(chat: Chat | TemplateChat, system: str | None, thinking: bool | None, name: str) -> Conversations:
+    """The forms of a chat; what a client does not say is as in the run. Errors speak of `name`, never of this machine's folders."""
+    spare: list[PretrainedCodec] = []  # made when a client first brings a system message
 
     def form(said: str | None, thinks: bool | None):
         if said is None and thinks is None:
             return chat
         if isinstance(chat, Chat):
             raise ValueError("this model was trained from scratch: it knows no system message and no thinking mode.")
-        return TemplateChat(
-            chat.codec, system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks
-        )
+        try:
+            # To find a template's pieces changes settings of its tokenizer, which other threads are using.
+            spare[:] = spare or [load_pretrained_tokenizer(chat.codec.folder)]
+            made = TemplateChat(
+                spare[0], system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks
+            )
+        except (ValueError, OSError) as error:
+            folder = str(chat.codec.folder)
+            raise ValueError(str(error).replace(repr(folder), repr(name)).replace(folder, name)) from None
+        made.codec = chat.codec  # the same one, with what it remembers
+        return made
 
     return Conversations(form)

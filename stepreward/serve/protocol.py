@@ -7,19 +7,36 @@ import json
 import secrets
 from typing import Any
 
+import numpy as np
+
 from stepreward.serve.batcher import Request
+from stepreward.serve.conversation import TooLong
 from stepreward.serve.models import Served
 
 MOST_STOPS = 16
+_MOST_TOLD = 1_000  # characters of an error that a message of the client caused
 # JSON can spell halves of characters, which neither templates nor tokenizers take.
 _WHOLE = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-_NEUTRAL = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
-# Accepted at the value that asks for nothing.
-_ABSENT: dict[str, tuple] = {
-    "n": (1,), "logprobs": (False,), "top_logprobs": (0,), "presence_penalty": (0,), "frequency_penalty": (0,),
-    "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none",), "function_call": ("none",),
-    "modalities": (["text"],),
+# They do not change an answer, whatever their value: bookkeeping, and hints that this server has no use for.
+_NEUTRAL = {
+    "user", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "request_id", "cache_salt", "reasoning_effort",
 }  # fmt: skip
+# Accepted at the values that ask for nothing: the defaults of OpenAI's, vLLM's and SGLang's interfaces, which clients spell out.
+_ABSENT: dict[str, tuple] = {
+    "store": (False,), "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "presence_penalty": (0,),
+    "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"), "modalities": (["text"],), "background": (False,), "verbosity": ("medium",),
+    "min_p": (0,), "typical_p": (1,), "repetition_penalty": (1,), "length_penalty": (1,), "no_repeat_ngram_size": (0,),
+    "ignore_eos": (False,), "min_tokens": (0,), "min_new_tokens": (0,), "stop_token_ids": ([],), "bad_words": ([],),
+    "include_stop_str_in_output": (False,), "no_stop_trim": (False,), "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,), "use_beam_search": (False,), "num_beams": (1,), "early_stopping": (False,),
+    "echo": (False,), "add_generation_prompt": (True,), "continue_final_message": (False,), "add_special_tokens": (False,),
+    "include_reasoning": (True,), "separate_reasoning": (True,), "stream_reasoning": (True,), "documents": ([],), "priority": (0,),
+    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "return_hidden_states": (False,),
+    "mm_processor_kwargs": ({},), "vllm_xargs": ({},),
+}  # fmt: skip
+_STREAM_OPTIONS = {"include_usage": (True, False), "include_obfuscation": (True, False), "continuous_usage_stats": (False,)}
 
 
 class Refused(Exception):
@@ -78,58 +95,91 @@ def parse(body: bytes, served: Served, *, ignore_format: bool = False) -> Asked:
     fields = _Fields(said)
     model = fields.take("model", str, served.name)
     if model != served.name:
-        raise Refused(404, f"no model {model!r} here; this server has {served.name!r}", code="model_not_found", param="model")
+        raise unknown_model(model, served)
     messages = _messages(fields.take("messages", list, None))
-    template = fields.take("chat_template_kwargs", dict, {})
+    template = {key: value for key, value in fields.take("chat_template_kwargs", dict, {}).items() if value is not None}
     thinking = template.get("enable_thinking")
     if set(template) - {"enable_thinking"} or not (thinking is None or isinstance(thinking, bool)):
         raise Refused(400, "chat_template_kwargs may hold enable_thinking, true or false", param="chat_template_kwargs")
-    try:
-        prompt = served.conversations.prompt(messages, thinking)
-    except ValueError as error:
-        raise Refused(400, str(error), param="messages") from None
     stop = fields.take("stop", (str, list), [])
     stop = tuple([stop] if isinstance(stop, str) else stop)
     if len(stop) > MOST_STOPS or not all(isinstance(text, str) and text for text in stop):
         raise Refused(400, f"stop must be a string or at most {MOST_STOPS} strings, none empty", param="stop")
     stream = fields.take("stream", bool, False)
-    options = fields.take("stream_options", dict, {})
+    usage = _stream_options(fields.take("stream_options", dict, {}))
     _check_format(fields.take("response_format", dict, {"type": "text"}), ignore_format)
-    request = Request(
-        prompt,
-        _max_tokens(fields, served, len(prompt)),
-        fields.number("temperature", served.temperature, 0, 100),
-        fields.take("top_k", int, served.top_k, lambda k: 0 <= k < 2**31, "at least 0 (0 keeps all tokens)"),
-        fields.number("top_p", served.top_p, 0, 1, positive=True),
-        fields.take("seed", int, secrets.randbits(63), lambda seed: 0 <= seed < 2**64, "at least 0 and less than 2**64"),
-        stop,
-    )
+    longest = _max_tokens(fields, served)
+    temperature = fields.number("temperature", served.temperature, 0, 100)
+    top_k = fields.take("top_k", int, served.top_k, lambda k: -1 <= k < 2**31, "at least 0 (0 or -1 keeps all tokens)")
+    top_p = fields.number("top_p", served.top_p, 0, 1, positive=True)
+    seed = fields.take("seed", int, -1, lambda seed: -1 <= seed < 2**64, "at least 0 and less than 2**64 (-1: none)")
     fields.refuse_the_rest()
-    return Asked(request, stream, options.get("include_usage") is True)
+    prompt = _prompt(messages, thinking, served)  # last: it is all that costs time
+    seed = secrets.randbits(63) if seed < 0 else seed
+    request = Request(prompt, _fitting(longest, len(prompt), served), temperature, max(top_k, 0), top_p, seed, stop)
+    return Asked(request, stream, usage)
 
 
-def _max_tokens(fields: "_Fields", served: Served, prompt: int) -> int:
-    length = served.engine.max_length
-    room = length - prompt
-    if room < 1:
-        raise Refused(
-            400, f"the messages have {prompt} tokens, and the server takes {length} with the answer: shorten them",
-            code="context_length_exceeded", param="messages",
-        )  # fmt: skip
+def unknown_model(name: str, served: Served) -> Refused:
+    """The answer to who asks for another model."""
+    return Refused(404, f"no model {name[:200]!r} here; this server has {served.name!r}", code="model_not_found", param="model")
+
+
+def _prompt(messages: list[tuple[str, str]], thinking: bool | None, served: Served) -> np.ndarray:
+    """The messages' tokens. What cannot fit whatever its tokens are is refused before it is tokenised."""
+    length, characters = served.engine.max_length, sum(len(text.strip()) for _, text in messages)
+    if characters > served.conversations.most_characters(length):
+        raise _too_long(f"the messages have {characters} characters, and the server takes {length} tokens with the answer: shorten them")
+    try:
+        return served.conversations.prompt(messages, thinking, most=length)
+    except TooLong as error:
+        raise _too_long(f"{error}, and the server takes {length} with the answer: shorten it") from None
+    except ValueError as error:
+        raise Refused(400, _clipped(str(error)), param="messages") from None
+
+
+def _max_tokens(fields: "_Fields", served: Served) -> int | None:
+    """The longest answer that the client asks for; None where it leaves that to the server."""
     newer, older = (fields.take(name, int, None) for name in ("max_completion_tokens", "max_tokens"))
     longest = older if newer is None else newer
-    if longest is None:
-        return min(served.max_tokens, room)
+    if longest is None or longest == -1:
+        return None
     if not 0 < longest <= served.max_tokens:
         raise Refused(
             400, f"max_tokens is {longest}: give 1 to {served.max_tokens}, this server's longest answer", param="max_tokens"
         )
-    if longest > room:
-        raise Refused(
-            400, f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's {length}",
-            code="context_length_exceeded", param="messages",
-        )  # fmt: skip
     return longest
+
+
+def _fitting(longest: int | None, prompt: int, served: Served) -> int:
+    """The longest answer behind a prompt of so many tokens."""
+    length = served.engine.max_length
+    room = length - prompt
+    if room < 1:
+        raise _too_long(f"the messages have {prompt} tokens, and the server takes {length} with the answer: shorten them")
+    if longest is None:
+        return min(served.max_tokens, room)
+    if longest > room:
+        raise _too_long(
+            f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's {length}"
+        )
+    return longest
+
+
+def _too_long(message: str) -> Refused:
+    return Refused(400, message, code="context_length_exceeded", param="messages")
+
+
+def _clipped(message: str) -> str:
+    return message if len(message) <= _MOST_TOLD else f"{message[:_MOST_TOLD]}…"
+
+
+def _stream_options(said: dict) -> bool:
+    """Whether the stream ends with the numbers of tokens."""
+    for name, value in said.items():
+        if value is not None and not _among(value, _STREAM_OPTIONS.get(name, ())):
+            raise Refused(400, f"stream_options.{name[:100]} is not offered by this server: leave it out", param="stream_options")
+    return said.get("include_usage") is True
 
 
 def _messages(said: list | None) -> list[tuple[str, str]]:
@@ -142,11 +192,14 @@ def _messages(said: list | None) -> list[tuple[str, str]]:
             raise Refused(400, f"{where} is no object with a role", param="messages")
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in ("system", "user", "assistant"):
-            raise Refused(400, f"{where} has the role {role!r}: there are system, user and assistant", param="messages")
+            raise Refused(400, f"{where} has the role {role[:100]!r}: there are system, user and assistant", param="messages")
         wrong = sorted(key for key, value in message.items() if value and key not in ("role", "content", "name"))
         if wrong:
-            raise Refused(400, f"{where} has {wrong[0]}, which this server does not know", param="messages")
-        found.append((role, _text(message.get("content"), where)))
+            raise Refused(400, f"{where} has {wrong[0][:100]}, which this server does not know", param="messages")
+        content = message.get("content")
+        if content is None and role == "assistant":  # as clients send an answer that said nothing
+            content = ""
+        found.append((role, _text(content, where)))
     return found
 
 
@@ -164,7 +217,7 @@ def _check_format(said: dict, ignore: bool) -> None:
     if kind == "text" or (ignore and kind in ("json_object", "json_schema")):
         return
     raise Refused(
-        400, f"response_format {kind!r} is not offered: answers are free text. Ask for JSON in the messages and leave "
+        400, f"response_format {str(kind)[:100]!r} is not offered: answers are free text. Ask for JSON in the messages and leave "
         "response_format out, or start the server with --ignore-response-format", param="response_format",
     )  # fmt: skip
 
@@ -192,7 +245,10 @@ class _Fields:
 
     def refuse_the_rest(self) -> None:
         for name, value in self._said.items():
-            if not any(type(value) is type(x) and value == x for x in _ABSENT.get(name, ())) and not (
-                name in _ABSENT and isinstance(value, float) and value == 0
-            ):
-                raise Refused(400, f"{name} is not offered by this server: leave it out", param=name)
+            if not _among(value, _ABSENT.get(name, ())):
+                raise Refused(400, f"{name[:100]} is not offered by this server: leave it out", param=name[:100])
+
+
+def _among(value: Any, allowed: tuple) -> bool:
+    """Whether a value of JSON is one of some others: 1 is 1.0, and neither is true."""
+    return any(isinstance(value, bool) == isinstance(other, bool) and value == other for other in allowed)

@@ -1,6 +1,6 @@
 """The web server: OpenAI's chat interface over a batcher.
 
-    GET /health    GET /v1/models    POST /v1/chat/completions
+    GET /health    GET /v1/models    GET /v1/models/MODEL    POST /v1/chat/completions
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import json
 import secrets
 import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
@@ -22,11 +24,12 @@ from stepreward.envs.extras import install_command
 from stepreward.errors import Terminated, UserError
 from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece, Ticket
 from stepreward.serve.models import Served
-from stepreward.serve.protocol import Asked, Refused, parse
+from stepreward.serve.protocol import Asked, Refused, parse, unknown_model
 
 MOST_BYTES = 4 * 2**20  # of a request's body
 READ_SECONDS = 30.0  # for it to arrive
 RETRY_SECONDS = 1
+_CHAT = "/v1/chat/completions"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +135,8 @@ def application(served: Served, batcher: Batcher, settings: Settings):
     from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
-    created = int(time.time())
+    card = {"id": served.name, "object": "model", "created": int(time.time()), "owned_by": "stepreward"}
+    card["max_model_len"] = served.engine.max_length
 
     async def health(request: Request) -> Response:
         active, waiting = batcher.load
@@ -140,11 +144,17 @@ def application(served: Served, batcher: Batcher, settings: Settings):
 
     async def models(request: Request) -> Response:
         _check_key(request.headers.get("authorization"), settings.api_key)
-        model = {"id": served.name, "object": "model", "created": created, "owned_by": "stepreward"}
-        return JSONResponse({"object": "list", "data": [model | {"max_model_len": served.engine.max_length}]})
+        return JSONResponse({"object": "list", "data": [card]})
+
+    async def model(request: Request) -> Response:
+        _check_key(request.headers.get("authorization"), settings.api_key)
+        if request.path_params["name"] != served.name:
+            raise unknown_model(request.path_params["name"], served)
+        return JSONResponse(card)
 
     async def completions(request: Request) -> Response:
         _check_key(request.headers.get("authorization"), settings.api_key)
+        _check_content(request.headers)
         body = await _read(request)
         asked = await asyncio.to_thread(parse, body, served, ignore_format=settings.ignore_format)
         answer = _Answer(batcher, asked, settings.timeout)
@@ -160,19 +170,21 @@ def application(served: Served, batcher: Batcher, settings: Settings):
         if isinstance(error, ClientDisconnect):
             return Response(status_code=499)
         if isinstance(error, HTTPException):
-            error = Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}")
+            error = _not_here(request, error.status_code, error.detail)
         headers = {"Retry-After": str(RETRY_SECONDS)} if error.status == 503 else {}
         headers |= {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
         return JSONResponse(error.body, status_code=error.status, headers=headers)
 
     async def broken(request: Request, error: Exception) -> Response:
+        traceback.print_exception(error, file=sys.stderr)  # the web server's own log is off
         return await refused(request, Refused(500, "the server failed; its log says why"))
 
     return Starlette(
         routes=[
             Route("/health", health),
             Route("/v1/models", models),
-            Route("/v1/chat/completions", completions, methods=["POST"]),
+            Route("/v1/models/{name:path}", model),
+            Route(_CHAT, completions, methods=["POST"]),
         ],
         exception_handlers={Refused: refused, HTTPException: refused, ClientDisconnect: refused, Exception: broken},
     )
@@ -183,8 +195,32 @@ def _check_key(header: str | None, api_key: str | None) -> None:
         raise Refused(401, "no API key, or a wrong one: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
 
+def _check_content(headers) -> None:
+    """Raises Refused unless the body is JSON as it stands, by what its headers say. A client that says nothing is believed."""
+    kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+        raise Refused(415, f"the body's Content-Type is {kind[:100]!r}: send JSON as 'Content-Type: application/json'")
+    coding = headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Refused(415, f"the body's Content-Encoding is {coding[:100]!r}: send it uncompressed")
+
+
+def _not_here(request, status: int, detail: str) -> Refused:
+    """The answer to a path or a method that the server has not."""
+    path = request.url.path[:200]
+    there = f"this server has POST {_CHAT}, GET /v1/models and GET /health"
+    if status == 404:
+        return Refused(404, f"there is no {path} here: {there}", code="not_found")
+    if status == 405:
+        return Refused(405, f"{request.method} is no method of {path}: {there}", code="method_not_allowed")
+    return Refused(status, f"{request.method} {path}: {detail}")
+
+
 async def _read(request) -> bytes:
     parts, size = [], 0
+    told = request.headers.get("content-length", "")
+    if told.isdigit() and int(told) > MOST_BYTES:  # before it arrives
+        raise Refused(413, f"the body is larger than {MOST_BYTES} bytes")
     try:
         async with asyncio.timeout(READ_SECONDS):
             async for part in request.stream():

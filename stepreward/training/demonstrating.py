@@ -11,6 +11,7 @@ from stepreward.data.demonstrations import Demonstration, check_metadata, read_d
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
 from stepreward.training import identity
 
 _log = logging.getLogger(__name__)
@@ -196,13 +197,13 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
             too_long[key] = max(tokens, too_long.get(key, 0))
     if failed:
         _log.warning("the pictures of %d of %d demonstrations are not there: %s", failed, len(records), failure)
+    longest = [f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items())]
     if 2 * len(episodes) < len(records):
-        longest = [f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items())]
         why = ", ".join(longest + [f"the pictures of {failed} are not there ({failure})"] * bool(failed))
         raise ValueError(f"{len(records) - len(episodes)} of {len(records)} demonstrations do not fit: for all of them {why}.")
     if too_long:
-        lost = len(records) - len(episodes) - failed
-        _log.warning("%d of %d demonstrations are too long for %s", lost, len(records), ", ".join(too_long))
+        lost, why = len(records) - len(episodes) - failed, ", ".join(longest)
+        _log.warning("%d of %d demonstrations are too long and are left out: for all of them %s", lost, len(records), why)
     return episodes
 
 
@@ -245,16 +246,18 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
     conversation = 0
     for turn_index, action in enumerate(record.actions):
         view = record.view(turn_index)
-        if by_step:
-            shown = prompt.window(view, history[-collector.history :] if collector.history else [])
-        else:
-            shown = (prompt.later if history else prompt.first)(view)
         try:
             images = None if pictures is None else reader.read(pictures[turn_index])
         except ValueError as error:
             return EnvironmentFailure(str(error))
-        seen = {} if images is None else {"image_tokens": reader.tokens(images)}
-        turn = chat.user_turn(shown, first=by_step or not history, **seen)
+        seen = None if images is None else reader.tokens(images)
+        window = history[-collector.history :] if collector.history else []
+        write = prompt_writer(prompt, chat, by_step=by_step, first=not history, image_tokens=seen)
+        turn, cut = write(view, window), 0
+        if collector.long_observation == "cut":
+            room = room_of_a_turn(engine, by_step=by_step, later=bool(history))
+            if len(turn) > room and (found := shorten(write, view, window, room)) is not None:
+                turn, cut = found.tokens, found.cut
         answer = chat.answer(prompt.answer(action))
         conversation = len(turn) + (0 if by_step else conversation)
         if len(turn) > engine.buckets[-1]:
@@ -266,7 +269,8 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
         conversation += len(answer)
         zeros = np.zeros(len(answer), np.float32)
         text = view["text"]
-        episode.steps.append(Step(turn, answer, zeros, zeros, text, prompt.answer(action), action, 0.0, True, text, images=images))
+        said = prompt.answer(action)
+        episode.steps.append(Step(turn, answer, zeros, zeros, text, said, action, 0.0, True, text, images=images, cut=cut))
         history.append((view, prompt.answer(action)))
     return episode
 

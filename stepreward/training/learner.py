@@ -30,7 +30,7 @@ from stepreward.training.progress import Estimator
 from stepreward.training.state import create, make_optimizer
 
 _CREDIT_METRICS = (
-    "step_reward_std", "step_reward_group_std", "process_share", "alpha", "explained_variance", "kl_initial", "kl_coef",
+    "flat_groups", "advantage_max", "step_reward_std", "step_reward_group_std", "process_share", "alpha", "explained_variance", "kl_initial", "kl_coef",
 )  # fmt: skip
 
 

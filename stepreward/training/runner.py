@@ -27,10 +27,11 @@ from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
 from stepreward.report import drop_episodes, telling, write_episodes
-from stepreward.rollout.episode import summary, to_record, true_progress
+from stepreward.rollout.episode import cuts, summary, to_record, true_progress
 from stepreward.training import demonstrating, identity, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
+from stepreward.training.idle import Stillness, warn_of_idle_settings
 from stepreward.training.learner import Learner
 from stepreward.training.policy import sft_step
 
@@ -91,6 +92,9 @@ class Runner:
         self.parts = setup.build(config, self.workdir)
         self.inputs = processes.on_writer(lambda: identity.of(config, self.parts))
         self.method, self.mesh = self.parts.method, self.parts.mesh
+        if processes.is_writer():
+            warn_of_idle_settings(config, self.method)
+        self._stillness = Stillness(self.method)
         self.key = jax.random.key(config.seed)
         self.counters = Counters()
         self.learner = Learner(config, self.parts, self.key)
@@ -98,6 +102,7 @@ class Runner:
         self.held_out = setup.held_out_tasks(config, self.parts.collector.pool, config.eval.episodes)
         self._sft_batch = self._explored = None
         self._sft_fit: dict = {}
+        self._demonstrated: dict[str, float] = {}  # how many demonstrations are learnt from
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
         resumed = self._restore()
@@ -227,6 +232,8 @@ class Runner:
             episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
             self._sft_fit = demonstrating.fit(episodes, len(self.parts.demonstrations), self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
+            left_out = max(0, c.episodes - len(episodes))
+            self._demonstrated = {"sft/demonstrations": len(episodes), "sft/demonstrations_left_out": left_out}
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
             rng = np.random.default_rng([self.c.seed, 2, counters.sft_updates])
@@ -236,6 +243,7 @@ class Runner:
             losses.append(out)
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
+        metrics |= self._demonstrated
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
@@ -313,6 +321,8 @@ class Runner:
         learner.update_policy(batch, credited, metrics, [c.seed, 5, counters.iteration])
         if c.prm.resync:  # to the new policy, which the next batch comes from
             self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
+        if processes.is_writer():
+            self._stillness.see(metrics)
         counters.iteration += 1
         counters.env_steps += int(batch.step_mask.sum())
         learner.refresh_estimator(batch, episodes, metrics, counters.iteration)
@@ -338,7 +348,7 @@ class Runner:
         for name, params in (("start", start), ("end", self.learner.actor)):
             played = collector.collect(params, tasks, jax.random.fold_in(self.key, 3))
             good = _healthy(played, "final evaluation")
-            found = summary(good)
+            found = summary(good) | cuts(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
             counts = {"episodes": len(good), "failed_episodes": len(played) - len(good)}
             table[name] = found | {"success_low": low, "success_high": high} | counts
@@ -358,7 +368,8 @@ class Runner:
             return self._rollout(tasks, jax.random.fold_in(jax.random.fold_in(self.key, 2), iteration))
         tasks = by_task(self._explored_episodes()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
-        return episodes, {f"rollout/{k}": v for k, v in summary(_healthy(episodes, "batch of explored episodes")).items()}
+        good = _healthy(episodes, "batch of explored episodes")
+        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
@@ -381,7 +392,7 @@ class Runner:
         good = _healthy(episodes, "batch")
         self.counters.failed_episodes += len(episodes) - len(good)
         tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
-        metrics = {f"rollout/{k}": v for k, v in summary(good).items()} | {
+        metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
             "rollout/failed_episodes": self.counters.failed_episodes,
             "rollout/tokens_per_s": tokens / seconds,
             "time/rollout_s": seconds,
@@ -402,6 +413,7 @@ class Runner:
         good = _healthy(played, "evaluation")
         found = summary(good)
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
+        metrics |= {f"eval/{k}": v for k, v in cuts(good).items()}
         metrics |= {"eval/episodes": len(good), "eval/failed_episodes": len(played) - len(good)}
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:

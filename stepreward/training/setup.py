@@ -31,12 +31,14 @@ from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool, make_pool
 from stepreward.rollout.episode import Task
+from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
 from stepreward.training import backbones, identity, stages
 from stepreward.training.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.held_out import choose_held_out, first_pictures
+from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 
@@ -141,6 +143,7 @@ def build(c, workdir: Path) -> Parts:
     collector = Collector(
         engine, pool, prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
         c.rollout.max_rows, reader=reader, invalid_penalty=c.rollout.invalid_penalty,
+        long_observation=c.rollout.long_observation, longest_answer=c.rollout.max_answer_tokens,
     )  # fmt: skip
     return Parts(
         factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations
@@ -225,7 +228,7 @@ def check(c) -> None:
             f"policy.aggregation={loss.aggregation!r} counts rows, of which train.pack_rows makes fewer: give "
             f"{' or '.join(_NOT_BY_ROWS)}, or set train.pack_rows=False."
         )
-    choices = {"rollout.context": CONTEXTS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
+    choices = {"rollout.context": CONTEXTS, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
                "policy.old_log_prob": OLD_LOG_PROBS, "train.mode": ("online", "offline"), "critic.backbone": BACKBONES,
                "critic.head": HEADS, "estimator.head": HEADS}  # fmt: skip
     for key, known in choices.items():
@@ -239,6 +242,7 @@ def check(c) -> None:
         raise ValueError(
             f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
         )
+    check_groups(c, method, SIGNALS)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")

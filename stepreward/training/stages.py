@@ -30,6 +30,7 @@ DECIDED_FROM = {
         "seed", "environment.name", "environment.preset", "environment.prompt", "environment.data", "environment.options.",
         "model.preset", "model.path", "model.pieces", "model.system", "model.thinking", "model.compute_dtype", "model.param_dtype",
         "model.moment_dtype", "lora.sft", "rollout.context", "rollout.history", "rollout.max_steps",
+        "rollout.long_observation", "rollout.max_image_tokens",
         "sft.episodes", "sft.updates", "sft.stop_loss", "sft.rows", "sft.learning_rate", "sft.warmup_updates", "sft.max_grad_norm",
     ),
     "explore": (
