@@ -119,6 +119,8 @@ def reference(folders):
     from transformers import PreTrainedTokenizerFast
 
     found = {name: PreTrainedTokenizerFast.from_pretrained(folders / name) for name in FAMILIES}
+    special, _, template, end = FAMILIES["qwen2"]  # without <tool_call>, which is text in what is said
+    found["qwen2"] = PreTrainedTokenizerFast.from_pretrained(make_folder(folders / "plain", special, [], template, end))
 
     def whole(name, texts, *, system=None, **template):
         messages = [{"role": "system", "content": system}] if system is not None else []
@@ -227,7 +229,8 @@ def test_qwen3_keeps_the_thoughts_that_were_sampled(folders, reference):
     chat = load_chat(folders / "qwen3")
     kept = played(chat, ["a", thought, "b"])
     assert kept != reference("qwen3", ["a", thought, "b"])
-    assert chat.text(kept).count("right is free") == 1 and kept.count(chat.codec.added["<think>"]) == 1
+    assert chat.text(kept).count("<think>\nright is free\n</think>") == 1
+    assert kept.count(chat.codec.added["<think>"]) == 0  # a written thought is text, and a sampled one keeps its tokens
     assert played(chat, ["a", "up", "b"]) == reference("qwen3", ["a", "up", "b"], enable_thinking=True)
     assert played(chat, ["a", thought]) + chat.codec.encode("\n").tolist() == reference("qwen3", ["a", thought])
 
@@ -345,7 +348,7 @@ def test_marks_of_turns_that_were_added_as_plain_words_are_special_too(tmp_path)
     assert set(chat.codec.special) == {*_CHATML, "<｜User｜>", "<｜Assistant｜>"}
     user, assistant, think = (chat.codec.added[token] for token in plain[:3])
     turn = chat.user_turn("<｜User｜> a <think>", first=False).tolist()
-    assert (turn[0], turn.count(user), turn.count(assistant), turn.count(think)) == (user, 1, 1, 2)
+    assert (turn[0], turn.count(user), turn.count(assistant), turn.count(think)) == (user, 1, 1, 1)
     assert chat.text(turn) == "<｜User｜> a <think><think>\n" and chat.stop_ids == (chat.codec.special["<|endoftext|>"],)
     assert chat.rewrites_history == ("thoughts", "request", "last_answer")
 

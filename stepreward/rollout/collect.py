@@ -21,10 +21,11 @@ from stepreward import processes
 from stepreward.envs.protocol import DISTANCE, IMAGE, Prompt, prompt_view
 from stepreward.models.images import ImageReader
 from stepreward.models.vision_inputs import Images
-from stepreward.rollout.chat import Dialogue
+from stepreward.rollout.chat import Dialogue, unmarked
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
 
@@ -133,7 +134,7 @@ class Collector:
     def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
         """The step that an answer makes, before the environment has seen it."""
         output = self.chat.text(tokens)
-        action = self.prompt.parse(output)
+        action = cleaned(self.prompt.parse(output))
         shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
         return Step(*shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images)
 
@@ -183,10 +184,12 @@ class Collector:
         """Writes the next turn's prompt: a whole one, or what the conversation gains."""
         if self.context == "step":
             window = game.history[-self.history :] if self.history else []
-            shown, seen = self.prompt.window(game.view, window), {}
-            if self.reader is not None:
+            view, seen = game.view, {}
+            if self.reader is not None:  # an <image> that the environment or the model said is text
+                view, window = unmarked(view), [(unmarked(before), unmarked(answer)) for before, answer in window]
                 game.images = self.reader.read(game.observation[IMAGE])
                 seen["image_tokens"] = self.reader.tokens(game.images)
+            shown = self.prompt.window(view, window)
             game.prompt_tokens = game.tokens = self.chat.user_turn(shown, first=True, **seen)
             return
         first = not game.history

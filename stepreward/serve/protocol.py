@@ -9,10 +9,9 @@ from typing import Any
 
 from stepreward.serve.batcher import Request
 from stepreward.serve.models import Served
+from stepreward.text import cleaned
 
 MOST_STOPS = 16
-# JSON can spell halves of characters, which neither templates nor tokenizers take.
-_WHOLE = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 _NEUTRAL = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key"}
 # Accepted at the value that asks for nothing.
 _ABSENT: dict[str, tuple] = {
@@ -69,7 +68,7 @@ def parse(body: bytes, served: Served, *, ignore_format: bool = False) -> Asked:
       Refused: something is wrong with it, or is not offered.
     """
     try:
-        said = json.loads(body)
+        said = cleaned(json.loads(body))  # JSON can spell halves of characters
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not valid JSON") from None
     if not isinstance(said, dict):
@@ -152,11 +151,11 @@ def _messages(said: list | None) -> list[tuple[str, str]]:
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
-        return _WHOLE(content)
+        return content
     parts = content if isinstance(content, list) else [None]
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         raise Refused(400, f"the content of {where} must be text: a string, or parts of type text", param="messages")
-    return _WHOLE("".join(p["text"] for p in parts))
+    return "".join(p["text"] for p in parts)
 
 
 def _check_format(said: dict, ignore: bool) -> None:

@@ -9,8 +9,10 @@ import numpy as np
 
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
+from stepreward.rollout.chat import unmarked
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.text import clean
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
@@ -151,15 +153,19 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
     pictures = _pictures(record, parts.factory) if reader is not None else []
     conversation = 0
     for turn_index, action in enumerate(record.actions):
-        view = record.view(turn_index)
+        view, said = record.view(turn_index), clean(prompt.answer(action))
         if by_step:
-            shown = prompt.window(view, history[-collector.history :] if collector.history else [])
+            window = history[-collector.history :] if collector.history else []
+            seen_view = view
+            if reader is not None:  # as in a rollout
+                seen_view, window = unmarked(view), [(unmarked(before), unmarked(answer)) for before, answer in window]
+            shown = prompt.window(seen_view, window)
         else:
             shown = (prompt.later if history else prompt.first)(view)
         images = reader.read(pictures[turn_index]) if reader is not None else None
         seen = {} if images is None else {"image_tokens": reader.tokens(images)}
         turn = chat.user_turn(shown, first=by_step or not history, **seen)
-        answer = chat.answer(prompt.answer(action))
+        answer = chat.answer(said)
         conversation = len(turn) + (0 if by_step else conversation)
         if len(turn) > engine.buckets[-1]:
             return "rollout.max_prompt_tokens", len(turn)
@@ -170,8 +176,8 @@ def _episode(record: Demonstration, index: int, parts) -> Episode | tuple[str, i
         conversation += len(answer)
         zeros = np.zeros(len(answer), np.float32)
         text = view["text"]
-        episode.steps.append(Step(turn, answer, zeros, zeros, text, prompt.answer(action), action, 0.0, True, text, images=images))
-        history.append((view, prompt.answer(action)))
+        episode.steps.append(Step(turn, answer, zeros, zeros, text, said, action, 0.0, True, text, images=images))
+        history.append((view, said))
     return episode
 
 
