@@ -132,9 +132,10 @@ def reference(folders):
     return whole
 
 
-def played(chat, texts):
+def played(chat, texts, answer=None):
     """The ids of a conversation as a rollout makes them, of users' messages and answers in turn."""
-    turns = [chat.answer(t) if i % 2 else chat.user_turn(t, first=i == 0) for i, t in enumerate(texts)]
+    answer = answer or chat.answer
+    turns = [answer(t) if i % 2 else chat.user_turn(t, first=i == 0) for i, t in enumerate(texts)]
     return np.concatenate(turns).tolist()
 
 
@@ -227,12 +228,14 @@ def test_what_each_family_rewrites(folders):
 def test_qwen3_keeps_the_thoughts_that_were_sampled(folders, reference):
     thought = "<think>\nright is free\n</think>\n\nup"
     chat = load_chat(folders / "qwen3")
-    kept = played(chat, ["a", thought, "b"])
+    sampled = lambda text: [*chat.codec.encode_template(text), chat.stop_ids[0]]  # with the model's own <think>
+    kept = played(chat, ["a", thought, "b"], sampled)
     assert kept != reference("qwen3", ["a", thought, "b"])
-    assert chat.text(kept).count("<think>\nright is free\n</think>") == 1
-    assert kept.count(chat.codec.added["<think>"]) == 0  # a written thought is text, and a sampled one keeps its tokens
+    assert chat.text(kept).count("right is free") == 1 and kept.count(chat.codec.added["<think>"]) == 1
     assert played(chat, ["a", "up", "b"]) == reference("qwen3", ["a", "up", "b"], enable_thinking=True)
-    assert played(chat, ["a", thought]) + chat.codec.encode("\n").tolist() == reference("qwen3", ["a", thought])
+    assert played(chat, ["a", thought], sampled) + chat.codec.encode("\n").tolist() == reference("qwen3", ["a", thought])
+    written = played(chat, ["a", thought, "b"])
+    assert chat.text(written) == chat.text(kept) and chat.codec.added["<think>"] not in written
 
 
 def test_qwen3_without_thinking_keeps_the_empty_thoughts_that_it_was_asked_with(folders, reference):

@@ -94,8 +94,11 @@ class PretrainedCodec(Codec):
 
     @property
     def template(self) -> str:
-        """The source of the chat template; raises ValueError where there are several and none is the default."""
-        return self._pretrained.get_chat_template()
+        """The source of the chat template; empty where there is none, or several of which none is the default."""
+        try:
+            return self._pretrained.get_chat_template()
+        except ValueError:  # `render` raises it, and says why
+            return ""
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **variables: Any) -> str:
         """Returns the chat template of `messages` as text; raises what the template raises.

@@ -281,7 +281,7 @@ def _renderer(codec: PretrainedCodec, system: str | None, enable_thinking: bool 
 
 def _free_word(codec: PretrainedCodec, word: str, *texts: str) -> str:
     """The word, or with a number after it, so that neither the template nor the texts hold it."""
-    taken = [codec.template if codec.has_template else "", *texts]
+    taken = [codec.template, *texts]
     names = itertools.chain([word], (f"{word}-{n}" for n in itertools.count(2)))
     return next(name for name in names if not any(name in text for text in taken))
 
