@@ -1,6 +1,7 @@
 """Text stays text: odd characters are replaced where text enters, and nothing that is said becomes a control token or an image."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,15 +9,18 @@ import tokenizers
 from ml_collections import ConfigDict
 from tokenizers import models, pre_tokenizers
 
-from stepreward.config import clean_config
+from stepreward.config import clean_config, parse_command_line
 from stepreward.data.demonstrations import Demonstration, read_demonstrations, write_demonstrations
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.report import write_episodes
 from stepreward.rollout.chat import Chat, cut_at_images, unmarked
+from stepreward.rollout.collect import Collector, _Game
 from stepreward.rollout.environments import EnvironmentFailure, make_pool
+from stepreward.rollout.episode import Episode, Task
 from stepreward.rollout.template_chat import TemplateChat, load_chat
 from stepreward.text import RESERVED, clean, cleaned, whole
+from stepreward.training.demonstrating import _episode
 from test_chat_templates import FAMILIES, QWEN2, make_folder
 
 HALF = "\ud83d"  # of an emoji
@@ -102,6 +106,11 @@ def test_a_config_s_text_is_cleaned():
     config = ConfigDict({"model": {"system": "Be" + HALF, "path": "m"}, "seed": 1}).lock()
     clean_config(config)
     assert config.to_dict() == {"model": {"system": f"Be{BAD}", "path": "m"}, "seed": 1}
+
+
+def test_a_command_line_s_text_is_cleaned():
+    config, _ = parse_command_line(["--config=istar_sokoban", "--config.model.system=Be \udcff"])  # a byte that is no UTF-8
+    assert config.model.system == f"Be {BAD}"
 
 
 def test_demonstrations_of_one_s_own_are_cleaned_as_they_are_written(tmp_path):
@@ -326,3 +335,64 @@ def test_two_texts_do_not_add_up_to_a_marker():
 def test_a_view_keeps_what_is_no_text():
     picture = np.zeros((2, 2, 3), np.uint8)
     assert unmarked({"image": picture})["image"] is picture
+
+
+class Signs:
+    """Shows a picture, and says `<image>` itself."""
+
+    capabilities = frozenset({"image", "expert"})
+
+    def reset(self, *, seed=None, options=None):
+        return {"text": "<image>!", "image": np.zeros((2, 2, 3), np.uint8)}, {"won": True, "executed": True, "state_key": "a"}
+
+    def step(self, action):
+        observation, info = self.reset()
+        return observation, 1.0, False, False, info
+
+    def close(self):
+        pass
+
+
+class Told:
+    """One picture, and all that was said around it."""
+
+    def window(self, observation, history):
+        return "".join(f"{before['text']}{answer}" for before, answer in history) + f"{observation['text']}<image>"
+
+    def parse(self, text):
+        return text
+
+    def answer(self, action):
+        return action
+
+
+@pytest.fixture
+def signs(tmp_path):
+    """A collector over `Signs` whose every picture takes two tokens."""
+    codec = train_symbol_tokenizer(["<image>!"], ["up"], tmp_path / "t", images=True)
+    reader = SimpleNamespace(read=lambda image: image, tokens=lambda image: [2])
+    sampling = SimpleNamespace(max_answer_tokens=99)
+    engine = SimpleNamespace(holds=lambda cached, new=0: True, buckets=(99,), sampling=sampling)
+    with make_pool("inline", Signs) as pool:
+        yield Collector(engine, pool, Told(), Chat(codec), "step", 2, 5, 4, reader=reader)
+
+
+def test_a_rollout_takes_no_image_from_what_is_said(signs):
+    game = _Game(Episode(Task(1, "train", 0)), 0, 0)
+    signs._reset([game])
+    game.history.append((game.view, "<image>"))
+    signs._prompt(game)
+    start, pad, end = signs.chat.codec.image_ids
+    said = signs.chat.codec.encode("<image>!<image><image>!").tolist()
+    assert game.prompt_tokens.tolist()[1:-1] == [*said, start, pad, pad, end]
+    assert game.episode.final_observation == game.view["text"] == "<image>!"
+
+
+def test_a_demonstration_takes_no_image_from_what_is_said(signs):
+    parts = SimpleNamespace(collector=signs, chat=signs.chat, prompt=signs.prompt, factory=Signs)
+    record = Demonstration("1", "train", ["<image>!"] * 3, ["<image>", "up"], True, 1.0)
+    episode = _episode(record, 0, parts)
+    start, pad, end = signs.chat.codec.image_ids
+    said = signs.chat.codec.encode("<image>!<image><image>!").tolist()
+    assert episode.steps[1].prompt_tokens.tolist()[1:-1] == [*said, start, pad, pad, end]
+    assert episode.steps[1].observation == "<image>!"

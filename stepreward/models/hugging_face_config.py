@@ -101,7 +101,8 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
         raise ValueError(f"{where}: architecture {', '.join(map(str, names)) or '(none given)'} is not supported; {SUPPORTED}.")
     architecture = ARCHITECTURES[names[0]]
     # A key of a nested file may also stand outside `text_config`; what is stated anywhere goes before what its absence would mean.
-    stated = {**source, **{key: value for key, value in _group(source, "text_config", where).items() if value is not None}}
+    inner = _group(source, "text_config", where)
+    stated = source | {key: value for key, value in inner.items() if value is not None or key not in source}
     text = {**architecture.defaults, **stated}
     if names[0] == VISION_LANGUAGE:  # the head is tied when either place says so
         text["tie_word_embeddings"] = bool(text["tie_word_embeddings"] or source.get("tie_word_embeddings"))
