@@ -1,4 +1,4 @@
-"""Text stays text: odd characters are replaced where text enters, and nothing that is said becomes a control token or an image."""
+"""Text stays text: odd characters are replaced where text enters, and nothing said becomes a control token or an image."""
 
 import json
 from types import SimpleNamespace
@@ -76,7 +76,8 @@ class Odd:
         return observation, 0.0, False, False, info
 
     def turn(self):
-        info = {"won": False, "score": 0.0, "executed": True, "state_key": "s" + HALF, "task": "t\0", "admissible": ("go" + HALF,)}
+        said = {"state_key": "s" + HALF, "task": "t\0", "admissible": ("go" + HALF,)}
+        info = {"won": False, "score": 0.0, "executed": True, **said}
         return {"text": "see" + HALF}, info
 
     def expert(self, rng=None):
@@ -321,7 +322,9 @@ def test_a_stated_end_that_is_no_id_is_named(tmp_path, wrong):
 # --- Images ---
 
 
-@pytest.mark.parametrize("said", ["<image>", "a<image><image>", "<IMAGE>", f"<{BAD}image>", "<ima", "<", "<|image_pad|>", "<<image>>"])
+@pytest.mark.parametrize(
+    "said", ["<image>", "a<image><image>", "<IMAGE>", f"<{BAD}image>", "<ima", "<", "<|image_pad|>", "<<image>>"]
+)
 def test_only_the_prompt_places_an_image(said):
     view = unmarked({"text": said, "admissible": (said,), "n": 1})
     parts = cut_at_images(f"{view['text']}\n<image>{view['admissible'][0].lower()}", [4])

@@ -100,7 +100,7 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
     if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ValueError(f"{where}: architecture {', '.join(map(str, names)) or '(none given)'} is not supported; {SUPPORTED}.")
     architecture = ARCHITECTURES[names[0]]
-    # A key of a nested file may also stand outside `text_config`; what is stated anywhere goes before what its absence would mean.
+    # A key of a nested file may also stand outside `text_config`. A value that is stated anywhere takes precedence over defaults.
     inner = _group(source, "text_config", where)
     stated = source | {key: value for key, value in inner.items() if value is not None or key not in source}
     text = {**architecture.defaults, **stated}
@@ -133,14 +133,16 @@ _UNREAD: dict[str, tuple] = {
     "qk_layernorm": (False,), "clip_qkv": (0,), "parallel_attn": (False,), "use_parallel_residual": (False,),
     # factors
     "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,), "residual_multiplier": (1,),
-    "scale_emb": (1,), "mup_width_scale": (1,), "lm_head_multiplier": (1,), "final_logit_softcapping": (0,), "attn_logit_softcapping": (0,),
-    "hidden_activation": ("silu", "swish"),
+    "scale_emb": (1,), "mup_width_scale": (1,), "lm_head_multiplier": (1,), "final_logit_softcapping": (0,),
+    "attn_logit_softcapping": (0,), "hidden_activation": ("silu", "swish"),
     # experts, latent attention, sinks, chunks
     "num_experts": (0,), "num_local_experts": (0,), "n_routed_experts": (0,), "kv_lora_rank": (0,), "q_lora_rank": (0,),
-    "attention_chunk_size": (0,), "attention_sinks": (False, 0), "attn_temperature_tuning": (False, 0), "num_kv_shared_layers": (0,),
+    "attention_chunk_size": (0,), "attention_sinks": (False, 0), "attn_temperature_tuning": (False, 0),
+    "num_kv_shared_layers": (0,),
     # positions
-    "position_embedding_type": ("rope", "rotary", "absolute"), "use_rope": (True,), "alibi": (False,), "rope_interleaved": (False,),
-    "no_rope_layer_interval": (0,), "rotary_pct": (1,), "rope_ratio": (1,), "rope_local_base_freq": (), "mrope_interleaved": (False,),
+    "position_embedding_type": ("rope", "rotary", "absolute"), "use_rope": (True,), "alibi": (False,),
+    "rope_interleaved": (False,), "no_rope_layer_interval": (0,), "rotary_pct": (1,), "rope_ratio": (1,),
+    "rope_local_base_freq": (), "mrope_interleaved": (False,),
     # attention in both directions
     "is_causal": (True,), "use_bidirectional_attention": (False,),
 }  # fmt: skip
@@ -170,7 +172,8 @@ def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
             found.append(f"{key}={value!r}")
     heads, width = text.get("num_attention_heads"), text.get("hidden_size")
     usual = text.get("head_dim") or (width / heads if isinstance(width, int) and isinstance(heads, int) and heads else None)
-    for key, value in (("attention_multiplier", usual and usual**-0.5), ("query_pre_attn_scalar", usual)):  # the decoder's own scale
+    # The scale of attention that the decoder uses, in the words of two other families.
+    for key, value in (("attention_multiplier", usual and usual**-0.5), ("query_pre_attn_scalar", usual)):
         if text.get(key) is not None and text[key] != value:
             found.append(f"{key}={text[key]!r}")
     if isinstance(text.get("no_rope_layers"), list) and 0 in text["no_rope_layers"]:

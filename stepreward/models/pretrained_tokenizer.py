@@ -53,18 +53,18 @@ def load_pretrained_tokenizer(path: str | os.PathLike) -> "PretrainedCodec":
 class PretrainedCodec(Codec):
     """The codec of a pretrained model's tokenizer; the last 8,192 different texts are remembered.
 
-    Text never becomes a control token, whatever it says: neither one that the tokenizer marks as special (`<|im_end|>`, `<|eot_id|>`)
-    nor one that it adds without that mark (`<think>` and `<tool_call>` of Qwen3, `<|fim_prefix|>`). Only what a chat template writes
-    itself becomes such a token. Decoding leaves the special ones out, `mark_special` included, and shows the others: an answer's
-    `<think>` is part of what it says. Added tokens of letters, digits and blanks alone are words, and are read from text.
+    Text never becomes a control token, whatever it says: neither one that the tokenizer marks as special (`<|im_end|>`) nor one that
+    it adds without that mark (`<think>` and `<tool_call>` of Qwen3). Only what a chat template writes itself becomes such a token.
+    Decoding leaves the special ones out, those of `mark_special` included, and shows the others: an answer's `<think>` is part of
+    what it says. Added tokens of letters, digits and blanks alone are words, and are read from text.
 
     Attributes:
       folder: where it was loaded from.
       pad_id: token used as padding; where the tokenizer names none, its end of text.
-      eos_ids: tokens that end a text, wherever the folder names them: in `generation_config.json`, `config.json`, its `text_config`,
-        `tokenizer_config.json` or `special_tokens_map.json`.
-      special, control, added: token → id: of the special tokens, of all that text never becomes, and of all that were added to the
-        trained vocabulary.
+      eos_ids: tokens that end a text, wherever the folder names them: in `generation_config.json`, `config.json`, its
+        `text_config`, `tokenizer_config.json` or `special_tokens_map.json`.
+      special, control, added: token → id: of the special tokens, of all that text never becomes, and of all that were added to
+        the trained vocabulary.
       vocab_size: one more than the largest id; a model's embedding may have more rows.
       has_template: whether there is a chat template.
     """
@@ -156,7 +156,7 @@ def _is_words(token: str) -> bool:
 
 
 def _stated_ends(folder: Path) -> list[int]:
-    """The ids that the folder's settings state as ends of a text, one or several in each place; those of the generation settings first.
+    """The ids that the folder's settings state as ends of a text, those of the generation settings first.
 
     Raises:
       ValueError: one is not a token's id; the file and the value are named.

@@ -211,8 +211,9 @@ class Codec:
         found = self._tokenizer.encode(text, add_special_tokens=False)
         if self._control.isdisjoint(found.ids):
             return found.ids
-        # The tokenizer's own vocabulary holds a control token and finds its name as a word: the name is cut after its first character.
-        cuts = [start + 1 for index, (start, end) in zip(found.ids, found.offsets) if index in self._control and end - start > 1]
+        # The trained vocabulary holds a control token, and finds its name as a word: the name is cut after its first character.
+        places = zip(found.ids, found.offsets)
+        cuts = [start + 1 for index, (start, end) in places if index in self._control and end - start > 1]
         if not cuts:
             return [index for index in found.ids if index not in self._control]
         parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]

@@ -43,7 +43,9 @@ REWRITES = {
 }
 DATE = "26 Jul 2024"  # what the templates of Llama 3.1 and 3.2 show when they know no date
 # Beyond blanks: capitals, runs of spaces, line ends, marks of HTML and templates, and a length at which templates cut.
-_RICH = ("The RED Door,  3 m\u00b2 \u00c9\u00df\u4e2d", "a\r\nb\n\n\n\nc\td", "<b>&amp; 'x' \"y\"</b> {{ z }} {% q %} \\n", "Up, down. " * 3_000)
+_RICH = (
+    "The RED Door,  3 m² Éß中", "a\r\nb\n\n\n\nc\td", "<b>&amp; 'x' \"y\"</b> {{ z }} {% q %} \\n", "Up, down. " * 3_000,
+)  # fmt: skip
 _TRIMS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"))  # what templates do to a message
 _BLANKS = ("{}", " \n\t{} \n", "\n{}\n\n", "  {}  ", "<think>\nwhy\n</think>\n\n{}", "{{}}")
 _USERS, _ANSWERS = ("first-question", "second-question", "third-question"), ("first-answer", "second-answer")
@@ -161,8 +163,11 @@ class TemplateChat(_Turns):
 
 @dataclasses.dataclass(frozen=True)
 class _Form:
-    """The fixed pieces of a template, as text: `between` is `end + after_end`; `marks` are the tokens of every turn; `words` are the
-    messages that it was found with, and `said` what stands before an earlier answer."""
+    """The fixed pieces of a template, as text.
+
+    `between` is `end + after_end`, `said` stands before an earlier answer, `marks` are the tokens of every turn, and `words` are the
+    messages that the pieces were found with.
+    """
 
     opening: str
     request: str
@@ -208,7 +213,9 @@ class _Unsplittable(Exception):
     """Why a template does not split into turns."""
 
 
-def _spoken(codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str):
+def _spoken(
+    codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str
+) -> tuple[_Form, tuple[str, ...]]:
     """A template's form and its opening with this system message, in pieces.
 
     The form is found with a system message of known words and remembered; the real one is then put in its place, and the template
@@ -219,8 +226,8 @@ def _spoken(codec: PretrainedCodec, system: str | None, enable_thinking: bool | 
         return form, (form.opening,)
     shown = repr(system if len(system) <= 80 else f"{system[:80]}…")
     told = ValueError(
-        f"the chat template in {str(codec.folder)!r} does not show the system message {shown}, or the message holds special tokens: "
-        "change it, or leave it out and tell the rules in the first user message."
+        f"the chat template in {str(codec.folder)!r} does not show the system message {shown}, or the message holds special "
+        "tokens: change it, or leave it out and tell the rules in the first user message."
     )
     if _pieces(system, codec.special)[1:]:
         raise told
