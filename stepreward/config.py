@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from stepreward import configs
 from stepreward.errors import UserError
+from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
 OPEN_GROUPS = ("environment.options",)  # their keys are those of whatever the config names, which checks them
@@ -83,6 +84,7 @@ def parse_command_line(
     config = load_config_file(options.config)
     for key, text in overrides:
         override(config, key, text)
+    clean_config(config)
     if options.help:
         lines = [f"  --config.{k}={v!r}" for k, v in leaves(config).items()]
         lines += [f"  --config.{group}.NAME=VALUE" for group in OPEN_GROUPS if config.get(group.split(".")[0])]
@@ -392,6 +394,17 @@ def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str
         else:
             found[key] = _as_tuple(value)
     return found
+
+
+def clean_config(config: ConfigDict) -> None:
+    """Cleans the text of every value in place (`text.clean`): a shell can pass half a character, which no file of a run takes."""
+    for key, value in leaves(config).items():
+        if cleaned(value) != value:
+            *groups, name = key.split(".")
+            group = config
+            for part in groups:
+                group = group[part]
+            group[name] = cleaned(value)
 
 
 def save_config(config: "ConfigDict | TrackedConfig", path: str | os.PathLike) -> None:

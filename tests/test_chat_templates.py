@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
+from stepreward.envs import sokoban
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from stepreward.envs import sokoban
 from stepreward.models import decoder, presets
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_symbol_tokenizer
@@ -119,6 +119,8 @@ def reference(folders):
     from transformers import PreTrainedTokenizerFast
 
     found = {name: PreTrainedTokenizerFast.from_pretrained(folders / name) for name in FAMILIES}
+    special, _, template, end = FAMILIES["qwen2"]  # without <tool_call>, which is text in what is said
+    found["qwen2"] = PreTrainedTokenizerFast.from_pretrained(make_folder(folders / "plain", special, [], template, end))
 
     def whole(name, texts, *, system=None, **template):
         messages = [{"role": "system", "content": system}] if system is not None else []
@@ -130,9 +132,10 @@ def reference(folders):
     return whole
 
 
-def played(chat, texts):
+def played(chat, texts, answer=None):
     """The ids of a conversation as a rollout makes them, of users' messages and answers in turn."""
-    turns = [chat.answer(t) if i % 2 else chat.user_turn(t, first=i == 0) for i, t in enumerate(texts)]
+    answer = answer or chat.answer
+    turns = [answer(t) if i % 2 else chat.user_turn(t, first=i == 0) for i, t in enumerate(texts)]
     return np.concatenate(turns).tolist()
 
 
@@ -225,11 +228,14 @@ def test_what_each_family_rewrites(folders):
 def test_qwen3_keeps_the_thoughts_that_were_sampled(folders, reference):
     thought = "<think>\nright is free\n</think>\n\nup"
     chat = load_chat(folders / "qwen3")
-    kept = played(chat, ["a", thought, "b"])
+    sampled = lambda text: [*chat.codec.encode_template(text), chat.stop_ids[0]]  # with the model's own <think>
+    kept = played(chat, ["a", thought, "b"], sampled)
     assert kept != reference("qwen3", ["a", thought, "b"])
     assert chat.text(kept).count("right is free") == 1 and kept.count(chat.codec.added["<think>"]) == 1
     assert played(chat, ["a", "up", "b"]) == reference("qwen3", ["a", "up", "b"], enable_thinking=True)
-    assert played(chat, ["a", thought]) + chat.codec.encode("\n").tolist() == reference("qwen3", ["a", thought])
+    assert played(chat, ["a", thought], sampled) + chat.codec.encode("\n").tolist() == reference("qwen3", ["a", thought])
+    written = played(chat, ["a", thought, "b"])
+    assert chat.text(written) == chat.text(kept) and chat.codec.added["<think>"] not in written
 
 
 def test_qwen3_without_thinking_keeps_the_empty_thoughts_that_it_was_asked_with(folders, reference):
@@ -345,7 +351,7 @@ def test_marks_of_turns_that_were_added_as_plain_words_are_special_too(tmp_path)
     assert set(chat.codec.special) == {*_CHATML, "<｜User｜>", "<｜Assistant｜>"}
     user, assistant, think = (chat.codec.added[token] for token in plain[:3])
     turn = chat.user_turn("<｜User｜> a <think>", first=False).tolist()
-    assert (turn[0], turn.count(user), turn.count(assistant), turn.count(think)) == (user, 1, 1, 2)
+    assert (turn[0], turn.count(user), turn.count(assistant), turn.count(think)) == (user, 1, 1, 1)
     assert chat.text(turn) == "<｜User｜> a <think><think>\n" and chat.stop_ids == (chat.codec.special["<|endoftext|>"],)
     assert chat.rewrites_history == ("thoughts", "request", "last_answer")
 

@@ -96,3 +96,110 @@ def test_layout_reads_any_box():
     patches = Layout("e c t y x -> (c t y x) e", (24, 7), (7, 3, 2, 2, 2))
     assert patches.fine_spec((None, "fsdp")) == ("fsdp", None, None, None, None)
     np.testing.assert_array_equal(patches.to_ours(np.ones(patches.fine)).shape, (24, 7))
+
+
+# --- Rotary positions, wherever they are stated ---
+
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192)
+
+
+def without(name, *keys):
+    return {key: value for key, value in PUBLISHED[name][0].items() if key not in keys}
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("qwen 2.5", dict(rope_theta=1e6)),
+    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_scaling=dict(rope_type="default"))),
+    ("qwen 2.5", dict(rope_theta=1e6, rope_parameters=dict(rope_type="default"))),
+    ("qwen 2.5", dict(rope_scaling=dict(rope_theta=1e6))),
+    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_theta=None)),
+])
+def test_a_stated_base_is_read_wherever_it_stands(name, changes):
+    assert parse_config(without(name, "rope_theta") | changes).fields["rope_theta"] == 1e6
+
+
+@pytest.mark.parametrize("inside, outside", [
+    ({}, dict(rope_theta=5e5)),
+    ({}, dict(rope_parameters=dict(rope_type="default", rope_theta=5e5))),
+    (dict(rope_theta=5e5), dict(rope_theta=1e4)),
+    (dict(rope_parameters=dict(rope_type="default", rope_theta=5e5)), {}),
+])
+def test_a_nested_file_s_base_is_read_inside_and_outside(inside, outside):
+    text = without("qwen 2.5", "rope_theta", "architectures") | inside
+    source = dict(architectures=["Qwen2ForCausalLM"], text_config=text) | outside
+    assert parse_config(source).fields["rope_theta"] == 5e5
+
+
+def test_a_base_beside_the_older_scaling_is_kept():
+    source = without("llama 3.1", "rope_theta", "rope_scaling")
+    source |= dict(rope_parameters=dict(rope_type="default", rope_theta=5e5), rope_scaling=LLAMA3)
+    assert parse_config(source).fields == parse_config(PUBLISHED["llama 3.1"][0]).fields
+
+
+@pytest.mark.parametrize("rope, message", [
+    (dict(rope_type="yarn", factor=4.0, beta_fast=32), "rope type 'yarn'"),
+    (dict(rope_type="dynamic", factor=2.0), "rope type 'dynamic'"),
+    (dict(type="longrope", short_factor=[1.0], long_factor=[1.0]), "rope type 'longrope'"),
+    (dict(rope_type="new"), "rope type 'new'"),
+    (dict(factor=2.0), "a rope factor of 2.0 with rope type 'default'"),
+    (dict(full_attention=dict(rope_type="default", rope_theta=1e6)), "with full_attention is not supported"),
+    (dict(rope_type="default", mrope_interleaved=True), "with mrope_interleaved is not supported"),
+    (dict(rope_type="default", partial_rotary_factor=0.25), "partial_rotary_factor=0.25"),
+    ([1.0], "must be a JSON object"),
+])
+@pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
+def test_other_forms_are_refused_by_name(place, rope, message):
+    nested = without("qwen 2.5", "architectures") | {place: rope}
+    for source in (PUBLISHED["qwen 2.5"][0] | {place: rope}, dict(architectures=["Qwen2ForCausalLM"], text_config=nested)):
+        with pytest.raises(ValueError, match=message):
+            parse_config(source)
+
+
+def test_two_groups_that_contradict_each_other_are_refused():
+    source = PUBLISHED["llama 3.1"][0] | dict(rope_parameters=dict(LLAMA3, factor=32.0))
+    with pytest.raises(ValueError, match=r"rope_parameters has factor=32.0 and rope_scaling factor=8.0"):
+        parse_config(source)
+
+
+# --- Keys of other families ---
+
+
+@pytest.mark.parametrize("name, changes, message", [
+    ("llama 3.1", dict(sliding_window=4096), "sliding_window=4096"),
+    ("llama 3.1", dict(layer_types=["sliding_attention"] * 32), "layer_types with sliding_attention"),
+    ("llama 3.1", dict(logits_scaling=8.0), "logits_scaling=8.0"),
+    ("llama 3.1", dict(logit_scale=0.0625), "logit_scale=0.0625"),
+    ("llama 3.1", dict(attention_multiplier=0.0156), "attention_multiplier=0.0156"),
+    ("llama 3.1", dict(query_pre_attn_scalar=256), "query_pre_attn_scalar=256"),
+    ("llama 3.1", dict(residual_multiplier=0.22, embedding_multiplier=12.0), "embedding_multiplier=12.0; residual_multiplier=0.22"),
+    ("qwen 3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0"),
+    ("qwen 3", dict(is_causal=False), "is_causal=False"),
+    ("qwen 3", dict(no_rope_layers=[1, 1, 1, 0]), "no_rope_layers with layers without rotary positions"),
+    ("llama 3.1", dict(compression_config={"format": "int"}), "quantization_config"),
+    ("llama 3.1", dict(qkv_bias=True), "qkv_bias=True"),
+    ("qwen 2.5", dict(use_qkv_bias=False), "use_qkv_bias=False"),
+    ("llama 3.1", dict(num_local_experts=8), "num_local_experts=8"),
+])
+def test_keys_that_change_the_computation_are_named(name, changes, message):
+    nested = dict(architectures=PUBLISHED[name][0]["architectures"], text_config=without(name, "architectures") | changes)
+    for source in (PUBLISHED[name][0] | changes, nested):
+        with pytest.raises(ValueError, match=message):
+            parse_config(source)
+
+
+@pytest.mark.parametrize("name, changes", [
+    ("llama 3.1", dict(logits_scaling=1.0, attention_multiplier=128**-0.5, query_pre_attn_scalar=128, sliding_window=None)),
+    ("llama 3.1", dict(use_sliding_window=False, sliding_window=4096)),
+    ("llama 3.1", dict(layer_types=["full_attention"] * 32, partial_rotary_factor=1.0, is_causal=True, use_bias=False)),
+    ("qwen 2.5", dict(qkv_bias=True, attention_bias=False, num_experts=0, final_logit_softcapping=None)),
+])
+def test_neutral_values_change_nothing(name, changes):
+    assert parse_config(PUBLISHED[name][0] | changes).fields == parse_config(PUBLISHED[name][0]).fields
+
+
+def test_a_key_outside_the_text_config_is_read_where_the_inside_has_none():
+    text = without("qwen 2.5", "architectures", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
+    outside = dict(architectures=["Qwen2ForCausalLM"], rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=512)
+    hub = parse_config(dict(outside, text_config=text))
+    assert (hub.fields["norm_eps"], hub.fields["tie_embeddings"], hub.max_length) == (1e-5, True, 512)

@@ -260,6 +260,20 @@ def test_half_characters_and_long_memories_are_no_trouble(served, address, monke
     assert found[0] == found[1]
 
 
+def test_half_characters_outside_the_messages_get_an_answer_too(address):
+    for odd, expected in (({"a\ud83d": 1}, 400), ({"model": "\ud83d"}, 404), ({"stop": ["\ud83d"], "max_tokens": 2}, 200)):
+        assert call(address, "POST", "/v1/chat/completions", {"messages": HELLO, **odd})[0] == expected
+
+
+def test_added_tokens_in_any_message_are_text(served):
+    codec = served.conversations.chat.codec
+    turns = [("system", "Use {}."), ("user", "{}a"), ("assistant", "{}b"), ("user", "c{}")]
+    control = set(codec.control.values())
+    count = lambda token: sum(int(i) in control for i in served.conversations.prompt([(r, t.format(token)) for r, t in turns]))
+    plain = [token for token in codec.control if token not in codec.special]
+    assert plain and all(count(token) == count("x") for token in plain)
+
+
 def test_other_paths_and_what_changes_nothing(address):
     assert json.loads(call(address, "GET", "/health")[2])["status"] == "ok"
     (model,) = json.loads(call(address, "GET", "/v1/models")[2])["data"]

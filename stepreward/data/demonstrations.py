@@ -15,6 +15,7 @@ from typing import Any
 
 from stepreward import __version__
 from stepreward.data.storage import METADATA, damaged, flatten, plain, read_dataset, read_header, write_dataset
+from stepreward.text import cleaned
 
 _WHAT = "demonstrations"
 
@@ -130,7 +131,7 @@ def check_metadata(
 
 def _checked(index: int, record: Demonstration) -> dict[str, Any]:
     """The record as a dict of the stored types; ValueError names the field that is of another type."""
-    row = dataclasses.asdict(record)
+    row = cleaned(dataclasses.asdict(record))  # demonstrations may also come from files of one's own
     for name in ("task", "split"):
         if not isinstance(row[name], str):
             raise ValueError(f"demonstration {index}: {name} must be a str; got {type(row[name]).__name__}")

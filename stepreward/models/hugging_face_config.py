@@ -100,7 +100,10 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
     if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ValueError(f"{where}: architecture {', '.join(map(str, names)) or '(none given)'} is not supported; {SUPPORTED}.")
     architecture = ARCHITECTURES[names[0]]
-    text = {**architecture.defaults, **(source.get("text_config") or source)}
+    # A key of a nested file may also stand outside `text_config`. A value that is stated anywhere takes precedence over defaults.
+    inner = _group(source, "text_config", where)
+    stated = source | {key: value for key, value in inner.items() if value is not None or key not in source}
+    text = {**architecture.defaults, **stated}
     if names[0] == VISION_LANGUAGE:  # the head is tied when either place says so
         text["tie_word_embeddings"] = bool(text["tie_word_embeddings"] or source.get("tie_word_embeddings"))
     _refuse(names[0], source, text, where)
@@ -118,9 +121,40 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
         "qk_norm": architecture.qk_norm,
         "tie_embeddings": bool(text["tie_word_embeddings"]),
         "norm_eps": _number(text, "rms_norm_eps", where),
-        **_rope(names[0], text, head_dim, where),
+        **_rope(names[0], stated, architecture.defaults, head_dim, where),
     }
     return HubConfig(names[0], fields, _size(text, "max_position_embeddings", where), source)
+
+
+# Keys of other families that change what a model computes, with the values that change nothing. None and absence never do.
+_UNREAD: dict[str, tuple] = {
+    # biases and norms that the decoder does not have
+    "mlp_bias": (False,), "attention_out_bias": (False,), "use_bias": (False,), "bias": (False,), "use_qk_norm": (False,),
+    "qk_layernorm": (False,), "clip_qkv": (0,), "parallel_attn": (False,), "use_parallel_residual": (False,),
+    # factors
+    "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,), "residual_multiplier": (1,),
+    "scale_emb": (1,), "mup_width_scale": (1,), "lm_head_multiplier": (1,), "final_logit_softcapping": (0,),
+    "attn_logit_softcapping": (0,), "hidden_activation": ("silu", "swish"),
+    # experts, latent attention, sinks, chunks
+    "num_experts": (0,), "num_local_experts": (0,), "n_routed_experts": (0,), "kv_lora_rank": (0,), "q_lora_rank": (0,),
+    "attention_chunk_size": (0,), "attention_sinks": (False, 0), "attn_temperature_tuning": (False, 0),
+    "num_kv_shared_layers": (0,),
+    # positions
+    "position_embedding_type": ("rope", "rotary", "absolute"), "use_rope": (True,), "alibi": (False,),
+    "rope_interleaved": (False,), "no_rope_layer_interval": (0,), "rotary_pct": (1,), "rope_ratio": (1,),
+    "rope_local_base_freq": (), "mrope_interleaved": (False,),
+    # attention in both directions
+    "is_causal": (True,), "use_bidirectional_attention": (False,),
+}  # fmt: skip
+_QUANTISED = ("quantization_config", "compression_config")
+
+
+def _group(values: dict, key: str, where: str) -> dict[str, Any]:
+    """A nested group of keys; empty where it is absent or null."""
+    group = values.get(key)
+    if group is not None and not isinstance(group, dict):
+        raise ValueError(f"{where}: {key}={group!r} must be a JSON object.")
+    return group or {}
 
 
 def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
@@ -128,37 +162,91 @@ def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
     found = []
     if text["hidden_act"] not in ("silu", "swish"):
         found.append(f"hidden_act={text['hidden_act']!r}")
-    # Qwen2 and Qwen2.5-VL have no such key: their bias is always there.
-    names = [] if architecture in ("Qwen2ForCausalLM", VISION_LANGUAGE) else ["attention_bias", "mlp_bias"]
-    found += [f"{name}={text[name]}" for name in names if text.get(name)]
-    found += [f"{name}={text[name]}" for name in ("num_experts", "num_local_experts") if text.get(name)]
-    if source.get("quantization_config") or text.get("quantization_config"):
+    biased = architecture in ("Qwen2ForCausalLM", VISION_LANGUAGE)
+    # transformers reads no such key for Qwen2 and Qwen2.5-VL, whose bias is always there.
+    found += [f"attention_bias={text['attention_bias']}"] if not biased and text.get("attention_bias") else []
+    found += [f"{key}={text[key]}" for key in ("qkv_bias", "use_qkv_bias") if text.get(key) not in (None, biased)]
+    for key, neutral in _UNREAD.items():
+        value = text.get(key)
+        if value is not None and value not in neutral:
+            found.append(f"{key}={value!r}")
+    heads, width = text.get("num_attention_heads"), text.get("hidden_size")
+    usual = text.get("head_dim") or (width / heads if isinstance(width, int) and isinstance(heads, int) and heads else None)
+    # The scale of attention that the decoder uses, in the words of two other families.
+    for key, value in (("attention_multiplier", usual and usual**-0.5), ("query_pre_attn_scalar", usual)):
+        if text.get(key) is not None and text[key] != value:
+            found.append(f"{key}={text[key]!r}")
+    if isinstance(text.get("no_rope_layers"), list) and 0 in text["no_rope_layers"]:
+        found.append("no_rope_layers with layers without rotary positions")
+    if any(source.get(key) or text.get(key) for key in _QUANTISED):
         found.append("quantization_config (load the checkpoint that was not quantised)")
-    if architecture != "LlamaForCausalLM":
-        kinds = set(text.get("layer_types") or ()) - {"full_attention"}
-        windowed = text.get("use_sliding_window") and text.get("sliding_window") is not None
-        if kinds:
-            found.append(f"layer_types with {', '.join(sorted(map(str, kinds)))}")
-        elif windowed and not text.get("layer_types") and text["max_window_layers"] < text.get("num_hidden_layers", 0):
-            found.append(f"use_sliding_window=True from layer {text['max_window_layers']} on")
+    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
+    window = text.get("sliding_window")
+    # For Qwen a window is off unless it is switched on, then from a layer on; for others it is on where it is stated.
+    windowed = window is not None and text.get("use_sliding_window", architecture == "LlamaForCausalLM")
+    if kinds:
+        found.append(f"layer_types with {', '.join(sorted(map(str, kinds)))}")
+    elif windowed and architecture == "LlamaForCausalLM":
+        found.append(f"sliding_window={window}")
+    elif windowed and not text.get("layer_types") and text["max_window_layers"] < text.get("num_hidden_layers", 0):
+        found.append(f"use_sliding_window=True from layer {text['max_window_layers']} on")
     if found:
         raise ValueError(f"{where}: {'; '.join(found)} is not supported; {SUPPORTED}.")
 
 
-def _rope(architecture: str, text: dict, head_dim: int, where: str) -> dict[str, Any]:
+# Keys of `rope_parameters` and `rope_scaling` that are read. Others belong to forms that the decoder does not compute.
+_ROPE_KEYS = {"rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+              "mrope_section", "partial_rotary_factor"}  # fmt: skip
+
+
+def _rope_group(stated: dict, where: str) -> dict[str, Any]:
+    """`rope_parameters` and `rope_scaling` as one group, with `rope_type` for the older `type`.
+
+    Raises:
+      ValueError: they contradict each other, or hold a key that is not read.
+    """
+    groups = []
+    for name in ("rope_parameters", "rope_scaling"):
+        group = {key: value for key, value in _group(stated, name, where).items() if value is not None}
+        old = group.pop("type", None)
+        if old is not None:
+            group.setdefault("rope_type", old)
+        unknown = sorted(str(key) for key in group if key not in _ROPE_KEYS)
+        if unknown and group.get("rope_type", "default") in ("default", "llama3", "mrope"):  # another type is named below
+            raise ValueError(f"{where}: {name} with {', '.join(unknown)} is not supported; {SUPPORTED}.")
+        groups.append(group)
+    new, old = groups
+    if new.get("rope_type") == "default" and old.get("rope_type", "default") != "default":
+        del new["rope_type"]  # transformers 5 writes it where a published file had none
+    for key in new.keys() & old.keys():
+        if new[key] != old[key]:
+            raise ValueError(
+                f"{where}: rope_parameters has {key}={new[key]!r} and rope_scaling {key}={old[key]!r}: leave one of them out."
+            )
+    return new | old
+
+
+def _rope(architecture: str, stated: dict, defaults: dict, head_dim: int, where: str) -> dict[str, Any]:
     """`rope_theta`, `rope_scaling` and, for a vision-language model, `mrope_sections`."""
-    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
-    rope = {"rope_theta": text["rope_theta"], **{k: v for k, v in rope.items() if v is not None}}
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    rope = _rope_group(stated, where)
+    kind = rope.get("rope_type", "default")
     multimodal = architecture == VISION_LANGUAGE
     if kind not in ("default", "llama3") and not (multimodal and kind == "mrope"):
         raise ValueError(f"{where}: rope type {kind!r} is not supported; {SUPPORTED}.")
-    partial = rope.get("partial_rotary_factor", text.get("partial_rotary_factor"))
+    if kind != "llama3" and rope.get("factor", 1) != 1:
+        raise ValueError(f"{where}: a rope factor of {rope['factor']} with rope type {kind!r} is not supported; {SUPPORTED}.")
+    partial = rope.get("partial_rotary_factor", stated.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise ValueError(f"{where}: partial_rotary_factor={partial} is not supported; {SUPPORTED}.")
+    for place in (stated, defaults):  # the base that is stated anywhere, and the architecture's only where none is
+        if place.get("rope_theta") is not None:
+            rope.setdefault("rope_theta", place["rope_theta"])
     fields = {"rope_theta": _number(rope, "rope_theta", where)}
     if kind == "llama3":
-        rope.setdefault("original_max_position_embeddings", text["max_position_embeddings"])
+        for key in ("original_max_position_embeddings", "max_position_embeddings"):
+            length = stated.get(key) or defaults.get(key)
+            if length is not None:
+                rope.setdefault("original_max_position_embeddings", length)
         fields["rope_scaling"] = RopeScaling(
             factor=_number(rope, "factor", where),
             low_frequency_factor=_number(rope, "low_freq_factor", where),

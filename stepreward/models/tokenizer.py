@@ -20,6 +20,8 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from stepreward.text import REPLACEMENT, whole
+
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
 # What an image is written as: a start, as many placeholders as it has embeddings, an end. Qwen2-VL's names.
@@ -34,7 +36,6 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _LONG = 20_000  # characters that take milliseconds to tokenise
 
 
@@ -61,11 +62,11 @@ def train_symbol_tokenizer(
     Raises:
       ValueError: a word is empty or is a special token.
     """
-    words, special = list(dict.fromkeys(words)), (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
+    words, special = list(dict.fromkeys(map(whole, words))), (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
     for word in words:
         if not word or word in special:
             raise ValueError(f"a word of the tokenizer may not be empty or a special token; got {word!r}")
-    characters = set().union(*map(set, texts), *map(set, words))
+    characters = set().union(*(set(whole(text)) for text in texts), *map(set, words))
     vocabulary = list(dict.fromkeys([*special, *words, *sorted(characters)]))
 
     tokenizer = tokenizers.Tokenizer(
@@ -117,7 +118,7 @@ def train_piece_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=added, initial_alphabet=sorted(alphabet), show_progress=False, min_frequency=2
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(map(whole, texts), trainer)
     _save(tokenizer, Path(path), special)
     return load_tokenizer(path)
 
@@ -146,7 +147,7 @@ class Codec:
     """Text to token ids and back over one tokenizer; its special tokens are never made from text, nor shown in it.
 
     Args:
-      tokenizer: it is changed: from here on it reads special tokens in a text as plain characters.
+      tokenizer: the codec changes it: from here on it reads the names of special tokens in a text as plain characters.
       pad_id: token used as padding.
       vocab_size: number of ids; ids are `0 .. vocab_size - 1`.
       skipped: ids that `decode` leaves out: special tokens.
@@ -167,6 +168,7 @@ class Codec:
         tokenizer.encode_special_tokens = True
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self._tokenizer, self._skipped, self._replaced = tokenizer, frozenset(skipped), frozenset(replaced)
+        self._control = self._skipped  # what text never becomes
         self._encode = functools.lru_cache(maxsize=remembered)(self._encode_once)
 
     def encode(self, text: str) -> np.ndarray:
@@ -191,9 +193,13 @@ class Codec:
             if 0 <= index < self.vocab_size and index not in self._replaced:
                 run.append(index)
                 continue
-            pieces += [self._tokenizer.decode(run), _REPLACEMENT]
+            pieces += [self._said(run), REPLACEMENT]
             run = []
-        return "".join([*pieces, self._tokenizer.decode(run)])
+        return "".join([*pieces, self._said(run)])
+
+    def _said(self, ids: list[int]) -> str:
+        # What is left out is decided by the caller: the tokenizer calls more tokens special than `skipped` does.
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def forget(self) -> None:
         """Drops the remembered results of `encode`."""
@@ -205,14 +211,24 @@ class Codec:
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
     def _encode_once(self, text: str) -> np.ndarray:
-        text = _whole(text)
-        if len(text) < _LONG:
-            found = self._tokenizer.encode(text, add_special_tokens=False)
-        else:  # a batch alone lets Python's other threads go on meanwhile: those of a server
-            (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
-        ids = np.asarray(found.ids, dtype=np.int32)
+        ids = np.asarray(self._ids(whole(text)), dtype=np.int32)
         ids.flags.writeable = False
         return ids
+
+    def _ids(self, text: str) -> list[int]:
+        if len(text) < _LONG:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        else:  # only a batch lets Python's other threads run meanwhile: those of a server
+            (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        if self._control.isdisjoint(found.ids):
+            return found.ids
+        # The trained vocabulary holds a control token, and finds its name as a word: the name is cut after its first character.
+        places = zip(found.ids, found.offsets)
+        cuts = [start + 1 for index, (start, end) in places if index in self._control and end - start > 1]
+        if not cuts:
+            return [index for index in found.ids if index not in self._control]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]
+        return [index for part in parts for index in self._ids(part)]
 
 
 class TextCodec(Codec):
@@ -241,15 +257,6 @@ class TextCodec(Codec):
             skipped=(pad_id, self.user_id, self.assistant_id, self.end_id, *(self.image_ids or ())),
             replaced=(self.unknown_id,),
         )
-
-
-def _whole(text: str) -> str:
-    """The text with U+FFFD for lone surrogates, which a tokenizer refuses."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
 
 
 def _pattern(words: Sequence[str]) -> str:

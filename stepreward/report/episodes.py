@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from stepreward.metrics import to_json, write_atomically
+from stepreward.text import cleaned
 
 EPISODES_FOLDER = "episodes"
 
@@ -52,7 +53,7 @@ def write_episodes(workdir: str | os.PathLike, iteration: int, episodes: Sequenc
     path = Path(workdir) / EPISODES_FOLDER / f"iteration_{int(iteration):06d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     record = {"iteration": int(iteration), "episodes": stored}
-    write_atomically(path, json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1))
+    write_atomically(path, json.dumps(cleaned(record), ensure_ascii=False, allow_nan=False, indent=1))
     return path
 
 

@@ -9,14 +9,18 @@ Only what the environment says is tokenised (`user_turn`); what the model sample
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from stepreward.models.tokenizer import Codec, TextCodec
+from stepreward.text import RESERVED
 
 IMAGE_MARKER = "<image>"  # stands for one image in a message that is told of its images
+# A marker, in any case, or what the next text could complete to one.
+_MARKER_LIKE = re.compile(r"<(?=image>|i?m?a?g?e?\Z)", re.IGNORECASE)
 
 
 class Dialogue(Protocol):
@@ -98,15 +102,36 @@ def check_turn(first: bool, closes_answer: bool) -> None:
         raise ValueError("the first message of a conversation has no answer to close: set closes_answer=False.")
 
 
+def unmarked(value: Any) -> Any:
+    """Returns a view, or an answer, that places no image wherever a prompt puts its text.
+
+    Only the words of a prompt place images. An `<image>` that an environment or a model said gets the reserved character U+FDD0
+    after its `<`, which no clean text holds (`text.clean`) and which `cut_at_images` takes out again.
+
+    Args:
+      value: clean text, or mappings, lists and tuples of it; anything else in them is left as it is.
+    """
+    if isinstance(value, str):
+        return _MARKER_LIKE.sub("<" + RESERVED, value)
+    if isinstance(value, Mapping):
+        return {key: unmarked(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        items = [unmarked(item) for item in value]
+        return items if isinstance(value, list) else tuple(items)
+    return value
+
+
 def cut_at_images(text: str, image_tokens: Sequence[int] | None) -> list[str]:
     """The pieces of a message around its `<image>` markers; one piece when `image_tokens` is None.
+
+    An `<image>` that `unmarked` has made plain text is no marker, and reads `<image>` in its piece.
 
     Raises:
       ValueError: there are more or fewer markers than images, or an image without tokens.
     """
     if image_tokens is None:
         return [text]
-    parts = text.split(IMAGE_MARKER)
+    parts = [part.replace(RESERVED, "") for part in text.split(IMAGE_MARKER)]
     if len(parts) - 1 != len(image_tokens):
         raise ValueError(
             f"a message has {len(parts) - 1} {IMAGE_MARKER} markers and {len(image_tokens)} images: give each image one marker."

@@ -28,6 +28,7 @@ from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Step, Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.losses import advice, warn_of_losses
+from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
 _log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Collector:
     def _answered(self, game: _Game, tokens, log_prob, entropy) -> Step:
         """The step that an answer makes, before the environment has seen it."""
         output = self.chat.text(tokens)
-        action = self.prompt.parse(output)
+        action = cleaned(self.prompt.parse(output))
         shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
         return Step(
             *shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images, cut=game.cut,

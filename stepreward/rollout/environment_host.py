@@ -11,6 +11,9 @@ import traceback
 from collections.abc import Callable, Sequence
 
 from stepreward.envs.protocol import Environment
+from stepreward.text import clean, cleaned
+
+_OPAQUE = ("snapshot",)  # what these return is given back to the environment, and never read
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class EnvironmentHost:
         return self._environment
 
     def run(self, steps: Sequence[tuple]) -> list:
-        """Calls methods `(name, args, kwargs)` one after the other and returns their results; reads a plain attribute.
+        """Calls methods `(name, args, kwargs)` one after the other and returns their results, their text cleaned (`text.clean`);
+        reads a plain attribute.
 
         Raises:
           EnvironmentFailure: one raised, or the environment could not be made; the next call makes a fresh one.
@@ -50,7 +54,9 @@ class EnvironmentHost:
             results = []
             for method, args, kwargs in steps:
                 found = getattr(self.environment(), method)
-                results.append(found(*args, **kwargs) if callable(found) else found)
+                result = found(*args, **kwargs) if callable(found) else found
+                # Here text enters the library: whatever it says, all that comes after can write and tokenise it.
+                results.append(result if method in _OPAQUE else cleaned(result))
             return results
         except EnvironmentFailure:  # `checked` found a wrong result
             self.close()
@@ -134,4 +140,4 @@ def too_long(steps: Sequence[tuple], limit: float) -> EnvironmentFailure:
 
 
 def _named(error: BaseException) -> str:
-    return "; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
+    return clean("; ".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]))

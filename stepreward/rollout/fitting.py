@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepreward.envs.protocol import Prompt
-from stepreward.rollout.chat import Dialogue
+from stepreward.rollout.chat import Dialogue, unmarked
 from stepreward.rollout.engine import Engine
 
 LONG_OBSERVATIONS = ("cut", "end")  # what happens to one: it is cut, or the episode ends
@@ -52,9 +52,16 @@ def prompt_writer(
       by_step: a whole prompt each turn; else what a conversation gains.
       first, closes_answer, image_tokens: see `Dialogue.user_turn`.
     """
-    seen = {} if image_tokens is None else {"image_tokens": image_tokens}
+    if by_step and image_tokens is not None:
+
+        def write(view: View, history: History) -> np.ndarray:
+            # An <image> that the environment or the model said is text.
+            said = [(unmarked(before), unmarked(answer)) for before, answer in history]
+            return chat.user_turn(prompt.window(unmarked(view), said), first=True, image_tokens=image_tokens)
+
+        return write
     if by_step:
-        return lambda view, history: chat.user_turn(prompt.window(view, history), first=True, **seen)
+        return lambda view, history: chat.user_turn(prompt.window(view, history), first=True)
     say = prompt.first if first else prompt.later
     return lambda view, history: chat.user_turn(say(view), first=first, closes_answer=closes_answer)
 

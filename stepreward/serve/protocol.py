@@ -12,11 +12,10 @@ import numpy as np
 from stepreward.serve.batcher import Request
 from stepreward.serve.conversation import TooLong
 from stepreward.serve.models import Served
+from stepreward.text import cleaned
 
 MOST_STOPS = 16
 _MOST_TOLD = 1_000  # characters of an error that a message of the client caused
-# JSON can spell halves of characters, which neither templates nor tokenizers take.
-_WHOLE = lambda text: text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 # They do not change an answer, whatever their value: bookkeeping, and hints that this server has no use for.
 _NEUTRAL = {
     "user", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
@@ -86,7 +85,7 @@ def parse(body: bytes, served: Served, *, ignore_format: bool = False) -> Asked:
       Refused: something is wrong with it, or is not offered.
     """
     try:
-        said = json.loads(body)
+        said = cleaned(json.loads(body))  # JSON can spell halves of characters
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not valid JSON") from None
     if not isinstance(said, dict):
@@ -205,11 +204,11 @@ def _messages(said: list | None) -> list[tuple[str, str]]:
 
 def _text(content: Any, where: str) -> str:
     if isinstance(content, str):
-        return _WHOLE(content)
+        return content
     parts = content if isinstance(content, list) else [None]
     if not all(isinstance(p, dict) and p.get("type") == "text" and isinstance(p.get("text"), str) for p in parts):
         raise Refused(400, f"the content of {where} must be text: a string, or parts of type text", param="messages")
-    return _WHOLE("".join(p["text"] for p in parts))
+    return "".join(p["text"] for p in parts)
 
 
 def _check_format(said: dict, ignore: bool) -> None:

@@ -12,6 +12,7 @@ from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
+from stepreward.text import clean
 from stepreward.training import identity
 
 _log = logging.getLogger(__name__)
@@ -245,7 +246,7 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
     history: list = []
     conversation = 0
     for turn_index, action in enumerate(record.actions):
-        view = record.view(turn_index)
+        view, said = record.view(turn_index), clean(prompt.answer(action))
         try:
             images = None if pictures is None else reader.read(pictures[turn_index])
         except ValueError as error:
@@ -258,7 +259,7 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
             room = room_of_a_turn(engine, by_step=by_step, later=bool(history))
             if len(turn) > room and (found := shorten(write, view, window, room)) is not None:
                 turn, cut = found.tokens, found.cut
-        answer = chat.answer(prompt.answer(action))
+        answer = chat.answer(said)
         conversation = len(turn) + (0 if by_step else conversation)
         if len(turn) > engine.buckets[-1]:
             return "rollout.max_prompt_tokens", len(turn)
@@ -269,9 +270,8 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
         conversation += len(answer)
         zeros = np.zeros(len(answer), np.float32)
         text = view["text"]
-        said = prompt.answer(action)
         episode.steps.append(Step(turn, answer, zeros, zeros, text, said, action, 0.0, True, text, images=images, cut=cut))
-        history.append((view, prompt.answer(action)))
+        history.append((view, said))
     return episode
 
 

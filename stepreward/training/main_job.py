@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from stepreward import processes
+from stepreward.config import clean_config
 from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number, read_metrics
 from stepreward.progress import RunDisplay, summary_rows
@@ -50,6 +51,7 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     processes.initialize()
     from stepreward.training.runner import Runner
 
+    clean_config(config)  # a caller in Python has not come through the command line
     workdir = Path(workdir)
     if not processes.is_writer():
         runner = Runner(config, workdir)
