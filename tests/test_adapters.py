@@ -1,6 +1,7 @@
 """Low-rank adapters: what they add, how they merge, what they share."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 from flax import nnx
 
 from stepreward.models import decoder
-from stepreward.models.adapters import TARGETS, LoraConfig, join, merge_adapters, split_adapters, unmerge_adapters
+from stepreward.models.adapters import TARGETS, LoraConfig, join, low_rank, merge_adapters, split_adapters, unmerge_adapters
 from stepreward.models.decoder import DecoderConfig
+from stepreward.training.layout import Layout
 
 PLAIN = DecoderConfig(vocab_size=13, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24)
 LORA = LoraConfig(rank=3, alpha=6.0, targets=TARGETS)
@@ -79,6 +81,58 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean():
     np.testing.assert_array_equal(first, run(config, (base, trained), dropout_key=keys[0]))
     unused = adapted(True)
     np.testing.assert_array_equal(run(unused[0], unused[1::2], dropout_key=keys[0]), run(unused[0], unused[1::2]))
+
+
+def test_dropout_keeps_the_mean_of_what_an_adapter_adds():
+    lora = dataclasses.replace(LORA, dropout=0.4)
+    a, b = (jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(16, 3), (3, 5)]))
+    module, x = SimpleNamespace(query_lora_a=a, query_lora_b=b), jnp.ones((2, 16))
+    keys = jax.random.split(jax.random.key(2), 4000)
+    drawn = np.asarray(jax.vmap(lambda key: low_rank(module, "query", x, lora, key))(keys))
+    whole = low_rank(module, "query", x, lora, None)
+    assert drawn.std(0).min() > 0.1  # something is dropped
+    np.testing.assert_allclose(drawn.mean(0), whole, atol=5 * drawn.std(0).max() / 4000**0.5)
+
+
+def test_dropout_drops_the_share_that_is_asked():
+    """Of an adapter that passes its inputs through: the rest is scaled up by the share that is kept."""
+    lora = LoraConfig(rank=64, alpha=64.0, targets=("query",), dropout=0.25)
+    module = SimpleNamespace(query_lora_a=jnp.eye(64), query_lora_b=jnp.eye(64))
+    out = np.asarray(low_rank(module, "query", jnp.ones((100, 64)), lora, jax.random.key(0)))
+    np.testing.assert_allclose(np.unique(out), [0, 1 / 0.75], rtol=1e-6)
+    assert (out == 0).mean() == pytest.approx(0.25, abs=0.02)
+
+
+def test_dropout_masks_differ_between_layers_and_between_an_input_s_adapters(monkeypatch):
+    """Query and value read the same numbers: with one mask for both, they would lose the same ones."""
+    config, base, _, trained = adapted(False, dropout=0.5)
+    draw, masks = jax.random.bernoulli, []
+
+    def noted(key, p, shape):
+        masks.append((p, np.asarray(draw(key, p, (7, 16)))))
+        return draw(key, p, shape)
+
+    monkeypatch.setattr(jax.random, "bernoulli", noted)
+    run(config, (base, trained), dropout_key=jax.random.key(0))
+    assert len(masks) == config.num_layers * len(TARGETS) and {p for p, _ in masks} == {0.5}
+    assert len({mask.tobytes() for _, mask in masks}) == len(masks)
+
+
+def test_dropout_is_the_same_in_listed_and_stacked_layers():
+    stacked, base, _, trained = adapted(True, dropout=0.5)
+    listed = dataclasses.replace(stacked, scan_layers=False)
+    key = jax.random.key(3)
+    of_list = run(listed, tuple(decoder.unstack(tree, 2) for tree in (base, trained)), dropout_key=key)
+    np.testing.assert_allclose(of_list, run(stacked, (base, trained), dropout_key=key), atol=1e-5)
+
+
+def test_dropout_masks_differ_between_updates_and_between_models():
+    model = SimpleNamespace(config=SimpleNamespace(lora=dataclasses.replace(LORA, dropout=0.5)))
+    key = lambda seed, update: jax.random.key_data(Layout.training(None, model, seed, update)["dropout_key"]).tobytes()
+    assert key([0, 5, 1], 0) == key([0, 5, 1], 0)
+    assert len({key(seed, update) for seed in ([0, 5, 1], [0, 5, 2], [0, 4, 1]) for update in range(3)}) == 9
+    without = SimpleNamespace(config=SimpleNamespace(lora=LORA))
+    assert Layout.training(None, without, [0], 0) == {}  # nothing is dropped
 
 
 def test_adapters_have_their_own_type_in_the_graph():

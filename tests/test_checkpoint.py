@@ -106,6 +106,23 @@ def test_what_cannot_be_read_is_named(tmp_path, change, step, error, words):
         checkpoints.restore(tree() | change, step)
 
 
+@pytest.mark.parametrize("shape", [(3, 2), (2, 4), (6,)])
+def test_another_shape_is_told_by_the_array_s_path_and_both_shapes(tmp_path, shape):
+    checkpoints, template = written(tmp_path, 1), tree()
+    template["model"]["weights"] = jnp.zeros(shape, jnp.bfloat16)
+    with pytest.raises(ValueError) as error:
+        checkpoints.restore(template)
+    words = str(error.value)
+    assert f"checkpoint 1: array 'model/weights' has shape (2, 3), the config asks for {shape}" in words and "\n" not in words
+
+
+def test_an_absent_array_is_told_by_its_path(tmp_path):
+    checkpoints, template = written(tmp_path, 1), tree()
+    template["model"]["layers"].append(jnp.ones(2))
+    with pytest.raises(ValueError, match="checkpoint 1 has no array 'model/layers/2': it was written with another config"):
+        checkpoints.restore(template)
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path):
     written(tmp_path, 1).close()
     folder = tmp_path / "checkpoints" / "1" / "arrays"

@@ -15,7 +15,7 @@ import pytest
 
 hub_models = pytest.importorskip("hub_models")
 
-from stepreward.models import decoder
+from stepreward.models import decoder, hugging_face
 from stepreward.models.hugging_face import find_folder, load_params, load_tree, read_config
 from stepreward.models.hugging_face_tensors import DECODER_TENSORS, Checkpoint
 from stepreward.rollout.engine import Engine
@@ -325,6 +325,22 @@ def test_known_extra_tensors_are_ignored(folder):
     }))
     np.testing.assert_array_equal(our_logits(path, TOKENS), before)
     rewrite(path, lambda t: t["lm_head.weight"].__imul__(2))
+    fails(ValueError, "lm_head.weight differs", path)
+
+
+@pytest.mark.parametrize("compared_bytes", [2**26, 4 * 32 * 7], ids=["in one block", "in blocks of 7 rows"])
+@pytest.mark.parametrize("row", [0, 7, hub_models.VOCABULARY - 1])
+def test_a_tied_head_that_differs_in_one_number_is_noticed(folder, monkeypatch, row, compared_bytes):
+    monkeypatch.setattr(hugging_face, "_COMPARED_BYTES", compared_bytes)
+    path, embedding = folder(), "model.embed_tokens.weight"
+
+    def repeat(tensors, extra=0.0):
+        tensors["lm_head.weight"] = tensors[embedding].copy()
+        tensors["lm_head.weight"][row, -1] += extra
+
+    rewrite(path, repeat)
+    load_params(path, read_config(path).decoder())  # the same numbers
+    rewrite(path, functools.partial(repeat, extra=0.25))
     fails(ValueError, "lm_head.weight differs", path)
 
 

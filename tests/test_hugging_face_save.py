@@ -20,7 +20,7 @@ from stepreward.models import decoder, hugging_face_save
 from stepreward.models.adapters import TARGETS, LoraConfig, merge_adapters, split_adapters
 from stepreward.models.hugging_face import load_params, read_config
 from stepreward.models.hugging_face_adapters import load_adapters, read_adapter_config, save_adapters
-from stepreward.models.hugging_face_save import save_pretrained
+from stepreward.models.hugging_face_save import holds, save_pretrained
 from stepreward.models.hugging_face_tensors import Checkpoint
 from stepreward.models.rotary import RopeScaling
 from stepreward.models.tokenizer import train_symbol_tokenizer
@@ -317,3 +317,56 @@ def test_adapter_folders_that_are_wrong(tmp_path):
     (folder / "adapter_config.json").unlink()
     with pytest.raises(FileNotFoundError, match="holds no adapter_config.json"):
         load_adapters(folder, config)
+
+
+def test_an_adapter_folder_in_which_only_alpha_differs_is_another_model(tmp_path):
+    config, base, adapters, _ = adapted("qwen2, tied", False, ("query", "value"))
+    file = save_adapters(tmp_path / "out", config, adapters, "base") / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"lora_alpha": 15}))
+    with pytest.raises(ValueError, match="take the folder's"):
+        load_adapters(tmp_path / "out", config)
+    found = dataclasses.replace(config, lora=read_adapter_config(tmp_path / "out"))
+    assert found.lora.scale == 2 * config.lora.scale == 5
+    loaded = load_adapters(tmp_path / "out", found)
+    doubled = jax.tree.map(lambda x: 2**0.5 * x, adapters)
+    np.testing.assert_allclose(our_logits(found, (base, loaded), TOKENS), our_logits(config, (base, doubled), TOKENS), atol=1e-3)
+    assert np.abs(our_logits(found, (base, loaded), TOKENS) - our_logits(config, (base, adapters), TOKENS)).max() > 0.1
+
+
+def test_a_model_folder_with_adapters_in_it_is_refused(tmp_path):
+    """transformers adds them by itself when it loads the folder; without them it would be another model."""
+    folder = tmp_path / "model"
+    shutil.copytree(hub_models.made("qwen2, tied")[1], folder)
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="holds adapters.*merge them into the model") as error:
+        read_config(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_whether_a_folder_holds_a_model_is_told_by_its_numbers(scan, tmp_path):
+    _, folder = hub_models.made("qwen3, tied, groups of 4")
+    config = read_config(folder).decoder(scan_layers=scan)
+    params = load_params(folder, config)
+    assert holds(folder, config, params)
+    last = jax.tree.map(lambda x: x.at[-1, ..., -1].add(1e-3) if x.ndim > 1 and x.shape[-1] == 48 else x, params)
+    assert not holds(folder, config, last)
+    rounded = jax.tree.map(lambda x: x.astype(jax.numpy.bfloat16), params)
+    assert not holds(folder, config, rounded)  # the folder has float32 numbers
+    out = save_pretrained(tmp_path / "out", config, rounded, source_folder=folder)
+    assert holds(out, config, rounded) and holds(out, config, jax.tree.map(lambda x: x.astype(np.float32), rounded))
+    assert not holds(out, dataclasses.replace(config, rope_theta=2e4), rounded)
+    assert not holds(hub_models.made("qwen3")[1], config, params)
+
+
+def test_generation_settings_that_are_given_keep_the_special_tokens(tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(hub_models.made("qwen2, tied")[1], source)
+    (source / "generation_config.json").write_text(json.dumps({"bos_token_id": 3, "eos_token_id": 5, "repetition_penalty": 1.1, "top_k": 20}))
+    config = read_config(source).decoder()
+    params, given = load_params(source, config), {"eos_token_id": [5, 6], "temperature": 0.7}
+    written = lambda name, **more: json.loads(
+        (save_pretrained(tmp_path / name, config, params, source_folder=source, **more) / "generation_config.json").read_text()
+    )
+    assert written("kept") == {"bos_token_id": 3, "eos_token_id": 5, "repetition_penalty": 1.1, "top_k": 20}
+    assert written("given", generation=given) == {"bos_token_id": 3, **given}

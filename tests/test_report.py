@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from stepreward.envs.sokoban.board_html import board_svg
-from stepreward.report import mean_and_band, plot_curves, read_episodes, write_episodes, write_report
+from stepreward.report import mean_and_band, plot_curves, read_episodes, telling, write_episodes, write_report
 from stepreward.report.episode_html import choose_episodes, episode_html, plain_board
 from stepreward.report.figures import PANELS, TIMES, learning_curves
 from stepreward.report.page import summarize
@@ -30,6 +30,25 @@ def step(observation="#P#", action="up", **changes):
 def episode(*steps, **changes):
     return {"task": "held_out seed 5", "success": True, "outcome": 10.4, "truncated": False, "steps": list(steps),
             "final_observation": "#S#", "final_distance": 0.0, **changes}  # fmt: skip
+
+
+def told(*records, count=9):
+    """The names of the episodes that are told, of records `(name, success, steps)`."""
+    return [r["task"] for r in telling([episode(*[step()] * n, task=name, success=won) for name, won, n in records], count)]
+
+
+def test_a_success_and_a_failure_are_told_in_turns_and_the_rest_behind_them():
+    records = [("lost a", False, 1), ("won a", True, 4), ("lost b", False, 9), ("won b", True, 3), ("won c", True, 2)]
+    assert told(*records) == ["won a", "lost a", "won b", "lost b", "won c"]
+    assert told(*records, count=2) == ["won a", "lost a"]
+    assert told(*records[::2]) == ["won c", "lost a", "lost b"]
+
+
+def test_longer_successes_are_told_before_shorter_ones_and_failures_as_they_came():
+    assert told(("won short", True, 1), ("won long", True, 5), ("won middle", True, 3)) == ["won long", "won middle", "won short"]
+    assert told(("first", False, 1), ("second", False, 5), ("third", False, 3)) == ["first", "second", "third"]
+    assert told(("equal a", True, 2), ("equal b", True, 2)) == ["equal a", "equal b"]
+    assert told(("empty", True, 0), ("played", False, 1)) == ["played"]
 
 
 def test_episodes_come_back_as_they_were_written(tmp_path):

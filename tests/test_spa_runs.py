@@ -25,7 +25,7 @@ FIT = {"mse", "mae", "within_0.1", "mse_of_mean", "explained", "calibration_erro
 CREDIT = {f"credit/{k}" for k in QUALITY | {"step_reward_std", "explained_variance", "advantage_rank_correlation"}}
 CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value_clip_fraction", "time/critic_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
-          "policy/sampler_gap", "time/policy_s", "time/scoring_s"}  # fmt: skip
+          "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s", "time/scoring_s"}  # fmt: skip
 FINAL = {f"final/{end}_{k}" for end in ("start", "end") for k in SUMMARY | {"success_low", "success_high", "episodes"}}
 STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 

@@ -5,6 +5,10 @@ parameters bear the name of what they adapt, `query_lora_a` and `query_lora_b` b
 reference, PRM, critic) can share one copy of the weights: a model is then the pair `(base, adapters)`, which every model
 function takes where it takes parameters.
 
+The factors are never added to weights of 16 bits, in training, in a rollout or in a server: an update of reinforcement learning
+is smaller than the distance of two neighbouring bfloat16 numbers, and the sum would round it away. `merge_adapters` adds in
+float32.
+
 A module of our own: qwix and its kin hook into `nnx.Linear`, which the decoder does not use.
 
 Source: Hu et al. 2021, arXiv 2106.09685.
@@ -17,7 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
+from flax import nnx, struct
 
 Array = jax.Array
 
@@ -58,6 +62,22 @@ class LoraConfig:
         return self.alpha / self.rank
 
 
+@struct.dataclass
+class Adapted:
+    """Weights with adapters beside them, as a rollout plays them. They say themselves which adapters they have, so that they stand
+    where the parameters of a decoder without adapters do.
+
+    Attributes:
+      base: the weights.
+      adapters: the tree of `…_lora_a` and `…_lora_b`.
+      lora: the adapters' rank, scale and targets (static).
+    """
+
+    base: Any
+    adapters: Any
+    lora: LoraConfig = struct.field(pytree_node=False)
+
+
 def add_adapter(module: nnx.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig | None,
                 rngs: nnx.Rngs) -> None:
     """Gives a module the adapter of its parameter `name`, where the config asks for one: A `[*inputs, r]` uniform in
@@ -72,16 +92,39 @@ def add_adapter(module: nnx.Module, name: str, inputs: tuple[int, ...], outputs:
     setattr(module, f"{name}_lora_b", LoraParam(jnp.zeros((config.rank, *outputs), jnp.float32)))
 
 
-def low_rank(module: nnx.Module, name: str, x_MxI: Array, config: LoraConfig, dropout_key: Array | None) -> Array:
-    """(α/r) · (dropout(x)·A)·B, `[M, O]`."""
+def low_rank(module: nnx.Module, name: str, x_MxI: Array, config: LoraConfig, dropout_key: Array | None, *, flat: bool = True) -> Array:
+    """(α/r) · (dropout(x)·A)·B, `[M, O]`, or with the axes of B's outputs, `[M, *outputs]`, where it is not to be `flat`."""
     a = getattr(module, f"{name}_lora_a")[...].astype(x_MxI.dtype).reshape(-1, config.rank)
-    b = getattr(module, f"{name}_lora_b")[...].astype(x_MxI.dtype).reshape(config.rank, -1)
+    b = getattr(module, f"{name}_lora_b")[...].astype(x_MxI.dtype)
     if dropout_key is not None and config.dropout:
         # The name tells the draws of one layer's adapters apart.
         key = jax.random.fold_in(dropout_key, TARGETS.index(name))
         kept = jax.random.bernoulli(key, 1 - config.dropout, x_MxI.shape)
         x_MxI = jnp.where(kept, x_MxI / (1 - config.dropout), 0).astype(x_MxI.dtype)
-    return config.scale * ((x_MxI @ a) @ b)
+    return config.scale * jnp.tensordot(x_MxI @ a, b.reshape(config.rank, -1) if flat else b, axes=1)
+
+
+@jax.custom_vjp
+def wide_product(x_MxI: Array, w_IxO: Array) -> Array:
+    """x · W as the float32 sums that it is accumulated in, `[M, O]`. Its gradients are products in the type of x, as usual.
+
+    What an adapter adds is often less than half the distance of two neighbouring bfloat16 numbers: added to a product that is
+    rounded already, it would always vanish. Added before the rounding, it remains on average.
+    """
+    return jnp.matmul(x_MxI, w_IxO, preferred_element_type=jnp.float32)
+
+
+def _wide_product_forward(x_MxI, w_IxO):
+    return wide_product(x_MxI, w_IxO), (x_MxI, w_IxO)
+
+
+def _wide_product_backward(saved, grad_MxO):
+    x_MxI, w_IxO = saved
+    grad_MxO = grad_MxO.astype(x_MxI.dtype)  # it comes from a sum that was rounded to this type
+    return grad_MxO @ w_IxO.T, x_MxI.T @ grad_MxO
+
+
+wide_product.defvjp(_wide_product_forward, _wide_product_backward)
 
 
 def split_adapters(params) -> tuple[Any, Any]:
@@ -107,14 +150,44 @@ def join(base, params):
 
 
 def merge_adapters(base, adapters, config: LoraConfig):
-    """The weights with the adapters in them, W + (α/r) · A·B in fp32, in the structure, dtypes and sharding of `base`."""
-    found = dict(nnx.to_flat_state(adapters))
-    return _changed(base, found, config, 1.0)
+    """The weights with the adapters in them, W + (α/r) · A·B, in the structure and sharding of `base`.
+
+    Sums are float32, also over weights of 16 bits, which would round a small update away; other weights keep their type. Whoever
+    rounds the sums can ask `rounding_loss` what that costs.
+    """
+    return _changed(base, dict(nnx.to_flat_state(adapters)), config, 1.0)
 
 
 def unmerge_adapters(merged, adapters, config: LoraConfig):
-    """The weights that `merge_adapters` began with, to rounding."""
+    """The weights that `merge_adapters` began with, to rounding, in float32."""
     return _changed(merged, dict(nnx.to_flat_state(adapters)), config, -1.0)
+
+
+def rounding_loss(base, merged, dtype) -> tuple[Array, Array]:
+    """What is left of the adapters' change when the merged weights are rounded.
+
+    With the change Δ = merged − base and what rounding leaves of it, R = round(merged) − round(base), over all weights:
+
+        share = Σ R·Δ / Σ Δ²,   noise = √(Σ (R − share·Δ)² / Σ Δ²)
+
+    Args:
+      base, merged: weights before `merge_adapters` and after.
+      dtype: what they are rounded to.
+
+    Returns:
+      `share`, 1 where nothing is lost, and `noise`, which is relative to the size of the change; float32 scalars. Adapters that
+      change nothing have the share 1.
+    """
+    along = square = left = jnp.zeros((), jnp.float32)
+    for before, after in zip(jax.tree.leaves(base), jax.tree.leaves(merged), strict=True):
+        rounded = [x.astype(dtype).astype(jnp.float32) for x in (before, after)]
+        change, kept = after.astype(jnp.float32) - before.astype(jnp.float32), rounded[1] - rounded[0]
+        along += jnp.sum(kept * change)
+        square += jnp.sum(jnp.square(change))
+        left += jnp.sum(jnp.square(kept))
+    changes, square = square > 0, jnp.where(square > 0, square, 1)
+    share = jnp.where(changes, along / square, 1)
+    return share, jnp.sqrt(jnp.where(changes, jnp.maximum(left / square - share**2, 0), 0))
 
 
 def _changed(weights, adapters: dict, config: LoraConfig, sign: float):
@@ -126,6 +199,6 @@ def _changed(weights, adapters: dict, config: LoraConfig, sign: float):
             stacked = a.ndim + b.ndim - 2 - w.ndim  # 1 where the layers lie in one array: then both have its axis
             product = lambda a, b: (a.reshape(-1, config.rank) @ b.reshape(config.rank, -1)).reshape(w.shape[stacked:])
             delta = jax.vmap(product)(a, b) if stacked else product(a, b)
-            leaf = leaf.replace((w.astype(jnp.float32) + sign * config.scale * delta).astype(w.dtype))
+            leaf = leaf.replace(w.astype(jnp.float32) + sign * config.scale * delta)
         changed.append((path, leaf))
     return nnx.from_flat_state(changed)

@@ -50,7 +50,9 @@ def _rules() -> tuple[Rule, ...]:
 ADAPTER_TENSORS = _rules()
 
 
-def save_adapters(folder, config: DecoderConfig, adapters, base_name: str) -> Path:
+def save_adapters(
+    folder, config: DecoderConfig, adapters, base_name: str, *, revision: str | None = None, dtype=None, beside=None
+) -> Path:
     """Writes an adapter folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
@@ -58,6 +60,10 @@ def save_adapters(folder, config: DecoderConfig, adapters, base_name: str) -> Pa
       config: the decoder, with `lora`.
       adapters: the tree of `…_lora_a` and `…_lora_b`; layers may be listed or stacked.
       base_name: folder or hub name of the base model, as it shall stand in the file.
+      revision: which commit of a hub's model it is; None names none.
+      dtype: type of the tensors, fp32, bf16 or fp16; None is that of each parameter.
+      beside: called with the new folder, to write what else it holds. In a run of several processes each calls, with None where it
+        does not write.
 
     Returns:
       The folder.
@@ -75,11 +81,12 @@ def save_adapters(folder, config: DecoderConfig, adapters, base_name: str) -> Pa
         inner = prefix + "language_model."
         modules = [t.name.replace(prefix, "language_model.").removesuffix(".lora_A.weight")
                    for t in tensors_of(adapters, ADAPTER_TENSORS) if t.name.endswith(".lora_A.weight")]
-    tensors = [t._replace(name=t.name.replace(prefix, inner, 1)) for t in tensors_of(adapters, ADAPTER_TENSORS)]
+    tensors = [t._replace(name=t.name.replace(prefix, inner, 1)) for t in tensors_of(adapters, ADAPTER_TENSORS, dtype=dtype)]
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base_name),
+        "revision": revision,
         "r": lora.rank,
         "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
         "lora_dropout": lora.dropout,
@@ -94,6 +101,8 @@ def save_adapters(folder, config: DecoderConfig, adapters, base_name: str) -> Pa
         write_safetensors((temporary or Path()) / SINGLE, tensors, writer=temporary is not None)
         if temporary is not None:
             write_json(temporary / CONFIG, description)
+        if beside is not None:
+            beside(temporary)
     return Path(folder)
 
 

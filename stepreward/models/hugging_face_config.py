@@ -86,11 +86,17 @@ def read_config(folder) -> HubConfig:
 
     Raises:
       FileNotFoundError: no such folder, or it holds no `config.json`.
-      ValueError: not JSON, a size missing or not a positive whole number, or something unsupported; it is named.
+      ValueError: not JSON, a size missing or not a positive whole number, or something unsupported; it is named. Adapters beside the
+        model, too, which transformers would add to it.
     """
     file = Path(folder) / "config.json"
+    adapters = (Path(folder) / "adapter_config.json").is_file()
     if not file.is_file():
-        raise FileNotFoundError(f"{str(folder)!r} is not a model folder: it holds no config.json")
+        only = "; it holds adapters alone: give a whole model with them merged" if adapters else ""
+        raise FileNotFoundError(f"{str(folder)!r} is not a model folder: it holds no config.json{only}")
+    if adapters:
+        raise ValueError(f"{str(folder)!r} holds adapters beside a model (adapter_config.json), which would be left out: merge them "
+                         "into the model, or move that file away to take the model without them.")
     return parse_config(read_json(file), str(file))
 
 

@@ -20,9 +20,10 @@ import numpy as np
 import tokenizers
 from jax.experimental import multihost_utils
 
+from stepreward.models.chat_template import write_template
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.hugging_face import rules_of
-from stepreward.models.hugging_face_config import config_json, read_config
+from stepreward.models.hugging_face_config import config_json, read_config, read_json
 from stepreward.models.hugging_face_tensors import (
     DTYPES, INDEX, NOT_PARAMETERS, SINGLE, Checkpoint, Layout, Rule, Tensor, match, write_safetensors,
 )
@@ -39,7 +40,7 @@ _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 def save_pretrained(
     folder, config: DecoderConfig, params, *, source_folder=None, tokenizer_folder=None, max_shard_bytes: float = 5e9, dtype=None,
-    max_length: int = 32_768,
+    max_length: int = 32_768, chat_template: str | None = None, generation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a model folder: `config.json`, `generation_config.json`, safetensors, and the tokenizer's files copied.
 
@@ -52,6 +53,8 @@ def save_pretrained(
       max_shard_bytes: the largest file of tensors, in bytes; a single larger tensor is a file of its own.
       dtype: type of the tensors, fp32, bf16 or fp16; None is that of each parameter.
       max_length: `max_position_embeddings` in tokens where no source folder gives it.
+      chat_template: takes the place of the tokenizer folder's, see `chat_template.with_defaults`. None keeps that.
+      generation: the settings of `generation_config.json`, beside the ids of special tokens. None keeps the source folder's.
 
     Returns:
       The folder.
@@ -80,7 +83,8 @@ def save_pretrained(
         _write_shards(temporary, tensors, max_shard_bytes)
         if temporary is not None:
             write_json(temporary / "config.json", description)
-            _copy_beside(temporary, source_folder, beside, description)
+            _write_generation(temporary, source_folder, description, generation)
+            copy_tokenizer(temporary, beside, chat_template, pictures="vision_config" in description)
     return Path(folder)
 
 
@@ -226,18 +230,43 @@ def _check_same(config: DecoderConfig, fields: dict[str, Any], where: str) -> No
         raise ValueError(f"source_folder {where!r} describes another model: {told}.")
 
 
-def _copy_beside(folder: Path, source, beside, description: dict[str, Any]) -> None:
-    """Copies generation settings, tokenizer, chat template and processor, and makes the first where there are none."""
-    if source is not None and (Path(source) / "generation_config.json").is_file():
-        shutil.copyfile(Path(source) / "generation_config.json", folder / "generation_config.json")
-    else:
-        special = {key: description[key] for key in _SPECIAL if description.get(key) is not None}
-        write_json(folder / "generation_config.json", special)
+def _write_generation(folder: Path, source, description: dict[str, Any], settings: dict[str, Any] | None) -> None:
+    """Writes `generation_config.json`: the source's own, or these settings with the ids of the special tokens that it states."""
+    file = None if source is None else Path(source) / "generation_config.json"
+    stated = read_json(file) if file is not None and file.is_file() else description
+    special = {key: stated[key] for key in _SPECIAL if stated.get(key) is not None}
+    write_json(folder / "generation_config.json", (stated if stated is not description else special) if settings is None
+               else special | settings)  # fmt: skip
+
+
+def copy_tokenizer(folder: Path, beside, chat_template: str | None = None, *, pictures: bool = True) -> None:
+    """Copies a tokenizer with its chat template, and the processor of pictures where there are any; nothing from None."""
     for name in COPIED if beside is not None else ():
+        if not pictures and "processor" in name:
+            continue
         if (Path(beside) / name).is_dir():
             shutil.copytree(Path(beside) / name, folder / name)
         elif (Path(beside) / name).is_file():
             shutil.copyfile(Path(beside) / name, folder / name)
+    if chat_template is not None:
+        write_template(folder, chat_template)
+
+
+def holds(folder, config: DecoderConfig, params) -> bool:
+    """Whether a model folder describes this decoder and holds exactly these numbers, whatever types it keeps them in.
+
+    It reads and compares a tensor at a time.
+    """
+    source, checkpoint = read_config(folder), Checkpoint(folder)
+    if any(getattr(config, name, value) != value for name, value in source.fields.items()):
+        return False
+    for tensor in tensors_of(params, rules_of(config), shapes=checkpoint.shapes):
+        if checkpoint.shapes.get(tensor.name) != tensor.shape:
+            return False
+        there = checkpoint.read(tensor.name, tuple(slice(0, size) for size in tensor.shape))
+        if not np.array_equal(np.asarray(there, np.float32), np.asarray(tensor.fetch(), np.float32)):
+            return False
+    return True
 
 
 def _special_tokens(folder) -> dict[str, int | None]:

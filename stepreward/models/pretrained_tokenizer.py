@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from stepreward.models.chat_template import FIXED_DATE
 from stepreward.models.tokenizer import Codec
 
 # Used as padding where a tokenizer names none; padding is masked, so any id would do.
 _PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>")
-# A template that asks for today's date gets the date of the run's settings, whatever format it asks for: runs repeat.
-_FIXED_DATE = "{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ '' }}"
 
 
 def load_pretrained_tokenizer(path: str | os.PathLike) -> "PretrainedCodec":
@@ -108,9 +107,9 @@ class PretrainedCodec(Codec):
           add_generation_prompt: ends the text where the next answer begins.
           variables: what else the template may read; `date_string` stands for any date that it asks for.
         """
-        template = self._pretrained.get_chat_template()
+        template = self.template
         if "strftime_now" in template:
-            template = _FIXED_DATE + template
+            template = FIXED_DATE + template
         return self._pretrained.apply_chat_template(
             [dict(message) for message in messages],
             chat_template=template,

@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward import parallel, processes
-from stepreward.models.adapters import LoraConfig, merge_adapters
-from stepreward.models.decoder import DecoderConfig, cached_hidden_states, empty_cache, unstack
+from stepreward.models.adapters import Adapted, LoraConfig
+from stepreward.models.decoder import DecoderConfig, cached_hidden_states, empty_cache, in_compute_dtype, unstack
 from stepreward.models.decoder import graph as decoder_graph
 from stepreward.models.images import ImageReader
 from stepreward.models.log_probs import log_softmax
@@ -128,11 +128,13 @@ class Engine:
         self._grow = cached(_grow, static_argnums=1)
         self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
         self._empty = cached(lambda rows: empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
-        self._prepare = None
+        self._prepare: dict[Any, tuple] = {}  # by the structure of what is prepared
         self._shared = self.sharding is not None and not self.sharding.is_fully_addressable
 
     def prepare(self, params):
-        """The parameters of a rollout, made once: adapters merged, layers unstacked, in the compute dtype, laid out for decoding.
+        """The parameters of a rollout, made once: layers unstacked, in the compute dtype, laid out for decoding.
+
+        Adapters stay beside their weights: merged into weights of 16 bits, a small update would be rounded away.
 
         Args:
           params: as trained, or `(base, adapters)` with the adapters of `lora`.
@@ -148,14 +150,15 @@ class Engine:
 
     def _preparation(self, params):
         """The jitted function, and the shapes of what it returns."""
-        make = partial(_decoding_params, self.config, self.lora)
-        if self._prepare is None:
+        structure = jax.tree.structure(params)
+        if structure not in self._prepare:
+            make = partial(_decoding_params, self.config, self.lora)
             shapes, shardings = jax.eval_shape(make, params), None
             if self.config.mesh is not None:
                 shardings = parallel.parameter_sharding(shapes, self.config.mesh, parallel.DECODING)
                 shapes = parallel.place(shapes, shardings)
-            self._prepare = jax.jit(make, out_shardings=shardings), shapes
-        return self._prepare
+            self._prepare[structure] = jax.jit(make, out_shardings=shardings), shapes
+        return self._prepare[structure]
 
     def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool) -> Iterator[Program]:
         """The programs of a rollout, at their largest: the longest prompt behind the longest conversation.
@@ -279,8 +282,9 @@ class Engine:
 
 def _decoding_params(config: DecoderConfig, lora: LoraConfig | None, params):
     if isinstance(params, tuple):
-        params = merge_adapters(*params, lora)
-    return jax.tree.map(lambda x: x.astype(config.compute_dtype), unstack(params, config.num_layers))
+        base, adapters = params
+        return Adapted(_decoding_params(config, lora, base), unstack(adapters, config.num_layers), lora)
+    return in_compute_dtype(config, unstack(params, config.num_layers))
 
 
 def _grow(caches, slots: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -140,9 +141,7 @@ def _weights(folder, config: DecoderConfig, key: jax.Array, parts):
 def adapted(c, model: Backbone, params) -> tuple[Backbone, Any]:
     """The model with its weights frozen, in the compute dtype, and fresh adapters on them."""
     config = dataclasses.replace(model.config, lora=lora_config(c))
-    base = parallel.compute(
-        jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(config.compute_dtype), tree)), params, mesh=config.mesh
-    )
+    base = parallel.compute(jax.jit(partial(decoder.in_compute_dtype, config)), params, mesh=config.mesh)
     adapters = lambda key: split_adapters(decoder.initial_params(config, key))[1]
     key = jax.random.fold_in(jax.random.key(c.seed), 7)
     shapes = jax.eval_shape(adapters, key)

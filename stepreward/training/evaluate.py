@@ -35,6 +35,7 @@ class Played:
       config: of the run.
       parts: of the run.
       model, params: the backbone, and the parameters of a decoder on it.
+      path: the Hugging Face model that it began as, as the config names it; "" for one from random weights.
       step, counters: which checkpoint it is.
     """
 
@@ -42,6 +43,7 @@ class Played:
     parts: setup.Parts
     model: Backbone
     params: Any
+    path: str
     step: int
     counters: dict
 
@@ -74,12 +76,15 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
             learner.take(start())
             learner.reach(PHASES[facts["counters"]["phase"]], lambda: learner.policy.params)
             step = checkpoints.steps()[-1] if step is None else step
-            return Played(config, parts, learner.model, decoder_of(learner.policy.params), step, facts["counters"])
+            params = decoder_of(learner.policy.params)
+            return Played(config, parts, learner.model, params, config.model.path, step, facts["counters"])
         learner.reach(PHASES[facts["counters"]["phase"]], start)
     model, template = _template(which, learner)
     step, tree, facts = checkpoints.restore(template, step)
     params = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
-    return Played(config, parts, model, params, step, facts["counters"])
+    own = which == "prm" and model is not learner.model and (config.prm.preset or config.prm.path)
+    path = config.prm.path if own else config.model.path
+    return Played(config, parts, model, params, path, step, facts["counters"])
 
 
 def _check_whole(c, workdir: Path) -> None:
@@ -108,7 +113,8 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
         print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
     with parts.collector.pool as pool:
         tasks = setup.held_out_tasks(config, pool, episodes)
-        played = parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
+        collector = setup.collector_of(config, parts, found.model)
+        played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
     if not good:
         raise UserError(f"every environment failed; the first one: {played[0].failure}")

@@ -2,44 +2,128 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from stepreward.errors import UserError
-from stepreward.models.adapters import merge_adapters
+from stepreward.models.adapters import merge_adapters, rounding_loss
+from stepreward.models.chat_template import with_defaults
 from stepreward.models.presets import dtype as dtype_of
+from stepreward.rollout.template_chat import DATE, TemplateChat
 from stepreward.training import backbones
-from stepreward.training.evaluate import load_checkpoint
+from stepreward.training.evaluate import Played, load_checkpoint
+
+_log = logging.getLogger(__name__)
+_BASE = "base"  # the folder beside adapters that holds the weights they were trained on
+_LOST, _NOISE = 0.05, 0.5  # of the adapters' change: what rounding may take or add without a warning
 
 
 def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which: str, adapters: bool, dtype: str) -> int:
-    """Writes a checkpoint's model to the folder `out`, with its tokenizer and chat template beside it.
+    """Writes a checkpoint's model to the folder `out`, with its tokenizer, chat template and sampling settings beside it.
+
+    The template has the run's system message, thinking mode and date as its defaults, and `generation_config.json` the run's
+    temperature, truncation and end tokens: loaded without further settings, the model is spoken to and sampled as in the run.
 
     Args:
-      adapters: write the adapters alone, as PEFT reads them; else a whole model, with adapters merged.
-      dtype: of the tensors; "" keeps that of the parameters.
+      adapters: write the adapters alone, as PEFT reads them, and the weights that they sit on beside them (`out/base`) where these
+        are not the published ones; else a whole model, with adapters merged.
+      dtype: of the tensors that were trained; "" keeps that of the parameters. Merged weights are added in float32 and rounded once:
+        a warning says how much of a small update that takes away.
 
     Raises:
       UserError, FileNotFoundError, ValueError: one line says what is wrong.
     """
-    from stepreward.models.hugging_face_adapters import save_adapters
     from stepreward.models.hugging_face_save import save_pretrained
 
     found = load_checkpoint(workdir, step, which)
-    c, model, params = found.config, found.model, found.params
-    source = backbones.find_model(c.prm.path if which == "prm" and c.prm.path else c.model.path, c.model.download)
+    c, kind = found.config, dtype_of(dtype) if dtype else None
+    source = backbones.find_model(found.path, c.model.download)
+    words = backbones.find_model(c.model.path, c.model.download) or Path(workdir) / "tokenizer"
+    save = partial(
+        save_pretrained, source_folder=source, tokenizer_folder=words, chat_template=_chat_template(found), generation=_sampling(found)
+    )
     if adapters:
-        if model.base is None:
-            raise UserError(f"the {which} of {str(workdir)!r} has no adapters (lora.rank=0): leave out --adapters")
-        written = save_adapters(out, model.config, params, c.model.path or "")
+        where = _export_adapters(found, out, source, words, kind, save)
     else:
-        if model.base is not None:
-            params = jax.jit(lambda base, added: merge_adapters(base, added, model.config.lora))(model.base, params)
-        tokenizer = source or Path(workdir) / "tokenizer"
-        written = save_pretrained(
-            out, model.config, params, source_folder=source, tokenizer_folder=tokenizer, dtype=dtype_of(dtype) if dtype else None
-        )
+        params = found.params if found.model.base is None else _merged(found, kind)
+        where = str(save(out, found.model.config, params, dtype=kind))
     if jax.process_index() == 0:
-        print(f"wrote {written} ({which} of checkpoint {found.step})")
+        print(f"wrote {where} ({which} of checkpoint {found.step})")
     return 0
+
+
+def _export_adapters(found: Played, out, source: Path | None, words: Path, dtype, save) -> str:
+    from stepreward.models.hugging_face_adapters import save_adapters
+    from stepreward.models.hugging_face_save import copy_tokenizer, holds
+
+    model = found.model
+    if model.base is None:
+        reason = "no adapters (lora.rank=0)" if not found.config.lora.rank else "no adapters yet: its warm start trains whole weights"
+        raise UserError(f"checkpoint {found.step} has {reason}: leave out --adapters")
+    plain = dataclasses.replace(model.config, lora=None)
+    published = source is not None and holds(source, plain, model.base)
+    name, revision = _published(found.path, source) if published else (os.path.abspath(os.path.join(out, _BASE)), None)
+
+    def beside(folder: Path | None) -> None:
+        if not published:
+            save((folder or Path(out)) / _BASE, plain, model.base)
+        if folder is not None:
+            copy_tokenizer(folder, words, _chat_template(found), pictures=plain.vision is not None)
+
+    written = save_adapters(out, model.config, found.params, name, revision=revision, dtype=dtype, beside=beside)
+    return f"{written}, adapters on {name if published else str(written / _BASE)}"
+
+
+def _published(path: str, source: Path) -> tuple[str, str | None]:
+    """How an adapter folder names a base that was found as `model.path`, and its revision: true from every folder."""
+    if Path(path).is_dir():
+        return os.path.abspath(path), None
+    return path, source.name if source.parent.name == "snapshots" else None
+
+
+def _merged(found: Played, dtype) -> Any:
+    """The base with the adapters in it, rounded once."""
+    model = found.model
+    kind = dtype or model.config.compute_dtype
+
+    @jax.jit
+    def merge(base, adapters):
+        whole = merge_adapters(base, adapters, model.config.lora)
+        return jax.tree.map(lambda x, was: x.astype(dtype or was.dtype), whole, base), *rounding_loss(base, whole, kind)
+
+    whole, share, noise = merge(model.base, found.params)
+    if (share < 1 - _LOST or noise > _NOISE) and jax.process_index() == 0:
+        _log.warning(
+            "rounded to %s, the weights keep %.0f %% of the adapters' change, with rounding errors of %.0f %% of its size: "
+            "export with --dtype=float32, or the adapters alone with --adapters",
+            jax.numpy.dtype(kind).name, 100 * share, 100 * noise,
+        )  # fmt: skip
+    return whole
+
+
+def _chat_template(found: Played) -> str | None:
+    """The template of the run's conversations; None where the tokenizer's own says the same."""
+    chat, settings = found.parts.chat, found.config.model
+    if not isinstance(chat, TemplateChat):
+        return None
+    template = chat.codec.template
+    told = with_defaults(template, system=settings.system or None, thinking=settings.thinking, date=DATE)
+    return None if told == template else told
+
+
+def _sampling(found: Played) -> dict[str, Any]:
+    """How the run samples, under the keys of `generation_config.json`."""
+    rollout, chat = found.config.rollout, found.parts.chat
+    draws = {"do_sample": True, "temperature": rollout.temperature, "top_k": rollout.top_k, "top_p": rollout.top_p}
+    ends = [int(token) for token in chat.stop_ids]
+    return {
+        **(draws if rollout.temperature else {"do_sample": False}),
+        "eos_token_id": ends if len(ends) > 1 else ends[0],
+        "pad_token_id": int(chat.codec.pad_id),
+    }

@@ -198,7 +198,8 @@ class Learner(Component):
             self.policy, batch.replace(signals=signals), c.policy, self.layout, metrics, seed, **self._policy_update()
         )
         if c.train.mode == "offline":
-            metrics.pop("policy/sampler_gap")  # the policy that sampled is another one
+            for name in ("policy/sampler_gap", "policy/sampler_gap_nats"):
+                metrics.pop(name)  # the policy that sampled is another one
         if "kl_initial" in credited.metrics and c.policy.kl_reward_target:
             self.kl_coef = adaptive_kl_coefficient(
                 self.kl_coef, float(credited.metrics["kl_initial"]), target=c.policy.kl_reward_target,

@@ -139,6 +139,8 @@ def policy_step(
         share = metrics["tokens"] / tokens
         kept = {k: metrics[k] * share for k in ("clip_fraction", "approx_kl", "ratio_mean")}
         kept["entropy"] = losses.aggregate(entropy, c["action_mask"], denominator=tokens)
+        gap = jnp.abs(jax.lax.stop_gradient(log_prob) - c["log_prob_old"])
+        kept["log_prob_gap"] = losses.aggregate(gap, c["action_mask"], denominator=tokens)
         if loss.entropy_coef:
             total += losses.entropy_bonus(entropy, c["action_mask"], loss.entropy_coef, **rows)
         if loss.kl_coef:
@@ -171,8 +173,10 @@ def update_policy(
     Args:
       batch: NumPy arrays, with the signal `advantage` and those that the losses read.
       c: the config's `policy` group.
-      metrics: gains means over the updates; `policy/sampler_gap` is how far the first mini-batch's ratios are from 1, before
-        anything has moved: the sampler's log-probabilities against the trainer's.
+      metrics: gains means over the updates, and what the first mini-batch shows of the sampler, before anything has moved:
+        `policy/sampler_gap` is how far the mean ratio is from 1, `policy/sampler_gap_nats` the mean over action tokens of
+        |log p_trainer − log p_sampler|. A trainer's pass drops inputs of adapters where `lora.dropout` says so, a sampler's none:
+        then both gaps hold the noise of that.
       seed: of the shuffles.
     """
     started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
@@ -182,10 +186,11 @@ def update_policy(
         outs.append(out)
         if c.stop_kl and float(out["approx_kl"]) > c.stop_kl:
             break
-    metrics |= {f"policy/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
+    metrics |= {f"policy/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0] if k != "log_prob_gap"}
     if c.stop_kl:
         metrics["policy/updates"] = len(outs)
     metrics["policy/sampler_gap"] = abs(float(outs[0]["ratio_mean"]) - 1.0)
+    metrics["policy/sampler_gap_nats"] = float(outs[0]["log_prob_gap"])
     metrics["time/policy_s"] = time.monotonic() - started
     return state
 

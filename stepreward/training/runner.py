@@ -417,7 +417,8 @@ class Runner:
         metrics |= {"eval/episodes": len(good), "eval/failed_episodes": len(played) - len(good)}
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
-            played = self.parts.collector.collect(learner.prm.actor, self.held_out, key)
+            collector = setup.collector_of(self.c, self.parts, learner.prm.model)
+            played = collector.collect(learner.prm.actor, self.held_out, key)
             metrics["prm/policy_success"] = float(np.mean([e.success for e in _healthy(played, "evaluation of the PRM")]))
         metrics["time/eval_s"] = time.monotonic() - started
         return metrics

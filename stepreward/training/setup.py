@@ -79,6 +79,7 @@ class Parts:
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
     abstract: bool = False  # models are made of shapes, not of arrays
+    collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
 
 
 def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
@@ -199,6 +200,24 @@ def make_engine(
         lora=backbones.lora_config(c),
         reader=reader,
     )
+
+
+def collector_of(c, parts: Parts, model: backbones.Backbone) -> Collector:
+    """What plays a model of the run: the run's own collector, or for a PRM of another shape one with an engine for that.
+
+    Raises:
+      ValueError: the run shows pictures, and the model reads text only.
+    """
+    shape = dataclasses.replace(model.config, lora=None)
+    if shape == parts.model_config:
+        return parts.collector
+    if parts.collector.reader is not None and shape.vision is None:
+        raise ValueError("the PRM (prm.preset, prm.path) reads text only and cannot play from pictures: set eval.prm_as_policy_every=0.")
+    if shape not in parts.collectors:
+        chat = parts.chat
+        engine = make_engine(c, model.graphdef, shape, parts.mesh, chat.stop_ids, chat.codec.pad_id, parts.collector.reader)
+        parts.collectors[shape] = dataclasses.replace(parts.collector, engine=engine)
+    return parts.collectors[shape]
 
 
 def check(c) -> None:
