@@ -135,6 +135,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         inner = ", ".join(f"{key}.{k}" for k in group[name])
         raise UserError(f"config key {key!r} is a group; set one of its keys: {inner or '(it has none)'}")
     group[name] = _parse_value(key, text, group[name], group.get_type(name))
+    if key != "mesh.fit" and config.get("mesh", {}).get("fit"):  # what is set here is not chosen by the run
+        config.mesh.fit = tuple(entry for entry in config.mesh.fit if entry[0] != key)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -268,6 +270,9 @@ def load_config_file(spec: str) -> ConfigDict:
         raise UserError(_file_error(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    if config.get("mesh", {}).get("fit"):  # with their values: a key that Python code changes later is not chosen by the run either
+        values = leaves(config)
+        config.mesh.fit = tuple((key, values[key]) for key in config.mesh.fit)
     return config.lock()
 
 
