@@ -1,6 +1,6 @@
 """Configs: files `configs/NAME.py` with a function `get_config(preset="tiny")`, and the command line that selects one.
 
-    python launch/train.py --config=configs/istar_sokoban.py:paper --config.optimizer.learning_rate=1e-6
+    python launch/train.py --config=configs/istar_sokoban.py:paper --config.policy.learning_rate=1e-6
 
 A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An
 override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, and
