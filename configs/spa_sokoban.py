@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/spa_sokoban.py            # tiny: the whole pipeline from scratch, on a CPU
     python launch/train.py --config=configs/spa_sokoban.py:micro      # seconds; for tests
     python launch/train.py --config=configs/spa_sokoban.py:llama3.2-3b      # a published model, with adapters
-    python launch/train.py --config=configs/spa_sokoban.py --stage=explore      # or sft, estimator, train, evaluate: one stage alone
+    python launch/train.py --config=configs/spa_sokoban.py --stage=sft      # one stage alone; then explore, estimator, train, evaluate
 
 The paper (arXiv 2505.20732) plays ALFWorld, WebShop and VirtualHome: its numbers are the presets "paper" of `spa_alfworld.py`,
 `spa_webshop.py` and `spa_virtualhome.py`. A published model (any of base_config.MODELS) takes the paper's adapters and shared critic

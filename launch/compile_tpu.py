@@ -1,10 +1,12 @@
 """Compiles every jitted step of a run for a TPU slice, on a machine that needs no TPU, and prints what each would take of it.
 
-    python launch/compile_tpu.py --config=configs/istar_sokoban.py:paper --topology=v5e:4x4 [--config.KEY=VALUE …]
+    python launch/compile_tpu.py --config=configs/istar_sokoban.py:qwen2.5-7b --topology=v5e:4x4 [--config.KEY=VALUE …]
 
 Needs XLA's TPU compiler: pip install -e '.[tpu-compile]'. Nothing of the model is allocated, weights and tokenizer are not needed.
-Without a mesh in the config, parameters and rows are split over all chips (mesh.fsdp). Ends with 1 where something does not fit the
-chips' memory. --programs picks programs by the beginning of their names; docs/tpu.md explains the columns.
+A published model's preset fits itself to the slice, as a run does; the line "fitted to" says how (--config.mesh.fit= switches that off).
+Other configs are taken as they are; if they name no mesh, parameters and rows are split over all chips (mesh.fsdp). The exit code is 0
+if every program fits the chips' memory, 1 if one does not, and 2 if nothing that may be chosen would fit. --programs picks programs by
+the beginning of their names; docs/tpu.md explains the columns.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from stepreward.tpu import slices
 
 OPTIONS = (
     Option("topology", f"the slice: {slices.EXAMPLES}, …"),
-    Option("programs", "beginnings of names, by commas: rollout, policy/update, … (default: all)", default=""),
+    Option("programs", "compile only programs whose names begin so, separated by commas: rollout,policy/update (default: all)", default=""),
     Option("detail", "also compile parts of programs by themselves: the prefill and one decoding step of a turn", default=False, type=bool),
     Option("list", "only list the programs", default=False, type=bool),
     Option("markdown", "print a Markdown table", default=False, type=bool),
@@ -34,7 +36,11 @@ def main() -> int:
     devices = slices.devices(options.topology)
     chip, shape = slices.parse(options.topology)[1:]
     from stepreward.tpu import plan, table
+    from stepreward.training import fitting
 
+    if c.mesh.fit:
+        c, said = fitting.fit(c, fitting.Devices(len(devices), chip.hbm, options.topology))
+        print(said)
     mesh, wanted = plan.make_mesh(c, devices), tuple(options.programs.split(","))
     axes = " × ".join(f"{name} {size}" for name, size in mesh.shape.items())
     print(f"{options.topology}: {len(devices)} devices on {math.prod(shape)} chips, {axes}; {chip.hbm / slices.GIB:.2f} GiB of memory each")
@@ -50,7 +56,7 @@ def main() -> int:
     if options.list:
         return 0
     if not found:
-        raise UserError(f"--programs={options.programs!r} are none of this run's: --list lists them.")
+        raise UserError(f"--programs={options.programs!r} names no program of this run: --list shows their names.")
     rows = [table.row(e, chip, len(devices)) for _, e in found]
     print(table.text(rows, options.markdown), table.summary(found, chip, len(devices)), sep="\n\n")
     return 0 if all(e.fits(chip) for _, e in found) else 1

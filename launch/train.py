@@ -1,6 +1,6 @@
 """Trains an agent with step-level credit.
 
-    python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--stage=explore] [--config.KEY=VALUE …]
+    python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--stage=sft] [--config.KEY=VALUE …]
 
 The same command on the same workdir resumes the run, or says that it is finished. A run goes through its stages in order: sft,
 explore, estimator, train, evaluate, as far as its credit method has them; --stage runs one of them alone.

@@ -24,6 +24,12 @@ MODELS = {
 }
 
 
+# What a published model's preset leaves to the devices that a run finds: how rows and weights are split over them, and whether the
+# model is trained whole or through adapters, with learning rates for either.
+FITS_ROWS = ("mesh.data", "mesh.fsdp", "rollout.max_rows", "train.chunk_rows")
+FITS_MODEL = ("lora.rank", "lora.sft", "sft.learning_rate", "prm.learning_rate", "policy.learning_rate")
+
+
 def base_config() -> ConfigDict:
     """A tiny model on Sokoban with every key set; unlocked."""
     c = ConfigDict()
@@ -68,6 +74,9 @@ def base_config() -> ConfigDict:
     c.mesh.data = 1
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
+    # Keys that a run sets itself to fit the devices that it finds, see training/fitting.py. A published model's preset names them; a key
+    # that the command line sets is taken out.
+    c.mesh.fit = ()
 
     # How episodes are played, in training and in evaluation alike.
     c.rollout = ConfigDict()
@@ -208,9 +217,11 @@ def use_model(c: ConfigDict, name: str) -> None:
     """Puts a published model into an experiment on Sokoban: bfloat16 compute over float32 weights, the papers' lengths, group
     size and learning rates. Its folder is looked up in the hub's cache; `model.path` names another, `model.download` fetches it.
 
-    The batch is the papers' smaller one, 16 groups of 8. On one small accelerator lower `rollout.groups` and
-    `rollout.max_answer_tokens`, on a slice set `mesh.fsdp` to its chips.
+    The batch is the papers' smaller one, 16 groups of 8. A run splits rows and weights over the devices that it finds, and trains
+    adapters where the whole model does not fit (`mesh.fit`). On one small accelerator lower `rollout.groups` and
+    `rollout.max_answer_tokens`, so that an iteration takes less time.
     """
+    c.mesh.fit = FITS_ROWS + FITS_MODEL
     c.model.update({"preset": name, "path": MODELS[name], "compute_dtype": "bfloat16", "remat": "layer"})
     sees = "_image" if "-vl-" in name else ""
     c.environment.update({"preset": f"istar{sees}", "prompt": f"istar{sees}"})

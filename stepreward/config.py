@@ -1,6 +1,6 @@
 """Configs: files `configs/NAME.py` with a function `get_config(preset="tiny")`, and the command line that selects one.
 
-    python launch/train.py --config=configs/istar_sokoban.py:paper --config.optimizer.learning_rate=1e-6
+    python launch/train.py --config=configs/istar_sokoban.py:paper --config.policy.learning_rate=1e-6
 
 A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An
 override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, except below
@@ -144,6 +144,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         inner = ", ".join(f"{key}.{k}" for k in group[name])
         raise UserError(f"config key {key!r} is a group; set one of its keys: {inner or '(it has none)'}")
     group[name] = _parse_value(key, text, group[name], group.get_type(name))
+    if key != "mesh.fit" and config.get("mesh", {}).get("fit"):  # what is set here is not chosen by the run
+        config.mesh.fit = tuple(entry for entry in config.mesh.fit if entry[0] != key)
 
 
 def _set_open(config: ConfigDict, key: str, text: str, open_group: str) -> None:
@@ -317,6 +319,9 @@ def load_config_file(spec: str) -> ConfigDict:
         raise UserError(_file_error(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
+    if config.get("mesh", {}).get("fit"):  # with their values: a key that Python code changes later is not chosen by the run either
+        values = leaves(config)
+        config.mesh.fit = tuple((key, values[key]) for key in config.mesh.fit)
     return config.lock()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import use_model
+from stepreward.base_config import FITS_ROWS, use_model
 
 
 def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
@@ -14,6 +14,7 @@ def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
     `eval` plays as in training.
     """
     use_model(c, model)
+    c.mesh.fit = FITS_ROWS  # what is trained is the paper's: whole weights, on devices that hold them
     c.rollout.update({"context": "step", "group_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
     c.sft.update({"episodes": 1, "updates": 0})
     c.credit.update({"method": "istar", "variant": "paper", "outcome": "return", "outcome_scale": 1.0})
@@ -60,6 +61,7 @@ def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: in
     use_model(c, "llama3.2-3b")
     c.environment.update({"name": environment, "preset": "spa", "prompt": "spa"})
     spa_adapters(c)
+    c.mesh.fit = FITS_ROWS
     c.rollout.update({"context": "episode", "history": 0, "groups": 30 // rollouts, "group_size": rollouts, "max_steps": steps})
     c.rollout.update({"max_rows": 32, "temperature": 1.0})
     c.rollout.update({"max_answer_tokens": 512, "max_prompt_tokens": 2048, "max_row_tokens": 4096})
@@ -78,7 +80,9 @@ def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: in
 
 
 def spa_adapters(c: ConfigDict) -> None:
-    """What SPA-RL trains of a published model: adapters, and a value head on the policy's own backbone."""
+    """What SPA-RL trains of a published model: adapters, and a value head on the policy's own backbone. The warm start trains whole
+    weights where they fit."""
+    c.mesh.fit = FITS_ROWS + ("lora.sft", "sft.learning_rate")
     c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
     c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})
     c.policy.update({"learning_rate": 1e-5, "minibatch_rows": 32})

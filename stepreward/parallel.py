@@ -179,4 +179,6 @@ def check_rows(mesh: Mesh, **rows: int) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, count in rows.items():
         if count % parts:
-            raise ValueError(f"{name.replace('__', '.')}={count} must be a multiple of mesh.data × mesh.fsdp = {parts}.")
+            raise ValueError(
+                f"{name.replace('__', '.')}={count} must be a multiple of mesh.data × mesh.fsdp = {parts}: give {-(-count // parts) * parts}."
+            )

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 import time
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import jax
 
 from stepreward import parallel
 from stepreward.errors import UserError
-from stepreward.models import decoder, presets
 from stepreward.programs import Program
 from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
-from stepreward.rollout.checked import checked
-from stepreward.rollout.environments import make_pool
-from stepreward.training import backbones, setup
+from stepreward.training import setup
+from stepreward.training.abstract import abstract_parts, bytes_per_device, without_folders
 from stepreward.training.learner import Learner
 
 _COMPILED_STAGES = ("sft", "explore", "estimator", "train")
@@ -61,10 +57,6 @@ class Estimate:
                 "links": self.cost.collective_bytes / chip.ici_bandwidth}  # fmt: skip
 
 
-# How the published folder of Qwen2.5-VL cuts pictures; small ones are enlarged to 252 × 252 pixels, as the paper shows them.
-_PROCESSOR = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 252 * 252, "max_pixels": 12_845_056}
-
-
 def make_mesh(c, devices):
     """The config's mesh on these devices; where it names none, all are fsdp.
 
@@ -86,39 +78,13 @@ def make_mesh(c, devices):
     return mesh
 
 
-def abstract_parts(c, mesh, vocabulary: int) -> setup.Parts:
-    """The parts of a run of shapes: no environment, no tokenizer, no weights."""
-    backbones.check(c)
-    parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
-    config = backbones.model_config(c, mesh, vocabulary)
-    chat = SimpleNamespace(codec=SimpleNamespace(pad_id=0, vocab_size=config.vocab_size), stop_ids=(0,))
-    reader = None
-    if config.vision is not None:
-        with make_pool("inline", checked(setup.environment_factory(c)[0])) as pool:
-            reader = setup.image_reader(config, _PROCESSOR, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
-    collector = SimpleNamespace(reader=reader)
-    graphdef = decoder.graph(config)
-    return setup.Parts(
-        None, None, chat, mesh, graphdef, config, collector, setup.make_method(c), setup.make_policy_loss(c), [], abstract=True
-    )
-
-
-def _without_folders(c):
-    """The config with its published models' shapes taken from their presets, so that no folder is needed."""
-    c = c.copy_and_resolve_references()
-    for group in (c.model, c.prm):
-        if group.preset in presets.PRESETS:
-            group.path = ""
-    return c
-
-
 def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dict]]:
     """Every program of a run by stage, with the trees that it keeps on the devices at that time.
 
     Args:
       vocabulary: of a tiny preset, whose tokenizer is not made here.
     """
-    c = _without_folders(c)
+    c = without_folders(c)
     for stage in _COMPILED_STAGES:
         parts = abstract_parts(c, mesh, vocabulary)
         learner = Learner(c, parts, jax.random.key(c.seed))
@@ -138,17 +104,6 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
                 yield stage, program, held
         for program in learner.programs(stage):
             yield stage, program, held
-
-
-def bytes_per_device(tree, seen: set[int] | None = None) -> float:
-    """Of a tree of shapes with shardings; a leaf counts once for each set `seen`."""
-    seen, total = set() if seen is None else seen, 0
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.ShapeDtypeStruct) and id(leaf) not in seen:
-            seen.add(id(leaf))
-            shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-            total += math.prod(shape) * leaf.dtype.itemsize
-    return total
 
 
 def estimate(program: Program, held: dict, keep: Callable[[str, str], None] | None = None) -> Estimate:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+from jax.sharding import AbstractMesh
 
 from stepreward import parallel
 from stepreward.models import decoder, presets
@@ -83,7 +84,7 @@ def find_model(path: str, download: bool):
 
 def _spread(mesh):
     """The mesh, where it is more than the one device that jax takes by itself."""
-    return mesh if mesh.size > 1 or mesh.devices.flat[0] != jax.devices()[0] else None
+    return mesh if mesh.size > 1 or isinstance(mesh, AbstractMesh) or mesh.devices.flat[0] != jax.devices()[0] else None
 
 
 def _shape(preset: str, folder, c, mesh, vocab_size: int) -> DecoderConfig:

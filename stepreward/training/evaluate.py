@@ -18,7 +18,7 @@ from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
 from stepreward.rollout.episode import ROW_FULL, TOO_LONG, cuts, summary
-from stepreward.training import setup
+from stepreward.training import fitting, setup
 from stepreward.training.backbones import Backbone
 from stepreward.training.learner import Learner
 from stepreward.training.main_job import use_compilation_cache
@@ -65,6 +65,9 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     absent = [group for group in _GROUPS if group not in config]
     if absent:
         raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
+    config, spread = fitting.on_fewer_devices(config)
+    if spread and processes.is_writer():
+        print(spread, file=sys.stderr, flush=True)
     checkpoints = Checkpoints(workdir, read_only=True, folder=config.checkpoint.get("folder", ""))
     _check_whole(config, workdir)
     parts = setup.build(config, workdir)

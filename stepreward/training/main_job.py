@@ -49,10 +49,12 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     """
     use_compilation_cache()
     processes.initialize()
+    from stepreward.training.fitting import settle
     from stepreward.training.runner import Runner
 
     clean_config(config)  # a caller in Python has not come through the command line
     workdir = Path(workdir)
+    config, fitted = settle(config, workdir)
     if not processes.is_writer():
         runner = Runner(config, workdir)
         if runner.finished and stage is None:
@@ -61,6 +63,8 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
             runner.run(stage)
         return 0
     display = RunDisplay(quiet=quiet)
+    if fitted:
+        _say(display, fitted)
     _say(display, f"workdir {workdir}: preparing demonstrations and models")
     runner = Runner(config, workdir, on_tick=lambda runner, metrics: _show(display, runner, metrics))
     if runner.finished and stage is None:

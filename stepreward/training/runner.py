@@ -28,7 +28,7 @@ from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
 from stepreward.report import drop_episodes, telling, write_episodes
 from stepreward.rollout.episode import cuts, summary, to_record, true_progress
-from stepreward.training import demonstrating, identity, progress, setup, stages
+from stepreward.training import demonstrating, fitting, identity, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.idle import Stillness, warn_of_idle_settings
@@ -74,6 +74,7 @@ class Runner:
     """
 
     def __init__(self, config, workdir: str | Path, on_tick=None):
+        config, _ = fitting.settle(config, workdir)
         self.c, self.workdir = config, Path(workdir)
         self.on_tick = on_tick or (lambda runner, metrics: None)
         processes.together(lambda: setup.check(config))

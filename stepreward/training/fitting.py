@@ -1,0 +1,372 @@
+"""Fits a published model's preset to the devices that a run finds.
+
+A preset names in `mesh.fit` the keys that are left to the run. `settle` chooses them: the mesh (all devices), whole weights where they fit
+and adapters on frozen ones where they do not, the rows of a pass and of a rollout. A key that the user sets is not among them, and is
+never changed. The config with the chosen values is what the run saves, and what it resumes with.
+
+Memory is estimated, not measured. What models and optimizers keep is exact, for it follows from shapes. What a pass needs besides is a
+formula (`Needs`) that was fitted to programs as the TPU compiler compiled them (docs/tpu.md).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh
+
+from stepreward import parallel, processes
+from stepreward.base_config import MODELS
+from stepreward.config import TrackedConfig, leaves, load_config
+from stepreward.errors import UserError
+from stepreward.models import presets
+from stepreward.training.abstract import abstract_parts, bytes_per_device, update_bytes, without_folders
+from stepreward.training.learner import Learner
+from stepreward.training.minibatches import round_up
+
+GIB = 2**30
+RANK = 16  # of adapters that are trained because whole weights do not fit
+ADAPTER_RATE = 10.0  # times the learning rate of whole weights (Schulman et al., "LoRA Without Regret", 2025)
+USABLE = 0.92  # share of a device's memory that the estimate may fill
+_PER_DEVICE = (8, 4, 2, 1)  # rows of one pass
+_MOST_DEVICES = 1024  # that an error proposes
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What a run finds.
+
+    Attributes:
+      count: number of devices.
+      memory: bytes that a program can have of each; infinite where nothing states a limit.
+      name: what to call them.
+    """
+
+    count: int
+    memory: float
+    name: str
+
+    def __str__(self) -> str:
+        limit = "" if math.isinf(self.memory) else f" of {self.memory / GIB:.2f} GiB"
+        return f"{self.name}: {self.count} device{'s' if self.count > 1 else ''}{limit}"
+
+
+def devices_here() -> Devices:
+    """The devices of this job, in all its processes; the smallest memory counts."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    limits = [found["bytes_limit"] if found.get("bytes_limit") else math.inf for found in stats]
+    return Devices(jax.device_count(), min(processes.gather_objects(min(limits))), jax.devices()[0].device_kind)
+
+
+def settle(config, workdir: str | Path, devices: Devices | None = None):
+    """The config that a run goes by: with the values that it began with, or else with those chosen for these devices.
+
+    Args:
+      config: see `configs/`; tracked or not.
+      workdir: folder of the run, which need not exist.
+      devices: None: those of this job.
+
+    Returns:
+      The config, and one line that says what was chosen and why ("": nothing was).
+
+    Raises:
+      UserError: nothing that may be chosen fits; the line says what would.
+    """
+    if not config.mesh.fit:
+        return config, ""
+    c = config.untracked if isinstance(config, TrackedConfig) else config
+    begun, borrowed = processes.on_writer(lambda: (_saved(workdir), _saved(c.stages.sft)))
+    if begun:
+        c = _with(c, {key: begun[key] for key in open_keys(c) if key in begun}, closed=True)
+        said = ""
+    else:
+        c, said = fit(_like_borrowed(c, borrowed), devices or devices_here())
+    return (TrackedConfig(c, _read=config._read) if isinstance(config, TrackedConfig) else c), said
+
+
+def open_keys(c) -> list[str]:
+    """The keys that are left to the run: those of `mesh.fit` that still have the values with which it names them."""
+    values = leaves(c)
+    named = [(entry, values.get(entry)) if isinstance(entry, str) else entry for entry in c.mesh.fit]
+    return [key for key, value in named if key in values and values[key] == value]
+
+
+def fit(c, devices: Devices):
+    """The config with every open key chosen for these devices, and the line that says so.
+
+    Raises:
+      UserError, ValueError: what the config fixes does not fit them; the line says what would.
+    """
+    left, given = open_keys(c), c
+    c = _on_mesh(c, devices.count, left)
+    parts = c.mesh.data * c.mesh.fsdp
+    if c.mesh.data < 1 or parts * c.mesh.tensor > devices.count:  # setup.check says what is wrong with it
+        return _with(c, {}, closed=True), ""
+    fixed = {name: value for name, value in (("rollout.max_rows", c.rollout.max_rows), ("train.chunk_rows", c.train.chunk_rows))
+             if name not in left}  # fmt: skip
+    for name, value in fixed.items():
+        if value % parts:
+            raise ValueError(
+                f"{name}={value} must be a multiple of mesh.data × mesh.fsdp = {parts} ({devices}): give {round_up(value, parts)}, or "
+                "leave it out, and the run chooses it."
+            )
+    refused = []
+    for way in _ways(c, left):
+        needs = Needs.of(way)
+        chosen = _rows(way, needs, devices.memory, left)
+        if chosen is not None:
+            chosen = _with(way, chosen, closed=True)
+            return chosen, _said(given, chosen, left, refused, needs, devices)
+        refused.append((way, needs))
+    raise UserError(_refusal(c, left, refused, devices))
+
+
+def on_fewer_devices(c):
+    """A saved config whose mesh has more devices than this job, on the mesh of those that are there; any other as it is.
+
+    What plays or writes a model needs no particular mesh. A line for the user comes with it, or "".
+    """
+    count, wanted = jax.device_count(), max(c.mesh.data, 1) * c.mesh.fsdp * c.mesh.tensor
+    if wanted <= count:
+        return c, ""
+    changes = {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1}
+    changes |= {key: round_up(leaves(c)[key], count) for key in ("rollout.max_rows", "train.chunk_rows")}
+    return _with(c, changes), f"the run's mesh has {wanted} devices; here it is spread over {count}"
+
+
+# --- What a config needs of a device ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """Bytes of one device; rows are those of one device.
+
+    Attributes:
+      update: kept and needed by the largest update, activations apart.
+      play: kept and needed by a rollout, what its rows need apart.
+      row_update: activations of a row in a forward and backward pass.
+      row_play: key/value cache, its copy, and the prompt's activations of a conversation.
+    """
+
+    update: float
+    play: float
+    row_update: float
+    row_play: float
+
+    def updating(self, rows: int) -> float:
+        return self.update + rows * self.row_update
+
+    def playing(self, rows: int) -> float:
+        return self.play + rows * self.row_play
+
+    @classmethod
+    def of(cls, c) -> "Needs":
+        """Of a config with a mesh. Its rows play no part."""
+        c = without_folders(c)
+        mesh = _abstract_mesh(c)
+        rows = {"rollout.max_rows": c.mesh.data * c.mesh.fsdp, "train.chunk_rows": c.mesh.data * c.mesh.fsdp}
+        c = _with(c, rows)
+        parts = abstract_parts(c, mesh, 256, reads_images=False)
+        shape, shards = parts.model_config, c.mesh.fsdp * c.mesh.tensor
+        byte = jnp.dtype(shape.compute_dtype).itemsize
+        update = play = 0.0
+        for stage in ("sft", "explore", "estimator", "train"):
+            learner = Learner(c, parts, jax.random.key(0))
+            if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and learner.estimator is None):
+                continue
+            learner.reach(stage, lambda: learner.start)
+            seen: set[int] = set()
+            held = sum(bytes_per_device(tree, seen) for tree in learner.held().values())
+            states = [learner.policy, *(part.state for part in learner._components.values() if getattr(part, "state", None) is not None)]
+            update = max(update, held + max(update_bytes(state.params) for state in states))
+            if stage in ("explore", "train"):
+                weights = bytes_per_device(_numbers(learner.actor, byte))
+                play = max(play, held + 2 * weights)
+        gathered = _layer_weights(shape) / c.mesh.tensor * (2 * byte + (4 if not c.lora.rank else 0)) if c.mesh.fsdp > 1 else 0.0
+        logits = 512 * shape.vocab_size * 4 / shards
+        grows = c.rollout.context == "episode"
+        slots = (c.rollout.max_row_tokens if grows else c.rollout.max_prompt_tokens) + c.rollout.max_answer_tokens
+        cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * byte * slots
+        prompt = 8 * shape.embed_dim * byte * c.rollout.max_prompt_tokens
+        return cls(update + gathered + logits, play, c.rollout.max_row_tokens * _token_bytes(shape, byte), 2 * cache + prompt)
+
+
+def _token_bytes(shape, byte: int) -> float:
+    """Activations that a backward pass keeps of one token: the input of every layer, and the inside of one, or of all without remat."""
+    inside = (6 * shape.mlp_dim + 8 * shape.embed_dim) * byte
+    return shape.num_layers * shape.embed_dim * byte + inside * (1 if shape.remat == "layer" else shape.num_layers)
+
+
+def _layer_weights(shape) -> float:
+    """Parameters of one layer's matrices."""
+    attention = 2 * shape.embed_dim * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
+    return attention + 3 * shape.embed_dim * shape.mlp_dim
+
+
+def _numbers(tree, byte: int):
+    """The same shapes in numbers of `byte` bytes: a rollout's copy of the weights is in the compute dtype."""
+    dtype = jnp.bfloat16 if byte == 2 else jnp.float32
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), tree)
+
+
+def _abstract_mesh(c) -> AbstractMesh:
+    return AbstractMesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), parallel.MESH_AXES)
+
+
+# --- What is chosen ---
+
+
+def _on_mesh(c, count: int, left: list[str]):
+    """The config with the whole mesh in numbers: open axes take all devices, the parameters' axis as far as it divides the weights."""
+    data, fsdp, tensor = c.mesh.data, c.mesh.fsdp, c.mesh.tensor
+    free = count // max(1, tensor * (1 if "mesh.data" in left or data < 1 else data) * (1 if "mesh.fsdp" in left else fsdp))
+    if "mesh.fsdp" in left and data > 0:
+        fsdp = max(free, 1)
+        if "mesh.data" in left:
+            width = _width(c)
+            fsdp = max(n for n in range(1, fsdp + 1) if free % n == 0 and width % n == 0)
+            data = free // fsdp if free else 1
+    elif "mesh.data" in left or data == -1:
+        data = max(free, 1)
+    return _with(c, {"mesh.data": data, "mesh.fsdp": fsdp})
+
+
+def _width(c) -> int:
+    """The width of the model, which weights are split along."""
+    one = _with(c, {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1})
+    return abstract_parts(without_folders(one), _abstract_mesh(one), 256, reads_images=False).model_config.embed_dim
+
+
+def _ways(c, left: list[str]):
+    """What may be trained, the first choice first: what the config says, then adapters, in the warm start too."""
+    changes = [{}]
+    if "lora.rank" in left and not c.lora.rank:
+        changes.append({"lora.rank": RANK, "lora.sft": True} if "lora.sft" in left else {"lora.rank": RANK})
+    elif "lora.sft" in left and c.lora.rank and not c.lora.sft:
+        changes.append({"lora.sft": True})
+    for change in changes:
+        yield _with_rates(_with(c, change), left)
+
+
+def _with_rates(c, left: list[str]):
+    """Learning rates that nobody stated, raised where adapters learn."""
+    raised = {"sft.learning_rate": c.lora.rank and c.lora.sft, "prm.learning_rate": c.lora.rank, "policy.learning_rate": c.lora.rank}
+    values = leaves(c)
+    return _with(c, {key: float(f"{ADAPTER_RATE * values[key]:.6g}") for key, adapters in raised.items() if adapters and key in left})
+
+
+def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
+    """Rows of a pass and of a rollout that fit, as many as the preset has or more; None where none fit."""
+    parts = c.mesh.data * c.mesh.fsdp
+    passes, plays = [c.train.chunk_rows], [c.rollout.max_rows]
+    if "train.chunk_rows" in left:
+        passes = [round_up(c.train.chunk_rows, parts)]
+        if not math.isinf(memory):
+            most = max(c.train.chunk_rows, c.policy.minibatch_rows)
+            passes = [n * parts for n in _PER_DEVICE if n == 1 or n * parts <= most]
+    if "rollout.max_rows" in left:
+        plays = [round_up(c.rollout.max_rows, parts)]
+        while plays[-1] > parts:
+            plays.append(round_up(plays[-1] // 2, parts))
+    limit = USABLE * memory
+    fitting = [next((rows for rows in passes if needs.updating(rows // parts) <= limit), None),
+               next((rows for rows in plays if needs.playing(rows // parts) <= limit), None)]  # fmt: skip
+    if None in fitting:
+        return None
+    return {"train.chunk_rows": fitting[0], "rollout.max_rows": fitting[1]}
+
+
+def _with(c, changes: dict, closed: bool = False):
+    """A copy of a config with some keys changed; closed: with nothing left to choose."""
+    changed = c.copy_and_resolve_references()
+    with changed.unlocked():
+        changed.update_from_flattened_dict(changes | ({"mesh.fit": ()} if closed else {}))
+    return changed.lock() if c.is_locked else changed
+
+
+def _saved(workdir) -> dict | None:
+    """The config of a run that began in a folder, by dotted key."""
+    path = Path(workdir or "", "config.json")
+    return leaves(load_config(path)) if workdir and path.is_file() else None
+
+
+def _like_borrowed(c, saved: dict | None):
+    """A warm start that is taken from another run is trained as it was there."""
+    if saved is None:
+        return c
+    taken = ["lora.sft", "sft.learning_rate"] + ["lora.rank"] * bool(saved.get("lora.sft"))
+    taken = {key: saved[key] for key in open_keys(c) if key in taken and key in saved}
+    fit = tuple(entry for entry in c.mesh.fit if (entry if isinstance(entry, str) else entry[0]) not in taken)
+    return _with(c, taken | {"mesh.fit": fit})
+
+
+# --- What is said ---
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.1f}"
+
+
+def _least(c, needs: Needs) -> float:
+    """Bytes with as few rows as the mesh allows."""
+    return max(needs.updating(1), needs.playing(1))
+
+
+def _trained(c) -> str:
+    if not c.lora.rank:
+        return "whole weights"
+    return f"adapters of rank {c.lora.rank}" + ("" if c.lora.sft else " after a warm start of whole weights")
+
+
+def _said(before, chosen, left: list[str], refused, needs: Needs, devices: Devices) -> str:
+    parts, old, new = chosen.mesh.data * chosen.mesh.fsdp, leaves(before), leaves(chosen)
+    shown = [f"{key}={new[key]}" for key in left
+             if new[key] != old[key] or key in ("rollout.max_rows", "train.chunk_rows")]  # fmt: skip
+    line = f"fitted to {devices}: {', '.join(shown) or 'nothing was left to choose'}"
+    if math.isinf(devices.memory):
+        return line
+    need = max(needs.updating(chosen.train.chunk_rows // parts), needs.playing(chosen.rollout.max_rows // parts))
+    line += f"; about {_gib(need)} GiB a device"
+    why = [f"{_trained(way)} would need about {_gib(_least(way, found))} GiB" for way, found in refused]
+    return line + (f", {' and '.join(why)}: {_trained(chosen)} are trained" if why else "")
+
+
+def _refusal(c, left: list[str], refused, devices: Devices) -> str:
+    way, needs = refused[-1]
+    line = (f"{c.model.preset} with {_trained(way)} needs about {_gib(_least(way, needs))} GiB a device, more than there is "
+            f"({devices})")  # fmt: skip
+    better = list(_would_fit(way, left, devices))
+    return f"{line}; {'; '.join(better) or 'a smaller model is needed'}."
+
+
+def _would_fit(c, left: list[str], devices: Devices):
+    """Changes that would make it fit."""
+    rows = [key for key in ("rollout.max_rows", "train.chunk_rows") if key not in left]
+    fits = lambda c, more: _rows(c, Needs.of(c), devices.memory, [*left, *more]) is not None
+    adapters = _with(c, {"lora.rank": c.lora.rank or RANK, "lora.sft": True})
+    if rows and fits(c, rows):
+        yield f"leave out {' and '.join(rows)}, and the run chooses rows that fit"
+        return
+    if not (c.lora.rank and c.lora.sft) and fits(adapters, rows):
+        yield f"adapters would fit (--config.lora.rank={adapters.lora.rank} --config.lora.sft=True)"
+    for count in (devices.count * 2**n for n in range(1, 11)):
+        if count > _MOST_DEVICES or not {"mesh.data", "mesh.fsdp"} & set(left):
+            break
+        larger = _on_mesh(c, count, left)
+        if fits(larger, rows):
+            yield f"{count} such devices would hold it"
+            break
+    size = lambda name: _parameters(presets.PUBLISHED[name])
+    if c.model.preset in MODELS and not c.prm.preset:
+        smaller = [name for name in MODELS if size(name) < size(c.model.preset) and presets.PUBLISHED[name].vision is None]
+        for name in sorted(smaller, key=size, reverse=True):
+            if fits(_with(c, {"model.preset": name, "model.path": MODELS[name]}), rows):
+                yield f"the preset {name} would fit here"
+                break
+
+
+def _parameters(shape) -> float:
+    return shape.num_layers * _layer_weights(shape) + shape.vocab_size * shape.embed_dim * (1 if shape.tie_embeddings else 2)

@@ -1,0 +1,172 @@
+"""Finds the commands that the documentation shows: in Markdown, in docstrings of configs and jobs, and in notebooks.
+
+A program that is not of this project cannot be checked. Its command is marked in the text, where a reader of the rendered page does not
+see it:
+
+    <!-- needs: Docker -->      in Markdown, on a line of its own before the block or paragraph
+    # needs: the network       at the end of a line of a docstring or notebook
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import re
+import shlex
+from pathlib import Path
+
+PROGRAMS = (
+    "python", "python3", "pip", "stepreward", "bash", "sh", "pytest", "cd", "git", "docker", "kubectl", "gcloud", "curl", "wget", "srun",
+    "sbatch", "sed", "tmux", "sky", "xpk", "ray", "conda", "uv", "transformers", "export", "source", "make",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+      where: file and line.
+      text: as it stands there, on one line.
+      words: its words, without comments, variables set before it and what runs it elsewhere.
+      needs: what it is marked to need, or "".
+    """
+
+    where: str
+    text: str
+    words: tuple[str, ...]
+    needs: str
+
+    @property
+    def program(self) -> str:
+        return self.words[0]
+
+
+def in_repository(root: Path) -> list[Command]:
+    """Every command that the repository documents."""
+    found = []
+    for path in sorted(root.rglob("*.md")):
+        name = path.relative_to(root).as_posix()
+        if not any(part.startswith(".") or part in ("runs", "shared", "node_modules") for part in Path(name).parts):
+            found += in_markdown(path.read_text(encoding="utf-8"), name)
+    for folder in ("configs", "launch", "benchmarks", "experiments", "stepreward", "envs"):
+        for path in sorted((root / folder).rglob("*.py")):
+            name, text = path.relative_to(root).as_posix(), path.read_text(encoding="utf-8")
+            found += in_block((ast.get_docstring(ast.parse(text), clean=False) or "").split("\n"), name, 0, indented=True)
+    for path in sorted((root / "notebooks").glob("*.ipynb")):
+        for index, cell in enumerate(json.loads(path.read_text(encoding="utf-8"))["cells"]):
+            text, name = "".join(cell["source"]), f"notebooks/{path.name}, cell {index}"
+            if cell["cell_type"] == "markdown":
+                found += in_markdown(text, name)
+            else:
+                lines = [line.strip()[1:] for line in text.split("\n") if re.match(r"\s*[!%](?!%)", line)]
+                found += in_block(lines, name, 0)
+    return found
+
+
+def in_markdown(text: str, name: str) -> list[Command]:
+    """The commands of fenced and indented blocks and of inline code."""
+    found, needs, fence, block, start, prose = [], "", None, [], 0, True
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        marker = re.match(r"\s*<!-- needs: (.*?) -->\s*$", line)
+        if fence is not None:
+            if line.strip() == "```":
+                if fence in ("", "sh", "bash", "shell", "console"):
+                    found += in_block(block, name, start, needs, all_lines=fence != "")
+                fence, needs, prose = None, "", False
+            else:
+                block.append(line)
+        elif line.lstrip().startswith("```"):
+            fence, block, start = line.strip()[3:], [], number
+        elif marker:
+            needs = marker[1]
+        elif re.match(r" {4}\S", line) or (line.startswith("    ") and line.strip() and block and start + len(block) == number - 1):
+            block = block if block and start + len(block) == number - 1 else []
+            start = start if block else number - 1
+            block = [*block, line]
+            following = text.split("\n")[number] if number < len(text.split("\n")) else ""
+            if not following.startswith("    "):
+                found += in_block(block, name, start, needs)
+                block, needs = [], ""
+        else:
+            for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", line):
+                found += in_block([code], name, number - 1, needs, inline=True)
+            if not line.strip() and prose and needs and number > 1 and text.split("\n")[number - 2].strip() and not re.match(
+                r"\s*<!-- needs", text.split("\n")[number - 2]
+            ):
+                needs = ""  # the paragraph that it stood before has ended
+            prose = True
+    return found
+
+
+def in_block(lines, name: str, start: int, needs: str = "", *, indented: bool = False, inline: bool = False, all_lines: bool = False):
+    """The commands of some lines; of docstrings only the indented ones."""
+    found, joined, first = [], "", 0
+    for number, line in enumerate(lines, start + 1):
+        if indented and not joined and not line.startswith("    "):
+            continue
+        first = first if joined else number
+        joined += line.strip()
+        if joined.endswith("\\"):
+            joined = joined.rstrip("\\").rstrip() + " "
+            continue
+        text, joined = joined, ""
+        own = re.search(r"\s+# needs: (.*)$", text)
+        for part in _parts(text):
+            words = _words(part)
+            if inline and len(words) < 2:
+                continue
+            if words and re.fullmatch(r"(?:launch|benchmarks|experiments)/\w+\.py", words[0]) and len(words) > 1:
+                words = ["python", *words]
+            if words and (words[0] in PROGRAMS or (all_lines and not words[0].startswith("-"))):
+                found.append(Command(f"{name}:{first}", part.strip(), tuple(words), own[1] if own else needs))
+    return found
+
+
+def _parts(text: str) -> list[str]:
+    """A line's commands: what && and | join, where they stand outside quotes; the command that another one runs, too."""
+    text = re.sub(r"\[(--[^\[\]]*|-- [^\[\]]*)\]", _optional, text)
+    parts, quote, last = [], "", 0
+    for index, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter == "#" and (index == 0 or text[index - 1] == " "):
+            text = text[:index]
+            break
+        elif text[index : index + 2] == "&&" or text[index : index + 3] == " | ":
+            parts.append(text[last:index])
+            last = index + (2 if letter == "&" else 3)
+    parts.append(text[last:])
+    for part in list(parts):
+        inner = re.search(r'--command="(.*)"?', part) or re.match(r"\s*(?:srun|docker run)\b.*?(python3? .*)", part)
+        if inner:
+            parts += _parts(inner[1].rstrip('"'))
+    return [part for part in parts if part.strip()]
+
+
+def _optional(found: re.Match) -> str:
+    """What usage puts in brackets, as it would be given; the first of several values."""
+    inside = found[1]
+    return "" if "KEY=VALUE" in inside else re.sub(r"=([\w-]+)\|[\w|-]+", r"=\1", inside)
+
+
+def _words(part: str) -> list[str]:
+    try:
+        words = shlex.split(part, comments=True)
+    except ValueError:
+        return []
+    words = [word for word in words if word != "…"]
+    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # variables
+        words = words[1:]
+    if words and re.fullmatch(r"\S+/bin/(?:python3?|pip)", words[0]):
+        words[0] = words[0].rsplit("/", 1)[1]
+    return [one for word in words for one in _braces(word)]
+
+
+def _braces(word: str) -> list[str]:
+    """`a{b,c}` as the shell expands it."""
+    found = re.fullmatch(r"([^{}]*)\{([^{}]*,[^{}]*)\}([^{}]*)", word)
+    return [found[1] + middle + found[3] for middle in found[2].split(",")] if found else [word]
