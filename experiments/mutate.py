@@ -54,7 +54,8 @@ ALSO = {
     "stepreward/training/learner.py": ("test_runner.py",),
     "stepreward/training/setup.py": ("test_runner.py", "test_environment_configs.py"),
     "stepreward/training/stages.py": ("test_stages.py",),
-}
+} | {f"envs/{name}/": ("test_environment_episodes.py",) for name in ("sokoban", "webshop", "sotopia", "alfworld", "virtualhome")}
+_HEAVY = ("stepreward.training", "stepreward.serve", "stepreward.models", "stepreward.rollout.engine")
 
 
 def main() -> None:
@@ -80,6 +81,7 @@ def main() -> None:
         for file, mutation in places:
             print(f"{file}:{mutation.line}: {mutation}\n    {' '.join(relevant(file))}")
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the tests which run end too
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
@@ -196,7 +198,9 @@ def relevant(file: str) -> list[str]:
     for test in sorted((ROOT / "tests").glob("test_*.py")):
         distance = _distances(test.name).get(module)
         named = any(file.startswith(prefix) and test.name in tests for prefix, tests in ALSO.items())
-        if distance is None and not named:
+        # A test that trains, or serves a model, takes long and tells little of an environment.
+        heavy = file.startswith("envs/") and any(name.startswith(_HEAVY) for name in _imported(f"tests/{test.name}"))
+        if (distance is None or heavy) and not named:
             continue
         text = test.read_text(encoding="utf-8")
         used = len(set(own.findall(text))) if own else 0
