@@ -35,6 +35,7 @@ import tempfile
 import time
 from collections import defaultdict
 from functools import cache
+from itertools import islice
 from pathlib import Path
 
 from mutations import Mutation, mutations
@@ -107,7 +108,15 @@ def draw(seed: int, count: int, areas: list[str]) -> list[tuple[str, Mutation]]:
     rng = random.Random(seed)
     drawn = [(file, rng.choice(found)) for (file, _), found in sorted(lines.items())]
     rng.shuffle(drawn)
-    return drawn[:count]
+    return list(islice((one for one in drawn if _compiles(*one)), count))
+
+
+def _compiles(file: str, mutation: Mutation) -> bool:
+    try:
+        compile(mutation.apply((ROOT / file).read_text(encoding="utf-8")), file, "exec")
+    except SyntaxError:
+        return False
+    return True
 
 
 class Trial:

@@ -76,7 +76,7 @@ class Mutation:
 
 
 def mutations(source: str) -> list[Mutation]:
-    """Every change that the operators make of a module, in the order of its text; each leaves a module that compiles."""
+    """Every change that the operators make of a module, in the order of its text."""
     data, starts = source.encode(), [0]
     for line in data.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -86,15 +86,7 @@ def mutations(source: str) -> list[Mutation]:
         end = starts[node.end_lineno - 1] + node.end_col_offset
         before = " ".join(data[start:end].decode().split())
         made.append(Mutation(operator, node.lineno, start, end, before, text))
-    return [mutation for mutation in sorted(made, key=lambda m: (m.start, m.end, m.text)) if _compiles(mutation.apply(source))]
-
-
-def _compiles(source: str) -> bool:
-    try:
-        compile(source, "mutated", "exec")
-    except SyntaxError:  # a `global` name, an assignment target, …
-        return False
-    return True
+    return sorted(made, key=lambda mutation: (mutation.start, mutation.end, mutation.text))
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, str]]:
