@@ -7,10 +7,11 @@
 
 The places are lines of code, drawn alike and without replacement, with one change of experiments/mutations.py each, so that `--count=20`
 and then `--count=100` with the same seed and areas continue where the first ended. Every change is made in a copy of the tree, in which only
-the one to five test files run that import the changed module most closely (--tests shows which), up to the first failure. A line of
+the two to five test files run that import the changed module most closely (--tests shows them; as many as take --budget seconds of a
+processor, but two), up to the first failure. A line of
 the results is {"seed", "area", "place", "change", "operator", "tests", "outcome", "by", "seconds"}; the outcome is
 
-    noticed    a test failed, or took more than --patience times the unchanged code's time (then "by" is "time limit")
+    noticed    a test failed, or took more than --patience times the unchanged code's processor time (then "by" is "time limit")
     survived   all tests passed
     broken     a chosen test file fails without a change: the place is not counted
 
@@ -27,6 +28,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(DRAWN), help="comma-separated areas (%(default)s)")
     parser.add_argument("--place", help="every change on one line, as file:line, in place of a draw")
     parser.add_argument("--patience", type=float, default=4.0, help="time limit, as a multiple of the unchanged code's time")
+    parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of the tests of one change, two files at least")
     parser.add_argument("--tests", action="store_true", help="print the drawn places and their test files, and run nothing")
     parser.add_argument("--table", action="store_true", help="print the results as tables, and run nothing")
     parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader found to change nothing")
@@ -86,7 +89,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        trial = Trial(Path(folder), options.out.with_suffix(".baseline.json"), options.patience)
+        trial = Trial(Path(folder), options.out.parent / "baseline.json", options.patience, options.budget)
         for file, mutation in places:
             key = (options.seed, f"{file}:{mutation.line}", str(mutation))
             if key in done:
@@ -122,8 +125,8 @@ def _compiles(file: str, mutation: Mutation) -> bool:
 class Trial:
     """A copy of the tree, in which one change after the other is made and undone."""
 
-    def __init__(self, folder: Path, baseline: Path, patience: float):
-        self._folder, self._baseline_file, self._patience = folder, baseline, patience
+    def __init__(self, folder: Path, baseline: Path, patience: float, budget: float):
+        self._folder, self._baseline_file, self._patience, self._budget = folder, baseline, patience, budget
         self._baseline = json.loads(baseline.read_text()) if baseline.exists() else {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
@@ -136,12 +139,17 @@ class Trial:
 
     def run(self, file: str, mutation: Mutation) -> dict:
         """{"tests", "outcome", "by", "seconds"} of one change."""
-        tests = relevant(file)
-        sound = [test for test in tests if self._unchanged(test)["code"] == 0]
-        unsound = sorted(set(tests) - set(sound))
+        tests, sound, unsound, spent = relevant(file), [], [], 0.0
+        for test in tests:
+            alone = self._unchanged(test)
+            if alone["code"] != 0:
+                unsound.append(test)
+            elif len(sound) < 2 or spent + alone["seconds"] <= self._budget:
+                sound.append(test)
+                spent += alone["seconds"]
         if not sound:
             return {"tests": tests, "outcome": "broken", "by": f"without a change: {', '.join(unsound)}", "seconds": 0.0}
-        limit = 60 + self._patience * sum(self._unchanged(test)["seconds"] for test in sound)
+        limit = 30 + self._patience * spent
         path, source = self._folder / file, (ROOT / file).read_text(encoding="utf-8")
         self._write(path, mutation.apply(source))
         try:
@@ -157,8 +165,8 @@ class Trial:
     def _unchanged(self, test: str) -> dict:
         """{"code", "seconds"} of a test file on the unchanged code, run once; code 5 when it is skipped as a whole."""
         if test not in self._baseline:
-            code, seconds, _ = self._pytest([test], 1200)
-            self._baseline[test] = {"code": code, "seconds": seconds}
+            code, seconds, _ = self._pytest([test], 600)
+            self._baseline[test] = {"code": code, "seconds": round(seconds, 1)}
             self._baseline_file.write_text(json.dumps(self._baseline, indent=1))
         return self._baseline[test]
 
@@ -169,21 +177,29 @@ class Trial:
         os.utime(path, (self._time, self._time))
 
     def _pytest(self, tests: list[str], limit: float) -> tuple[int | None, float, str]:
-        """(exit code, None when the time was up; seconds; output)."""
+        """(exit code, None when the time was up; seconds of a processor; output)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
-        started = time.monotonic()
+        before = _processor_seconds()
         process = subprocess.Popen(
             [*command, *(f"tests/{test}" for test in tests)], cwd=self._folder, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # An endless loop ends by its own processor time, which other load on the machine does not change.
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1)),
         )  # fmt: skip
         try:
-            output = process.communicate(timeout=limit)[0].decode(errors="replace")
-            code = process.returncode
-        except subprocess.TimeoutExpired:
+            output = process.communicate(timeout=300 + 10 * limit)[0].decode(errors="replace")
+            code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode
+        except subprocess.TimeoutExpired:  # it waits for something
             output, code = "", None
         finally:
             _end(process)
-        return code, time.monotonic() - started, output
+        return code, _processor_seconds() - before, output
+
+
+def _processor_seconds() -> float:
+    """Of the processes that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _end(process: subprocess.Popen) -> None:
