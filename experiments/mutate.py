@@ -7,16 +7,15 @@
 
 The places are lines of code, drawn alike and without replacement, with one change of experiments/mutations.py each, so that `--count=20`
 and then `--count=100` with the same seed and areas continue where the first ended. Every change is made in a copy of the tree, in which only
-the two to five test files run that import the changed module most closely (--tests shows them; as many as take --budget seconds of a
-processor, but two), up to the first failure. A line of
+the two to five test files run that import the changed module most closely (--tests shows them), up to the first failure. A test that
+fails is run on the unchanged code too, and left out when it fails there. A line of
 the results is {"seed", "area", "place", "change", "operator", "tests", "outcome", "by", "seconds"}; the outcome is
 
-    noticed    a test failed, or took more than --patience times the unchanged code's processor time (then "by" is "time limit")
+    noticed    a test failed, or the tests took more than --limit seconds of a processor (then "by" is "time limit")
     survived   all tests passed
-    broken     a chosen test file fails without a change: the place is not counted
+    broken     no test ran: the place is not counted
 
-Test files that fail, or are skipped as a whole, without a change are named. A line that exists is not run again. A survivor may be
-equivalent: it changes no behaviour that is promised (speed, a bound on a cache, a case that cannot occur). Nobody but a reader can
+A line that exists is not run again. A survivor may be equivalent: it changes no behaviour that is promised (speed, a bound on a cache, a case that cannot occur). Nobody but a reader can
 tell; `--equivalent=FILE` names a file of lines "place: change | reason", which the table takes out of the count and prints.
 """
 
@@ -49,7 +48,7 @@ AREAS = {"envs": "envs"} | {
 }
 DRAWN = [area for area in AREAS if area != "report"]  # most of the report's numbers are sizes and colours
 MOST_TESTS = 5
-# Test files that reach a module through a process, a fixture or a name, so that no import says so.
+# Tests that reach a module through a process, a fixture or a name, so that no import says so.
 ALSO = {
     "stepreward/serve/": ("test_serve.py",),
     "stepreward/rollout/environment_host.py": ("test_process_pool.py", "test_environments.py"),
@@ -57,7 +56,10 @@ ALSO = {
     "stepreward/training/learner.py": ("test_runner.py",),
     "stepreward/training/setup.py": ("test_runner.py", "test_environment_configs.py"),
     "stepreward/training/stages.py": ("test_stages.py",),
-} | {f"envs/{name}/": ("test_environment_episodes.py",) for name in ("sokoban", "webshop", "sotopia", "alfworld", "virtualhome")}
+} | {
+    f"envs/{name}/": (f"test_environment_episodes.py::test_episodes_are_the_same_for_ever[{name}-{preset}]", "test_environment_presets.py")
+    for name, preset in (("sokoban", "tiny"), ("webshop", "istar"), ("sotopia", "istar"), ("alfworld", "tiny"), ("virtualhome", "istar"))
+}
 _HEAVY = ("stepreward.training", "stepreward.serve", "stepreward.models", "stepreward.rollout.engine")
 
 
@@ -68,8 +70,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="places in all, those of earlier calls included")
     parser.add_argument("--only", default=",".join(DRAWN), help="comma-separated areas (%(default)s)")
     parser.add_argument("--place", help="every change on one line, as file:line, in place of a draw")
-    parser.add_argument("--patience", type=float, default=4.0, help="time limit, as a multiple of the unchanged code's time")
-    parser.add_argument("--budget", type=float, default=60.0, help="processor seconds of the tests of one change, two files at least")
+    parser.add_argument("--limit", type=float, default=400.0, help="processor seconds of the tests of one change")
     parser.add_argument("--tests", action="store_true", help="print the drawn places and their test files, and run nothing")
     parser.add_argument("--table", action="store_true", help="print the results as tables, and run nothing")
     parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader found to change nothing")
@@ -89,7 +90,7 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        trial = Trial(Path(folder), options.out.parent / "baseline.json", options.patience, options.budget)
+        trial = Trial(Path(folder), options.limit)
         for file, mutation in places:
             key = (options.seed, f"{file}:{mutation.line}", str(mutation))
             if key in done:
@@ -125,9 +126,8 @@ def _compiles(file: str, mutation: Mutation) -> bool:
 class Trial:
     """A copy of the tree, in which one change after the other is made and undone."""
 
-    def __init__(self, folder: Path, baseline: Path, patience: float, budget: float):
-        self._folder, self._baseline_file, self._patience, self._budget = folder, baseline, patience, budget
-        self._baseline = json.loads(baseline.read_text()) if baseline.exists() else {}
+    def __init__(self, folder: Path, limit: float):
+        self._folder, self._limit, self._unsound = folder, limit, {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
         ).stdout.decode()
@@ -139,36 +139,29 @@ class Trial:
 
     def run(self, file: str, mutation: Mutation) -> dict:
         """{"tests", "outcome", "by", "seconds"} of one change."""
-        tests, sound, unsound, spent = relevant(file), [], [], 0.0
-        for test in tests:
-            alone = self._unchanged(test)
-            if alone["code"] != 0:
-                unsound.append(test)
-            elif len(sound) < 2 or spent + alone["seconds"] <= self._budget:
-                sound.append(test)
-                spent += alone["seconds"]
-        if not sound:
-            return {"tests": tests, "outcome": "broken", "by": f"without a change: {', '.join(unsound)}", "seconds": 0.0}
-        limit = 30 + self._patience * spent
-        path, source = self._folder / file, (ROOT / file).read_text(encoding="utf-8")
-        self._write(path, mutation.apply(source))
-        try:
-            code, seconds, output = self._pytest(sound, limit)
-        finally:
-            self._write(path, source)
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        by = "" if code == 0 else "time limit" if code is None else failed[1] if failed else f"exit code {code}"
-        if unsound:
-            by += f" (left out, failing or skipped without a change: {', '.join(unsound)})"
-        return {"tests": sound, "outcome": "survived" if code == 0 else "noticed", "by": by, "seconds": round(seconds, 1)}
+        tests, path, source = relevant(file), self._folder / file, (ROOT / file).read_text(encoding="utf-8")
+        seconds, left_out = 0.0, []
+        while True:
+            self._write(path, mutation.apply(source))
+            try:
+                code, took, output = self._pytest([*tests, *(f"--deselect=tests/{test}" for test in left_out)])
+            finally:
+                self._write(path, source)
+            seconds += took
+            failed = re.search(r"^(?:FAILED|ERROR) tests/(\S+)", output, re.MULTILINE)
+            if code in (0, 5) or failed is None or not self._fails_unchanged(failed[1]):
+                break
+            left_out.append(failed[1])
+        by = "" if code in (0, 5) else "time limit" if code is None else failed[1] if failed else f"exit code {code}"
+        by += f" (left out: {', '.join(left_out)})" if left_out else ""
+        outcome = {0: "survived", 5: "broken"}.get(code, "noticed")
+        return {"tests": tests, "outcome": outcome, "by": by, "seconds": round(seconds, 1)}
 
-    def _unchanged(self, test: str) -> dict:
-        """{"code", "seconds"} of a test file on the unchanged code, run once; code 5 when it is skipped as a whole."""
-        if test not in self._baseline:
-            code, seconds, _ = self._pytest([test], 600)
-            self._baseline[test] = {"code": code, "seconds": round(seconds, 1)}
-            self._baseline_file.write_text(json.dumps(self._baseline, indent=1))
-        return self._baseline[test]
+    def _fails_unchanged(self, test: str) -> bool:
+        """Whether a test fails on the unchanged code. A file that cannot be imported with the change can be without."""
+        if test not in self._unsound:
+            self._unsound[test] = self._pytest([test])[0] not in (0, 5)
+        return self._unsound[test]
 
     def _write(self, path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
@@ -176,18 +169,18 @@ class Trial:
         self._time += 2
         os.utime(path, (self._time, self._time))
 
-    def _pytest(self, tests: list[str], limit: float) -> tuple[int | None, float, str]:
+    def _pytest(self, tests: list[str]) -> tuple[int | None, float, str]:
         """(exit code, None when the time was up; seconds of a processor; output)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         before = _processor_seconds()
         process = subprocess.Popen(
-            [*command, *(f"tests/{test}" for test in tests)], cwd=self._folder, start_new_session=True,
+            [*command, *(test if test.startswith("-") else f"tests/{test}" for test in tests)], cwd=self._folder, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             # An endless loop ends by its own processor time, which other load on the machine does not change.
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(limit) + 1, int(limit) + 1)),
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
         )  # fmt: skip
         try:
-            output = process.communicate(timeout=300 + 10 * limit)[0].decode(errors="replace")
+            output = process.communicate(timeout=10 * self._limit)[0].decode(errors="replace")
             code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode
         except subprocess.TimeoutExpired:  # it waits for something
             output, code = "", None
@@ -212,7 +205,7 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def relevant(file: str) -> list[str]:
-    """The test files that a module concerns most, best first; at least one, at most MOST_TESTS.
+    """The test files that a module concerns most, best first; at least two where there are two, at most MOST_TESTS.
 
     A test file scores for importing the module, itself or through others, for the names of the module that it uses, and for a
     name of its own like the module's.
@@ -220,20 +213,21 @@ def relevant(file: str) -> list[str]:
     module, scores = _module(file), {}
     own = re.compile(rf"\b({'|'.join(map(re.escape, _defined(file)))})\b") if _defined(file) else None
     words = set(re.findall(r"[a-z]+", module.removeprefix("stepreward.").replace("hugging_face", "huggingface")))
-    for test in sorted((ROOT / "tests").glob("test_*.py")):
+    also = {test for prefix, tests in ALSO.items() if file.startswith(prefix) for test in tests}
+    for name in sorted({path.name for path in (ROOT / "tests").glob("test_*.py")} | also):
+        test = ROOT / "tests" / name.partition("::")[0]
         distance = _distances(test.name).get(module)
-        named = any(file.startswith(prefix) and test.name in tests for prefix, tests in ALSO.items())
         # A test that trains, or serves a model, takes long and tells little of an environment.
-        heavy = file.startswith("envs/") and any(name.startswith(_HEAVY) for name in _imported(f"tests/{test.name}"))
-        if (distance is None or heavy) and not named:
+        heavy = file.startswith("envs/") and any(other.startswith(_HEAVY) for other in _imported(f"tests/{test.name}"))
+        if not test.exists() or ((distance is None or heavy) and name not in also):
             continue
         text = test.read_text(encoding="utf-8")
         used = len(set(own.findall(text))) if own else 0
         alike = len(words & set(re.findall(r"[a-z]+", test.stem.replace("hugging_face", "huggingface").removeprefix("test_"))))
         near = 0 if distance is None else 1 / distance
-        scores[test.name] = 3 * near + 2 * alike + 0.5 * min(used, 6) + 3 * named
+        scores[name] = 3 * near + 2 * alike + 0.5 * min(used, 6) + 3 * (name in also)
     best = sorted(scores, key=lambda name: (-scores[name], name))[:MOST_TESTS]
-    return [name for name in best if scores[name] >= 0.4 * scores[best[0]]] or best[:1]
+    return [name for name in best if scores[name] >= 0.4 * scores[best[0]] or name in best[:2]]
 
 
 @cache

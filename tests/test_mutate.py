@@ -73,6 +73,7 @@ def test_the_tests_that_import_a_module_most_closely_are_chosen(trial):
     assert mutate.relevant("stepreward/training/policy.py")[0] == "test_policy_step.py"
     for area in ("credit", "serve"):
         assert all(1 <= len(mutate.relevant(file)) <= mutate.MOST_TESTS for file in mutate._files(mutate.AREAS[area]) if mutate._of(file))
+    assert "test_environment_presets.py" in mutate.relevant("envs/webshop/presets.py")
 
 
 @pytest.fixture
