@@ -6,6 +6,7 @@ import io
 import json
 import lzma
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -261,6 +262,18 @@ def test_official_layout(official):
     environment.close()
     with pytest.raises(FileNotFoundError, match="valid_unseen"):
         alfworld.make("istar", data=official, held_out="valid_unseen")().num_tasks("held_out")
+
+
+def test_games_that_the_benchmark_leaves_out_are_not_played(tmp_path):
+    for seed in (0, 3):
+        write(generate(ALL, seed), tmp_path)
+    played = sorted((tmp_path / "train").glob("*/*"))
+    for folder, name in ((played[0], "movable_recep-None"), (played[1], "KnifeSliced-None")):  # with all that a game needs
+        shutil.copytree(folder, tmp_path / "train" / f"pick_and_place_simple-{name}" / "trial_1")
+    types = {json.loads((folder / "traj_data.json").read_text())["task_type"] for folder in played}
+    assert len(games.Folder(tmp_path, "train", alfworld.TASK_TYPES, "error")) == 2 == len(types)
+    for task_type in types:
+        assert len(games.Folder(tmp_path, "train", (task_type,), "error")) == 1
 
 
 def test_half_downloaded(official, tmp_path):

@@ -139,3 +139,22 @@ def test_the_explorer_needs_the_turns_that_are_left():
     assert environment.expert() is None
     assert math.isfinite(environment.distance())
     environment.close()
+
+
+@played
+@pytest.mark.parametrize("expert", ["explorer", "oracle"])
+def test_an_expert_has_exactly_the_turns_that_are_left(expert):
+    environment = alfworld.make("tiny", expert=expert)()
+    environment.reset(seed=0)
+    needed = len(environment.expert())
+    environment.close()
+    enough, short = (alfworld.make("tiny", max_steps=needed + 1, expert=expert)() for _ in range(2))
+    for played_with, wasted in ((enough, 1), (short, 2)):
+        played_with.reset(seed=0)
+        for _ in range(wasted):
+            played_with.step(None)
+    assert len(enough.expert()) == needed and short.expert() is None
+    *_, info = [enough.step(action) for action in enough.expert()][-1]
+    assert info["won"] and enough.expert() is None
+    for made in (enough, short):
+        made.close()

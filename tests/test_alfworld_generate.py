@@ -38,6 +38,19 @@ def test_the_same_in_every_process():
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize(
+    ("preset", "split", "digest"),
+    [
+        ("tiny", "train", "30acd6b424c27c72"), ("tiny", "held_out", "80b6098eb6dbc19d"),
+        ("istar", "train", "86c89ea129b48e60"), ("istar", "held_out", "141658d2dbcf8376"),
+    ],
+)  # fmt: skip
+def test_the_games_of_the_presets_are_the_same_for_ever(preset, split, digest):
+    games = [generate(alfworld.settings(preset), seed, split).game for seed in range(12)]
+    told = "\n".join(f"{game.name}\n{game.problem}\n{game.grammar}" for game in games)
+    assert hashlib.sha256(told.encode()).hexdigest()[:16] == digest
+
+
 def test_names_of_a_few_games():
     assert generate(ALL, 0).game.name == "train/pick_clean_then_place_in_recep-SoapBar-CounterTop-407/seed_0"
     assert generate(ALL, 0, "held_out").game.name == "held_out/look_at_obj_in_light-Pillow-DeskLamp-205/seed_0"

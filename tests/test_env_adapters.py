@@ -330,6 +330,17 @@ def test_a_game_of_one(arena):
     assert not info["executed"]
 
 
+def test_a_game_follows_its_seed(arena):
+    made = arena.make("GuessTheNumber-v0")()
+
+    def answer(seed):
+        made.reset(seed=seed)
+        return made.step("10")[0]["text"]
+
+    told = [answer(seed) for seed in range(12)]
+    assert told == [answer(seed) for seed in range(12)] and len(set(told)) >= 2  # higher, lower
+
+
 def test_hanoi_shows_its_board(arena):
     environment = arena.make("TowerOfHanoi-v0")()
     observation, info = environment.reset(seed=0)

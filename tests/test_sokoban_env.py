@@ -114,6 +114,12 @@ def test_distance_and_expert_lead_to_success():
         assert environment.expert() == []
 
 
+def test_the_expert_does_not_count_the_turns_that_are_left():
+    environment = corridor(max_steps=2)
+    environment.step(None)
+    assert environment.expert() == ["right", "right"] and environment.distance() == 2
+
+
 def test_dead_end():
     environment = make("istar")()
     environment.reset(options={"room": "######\n#____#\n#PX_O#\n#____#\n######"})

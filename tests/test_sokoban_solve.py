@@ -107,6 +107,11 @@ def test_a_star_agrees_with_the_table(monkeypatch):
             assert core.is_solved(room, state)
 
 
+def test_a_star_prefers_the_deeper_state_and_then_the_newer_one():
+    plans = ["".join(action[0] for action in solve.solve(*room_for(settings("large"), seed))) for seed in (1, 2)]
+    assert plans == ["ruululludddlrru", "llluluuuddddldrrurrruuuuuullrdd"]  # of the shortest ones
+
+
 def test_a_star_says_when_it_gives_up(monkeypatch):
     room, state = room_for(settings("large"), 1)
     monkeypatch.setattr(solve, "NODE_LIMIT", 10)

@@ -11,8 +11,11 @@ from stepreward.envs import sotopia
 from stepreward.envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Environment, Prompt, prompt_view, replay_prefix
 from stepreward.envs.sotopia import backend, data, make, prompts, settings
 from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
+from stepreward.envs.sotopia.env import Snapshot
 from stepreward.envs.sotopia.measure import play as measured
+from stepreward.envs.sotopia.partner import opening
 from stepreward.envs.sotopia.presets import PackageSettings, Settings
+from stepreward.envs.sotopia.scenarios import Task
 
 PRESETS = ("tiny", "istar", "spa")
 
@@ -46,6 +49,15 @@ def test_the_expert_is_understood_and_usually_succeeds(preset):
         assert info["dimensions"]["secret"] == 0 and info["admissible"] == ()
         goals.append(goal)
     assert np.mean([goal > 6 for goal in goals]) > 0.75
+
+
+@pytest.mark.parametrize(("rung", "goal", "won"), [(5, 6, False), (4, 7, True), (0, 10, True), (10, 2, False)])
+def test_a_goal_score_of_6_is_no_success_and_7_is_one(rung, goal, won):
+    bike = Task("bike", "Ada", "Ben", tuple(map(str, range(90, 35, -5))), (0, 1, 2), 1, "warm", 40, 0)
+    environment = make("istar")()
+    environment.restore(Snapshot(bike, opening(bike)._replace(standing=rung), (("Ben", "hi"),), 0, False))
+    _, reward, terminated, _, info = environment.step("agree")
+    assert (reward, terminated, info["dimensions"]["goal"], info["score"], info["won"]) == (goal, True, goal, goal / 10, won)
 
 
 def test_what_is_measured():

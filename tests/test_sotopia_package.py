@@ -82,6 +82,15 @@ def test_the_second_seat_and_a_judge_in_another_order(factory, stub):
     assert (reward, truncated, info["won"], info["dimensions"]["goal"]) == (4.0, True, False, 4)
 
 
+@pytest.mark.parametrize(("goals", "seat", "won"), [((6, 9), 0, False), ((7, 0), 0, True), ((9, 6), 1, False), ((0, 7), 1, True)])
+def test_a_goal_score_of_6_is_no_success_and_7_is_one(factory, stub, goals, seat, won):
+    stub.judge = judges(goals)
+    environment = factory(seat=seat, max_steps=1)()
+    environment.reset(seed=0)
+    _, reward, _, _, info = environment.step("Red?")
+    assert (reward, info["score"], info["won"]) == (goals[seat], goals[seat] / 10, won)
+
+
 def test_both_seats_are_tasks_and_scenarios_are_in_one_split(factory):
     environment = factory()()
     assert (environment.num_tasks("train"), environment.num_tasks("held_out")) == (16, 4)
@@ -239,6 +248,7 @@ def test_self_play_asks_and_reads_the_partner_as_the_policy(factory, stub):
     assert "number 2 of 2" in prompts("istar").window(prompt_view(observation, info), ())
     stub.partner = "no tags at all"
     observation, *_ = environment.step("Red!")
+    assert "number 2 of 2" in stub.asked[1][1]
     assert observation["talk"][-1] == ("Mina Stone", "Red!")  # an output without an action says nothing, as the policy's
 
 

@@ -1,5 +1,6 @@
 """The embedded world: tasks, what is heard in an utterance, and how the partner takes it."""
 
+import hashlib
 import subprocess
 import sys
 from collections import Counter
@@ -28,6 +29,18 @@ def test_tasks_are_seeded_and_splits_share_none():
     assert len(train) > 395 and not train & held_out
     assert all(split_of(task_for(seed, split)) == split for seed in range(50) for split in ("train", "held_out"))
     assert set(Counter(task_for(seed).scenario for seed in range(400))) == set(SCENARIOS) and len(SCENARIOS) == 12
+
+
+@pytest.mark.parametrize(("split", "digest"), [("train", "ff8fa46edafbfd62"), ("held_out", "e51952ec25423b79")])
+def test_the_tasks_of_the_seeds_are_the_same_for_ever(split, digest):
+    tasks = "\n".join(str(tuple(task_for(seed, split))) for seed in range(60))
+    assert hashlib.sha256(tasks.encode()).hexdigest()[:16] == digest
+
+
+def test_the_scenarios_are_told_the_same_for_ever():
+    words = "\n".join(str(tuple(SCENARIOS[name])) for name in sorted(SCENARIOS))
+    assert hashlib.sha256(words.encode()).hexdigest()[:16] == "a166b8c9329dcfa9"
+    assert {name for name, scenario in SCENARIOS.items() if scenario.money} == {"bike", "car", "salary", "loan", "rent", "donation"}
 
 
 def test_tasks_do_not_depend_on_the_hash_seed(root):

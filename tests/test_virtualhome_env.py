@@ -131,6 +131,16 @@ def test_the_expert_reaches_the_goal_also_after_detours(start):
     assert won and info["won"]
 
 
+def test_the_expert_needs_the_turns_that_are_left(start):
+    environment, _ = start(max_steps=3)
+    environment.step("sleep")
+    assert environment.expert() == ["walk to table", "grab plate"]  # exactly the two that are left
+    environment.step("sleep")
+    assert environment.expert() is None
+    environment.restore(environment.snapshot()._replace(steps=1))
+    assert environment.expert() == ["walk to table", "grab plate"]
+
+
 def test_rewards_and_steps_of_the_presets(start):
     environment, _ = start("istar")
     rewards = [environment.step(action)[1] for action in ("walk to table", "grab plate")]

@@ -98,6 +98,24 @@ def test_a_home_is_rebuilt_from_what_the_task_tells():
         rebuilt(graph(), revision, program[:2], {})
 
 
+def test_where_a_thing_is_placed_that_the_apartment_lacks():
+    program = tuple(read_line(line) for line in ("[WALK] <bedroom> (2)", "[GRAB] <widget> (1000)"))
+
+    def placed(*told):
+        revised = [{"from_id": start, "relation_type": relation, "to_id": end} for start, relation, end in told]
+        made = rebuilt(graph(), {"nodes": [], "revised_nodes": revised, "revised_add_edges": []}, program, {"widget": 1000})
+        edges = ((edge["from_id"], edge["relation_type"], edge["to_id"]) for edge in made["edges"])
+        return {edge for edge in edges if 1000 in edge}
+
+    # Beside the first thing that it was close to and that is in a room, and in that room.
+    close = [(1000, "CLOSE", 10), (1000, "CLOSE", 21)]
+    assert placed(*close) == {*close, (1000, "INSIDE", 1), (10, "CLOSE", 1000)}
+    # On what the task tells of.
+    assert placed((1000, "ON", 10)) == {(1000, "ON", 10), (1000, "INSIDE", 1), (1000, "CLOSE", 10), (10, "CLOSE", 1000)}
+    # VirtualHome knows no usual place of a widget: the first room that the program visits.
+    assert placed() == {(1000, "INSIDE", 2)}
+
+
 def test_bad_files_are_named(files, tmp_path):
     data, own, base = files(TASK)
     for call, kind, match in (

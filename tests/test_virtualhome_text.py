@@ -8,6 +8,8 @@ import pytest
 
 from stepreward.envs.virtualhome import make, prompts, settings
 from stepreward.envs.virtualhome.actions import FORMS, Command, Named, read, read_line, write
+from stepreward.envs.virtualhome.game import Game, Position
+from stepreward.envs.virtualhome.goals import Goal
 
 KNOWN = {"plate", "washing_machine", "table", "on_board", "back_door"}
 
@@ -53,6 +55,51 @@ def test_reading_never_raises():
         text = "".join(letters[index] for index in generator.integers(len(letters), size=20))
         for prefix in ("", "put ", "walk to "):
             read(prefix + text, KNOWN)
+
+
+class TwoSinks:
+    """As much of a scene as it takes to find an instance: two sinks and a plate, and what the agent holds and stands by."""
+
+    ids, agent = {"sink": (41, 42), "plate": (7, 8), "lamp": (9,)}, 1
+
+    def __init__(self, held=(), edges=()):
+        self._held, self._edges = held, set(edges)
+
+    def held(self, state):
+        return list(self._held)
+
+    def targets(self, state, number, relation):
+        return sorted(end for start, name, end in self._edges if (start, name) == (number, relation))
+
+    def has_edge(self, state, start, relation, end):
+        return (start, relation, end) in self._edges
+
+
+def meant(name, number=None, from_hand=False, memory=None, last=None, **scene):
+    game = Game(TwoSinks(**scene), Goal(()))
+    return game.instance(Position(None, memory or {}, last), Named(name, number), from_hand)
+
+
+def test_a_named_instance_is_meant_whatever_else_is_near():
+    here = {"memory": {"sink": 41}, "last": 41, "edges": ((1, "CLOSE", 41), (41, "CLOSE", 41)), "held": (41,)}
+    assert meant("sink", 42, **here) == meant("sink", 42, from_hand=True, **here) == 42
+    assert meant("sink", 43, **here) is meant("sink", 7, **here) is meant("lamp", 8) is meant("moon", 1) is meant("moon") is None
+    assert meant("lamp", 9) == meant("lamp") == 9
+    assert read("walk to sink (42).", TwoSinks.ids) == Command("WALK", (Named("sink", 42),))
+
+
+def test_which_instance_a_bare_name_means():
+    near_42, held_8 = ((1, "CLOSE", 42),), (8,)
+    assert meant("plate", held=held_8, from_hand=True, memory={"plate": 7}) == 8  # what is put down is what is held
+    assert meant("plate", held=held_8, memory={"plate": 7}) == 7  # only what is taken from a hand
+    assert meant("plate", held=(8, 7), from_hand=True, memory={"plate": 7}) == 7  # of two held ones, the one meant last
+    assert meant("plate", held=(8, 7), from_hand=True) == 8  # else that of the right hand
+    assert meant("sink", memory={"sink": 41}, edges=near_42) == 41  # the one meant last before a closer one
+    assert meant("sink", edges=(*near_42, (9, "CLOSE", 41)), last=9) == 42  # close to the agent before close to the last object
+    assert meant("sink", edges=((9, "CLOSE", 42),), last=9) == 42
+    assert meant("sink", edges=((42, "INSIDE", 9),), last=9) == 42
+    assert meant("sink", edges=((9, "CLOSE", 42), (41, "INSIDE", 9)), last=9) == 41  # of several the lowest
+    assert {Game(TwoSinks(), Goal(()), seed).instance(Position(None, {}), Named("sink")) for seed in range(9)} == {41, 42}
 
 
 def test_lines_of_programs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -58,6 +59,15 @@ def test_a_price_above_the_last_limits_has_none():
     asked = {"B1": {"attributes": ["tall"], "instruction": "Find me a vase", "instruction_attributes": ["tall"]}}
     (goal,) = synthetic_goals(catalogue.build(raw, asked, {}, random.Random(0)), random.Random(0))
     assert (goal.text, goal.price_upper) == ("Find me a vase", NO_LIMIT)
+
+
+def test_the_embedded_shop_is_the_same_for_ever():
+    def digest(text):
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    assert digest(json.dumps(synthetic.catalogue(), sort_keys=True, ensure_ascii=False)) == "58a075277180f9f6"
+    assert digest("\n".join(goal.text for goal in _load().goals)) == "6a0f79301b6857c7"
+    assert NO_LIMIT == 1_000_000  # dollars, the benchmark's
 
 
 def test_human_goals_need_an_attribute():

@@ -76,6 +76,36 @@ def test_results_and_their_pages(shop_in):
     assert text == f"{head}Page 1 (Total results: 0)"
 
 
+@pytest.mark.parametrize(("page_size", "pages_in_all"), [(23, 1), (24, 1), (22, 2), (1, 23)])
+def test_an_exactly_full_last_page_has_no_next(shop_in, page_size, pages_in_all):
+    environment = shop_in(page_size=page_size)
+    _, _, _, info = _walk(environment, "search[plain cup]")  # 23 hits
+    for page in range(1, pages_in_all + 1):
+        assert environment.snapshot().state.page == page
+        assert ("click[next >]" in info["admissible"]) == (page < pages_in_all)
+        assert ("click[< prev]" in info["admissible"]) == (page > 1)
+        assert len([name for name in info["admissible"] if name.startswith("click[b0")]) == min(page_size, 23 - page_size * (page - 1))
+        _, _, _, info = _walk(environment, "click[next >]")
+        assert info["executed"] == (page < pages_in_all)
+
+
+def test_prev_from_an_item_leads_to_the_page_that_it_was_on(shop_in):
+    environment = shop_in()
+    before, *_ = _walk(environment, "search[plain cup]", "click[next >]")
+    assert "Page 2 (Total results: 23)" in before
+    _walk(environment, "click[b000000110]")
+    assert environment.snapshot().state == State("item", "plain cup", 2, "B000000110", visited=("B000000110",))
+    assert _walk(environment, "click[reviews]", "click[< prev]", "click[< prev]")[0] == before
+    assert environment.snapshot().state == State("results", "plain cup", 2, visited=("B000000110",))
+    assert "Page 1 (" in _walk(environment, "click[< prev]")[0]
+
+
+def test_a_product_is_visited_once(shop_in):
+    environment = shop_in()
+    _walk(environment, "search[clay]", "click[b00000000a]", "click[< prev]", "click[b00000000b]", "click[< prev]", "click[b00000000a]")
+    assert environment.snapshot().state.visited == ("B00000000A", "B00000000B")
+
+
 def test_item_and_what_prev_leads_to(shop_in):
     environment = shop_in()
     text, _, _, info = _walk(environment, "search[clay]", "click[B00000000A]")

@@ -9,6 +9,7 @@ installed, the words of a title stand in: those of two or more letters or digits
 from __future__ import annotations
 
 import functools
+import importlib.util
 import re
 from typing import NamedTuple
 
@@ -113,6 +114,9 @@ def nouns(title: str) -> tuple[str, ...]:
 
 @functools.cache
 def _tagger():
+    # The model first: spaCy alone, which other packages bring, takes seconds and PyTorch to import.
+    if importlib.util.find_spec("en_core_web_sm") is None:
+        return None
     try:
         import spacy
 

@@ -1,0 +1,348 @@
+"""Measures how many small faults the tests notice: changes one place of the code, runs the most relevant tests, and counts.
+
+    python experiments/mutate.py --seed=1 --count=100 --out=runs/mutations.jsonl
+    python experiments/mutate.py --seed=1 --count=20 --only=envs,kernels --out=runs/mutations.jsonl
+    python experiments/mutate.py --table --seed=1 --out=runs/mutations.jsonl
+    python experiments/mutate.py --place=envs/sokoban/core.py:75 --out=runs/one.jsonl
+
+The places are lines of code, drawn alike and without replacement, with one change of experiments/mutations.py each, so that `--count=20`
+and then `--count=100` with the same seed and areas continue where the first ended. Every change is made in a copy of the tree, in which only
+the two to five test files run that import the changed module most closely (--tests shows them), up to the first failure. A test that
+fails is run on the unchanged code too, and left out when it fails there. A line of
+the results is {"seed", "area", "place", "change", "operator", "tests", "outcome", "by", "seconds"}; the outcome is
+
+    noticed    a test failed, or the tests took more than --limit seconds of a processor (then "by" is "time limit")
+    survived   all tests passed
+    broken     no test ran: the place is not counted
+
+A line that exists is not run again. A survivor may be equivalent: it changes no behaviour that is promised (speed, a bound on a cache, a case that cannot occur). Nobody but a reader can
+tell; `--equivalent=FILE` names a file of lines "place: change | reason", which the table takes out of the count and prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+from mutations import Mutation, mutations
+
+ROOT = Path(__file__).resolve().parent.parent
+# Folders of code, by the name of the area.
+AREAS = {"envs": "envs"} | {
+    name: f"stepreward/{name}" for name in ("kernels", "credit", "training", "rollout", "models", "serve", "data", "report")
+}
+DRAWN = [area for area in AREAS if area != "report"]  # most of the report's numbers are sizes and colours
+MOST_TESTS = 5
+# Tests that reach a module through a process, a fixture or a name, so that no import says so.
+ALSO = {
+    "stepreward/serve/": ("test_serve.py",),
+    "stepreward/rollout/environment_host.py": ("test_process_pool.py", "test_environments.py"),
+    "stepreward/rollout/fork_server.py": ("test_process_pool.py",),
+    "stepreward/training/learner.py": ("test_runner.py",),
+    "stepreward/training/setup.py": ("test_runner.py", "test_environment_configs.py"),
+    "stepreward/training/stages.py": ("test_stages.py",),
+} | {
+    f"envs/{name}/": (f"test_environment_episodes.py::test_episodes_are_the_same_for_ever[{name}-{preset}]", "test_environment_presets.py")
+    for name, preset in (("sokoban", "tiny"), ("webshop", "istar"), ("sotopia", "istar"), ("alfworld", "tiny"), ("virtualhome", "istar"))
+}
+# Whole runs, other processes and other packages' models: chosen where fewer than two other files concern a module.
+_SLOW = frozenset(f"test_{name}.py" for name in (
+    "compile_tpu", "multihost", "pretrained_run", "environment_runs", "vision_run", "launch", "spa_runs", "spa_arms", "vision_parity",
+    "sotopia_loopback", "sotopia_published", "preemption", "cloud",
+))  # fmt: skip
+_HEAVY = ("stepreward.training", "stepreward.serve", "stepreward.models", "stepreward.rollout.engine")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="file of results, outside the repository or under runs/")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of places")
+    parser.add_argument("--count", type=int, default=100, help="places in all, those of earlier calls included")
+    parser.add_argument("--only", default=",".join(DRAWN), help="comma-separated areas (%(default)s)")
+    parser.add_argument("--place", help="every change on one line, as file:line, in place of a draw")
+    parser.add_argument("--limit", type=float, default=400.0, help="processor seconds of the tests of one change")
+    parser.add_argument("--tests", action="store_true", help="print the drawn places and their test files, and run nothing")
+    parser.add_argument("--table", action="store_true", help="print the results as tables, and run nothing")
+    parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader found to change nothing")
+    options = parser.parse_args()
+    if options.table:
+        print(table(_read(options.out), options.seed, _equivalents(options.equivalent)))
+        return
+    areas = options.only.split(",")
+    if unknown := sorted(set(areas) - set(AREAS)):
+        parser.error(f"unknown area {', '.join(unknown)}; the areas are {', '.join(AREAS)}")
+    places = _at(options.place) if options.place else draw(options.seed, options.count, areas)
+    if options.tests:
+        for file, mutation in places:
+            print(f"{file}:{mutation.line}: {mutation}\n    {' '.join(relevant(file))}")
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the tests which run end too
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
+    with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
+        trial = Trial(Path(folder), options.limit)
+        for file, mutation in places:
+            key = (options.seed, f"{file}:{mutation.line}", str(mutation))
+            if key in done:
+                continue
+            outcome = {"seed": key[0], "area": _area(file), "place": key[1], "change": key[2], "operator": mutation.operator}
+            outcome |= trial.run(file, mutation)
+            with open(options.out, "a", encoding="utf-8") as out:
+                out.write(json.dumps(outcome, ensure_ascii=False) + "\n")
+            print(f"{outcome['outcome']:9} {key[1]}  {key[2]}  {outcome['by']}", flush=True)
+
+
+def draw(seed: int, count: int, areas: list[str]) -> list[tuple[str, Mutation]]:
+    """(file, change) of `count` places: lines of code drawn alike, and of each line one change."""
+    lines = defaultdict(list)
+    for area in sorted(areas):
+        for file in _files(AREAS[area]):
+            for mutation in _of(file):
+                lines[file, mutation.line].append(mutation)
+    rng = random.Random(seed)
+    drawn = [(file, rng.choice(found)) for (file, _), found in sorted(lines.items())]
+    rng.shuffle(drawn)
+    return list(islice((one for one in drawn if _compiles(*one)), count))
+
+
+def _compiles(file: str, mutation: Mutation) -> bool:
+    try:
+        compile(mutation.apply((ROOT / file).read_text(encoding="utf-8")), file, "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+class Trial:
+    """A copy of the tree, in which one change after the other is made and undone."""
+
+    def __init__(self, folder: Path, limit: float):
+        self._folder, self._limit, self._unsound = folder, limit, {}
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
+        ).stdout.decode()
+        for name in filter(None, listed.split("\0")):
+            if (ROOT / name).is_file():
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        self._time = time.time()
+
+    def run(self, file: str, mutation: Mutation) -> dict:
+        """{"tests", "outcome", "by", "seconds"} of one change."""
+        tests, path, source = relevant(file), self._folder / file, (ROOT / file).read_text(encoding="utf-8")
+        seconds, left_out = 0.0, []
+        while True:
+            self._write(path, mutation.apply(source))
+            try:
+                code, took, output = self._pytest([*tests, *(f"--deselect=tests/{test}" for test in left_out)])
+            finally:
+                self._write(path, source)
+            seconds += took
+            failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", output, re.MULTILINE)
+            if code in (0, 5) or failed is None or not self._fails_unchanged(failed[1]):
+                break
+            left_out.append(failed[1])
+        by = "" if code in (0, 5) else "time limit" if code is None else failed[1] if failed else f"exit code {code}"
+        by += f" (left out: {', '.join(left_out)})" if left_out else ""
+        outcome = {0: "survived", 5: "broken"}.get(code, "noticed")
+        return {"tests": tests, "outcome": outcome, "by": by, "seconds": round(seconds, 1)}
+
+    def _fails_unchanged(self, test: str) -> bool:
+        """Whether a test fails on the unchanged code. A file that cannot be imported with the change can be without."""
+        if test not in self._unsound:
+            self._unsound[test] = self._pytest([test])[0] not in (0, 5)
+        return self._unsound[test]
+
+    def _write(self, path: Path, text: str) -> None:
+        path.write_text(text, encoding="utf-8")
+        # Python trusts a compiled module of equal time, to the second, and size: every text gets a time of its own.
+        self._time += 2
+        os.utime(path, (self._time, self._time))
+
+    def _pytest(self, tests: list[str]) -> tuple[int | None, float, str]:
+        """(exit code, None when the time was up; seconds of a processor; output)."""
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
+        before = _processor_seconds()
+        process = subprocess.Popen(
+            [*command, *(test if test.startswith("-") else f"tests/{test}" for test in tests)], cwd=self._folder, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            # An endless loop ends by its own processor time, which other load on the machine does not change.
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
+        )  # fmt: skip
+        try:
+            output = process.communicate(timeout=10 * self._limit)[0].decode(errors="replace")
+            code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode
+        except subprocess.TimeoutExpired:  # it waits for something
+            output, code = "", None
+        finally:
+            _end(process)
+        return code, _processor_seconds() - before, output
+
+
+def _processor_seconds() -> float:
+    """Of the processes that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def _end(process: subprocess.Popen) -> None:
+    """Ends a process with everything that it started and left."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def relevant(file: str) -> list[str]:
+    """The test files that a module concerns most, best first; at least two where there are two, at most MOST_TESTS.
+
+    A test file scores for importing the module, itself or through others, for the names of the module that it uses, and for a
+    name of its own like the module's.
+    """
+    module, scores = _module(file), {}
+    own = re.compile(rf"\b({'|'.join(map(re.escape, _defined(file)))})\b") if _defined(file) else None
+    words = set(re.findall(r"[a-z]+", module.removeprefix("stepreward.").replace("hugging_face", "huggingface")))
+    also = {test for prefix, tests in ALSO.items() if file.startswith(prefix) for test in tests}
+    for name in sorted({path.name for path in (ROOT / "tests").glob("test_*.py")} | also):
+        test = ROOT / "tests" / name.partition("::")[0]
+        distance = _distances(test.name).get(module)
+        # A test that trains, or serves a model, takes long and tells little of an environment.
+        heavy = file.startswith("envs/") and any(other.startswith(_HEAVY) for other in _imported(f"tests/{test.name}"))
+        if not test.exists() or ((distance is None or heavy) and name not in also):
+            continue
+        text = test.read_text(encoding="utf-8")
+        used = len(set(own.findall(text))) if own else 0
+        alike = len(words & set(re.findall(r"[a-z]+", test.stem.replace("hugging_face", "huggingface").removeprefix("test_"))))
+        near = 0 if distance is None else 1 / distance
+        scores[name] = 3 * near + 2 * alike + 0.5 * min(used, 6) + 3 * (name in also)
+    quick = [name for name in scores if name not in _SLOW]
+    chosen = quick if len(quick) > 1 else list(scores)
+    best = sorted(chosen, key=lambda name: (-scores[name], name))[:MOST_TESTS]
+    return [name for name in best if scores[name] >= 0.4 * scores[best[0]] or name in best[:2]]
+
+
+@cache
+def _distances(test: str) -> dict[str, int]:
+    """How many imports lie between a test file and each module."""
+    found, frontier, distance = {}, _imported(f"tests/{test}"), 1
+    while frontier:
+        found |= dict.fromkeys(frontier, distance)
+        frontier = {name for module in frontier for name in _imported(_modules()[module])} - set(found)
+        distance += 1
+    return found
+
+
+@cache
+def _imported(file: str) -> frozenset[str]:
+    """The modules of ours that a file imports, those behind a package's names included."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                found |= {inner} if inner in _modules() else {_exports(node.module).get(alias.name, node.module)}
+    return frozenset(found & set(_modules()))
+
+
+@cache
+def _exports(package: str) -> dict[str, str]:
+    """Where the names that a package re-exports are defined."""
+    file = _modules().get(package, "")
+    if not file.endswith("__init__.py"):
+        return {}
+    nodes = [node for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    return {alias.asname or alias.name: node.module for node in nodes for alias in node.names}
+
+
+@cache
+def _modules() -> dict[str, str]:
+    """The file of each module."""
+    return {_module(file): file for top in ("stepreward", "envs", "launch") for file in _files(top)}
+
+
+def _module(file: str) -> str:
+    name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    return name if name.partition(".")[0] == "stepreward" else f"stepreward.{name}"
+
+
+@cache
+def _defined(file: str) -> tuple[str, ...]:
+    """The names of a module's functions, classes and methods."""
+    nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return tuple(sorted({n.name for n in nodes if isinstance(n, kinds) and not n.name.startswith("__") and len(n.name) > 3}))
+
+
+@cache
+def _files(folder: str) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")))
+
+
+@cache
+def _of(file: str) -> tuple[Mutation, ...]:
+    return tuple(mutations((ROOT / file).read_text(encoding="utf-8")))
+
+
+def _at(place: str) -> list[tuple[str, Mutation]]:
+    file, _, line = place.partition(":")
+    return [(file, mutation) for mutation in _of(file) if not line or mutation.line == int(line)]
+
+
+def _area(file: str) -> str:
+    return next((area for area, folder in AREAS.items() if file.startswith(f"{folder}/")), "other")
+
+
+def _read(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def _equivalents(file: Path | None) -> dict[str, str]:
+    """{"place: change": reason}."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file else []
+    return dict(line.rsplit(" | ", 1) for line in lines if line.strip() and not line.startswith("#"))
+
+
+def table(lines: list[dict], seed: int, equivalent: dict[str, str]) -> str:
+    """Counts by area, then the survivors, then those that are equivalent; Markdown."""
+    counts = defaultdict(lambda: dict.fromkeys(("noticed", "survived", "equivalent", "broken"), 0))
+    survivors, same = [], []
+    for line in lines:
+        if line["seed"] != seed:
+            continue
+        key = f"{line['place']}: {line['change']}"
+        outcome = "equivalent" if line["outcome"] == "survived" and key in equivalent else line["outcome"]
+        counts[line["area"]][outcome] += 1
+        if outcome == "survived":
+            survivors.append(f"* `{key}`")
+        elif outcome == "equivalent":
+            same.append(f"* `{key}`: {equivalent[key]}")
+    total = {outcome: sum(count[outcome] for count in counts.values()) for outcome in ("noticed", "survived", "equivalent", "broken")}
+    rows = ["| area | noticed | survived | equivalent | broken | noticed of those that count |", "|---|---|---|---|---|---|"]
+    for area, count in [*sorted(counts.items()), ("all", total)]:
+        of = count["noticed"] + count["survived"]
+        share = f"{100 * count['noticed'] / of:.0f} %" if of else "–"
+        rows.append(f"| {area} | {' | '.join(str(number) for number in count.values())} | {count['noticed']} of {of}, {share} |")
+    parts = ["\n".join(rows)] + [f"{title}\n{chr(10).join(items)}" for title, items in (("Survivors", survivors), ("Equivalent", same)) if items]
+    return "\n\n".join(parts)
+
+
+if __name__ == "__main__":
+    main()
