@@ -45,7 +45,7 @@ DECIDED_FROM = {
     ),
     "train": (
         # These change an earlier stage's output by rounding errors alone, so that a finished one can be taken on another machine.
-        "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "train.chunk_rows", "train.pack_rows",
+        "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
         "rollout.max_rows",
         # What is borrowed carries a fingerprint of its own.
         "stages.sft", "stages.exploration", "stages.estimator",
@@ -66,7 +66,8 @@ DECIDED_FROM = {
 # Keys that may change at any time: they decide no output, or only how far a run goes and how often it looks.
 FREE = (
     "environment.pool", "environment.timeout_s", "environment.reset_timeout_s", "environment.ray_address", "model.download",
-    "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every", "checkpoint.keep",
+    "train.check_batches", "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every",
+    "checkpoint.keep",
 )  # fmt: skip
 # Keys that name a folder or file: what it holds is compared (`identity.py`), not where it is.
 PATHS = ("model.path", "prm.path", "environment.data")
