@@ -107,7 +107,10 @@ class Checkpoints:
         step = step if step is not None else (self.steps() or [None])[-1]
         if step not in self.steps():
             raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}")
-        found = self._manager.restore(step, args=self._ocp.args.Composite(arrays=self._ocp.args.PyTreeRestore()))["arrays"]
+        names = dict(self._manager.item_metadata(step)["arrays"].items())
+        arguments = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+        wanted = self._ocp.args.Composite(arrays=self._ocp.args.PyTreeRestore(restore_args=arguments))
+        found = self._manager.restore(step, args=wanted)["arrays"]
         return {name: np.asarray(value) for name, value in found.items()}
 
     def wait(self) -> None:

@@ -76,7 +76,8 @@ def test_a_config_s_paths_are_replaced_by_what_they_hold(micro_config, folder, t
     (tmp_path / "rooms.txt").write_text("#")
     options = {"rooms": str(tmp_path / "rooms.txt"), "split": "train"}
     config = micro_config({"model.path": str(folder), "prm.path": str(folder), "environment.data": str(tmp_path / "rooms.txt")})
-    config.environment.options.update(options)
+    with config.unlocked():
+        config.environment.options.update(options)
     found = identity.of(config)
     assert set(found) - set(identity.DECIDED_FROM) == {"model.path", "prm.path", "environment.data"}
     assert found["environment.options content"] == {"rooms": found["environment.data content"]}
