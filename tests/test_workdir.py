@@ -65,10 +65,20 @@ def test_what_a_killed_process_was_writing_does_not_stand_in_the_way(micro_confi
     run = tmp_path / "run"
     run.mkdir()
     (run / LOCK_FILE).write_text("")
+    (run / ".identity").write_text("0123\n")
     (run / ".config.json.123").write_text("{")
     (run / ".tokenizer.123").mkdir()
     claimed(micro_config(), run)
-    assert sorted(os.listdir(run)) == [LOCK_FILE, "config.json"]
+    assert sorted(os.listdir(run)) == [".identity", LOCK_FILE, "config.json"]
+
+
+def test_a_start_that_was_killed_while_it_took_its_checkpoint_folder_goes_on(micro_config, tmp_path):
+    config = micro_config({"checkpoint.folder": str(tmp_path / "disk")})
+    claimed(config, tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    claimed(config, tmp_path / "run")
+    (tmp_path / "disk" / "run.json").write_text("")
+    claimed(config, tmp_path / "run")
 
 
 # --- checkpoint.folder ---
@@ -89,6 +99,13 @@ def test_a_copied_workdir_cannot_share_the_checkpoint_folder_but_a_moved_one_kee
     (tmp_path / "a").rename(tmp_path / "moved")
     claimed(config, tmp_path / "moved")
     assert json.loads((tmp_path / "disk" / "run.json").read_text())["workdir"] == str(tmp_path / "moved")
+
+
+def test_a_workdir_that_has_not_begun_does_not_take_over_checkpoints(micro_config, tmp_path):
+    claimed(micro_config(), tmp_path / "run")
+    (tmp_path / "disk" / "7").mkdir(parents=True)
+    message = refused(micro_config({"checkpoint.folder": str(tmp_path / "disk")}), tmp_path / "run")
+    assert "holds the checkpoints of a run" in message
 
 
 def test_another_workdir_s_own_checkpoints_are_not_a_checkpoint_folder(micro_config, tmp_path):
@@ -203,3 +220,17 @@ def test_a_link_to_a_name_that_cannot_be_used_is_refused_with_its_target(tmp_pat
     with pytest.raises(ValueError, match=r"link' is '.*\[1\]', which holds '\['"):
         check_folder_name(tmp_path / "link", "workdir")
     check_folder_name(tmp_path / "link", "workdir", read_only=True)
+
+
+# --- Those who only read ---
+
+
+def test_who_only_reads_makes_nothing_that_is_missing(micro_config, tmp_path):
+    from stepreward.training.evaluate import _check_whole
+
+    with pytest.raises(UserError, match="has lost its folder tokenizer and demonstrations: train.py makes it again"):
+        _check_whole(micro_config(), tmp_path)
+    for name in ("tokenizer", "demonstrations"):
+        (tmp_path / name).mkdir()
+    _check_whole(micro_config(), tmp_path)
+    _check_whole(micro_config({"model.path": "a/model", "sft.updates": 0}), tmp_path / "none")

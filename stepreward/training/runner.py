@@ -138,7 +138,7 @@ class Runner:
         handlers = {s: signal.signal(s, self._request_stop) for s in _stop_signals()}
         try:
             if stage is not None:
-                self._check_stage(stage)
+                stages.check_turn(stage, self.stage, {PHASES[p] for p in PHASES if self._has(p)}, self.c)
             while not self.finished and stage in (None, self.stage):
                 self._tick()
                 asked = int(processes.agree_max(self._stop))  # of any process
@@ -158,17 +158,6 @@ class Runner:
             self.metrics.close()
         self.parts.collector.pool.close()
         workdirs.release(self._locks)
-
-    def _check_stage(self, stage: str) -> None:
-        if stage == self.stage:
-            return
-        order = stages.STAGES
-        if stage not in {PHASES[p] for p in PHASES if self._has(p)}:
-            reason = "eval.final_episodes=0" if stage == "evaluate" else f"credit.method={self.c.credit.method} does not need it"
-            raise UserError(f"this run has no stage {stage}: {reason}.")
-        if self.stage and order.index(stage) > order.index(self.stage):
-            raise UserError(f"stage {stage} comes after {self.stage}, which is not finished here: run --stage={self.stage} first.")
-        raise UserError(f"stage {stage} is finished in this workdir; the next one is {self.stage or 'none: the run is finished'}.")
 
     def _tick(self) -> None:
         counters = self.counters

@@ -99,6 +99,25 @@ def fingerprint(config, stage: str, **more: Any) -> dict[str, Any]:
     return json.loads(json.dumps(found | more))
 
 
+def check_turn(stage: str, following: str | None, has: set[str], config) -> None:
+    """Raises a UserError when a stage cannot be run alone now.
+
+    Args:
+      stage: the one that is asked for.
+      following: the next one of the run; None when it is finished.
+      has: the stages of the run.
+      config: of the run.
+    """
+    if stage == following:
+        return
+    if stage not in has:
+        reason = "eval.final_episodes=0" if stage == "evaluate" else f"credit.method={config.credit.method} does not need it"
+        raise UserError(f"this run has no stage {stage}: {reason}.")
+    if following and STAGES.index(stage) > STAGES.index(following):
+        raise UserError(f"stage {stage} comes after {following}, which is not finished here: run --stage={following} first.")
+    raise UserError(f"stage {stage} is finished in this workdir; the next one is {following or 'none: the run is finished'}.")
+
+
 def digest(config) -> str:
     """Sixteen hex digits that tell one config from another, but for keys that may change at any time and for paths."""
     found = {k: v for k, v in leaves(getattr(config, "untracked", config)).items() if k not in (*FREE, *PATHS)}

@@ -98,15 +98,20 @@ def _check(c, workdir: Path) -> None:
                 f"workdir {str(workdir)!r} holds a run with another config ({'; '.join(found[:3])}"
                 f"{'; …' if len(found) > 3 else ''}): give another --workdir, or the same config to resume it."
             )
-    elif workdir.is_dir() and any(not _LEFTOVER.fullmatch(p.name) and p.name != LOCK_FILE for p in workdir.iterdir()):
+    elif workdir.is_dir() and any(not _begins(p.name) for p in workdir.iterdir()):
         raise UserError(f"workdir {str(workdir)!r} is not empty and holds no run: give another --workdir.")
-    elif elsewhere and holds_checkpoints(elsewhere):
+    if elsewhere and not stages.begun(workdir) and holds_checkpoints(elsewhere):
         raise UserError(
             f"checkpoint.folder={elsewhere!r} holds the checkpoints of a run, and workdir {str(workdir)!r} is new: give another "
             "folder, or the workdir of that run."
         )
     if elsewhere:
         _check_checkpoints(elsewhere, workdir)
+
+
+def _begins(name: str) -> bool:
+    """Whether a file is one that a start leaves which was killed before it had written the config."""
+    return name in (LOCK_FILE, _IDENTITY) or _LEFTOVER.fullmatch(name) is not None
 
 
 def _forbids(stage: str, key: str) -> bool:
@@ -130,9 +135,11 @@ def _remove_leftovers(workdir: Path) -> None:
 def _check_checkpoints(folder: str, workdir: Path) -> None:
     """Raises a UserError when `checkpoint.folder` is another workdir's."""
     place = find_folder(folder)
-    if place.name == "checkpoints" and Path(place.parent) != workdir.resolve() and (place.parent / "config.json").exists():
+    local = "://" not in folder
+    if local and place.name == "checkpoints" and place.parent != workdir.resolve() and (place.parent / "config.json").exists():
         raise UserError(f"checkpoint.folder={folder!r} belongs to the workdir {str(place.parent)!r}: give another folder.")
-    found = opened(folder, lambda: json.loads((place / _OWNER).read_text()) if (place / _OWNER).exists() else {})
+    text = opened(folder, lambda: (place / _OWNER).read_text() if (place / _OWNER).exists() else "")
+    found = json.loads(text) if text.strip() else {}  # empty: killed while it was written
     other, mine = found.get("workdir", ""), _read_identity(workdir)
     copied = other and Path(other) != workdir.resolve() and _read_identity(Path(other)) == mine  # else this one was moved
     if found and (found.get("run") != mine or copied):
