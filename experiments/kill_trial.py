@@ -9,6 +9,7 @@ where a run differs. On a CPU; what is bit for bit the same on an accelerator de
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -66,7 +67,10 @@ def main() -> int:
 
 
 def start(job: list[str], workdir: Path) -> subprocess.Popen:
-    return subprocess.Popen([*job, f"--workdir={workdir}"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this repository, whatever is installed
+    return subprocess.Popen(
+        [*job, f"--workdir={workdir}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def kill(job: list[str], workdir: Path, after_s: float) -> str:

@@ -39,7 +39,7 @@ def test_a_second_run_in_a_workdir_ends_with_2_and_one_line(micro_config, root, 
     holder.stdout.readline()
     try:
         command = [sys.executable, "launch/train.py", "--config=configs/istar_sokoban.py:micro", f"--workdir={tmp_path / 'run'}"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(root)})
     finally:
         holder.kill()
         holder.wait()
