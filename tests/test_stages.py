@@ -106,7 +106,7 @@ FIT = {"left out": 0, "max_prompt_tokens": 10, "max_answer_tokens": 2, "conversa
         (FIT, {"max_prompt_tokens": 9}, "demonstrations of up to 10 tokens where this run's rollout.max_prompt_tokens = 9 leaves some out"),
         (FIT, {"max_row_tokens": 13}, "up to 12 tokens where this run's rollout.max_row_tokens - rollout.max_answer_tokens = 11 leaves"),
         (FIT | {"left out": 3, "max_prompt_tokens": 18, "conversation": 18}, {}, None),
-        (FIT | {"left out": 3, "conversation": 18}, {}, "without 3 demonstrations, which did not fit rollout.max_prompt_tokens = 10; this run"),
+        (FIT | {"left out": 3, "conversation": 18}, {}, "left out or cut 3 demonstrations to fit rollout.max_prompt_tokens = 10; this run"),
     ],
 )
 def test_a_warm_start_on_other_demonstrations_is_refused(spa_config, fit, limits, words):

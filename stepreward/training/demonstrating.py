@@ -209,28 +209,33 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
 
 
 def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
-    """Which demonstrations are trained on, for `stages.check_fit`: all, and the lengths that they need; or some, and the limits.
+    """Which demonstrations are trained on, for `stages.check_fit`.
 
     Args:
-      episodes: those that fit.
+      episodes: those that are trained on.
       records: how many there are.
       parts: `setup.Parts` of the run.
+
+    Returns:
+      "left out": how many are missing or cut, and by the name of each limit in tokens: the longest that is trained on, or, where some are
+      missing or cut, the limit itself.
     """
     engine, by_step = parts.collector.engine, parts.collector.context == "step"
     left_over = 0 if by_step else 2  # see `setup.make_engine`
-    if len(episodes) < records:
-        answer, prompt = engine.sampling.max_answer_tokens, engine.buckets[-1] - left_over
-        lengths = {"max_prompt_tokens": prompt, "max_answer_tokens": answer, "conversation": engine.max_length - answer}
-    else:
-        lengths = dict.fromkeys(("max_prompt_tokens", "max_answer_tokens", "conversation"), 0)
-        for episode in episodes:
-            conversation = 0
-            for step in episode.steps:
-                conversation = len(step.prompt_tokens) + (0 if by_step else conversation)
-                found = (len(step.prompt_tokens) - left_over, len(step.action_tokens), conversation)
-                lengths = {name: max(old, new) for (name, old), new in zip(lengths.items(), found)}
-                conversation += len(step.action_tokens)
-    return {"left out": records - len(episodes)} | lengths
+    lost = records - len(episodes) + sum(any(step.cut for step in episode.steps) for episode in episodes)
+    if lost:
+        answer = engine.sampling.max_answer_tokens
+        limits = {"max_prompt_tokens": engine.buckets[-1] - left_over, "max_answer_tokens": answer, "conversation": engine.max_length - answer}
+        return {"left out": lost} | limits
+    longest = dict.fromkeys(("max_prompt_tokens", "max_answer_tokens", "conversation"), 0)
+    for episode in episodes:
+        conversation = 0
+        for step in episode.steps:
+            conversation = len(step.prompt_tokens) + (0 if by_step else conversation)
+            found = (len(step.prompt_tokens) - left_over, len(step.action_tokens), conversation)
+            longest = {name: max(old, new) for (name, old), new in zip(longest.items(), found)}
+            conversation += len(step.action_tokens)
+    return {"left out": 0} | longest
 
 
 def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tuple[str, int] | EnvironmentFailure:

@@ -30,38 +30,14 @@ from stepreward.report import drop_episodes, telling, write_episodes
 from stepreward.rollout.episode import cuts, summary, to_record, true_progress
 from stepreward.training import demonstrating, fitting, identity, progress, setup, stages
 from stepreward.training import workdir as workdirs
+from stepreward.training.counters import PHASES, Counters
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.idle import Stillness, warn_of_idle_settings
 from stepreward.training.learner import Learner
 from stepreward.training.policy import sft_step
 
-# The phases in order, and the stage that each belongs to.
-PHASES = {
-    "sft": "sft", "start": "sft", "explore": "explore", "estimator": "estimator", "prm": "train", "rl": "train",
-    "evaluate": "evaluate", "done": None,
-}  # fmt: skip
-
-
 class TrainingDiverged(UserError):
     """A loss or gradient stopped being finite."""
-
-
-@dataclasses.dataclass
-class Counters:
-    """Where a run stands; saved as JSON."""
-
-    phase: str = "sft"
-    tick: int = 0
-    sft_updates: int = 0
-    taken: list = dataclasses.field(default_factory=list)  # phases whose output was there
-    explored_parts: int = 0
-    explored_steps: int = 0
-    estimator_epochs: int = 0
-    prm_batches: int = 0
-    iteration: int = 0
-    env_steps: int = 0
-    failed_episodes: int = 0
-    wall_s: float = 0.0
 
 
 class Runner:

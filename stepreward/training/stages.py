@@ -154,7 +154,7 @@ def check_fit(fit: dict[str, int], config, what: str) -> None:
         name = "rollout.max_row_tokens - rollout.max_answer_tokens" if key == "conversation" else f"rollout.{key}"
         if fit["left out"] and limit != number:
             raise UserError(
-                f"{what} was trained without {fit['left out']} demonstrations, which did not fit {name} = {number}; this run has {limit}: "
+                f"{what} left out or cut {fit['left out']} demonstrations to fit {name} = {number}; this run has {limit}: "
                 "give the same value, or make that stage again in a workdir of its own."
             )
         if limit < number:
