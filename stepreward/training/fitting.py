@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -290,7 +291,7 @@ def _with(c, changes: dict, closed: bool = False):
 def _saved(workdir) -> dict | None:
     """The config of a run that began in a folder, by dotted key."""
     path = Path(workdir or "", "config.json")
-    return leaves(load_config(path)) if workdir and path.is_file() else None
+    return leaves(load_config(path)) if workdir and os.path.isfile(path) else None  # False for a name that no file system takes
 
 
 def _like_borrowed(c, saved: dict | None):
