@@ -66,37 +66,36 @@ def in_repository(root: Path) -> list[Command]:
 
 
 def in_markdown(text: str, name: str) -> list[Command]:
-    """The commands of fenced and indented blocks and of inline code."""
-    found, needs, fence, block, start, prose = [], "", None, [], 0, True
-    for number, line in enumerate([*text.split("\n"), ""], 1):
-        marker = re.match(r"\s*<!-- needs: (.*?) -->\s*$", line)
-        if fence is not None:
-            if line.strip() == "```":
-                if fence in ("", "sh", "bash", "shell", "console"):
-                    found += in_block(block, name, start, needs, all_lines=fence != "")
-                fence, needs, prose = None, "", False
-            else:
-                block.append(line)
-        elif line.lstrip().startswith("```"):
-            fence, block, start = line.strip()[3:], [], number
-        elif marker:
+    """The commands of fenced and indented blocks and of inline code; a mark holds for the block or paragraph below it."""
+    found, lines, index, needs = [], text.split("\n"), 0, ""
+    while index < len(lines):
+        start, line = index, lines[index]
+        index += 1
+        marker = re.fullmatch(r"<!-- needs: (.*?) -->", line.strip())
+        if marker:
             needs = marker[1]
-        elif re.match(r" {4}\S", line) or (line.startswith("    ") and line.strip() and block and start + len(block) == number - 1):
-            block = block if block and start + len(block) == number - 1 else []
-            start = start if block else number - 1
-            block = [*block, line]
-            following = text.split("\n")[number] if number < len(text.split("\n")) else ""
-            if not following.startswith("    "):
-                found += in_block(block, name, start, needs)
-                block, needs = [], ""
+            continue
+        if not line.strip():
+            continue
+        if line.lstrip().startswith("```"):
+            while index < len(lines) and lines[index].strip() != "```":
+                index += 1
+            language = line.strip()[3:]
+            if language in ("", "sh", "bash", "shell", "console"):
+                found += in_block(lines[start + 1 : index], name, start + 1, needs, all_lines=language != "")
+            index += 1
         else:
-            for code in re.findall(r"(?<!`)`([^`\n]+)`(?!`)", line):
-                found += in_block([code], name, number - 1, needs, inline=True)
-            if not line.strip() and prose and needs and number > 1 and text.split("\n")[number - 2].strip() and not re.match(
-                r"\s*<!-- needs", text.split("\n")[number - 2]
-            ):
-                needs = ""  # the paragraph that it stood before has ended
-            prose = True
+            indented = line.startswith("    ")
+            ends = lambda line: not line.strip() or line.lstrip().startswith(("```", "<!--")) or line.startswith("    ") != indented
+            while index < len(lines) and not ends(lines[index]):
+                index += 1
+            paragraph = "\n".join(lines[start:index])
+            if indented:
+                found += in_block(lines[start:index], name, start, needs)
+            for code in re.finditer(r"(?<!`)`([^`]+)`(?!`)", paragraph):  # in an indented part too: it may belong to a list
+                number = start + paragraph[: code.start()].count("\n")
+                found += in_block([code[1].replace("\n", " ")], name, number, needs, inline=True)
+        needs = ""
     return found
 
 

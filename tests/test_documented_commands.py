@@ -130,7 +130,7 @@ def test_commands_are_found_where_they_stand():
     assert len(COMMANDS) > 150
     text = "\n".join(
         ["Say `python -m pytest` or `launch/x.py --a=1`.", "", "<!-- needs: a machine -->", "```", "A=1 python x.py [--b=c|d] \\", "  --e  # why",
-         "text && python y.py", "```", "", "    pip install z    # now", "", "<!-- needs: more -->", "Some `curl -N x`", "and `curl y`.", "", "`curl z z`",
+         "text && python y.py", "```", "", "    pip install z    # now", "", "<!-- needs: more -->", "Some `curl -N", "x` and `curl y`.", "", "`curl z z`",
          "```python", "pip install no", "```"]
     )  # fmt: skip
     found = [(c.where, c.words, c.needs) for c in in_markdown(text, "t")]

@@ -73,7 +73,7 @@ def make_mesh(c, devices):
     if mesh.size != len(devices):
         raise UserError(
             f"mesh.data × mesh.fsdp × mesh.tensor = {' × '.join(map(str, shape))} is {mesh.size} devices, the slice has {len(devices)}: "
-            "leave mesh.data and mesh.fsdp at 1 to split the parameters over all, or give a mesh of that many."
+            "leave mesh.data and mesh.fsdp out to split the parameters over all of them, or give a mesh of that many devices."
         )
     return mesh
 

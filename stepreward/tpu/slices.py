@@ -60,7 +60,7 @@ def parse(topology: str) -> tuple[str, Chip, tuple[int, ...]]:
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology or "")
     if not found or found[1] not in CHIPS:
-        raise UserError(f"--topology={topology!r} is no TPU slice: give CHIP:SHAPE, such as {EXAMPLES}.")
+        raise UserError(f"--topology={topology!r} does not name a TPU slice: give CHIP:SHAPE, such as {EXAMPLES}.")
     return found[1], CHIPS[found[1]], tuple(int(n) for n in found[2].split("x"))
 
 
@@ -91,5 +91,5 @@ def devices(topology: str) -> list:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
     except Exception as error:
         why = str(error).split("\n")[0]
-        raise UserError(f"--topology={topology!r} is no slice that XLA knows ({why}); these are: {EXAMPLES}.") from error
+        raise UserError(f"--topology={topology!r}: XLA knows no such slice ({why}). Among those that it knows are {EXAMPLES}.") from error
     return list(found)

@@ -181,8 +181,8 @@ class Needs:
             learner.reach(stage, lambda: learner.start)
             seen: set[int] = set()
             held = sum(bytes_per_device(tree, seen) for tree in learner.held().values())
-            states = [learner.policy, *(part.state for part in learner._components.values() if getattr(part, "state", None) is not None)]
-            update = max(update, held + max(update_bytes(state.params) for state in states))
+            states = [learner.policy, *(getattr(part, "state", None) for part in learner._components.values())]
+            update = max(update, held + max(update_bytes(state.params) for state in states if state is not None))
             if stage in ("explore", "train"):
                 weights = bytes_per_device(_numbers(learner.actor, byte))
                 play = max(play, held + 2 * weights)
@@ -254,9 +254,11 @@ def _ways(c, left: list[str]):
 
 def _with_rates(c, left: list[str]):
     """Learning rates that nobody stated, raised where adapters learn."""
-    raised = {"sft.learning_rate": c.lora.rank and c.lora.sft, "prm.learning_rate": c.lora.rank, "policy.learning_rate": c.lora.rank}
-    values = leaves(c)
-    return _with(c, {key: float(f"{ADAPTER_RATE * values[key]:.6g}") for key, adapters in raised.items() if adapters and key in left})
+    if not c.lora.rank:
+        return c
+    values, groups = leaves(c), ("sft", "prm", "policy") if c.lora.sft else ("prm", "policy")
+    keys = [key for key in (f"{group}.learning_rate" for group in groups) if key in left]
+    return _with(c, {key: float(f"{ADAPTER_RATE * values[key]:.6g}") for key in keys})
 
 
 def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
