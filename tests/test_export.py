@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import logging
 import shutil
 
 import jax
@@ -122,14 +121,20 @@ def test_a_published_base_is_named_with_its_revision(tmp_path):
     assert export._published(str(tmp_path), tmp_path) == (str(tmp_path), None)
 
 
-def test_merging_into_bfloat16_says_what_it_loses(run, folders, tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        export_workdir(run.workdir, tmp_path / "rounded", None, "policy", False, "bfloat16")
+@pytest.mark.parametrize("dtype, warns", [("", True), ("bfloat16", True), ("float32", False)])
+def test_merging_says_what_rounding_loses_of_a_small_update(run, tmp_path, monkeypatch, caplog, dtype, warns):
+    def early(*arguments):
+        """The checkpoint of a run that has changed little yet."""
+        found = load_checkpoint(*arguments)
+        return dataclasses.replace(found, params=jax.tree.map(lambda x: 0.01 * x, found.params))
+
+    monkeypatch.setattr(export, "load_checkpoint", early)
+    export_workdir(run.workdir, tmp_path / "out", None, "policy", False, dtype)
     words = [r.getMessage() for r in caplog.records if "adapters' change" in r.getMessage()]
-    assert len(words) == 1 and "rounded to bfloat16" in words[0] and "--dtype=float32" in words[0] and "\n" not in words[0]
-    caplog.clear()
-    export_workdir(run.workdir, tmp_path / "exact", None, "policy", False, "float32")
-    assert not [r for r in caplog.records if "adapters' change" in r.getMessage()]
+    assert len(words) == warns
+    if warns:
+        assert words[0].startswith("rounded to bfloat16, the weights keep ") and "--dtype=float32" in words[0] and "\n" not in words[0]
+        assert float(words[0].split("keep ")[1].split(" %")[0]) < 90
 
 
 def test_adapters_are_written_in_the_type_that_is_asked(exported):
