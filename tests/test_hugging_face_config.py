@@ -178,6 +178,7 @@ def test_two_groups_that_contradict_each_other_are_refused():
     ("qwen 3", dict(no_rope_layers=[1, 1, 1, 0]), "no_rope_layers with layers without rotary positions"),
     ("llama 3.1", dict(compression_config={"format": "int"}), "quantization_config"),
     ("llama 3.1", dict(qkv_bias=True), "qkv_bias=True"),
+    ("llama 3.1", dict(use_qk_norm=True), "use_qk_norm=True"),
     ("qwen 2.5", dict(use_qkv_bias=False), "use_qkv_bias=False"),
     ("llama 3.1", dict(num_local_experts=8), "num_local_experts=8"),
 ])
@@ -193,6 +194,7 @@ def test_keys_that_change_the_computation_are_named(name, changes, message):
     ("llama 3.1", dict(use_sliding_window=False, sliding_window=4096)),
     ("llama 3.1", dict(layer_types=["full_attention"] * 32, partial_rotary_factor=1.0, is_causal=True, use_bias=False)),
     ("qwen 2.5", dict(qkv_bias=True, attention_bias=False, num_experts=0, final_logit_softcapping=None)),
+    ("qwen 3", dict(use_qk_norm=True, use_qkv_bias=False)),
 ])
 def test_neutral_values_change_nothing(name, changes):
     assert parse_config(PUBLISHED[name][0] | changes).fields == parse_config(PUBLISHED[name][0]).fields

@@ -270,6 +270,14 @@ def test_a_new_system_message_is_not_probed_anew(qwen):
     assert len(rendered) == 1
 
 
+def test_several_templates_without_a_default_are_one_clear_error(tmp_path):
+    several = [{"name": "tool_use", "template": QWEN2}, {"name": "rag", "template": QWEN2}]
+    folder = make_folder(tmp_path, *FAMILIES["qwen2"][:2], several, "<|im_end|>")
+    with pytest.raises(ValueError, match="rendering failed .ValueError: This model has multiple chat templates") as caught:
+        load_chat(folder, "Be brief.")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_template_in_the_processor_s_file(qwen, tmp_path):
     folder = make_folder(tmp_path, FAMILIES["qwen2_vl"][0], PLAIN, None, "<|im_end|>")
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": QWEN2}))
@@ -375,7 +383,7 @@ def signs(tmp_path):
     codec = train_symbol_tokenizer(["<image>!"], ["up"], tmp_path / "t", images=True)
     reader = SimpleNamespace(read=lambda image: image, tokens=lambda image: [2])
     sampling = SimpleNamespace(max_answer_tokens=99)
-    engine = SimpleNamespace(holds=lambda cached, new=0: True, buckets=(99,), sampling=sampling)
+    engine = SimpleNamespace(holds=lambda cached, new=0: True, buckets=(99,), max_length=999, sampling=sampling)
     with make_pool("inline", Signs) as pool:
         yield Collector(engine, pool, Told(), Chat(codec), "step", 2, 5, 4, reader=reader)
 
@@ -392,9 +400,9 @@ def test_a_rollout_takes_no_image_from_what_is_said(signs):
 
 
 def test_a_demonstration_takes_no_image_from_what_is_said(signs):
-    parts = SimpleNamespace(collector=signs, chat=signs.chat, prompt=signs.prompt, factory=Signs)
+    parts = SimpleNamespace(collector=signs, chat=signs.chat, prompt=signs.prompt)
     record = Demonstration("1", "train", ["<image>!"] * 3, ["<image>", "up"], True, 1.0)
-    episode = _episode(record, 0, parts)
+    episode = _episode(record, [np.zeros((2, 2, 3), np.uint8)] * 2, 0, parts)
     start, pad, end = signs.chat.codec.image_ids
     said = signs.chat.codec.encode("<image>!<image><image>!").tolist()
     assert episode.steps[1].prompt_tokens.tolist()[1:-1] == [*said, start, pad, pad, end]

@@ -134,9 +134,9 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
 
 # Keys of other families that change what a model computes, with the values that change nothing. None and absence never do.
 _UNREAD: dict[str, tuple] = {
-    # biases and norms that the decoder does not have
-    "mlp_bias": (False,), "attention_out_bias": (False,), "use_bias": (False,), "bias": (False,), "use_qk_norm": (False,),
-    "qk_layernorm": (False,), "clip_qkv": (0,), "parallel_attn": (False,), "use_parallel_residual": (False,),
+    # biases and branches that the decoder does not have
+    "mlp_bias": (False,), "attention_out_bias": (False,), "use_bias": (False,), "bias": (False,), "clip_qkv": (0,),
+    "parallel_attn": (False,), "use_parallel_residual": (False,),
     # factors
     "logit_scale": (1,), "logits_scaling": (1,), "embedding_multiplier": (1,), "residual_multiplier": (1,),
     "scale_emb": (1,), "mup_width_scale": (1,), "lm_head_multiplier": (1,), "final_logit_softcapping": (0,),
@@ -168,10 +168,11 @@ def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
     found = []
     if text["hidden_act"] not in ("silu", "swish"):
         found.append(f"hidden_act={text['hidden_act']!r}")
-    biased = architecture in ("Qwen2ForCausalLM", VISION_LANGUAGE)
+    biased, qk_norm = ARCHITECTURES[architecture].qkv_bias, ARCHITECTURES[architecture].qk_norm
     # transformers reads no such key for Qwen2 and Qwen2.5-VL, whose bias is always there.
     found += [f"attention_bias={text['attention_bias']}"] if not biased and text.get("attention_bias") else []
-    found += [f"{key}={text[key]}" for key in ("qkv_bias", "use_qkv_bias") if text.get(key) not in (None, biased)]
+    switches = {"qkv_bias": biased, "use_qkv_bias": biased, "use_qk_norm": qk_norm, "qk_layernorm": qk_norm}
+    found += [f"{key}={text[key]}" for key, value in switches.items() if text.get(key) not in (None, value)]
     for key, neutral in _UNREAD.items():
         value = text.get(key)
         if value is not None and value not in neutral:

@@ -107,7 +107,7 @@ class PretrainedCodec(Codec):
           add_generation_prompt: ends the text where the next answer begins.
           variables: what else the template may read; `date_string` stands for any date that it asks for.
         """
-        template = self.template
+        template = self.template or self._pretrained.get_chat_template()  # which says why there is none
         if "strftime_now" in template:
             template = FIXED_DATE + template
         return self._pretrained.apply_chat_template(
