@@ -41,7 +41,7 @@ def base_config() -> ConfigDict:
     c.environment.preset = "tiny"  # rooms of 4 to 12 moves
     c.environment.prompt = "compact"
     c.environment.data = ""  # file or folder of the benchmark's own tasks; "": those that the environment makes itself
-    c.environment.options = ConfigDict()  # more settings of the environment; its docs list them
+    c.environment.options = ConfigDict()  # more settings of the environment, each as environment.options.NAME; its docs list them
     c.environment.pool = "auto"  # "inline": in this process; "process": one process each; "ray"; "auto": as the environment advises
     c.environment.timeout_s = 60.0  # a step may take, where the environment is not inline; then its episode counts as failed
     c.environment.reset_timeout_s = 300.0

@@ -1,6 +1,7 @@
 """The worked example of docs/environments.md, as a reader runs it."""
 
 import functools
+import json
 import os
 import pickle
 import re
@@ -10,7 +11,9 @@ import sys
 
 import pytest
 
+from stepreward.config import load_config
 from stepreward.envs.protocol import Environment
+from stepreward.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -23,20 +26,38 @@ def blocks(page):
     return re.findall(r"```(\w+)\n(.*?)```", page, re.DOTALL)
 
 
+def trained(command, more, root, tmp_path):
+    """Runs a command of the page in a folder of its own; returns what it said on stderr."""
+    words = [word for word in shlex.split(command.replace("\\\n", " ")) if word not in ("PYTHONPATH=.", "python")]
+    words = [f"--workdir={tmp_path / 'run'}" if word.startswith("--workdir") else word for word in words]
+    paths = os.pathsep.join([str(tmp_path), str(root), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, *words, *more], cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "run" / "report.html").is_file()
+    return done.stderr
+
+
 def test_the_example_trains(blocks, root, tmp_path):
     example, command = blocks[0][1], blocks[1][1]
     assert blocks[0][0] == "python" and len([line for line in example.splitlines() if line.strip()]) <= 30
     (tmp_path / "lights.py").write_text(example, encoding="utf-8")
-    words = shlex.split(command.replace("\\\n", " "))
-    assert words[:2] == ["PYTHONPATH=.", "python"]
-    words = [f"--workdir={tmp_path / 'run'}" if word.startswith("--workdir") else word for word in words[2:]]
-    paths = os.pathsep.join([str(tmp_path), str(root), os.environ.get("PYTHONPATH", "")])
+    assert shlex.split(command)[:2] == ["PYTHONPATH=.", "python"]
     few = ["--config.train.env_steps=60", "--config.sft.updates=20", "--config.eval.episodes=4", "--quiet"]
-    done = subprocess.run(
-        [sys.executable, *words, *few], cwd=root, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "run" / "report.html").is_file()
+    trained(command, few, root, tmp_path)
+
+
+def test_the_example_without_code_trains_without_an_expert(blocks, root, tmp_path):
+    pytest.importorskip("gymnasium")
+    (command,) = [code for kind, code in blocks if kind == "sh" and "FrozenLake" in code]
+    said = trained(command, ["--config.train.env_steps=30", "--config.eval.episodes=4", "--quiet"], root, tmp_path)
+    assert "1 different held-out tasks" in said  # the lake is always the same
+    config = load_config(tmp_path / "run" / "config.json")
+    assert config.environment.options.actions.to_dict() == {"left": 0, "down": 1, "right": 2, "up": 3}
+    vocabulary = json.loads((tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
+    assert {"left", "down", "right", "up", "F", "~"} <= set(vocabulary)
+    assert len(read_metrics(tmp_path / "run")) >= 2
 
 
 def test_the_example_keeps_the_protocol(blocks):

@@ -214,6 +214,63 @@ def test_launcher_keeps_the_traceback_of_a_fault():
     assert done.returncode == 1 and "Traceback" in done.stderr and "invalid literal" in done.stderr
 
 
+@pytest.fixture
+def open_config(tmp_path):
+    path = tmp_path / "open.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'environment': {'name': 'x', 'options': {'held_out': 'seen'}}, 'other': {}})\n"
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "arguments, options",
+    [
+        (["options.steps=5"], {"held_out": "seen", "steps": 5}),
+        (["options.held_out=3"], {"held_out": "3"}),
+        (["options.actions={'go left': 0, 'b': None}"], {"held_out": "seen", "actions": {"go left": 0, "b": None}}),
+        (["options.kwargs.mode=ansi", "options.kwargs.fast"], {"held_out": "seen", "kwargs": {"mode": "ansi", "fast": True}}),
+        (["options={'held_out': 'unseen', 'types': ['a', 'b']}"], {"held_out": "unseen", "types": ("a", "b")}),
+        (["options.kwargs={'a': 1}", "options.kwargs={'b': 2}"], {"held_out": "seen", "kwargs": {"b": 2}}),
+        (["options.rate=1e-3", "options.rate=2"], {"held_out": "seen", "rate": 2.0}),
+    ],
+)
+def test_an_open_group_takes_keys_that_it_does_not_hold(open_config, tmp_path, arguments, options):
+    config, _ = parse(open_config, *(f"--config.environment.{argument}" for argument in arguments))
+    assert config.environment.options.to_dict() == options and config.is_locked
+    save_config(config, tmp_path / "config.json")
+    loaded = load_config(tmp_path / "config.json")
+    assert loaded.environment.options.to_dict() == options and config_difference(loaded, config) == []
+    assert TrackedConfig(config).environment.options.to_dict() == options
+
+
+@pytest.mark.parametrize(
+    "argument, words",
+    [
+        ("environment.options=5", "write environment.options.NAME=VALUE"),
+        ("environment.options.=5", "has an empty name"),
+        ("environment.options.a..b=5", "has an empty name"),
+        ("environment.options.a={1: 2}", "has the name 1: a name is a str without dots"),
+        ("environment.options.a={'b.c': 2}", "has the name 'b.c'"),
+        ("environment.options.a=({'b': 2},)", "give numbers, words"),
+        ("environment.options.a=1j", "give numbers, words"),
+        ("environment.optins.a=1", "no key 'environment.optins.a'"),
+        ("other.a=1", "no key 'other.a'"),
+    ],
+)
+def test_what_an_open_group_cannot_hold_is_named(open_config, argument, words):
+    with pytest.raises(UserError) as caught:
+        parse(open_config, f"--config.{argument}")
+    assert words in str(caught.value)
+
+
+def test_help_names_the_open_group(open_config, capsys):
+    with pytest.raises(SystemExit):
+        parse(open_config, "--help")
+    assert "--config.environment.options.NAME=VALUE" in capsys.readouterr().out
+
+
 def test_save_and_load(config_file, tmp_path):
     config, _ = parse(config_file)
     path = tmp_path / "run" / "config.json"

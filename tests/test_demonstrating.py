@@ -5,10 +5,12 @@ import types
 import numpy as np
 import pytest
 
-from stepreward.data.demonstrations import read_demonstrations, write_demonstrations
+from stepreward.data.demonstrations import Demonstration, read_demonstrations, write_demonstrations
 from stepreward.envs.protocol import EXPERT
+from stepreward.models.tokenizer import load_tokenizer
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, make_demonstrations
+from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, look_around, make_demonstrations
+from stepreward.training.setup import make_codec
 
 
 class Doors:
@@ -73,6 +75,76 @@ def test_only_what_the_expert_wins_is_kept_and_failures_are_left_out():
     assert [r.task for r in records] == ["0", "1", "4", "5"] and all(r.success for r in records)
     assert records[1].observations == ["1 doors", "0 doors"] and records[1].actions == ["open"] and records[1].outcome == 0.5
     assert records[1].view(0) == {"text": "1 doors", "admissible": ("open", "wait"), "task": "open all"}
+
+
+def test_what_fails_is_counted_and_logged(caplog):
+    made()
+    assert "2 of 8 demonstrations were left out, because their environments failed: OSError: no such door" in caplog.text
+
+
+def test_without_an_expert_one_line_says_what_to_do():
+    class Alone(Doors):
+        capabilities = frozenset()
+
+    with pytest.raises(ValueError, match="no expert .* expert.. method, .*sft.updates=0 --config.model.path=FOLDER.*random weights"):
+        make_demonstrations(EnvironmentPool(Alone), 4, 0, lambda *_: 1)
+
+
+class Listed(Doors):
+    """No expert; two actions are listed, of which both open a door."""
+
+    capabilities = frozenset()
+
+
+def test_an_environment_without_an_expert_is_looked_at(caplog):
+    records = look_around(EnvironmentPool(Listed), 8, 2, 0, lambda seed, stream, index: index)
+    assert [len(r.actions) for r in records] == [1, 1, 2, 1, 1, 2]  # doors stuck for ever end at max_steps
+    assert {action for r in records for action in r.actions} == {"open", "wait"} and not all(r.success for r in records)
+    assert [len(r.observations) for r in records] == [2, 2, 3, 2, 2, 3]
+    assert "2 of 8 environments failed while they were looked at: OSError: no such door" in caplog.text
+    again = look_around(EnvironmentPool(Listed), 8, 2, 0, lambda seed, stream, index: index)
+    assert again == records
+
+
+def test_looking_at_an_environment_that_always_fails_ends_at_once():
+    with pytest.raises(ValueError, match="failed on all of the first 32 tasks: .*no such door"):
+        look_around(EnvironmentPool(Listed), 1000, 2, 0, lambda *_: 2)
+
+
+def test_a_tokenizer_without_demonstrations_has_every_listed_action(tmp_path):
+    records = [Demonstration("0", "train", ["3 doors"], [], False, 0.0, [{"admissible": ("open", "shut")}])]
+    prompt = types.SimpleNamespace(
+        first=lambda view: view["text"], later=lambda view: view["text"], window=lambda view, history: view["text"], answer=lambda a: a
+    )
+    make_codec(tmp_path / "t", records, prompt)
+    codec = load_tokenizer(tmp_path / "t")
+    assert [len(codec.encode(word)) for word in ("open", "shut", "wait")] == [1, 1, 4]
+    assert codec.decode(codec.encode("Any ASCII text ~ {}")) == "Any ASCII text ~ {}"
+
+
+def test_pictures_that_cannot_be_had_cost_their_demonstrations(caplog):
+    class Pictured(Doors):
+        def _turn(self):
+            observation, info = super()._turn()
+            return observation | {"image": self.left}, info
+
+        def reset(self, *, seed, options):
+            if seed == 4:
+                raise OSError("no picture")
+            return super().reset(seed=seed, options=options)
+
+    def read(left):
+        if left > 2:
+            raise ValueError("a picture of 9 × 9 pixels is too large")
+        return left
+
+    some = parts()
+    some.chat.user_turn = lambda text, first, image_tokens: np.zeros(3, np.int32)
+    some.collector.reader = types.SimpleNamespace(read=read, tokens=lambda images: [1])
+    some.collector.pool = EnvironmentPool(Pictured)
+    episodes = demonstration_episodes(made(), some)
+    assert [e.task.seed for e in episodes] == [0, 1, 5] and [s.images for e in episodes for s in e.steps] == [0, 1, 1]
+    assert "the pictures of 1 of 4 demonstrations are not there: OSError: no picture" in caplog.text
 
 
 def test_views_come_back_from_disk(tmp_path):

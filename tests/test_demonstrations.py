@@ -1,5 +1,6 @@
 """Demonstrations written and read back as a TFDS dataset."""
 
+import logging
 import socket
 import subprocess
 import sys
@@ -54,6 +55,14 @@ def test_the_folder_is_a_tfds_dataset(tmp_path):
     write_demonstrations(tmp_path / "d", episodes(), METADATA)
     source = tfds.builder_from_directory(tmp_path / "d").as_data_source(split="episodes")
     assert len(source) == 5 and source[3]["task"].decode() == "täsk 3"
+
+
+def test_later_warnings_are_heard(tmp_path, monkeypatch):
+    """absl gives the root logger a handler on the stream that it finds, which is thrown away here."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    write_demonstrations(tmp_path / "d", episodes(), METADATA)
+    read_demonstrations(tmp_path / "d")
+    assert logging.root.handlers == []
 
 
 def test_neither_network_nor_output(tmp_path, monkeypatch, capfd):

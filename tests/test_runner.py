@@ -10,6 +10,8 @@ import pytest
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.report.page import summarize
+from stepreward.report.tables import failed_episodes
 from stepreward.training import main_job, setup
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
@@ -241,6 +243,40 @@ def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_
     assert all(v is not None for r in runner.history() for v in r.values())
 
 
+def test_rewards_that_are_no_numbers_cost_their_episodes_alone(micro_config, tmp_path, monkeypatch):
+    """In demonstrations, rollouts and evaluations: nothing learns from them, and no learning rate is blamed."""
+    from stepreward.envs.sokoban.env import SokobanEnv
+
+    play, calls = SokobanEnv.step, []
+
+    def sometimes(self, action):
+        calls.append(action)
+        observation, reward, *rest = play(self, action)
+        return observation, (float("nan"), None, float("inf"))[len(calls) % 3] if len(calls) % 17 == 0 else reward, *rest
+
+    monkeypatch.setattr(SokobanEnv, "step", sometimes)
+    changes = {"credit.method": "rloo", "credit.outcome": "return", "train.env_steps": 200, "eval.episodes": 16}
+    runner = Runner(micro_config(changes), tmp_path / "run")
+    runner.run()
+    records = runner.history()
+    assert runner.finished and records[-1]["rollout/failed_episodes"] > 0
+    assert sum(r.get("eval/failed_episodes", 0) for r in records) > 0
+    assert all(r["eval/episodes"] + r.get("eval/failed_episodes", 0) == 16 for r in records if "eval/episodes" in r)
+    assert all(v is not None for r in records for v in r.values())
+    assert len(runner.parts.demonstrations) < runner.c.sft.episodes
+    assert failed_episodes(records) == main_job.table_facts(records)["failed"] > 0
+    assert f"{failed_episodes(records)} episodes</b> were left out" in summarize(records)[0]
+
+
+def test_an_evaluation_without_any_environment_ends_the_run(micro_config, tmp_path, monkeypatch):
+    from stepreward.envs.sokoban.env import SokobanEnv
+
+    runner = Runner(micro_config(), tmp_path / "run")
+    monkeypatch.setattr(SokobanEnv, "step", lambda self, action: None)
+    with pytest.raises(UserError, match="every environment of the evaluation failed; the first one: step returned None"):
+        runner.run()
+
+
 def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, monkeypatch):
     from stepreward.envs.sokoban.env import SokobanEnv
 
@@ -279,6 +315,11 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"model.preset": "tiny-micra"}, "model.preset='tiny-micra' is unknown .did you mean 'tiny-micro'"),
         ({"environment.name": "sokobann"}, "environment.name='sokobann' is unknown .did you mean 'sokoban'"),
         ({"environment.preset": "huge"}, "unknown Sokoban preset 'huge'"),
+        ({"environment.options": {"heigth": 7}}, "unknown Sokoban setting heigth .did you mean 'height'"),
+        ({"environment.options": {"invalid_reward": "low"}}, "Sokoban setting invalid_reward='low': give a value of type float"),
+        ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296: give a whole number from 0"),
+        ({"rollout.max_image_tokens": -1}, "rollout.max_image_tokens=-1 must be at least 0"),
         ({"credit.variant": "papre"}, "unknown variant 'papre'"),
         ({"credit.outcome": "reward"}, "credit.outcome='reward' is not one of success, return"),
         ({"rollout.context": "turn"}, "rollout.context='turn' is not one of step, episode"),

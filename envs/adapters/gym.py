@@ -47,6 +47,8 @@ def make(
     """
     if data:
         raise ValueError(f"data={data!r}: an adapter passes paths in kwargs, under the environment's own names")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of what the environment is made with, such as {{'render_mode': 'ansi'}}")
     gem = preset.startswith(_GEM)
     defaults = {"global_random": True, "first_is_task": True, "state_key": "history"} if gem else {}
     if kwargs and kwargs.get("render_mode") == "ansi":

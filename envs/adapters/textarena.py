@@ -127,6 +127,8 @@ def make(
     """
     if data:
         raise ValueError(f"data={data!r}: a game is made with kwargs, under its own names")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of what the game is made with, such as {{'max_turns': 8}}")
     if isinstance(opponent, str):
         module, _, name = opponent.partition(":")
         try:

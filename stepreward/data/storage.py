@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,16 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silent():
-    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see.
+
+    absl, which TFDS logs with, gives the root logger a handler on the stream that it finds: the later warnings of the whole process would
+    be thrown away with it.
+    """
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in set(root.handlers) - set(before):
+            root.removeHandler(handler)

@@ -136,7 +136,7 @@ class EnvironmentPool(Pool):
         """
         try:
             return self._host(0).environment().capabilities
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if is_expected(error):
                 raise
             failure = error if isinstance(error, EnvironmentFailure) else f"{type(error).__name__}: {error}"

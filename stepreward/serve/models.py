@@ -64,6 +64,7 @@ def load_run(
     from stepreward.training.evaluate import load_checkpoint
 
     found = load_checkpoint(workdir, step, which)
+    found.parts.collector.pool.close()  # nothing is played here
     if processes.count() > 1:
         raise UserError("a server is one process: start it without the variables of a job of several")
     c, parts, rollout = found.config, found.parts, found.config.rollout

@@ -42,6 +42,7 @@ def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which
     from stepreward.models.hugging_face_save import save_pretrained
 
     found = load_checkpoint(workdir, step, which)
+    found.parts.collector.pool.close()  # nothing is played here
     c, kind = found.config, dtype_of(dtype) if dtype else None
     source = backbones.find_model(found.path, c.model.download)
     words = backbones.find_model(c.model.path, c.model.download) or Path(workdir) / "tokenizer"

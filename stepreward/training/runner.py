@@ -380,7 +380,9 @@ class Runner:
         found = summary(good)
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
         metrics |= {f"eval/{k}": v for k, v in cuts(good).items()}
-        metrics |= {"eval/episodes": len(good), "eval/failed_episodes": len(played) - len(good)}
+        metrics["eval/episodes"] = len(good)
+        if len(good) < len(played):
+            metrics["eval/failed_episodes"] = len(played) - len(good)
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
             collector = setup.collector_of(self.c, self.parts, learner.prm.model)

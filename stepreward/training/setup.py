@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 import os
 import string
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import Pool, make_pool
+from stepreward.rollout.environments import KINDS, Pool, make_pool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.sampling import Sampling
@@ -88,8 +89,17 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     settings = {"max_steps": c.rollout.max_steps, **c.environment.options.to_dict()}
     if c.environment.data:
         settings["data"] = c.environment.data
+    for name, what in (("make", "make(preset, *, max_steps=None, **settings)"), ("prompts", "prompts(name)")):
+        if not callable(getattr(module, name, None)):
+            raise ValueError(f"environment.name={c.environment.name!r}: the module has no function {what}; see docs/environments.md.")
     _check_takes(module, settings)
-    return module.make(c.environment.preset, **settings), module.prompts(c.environment.prompt)
+    factory = module.make(c.environment.preset, **settings)
+    if not callable(factory):
+        raise ValueError(
+            f"environment.name={c.environment.name!r}: make returned a {type(factory).__name__}, not a function without arguments that makes "
+            "environments, such as functools.partial(Environment, preset)."
+        )
+    return factory, module.prompts(c.environment.prompt)
 
 
 def _check_takes(module, settings: dict[str, Any]) -> None:
@@ -234,6 +244,12 @@ def check(c) -> None:
         if c[group][name] < 1:
             raise ValueError(f"{key}={c[group][name]}: give at least 1.")
     environment_factory(c)
+    e = c.environment
+    if e.pool not in ("auto", *KINDS):
+        raise ValueError(f"environment.pool={e.pool!r} is not one of auto, {', '.join(KINDS)}.")
+    for name in ("timeout_s", "reset_timeout_s"):
+        if not 0 < e[name] < math.inf:
+            raise ValueError(f"environment.{name}={e[name]}: give seconds above 0, and finite.")
     backbones.check(c)
     for path in (c.model.path, c.prm.path):
         backbones.find_model(path, c.model.download)
