@@ -185,6 +185,7 @@ def base_config() -> ConfigDict:
     c.train.mode = "online"  # or "offline": one pass over the explored episodes
     c.train.env_steps = 700_000  # the run ends when this many environment steps have been trained on
     c.train.chunk_rows = 256  # rows in one forward and backward pass
+    c.train.check_batches = True  # check shapes and ids of every batch that is made or read, on the host: an error names what is wrong
     c.train.pack_rows = False  # several short rows in one of rollout.max_row_tokens, so that passes meet less padding
 
     c.eval = ConfigDict()

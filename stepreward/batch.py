@@ -99,6 +99,9 @@ TOKEN_LEVEL = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "
 def validate(batch: Batch) -> None:
     """Checks shapes and ids of a concrete batch on the host; ids out of range would be dropped silently on the device.
 
+    The cost is a few passes over the token ids. A run checks every batch that it makes or reads, unless `train.check_batches` is
+    off.
+
     Raises:
       ValueError: naming the field, what it holds and what it should hold.
     """
@@ -126,9 +129,10 @@ def validate(batch: Batch) -> None:
     step_id, action_mask = np.asarray(batch.step_id), np.asarray(batch.action_mask)
     if (action_mask != (step_id >= 0)).any():
         raise ValueError("batch.step_id must be -1 exactly where batch.action_mask is False")
-    row_of_token = np.broadcast_to(np.arange(rows)[:, None], step_id.shape)
-    on_step = np.unique(np.stack([step_id[action_mask], row_of_token[action_mask]]), axis=1)[0]
-    if not np.asarray(batch.step_mask).reshape(-1)[on_step].all():
+    ids, row = step_id[action_mask], np.nonzero(action_mask)[0]
+    if not np.asarray(batch.step_mask).reshape(-1)[ids].all():
         raise ValueError("batch.step_id points at a step whose batch.step_mask is False")
-    if np.unique(on_step).size != on_step.size:
+    row_of_step = np.zeros(episodes * steps, row.dtype)
+    row_of_step[ids] = row
+    if (row_of_step[ids] != row).any():
         raise ValueError("the tokens of one step lie in more than one row; a step must lie in one row")

@@ -10,6 +10,7 @@ from stepreward.credit import Method, make, names, register, token_mask
 
 METHODS = {name: make(name) for name in names()} | {
     "istar-released": make("istar", variant="released"),
+    "istar-released-zero": make("istar", variant="released", singleton="zero"),
     "istar-grpo-token": make("istar", episode_advantage="grpo", granularity="token"),
     "istar-token-first": make("istar", granularity="token", baseline="first_seen", step_advantage="centre"),
     "istar-merged": make("istar", merge="reward", episode_advantage="dr_grpo", baseline="episode_mean"),
@@ -23,6 +24,8 @@ METHODS = {name: make(name) for name in names()} | {
     "ppo-decay": make("ppo", observation="decay", discount=0.9, trace=0.7),
     "ppo-kl": make("ppo", kl_in_reward=True),
     "spa-released": make("spa", variant="released"),
+    "spa-released-zero": make("spa", variant="released", singleton="zero"),
+    "prime-released": make("prime", variant="released"),
     "spa-enforced": make("spa", clamp=True, enforce_sum=True, kl_in_reward=True),
     "spa-shuffled": make("spa", step_reward="shuffled"),
     "spa-uniform": make("spa", step_reward="uniform"),
@@ -34,7 +37,7 @@ METHODS = {name: make(name) for name in names()} | {
     "rudder-none": make("rudder", residual="none"),
     "progrm-cross-entropy": make("progrm", objective="cross_entropy"),
 }
-RAW = {"istar-uniform", "grpo-raw"}
+RAW = {"istar-uniform", "grpo-raw", "istar-released", "spa-released"}
 # They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached.
 # A reward that is the environment's or an estimator's does not read the outcome at all.
 NOT_CENTRED = RAW | {

@@ -50,7 +50,7 @@ from stepreward.kernels import (
     masked_std,
     masked_whiten,
     negative_log_likelihood,
-    preference_pairs,
+    paired_winners,
     return_to_go,
     token_stream,
 )
@@ -63,7 +63,7 @@ CHOICES = {
     "granularity": ("step", "token"),
     "prm_objective": ("dpo", "cross_entropy"),
     "trajectory_reduce": ("sum", "mean", "token_mean"),
-    "step_norm": ("none", "maxabs", "std"),
+    "step_norm": ("none", "maxabs", "std", "max_return"),
     "step_advantage": ("zscore", "rloo", "centre"),
     "baseline": ("all_steps", "first_seen", "episode_mean"),
     "merge": ("advantage", "reward"),
@@ -99,8 +99,10 @@ class IStar(Method):
         "token_mean".
       nll_coef: adds this times the mean negative log-likelihood per action token, under the prm, of the successful
         episodes that are in a pair.
-      step_norm: rescales process rewards over the whole batch before advantages: "none", by "maxabs" or by "std".
-      step_norm_floor: least divisor of `step_norm`; keeps numerical noise of an untrained prm from being inflated.
+      step_norm: divides process rewards by their size over the whole batch before advantages: "none"; "maxabs", the largest
+        |r|; "std"; or "max_return", the largest |sum of this and all later rewards of the episode| (PRIME's release).
+      step_norm_floor: added to that size, so that it is the least divisor; keeps numerical noise of an untrained prm from
+        being inflated.
       step_advantage: A^S: "zscore" (ddof 1), "rloo" (n/(n−1) times the deviation) or "centre" (the deviation).
       baseline: units in mean, std and n of A^S: "all_steps" of the group (tokens, at token granularity), the
         "first_seen" one of each episode, or "episode_mean", all of them with each episode counting once.
@@ -113,7 +115,8 @@ class IStar(Method):
       step_reward: "prm"; or a control: "shuffled" permutes the rewards of each episode by `step_permutation`, "uniform"
         gives each step the mean of its episode.
       alpha_scaled: multiply α by the signal `alpha_scale`, e.g. the prm's held-out pair accuracy mapped to [0, 1].
-      singleton: what the only unit of a group gets: "zero", or "raw", its own reward.
+      singleton: what the only counted unit of a group gets: "zero", or "raw", its own outcome or process reward (as in the
+        release).
       eps: added to every std.
 
     Raises:
@@ -139,6 +142,7 @@ class IStar(Method):
             "episode_advantage": "rloo",
             "step_advantage": "rloo",
             "baseline": "first_seen",
+            "singleton": "raw",
         },
     }
 
@@ -210,7 +214,7 @@ class IStar(Method):
             step_reward_ExS, spread = step_sum(reward, batch), lambda x_RxL: x_RxL
 
         process = group_normalise(
-            self._rescaled(reward, mask),
+            self._rescaled(reward, mask, batch),
             self._group_id(batch),
             mask,
             num_groups=batch.num_episodes,
@@ -254,8 +258,8 @@ class IStar(Method):
             metrics = {**metrics, **label_metrics}
         metrics["objective"] = loss
         if self.nll_coef:
-            winner_E = preference_pairs(batch.success, batch.group_id, mask_E).any(axis=1)
-            won_RxL = token_mask(batch) & (to_tokens(per_step(winner_E.astype(jnp.float32), batch), batch) > 0)
+            winner_E = paired_winners(batch.success, batch.group_id, mask_E)
+            won_RxL = token_mask(batch) & (to_tokens(per_step(winner_E, batch), batch) > 0)
             metrics["nll"] = negative_log_likelihood(log_prob_prm_RxL, won_RxL)
             loss = loss + self.nll_coef * metrics["nll"]
         return loss, jax.lax.stop_gradient(metrics)
@@ -286,15 +290,16 @@ class IStar(Method):
             reward_ExS = jnp.broadcast_to(masked_mean(reward_ExS, mask_ExS, axis=1)[:, None], reward_ExS.shape)
         return jnp.where(mask_ExS, reward_ExS, 0.0)
 
-    def _rescaled(self, reward: Array, mask: Array) -> Array:
-        """Process rewards divided by their size over the batch, or by the floor where that is larger."""
+    def _rescaled(self, reward: Array, mask: Array, batch: Batch) -> Array:
+        """Process rewards divided by their size over the batch plus the floor."""
         if self.step_norm == "none":
             return reward
-        if self.step_norm == "maxabs":
-            size = jnp.max(jnp.where(mask, jnp.abs(reward), 0.0))
-        else:
+        if self.step_norm == "std":
             size = masked_std(reward, mask, ddof=1)
-        return reward / jnp.maximum(size, self.step_norm_floor)
+        else:
+            measured = reward if self.step_norm == "maxabs" else self._return_to_go(reward, mask, batch)
+            size = jnp.max(jnp.where(mask, jnp.abs(measured), 0.0), initial=0.0)
+        return reward / (size + self.step_norm_floor)
 
     def _group_id(self, batch: Batch) -> Array:
         """Group of each unit: `[E, S]` or `[R, L]`."""
@@ -339,7 +344,7 @@ class IStar(Method):
             "step_reward_mean": masked_mean(step_reward_ExS, mask_ExS),
             "step_reward_std": masked_std(step_reward_ExS, mask_ExS, ddof=1),
             "step_reward_group_std": masked_mean(group_std_ExS, mask_ExS),
-            "step_reward_max": jnp.max(jnp.abs(step_reward_ExS)),
+            "step_reward_max": jnp.max(jnp.abs(step_reward_ExS), initial=0.0),
             "shaped_to_outcome": jnp.abs(step_reward_ExS).sum() / jnp.maximum(outcome_size, 1e-8),
             "process_share": process_size / jnp.maximum(episode_size + process_size, 1e-8),
             # The tokens were sampled from the old policy, so these estimate KL(old ‖ prm) when the reference is "old".
@@ -355,13 +360,14 @@ class PRIME(IStar):
 
     Token rewards β·(log π_prm − log π_initial) and outcomes are centred by RLOO each on its own, an episode counting
     once by the mean of its tokens; returns-to-go of both are added (`Credit.returns`) and whitened over all action
-    tokens (`Credit.advantage`).
+    tokens (`Credit.advantage`). The variant "released" divides token rewards by the largest return of the batch first, as
+    `dp_prime.py` of the public release does.
 
     Source: PRIME (arXiv 2502.01456) and its public release.
     """
 
     name: ClassVar[str] = "prime"
-    variants: ClassVar = {}
+    variants: ClassVar = {"paper": {}, "released": {"step_norm": "max_return", "step_norm_floor": 1e-6}}
     recommended: ClassVar[str] = ""
 
     granularity: str = "token"

@@ -91,7 +91,7 @@ def advantage_metrics(advantage_RxL: Array, batch: Batch) -> Metrics:
     return {
         "advantage_mean": masked_mean(advantage_RxL, mask_RxL),
         "advantage_std": masked_std(advantage_RxL, mask_RxL, ddof=0),
-        "advantage_max": jnp.max(jnp.abs(advantage_RxL)),
+        "advantage_max": jnp.max(jnp.abs(advantage_RxL), initial=0.0),
     }
 
 

@@ -15,6 +15,7 @@ from stepreward.batch import Batch
 from stepreward.credit.actor_critic import ActorCritic
 from stepreward.credit.base import Metrics, check_choice, register, step_mask
 from stepreward.kernels import masked_mean, potential_differences, return_prediction_loss, spread_residual
+from stepreward.kernels.inputs import select
 from stepreward.kernels.redistribution import RESIDUALS
 
 Array = jax.Array
@@ -114,17 +115,18 @@ class ProgRM(_Potential):
         return frozenset({"progress_label"})
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
-        return potential_differences(jax.nn.sigmoid(output_ExS.astype(jnp.float32)), step_mask(batch))
+        mask_ExS = step_mask(batch)
+        return potential_differences(jax.nn.sigmoid(select(mask_ExS, output_ExS)), mask_ExS)
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
         """L = mean over labelled steps of (σ(output) − label)², or of the cross-entropy with the label."""
-        label_ExS = batch.signals["progress_label"].astype(jnp.float32)
+        label_ExS = batch.signals["progress_label"]
         mask_ExS = step_mask(batch) & (label_ExS >= 0)
-        output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
+        label_ExS, output_ExS = select(mask_ExS, label_ExS), select(mask_ExS, output_ExS)
         if self.objective == "mse":
             loss_ExS = (jax.nn.sigmoid(output_ExS) - label_ExS) ** 2
         else:
-            loss_ExS = optax.losses.sigmoid_binary_cross_entropy(output_ExS, jnp.where(mask_ExS, label_ExS, 0.0))
+            loss_ExS = optax.losses.sigmoid_binary_cross_entropy(output_ExS, label_ExS)
         return masked_mean(loss_ExS, mask_ExS), {"labelled": masked_mean(mask_ExS.astype(jnp.float32), step_mask(batch))}
 
 

@@ -17,6 +17,7 @@ from stepreward.credit.actor_critic import ActorCritic
 from stepreward.credit.base import Metrics, check_choice, last_step, per_step, register, step_mask
 from stepreward.credit.outcome import episode_advantage, outcome_reward
 from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual, steps_to_go
+from stepreward.kernels.masked import SINGLETON
 
 Array = jax.Array
 
@@ -25,6 +26,7 @@ CHOICES = {
     "step_reward": (*_ESTIMATED, "uniform", "terminal", "leave_one_out"),
     "step_weight": ("none", "released"),
     "residual": ("uniform", "last"),
+    "singleton": SINGLETON,
 }
 
 
@@ -50,6 +52,8 @@ class SPA(ActorCritic):
       residual: where `enforce_sum` puts it: "uniform" over the steps, or "last". A share of it at an early step tells that step's
         reward about actions still to come: the return-to-go of step t then holds only (1 − t/T)·R, and the policy gradient is
         biased even with γ = λ = 1. At the last step it is not.
+      singleton: with "leave_one_out", what an episode without others in its group gets: "zero", or "raw", its own outcome (as in
+        the release).
       step_weight: "released" multiplies the reward of step t by T − t − 1, so that the last step gets nothing.
       last_grounded: the last step counts as grounded whatever it did, as in the release.
       level: of the advantage estimation: "step" or "token".
@@ -74,6 +78,7 @@ class SPA(ActorCritic):
             "alpha": 1.0,
             "beta": 0.5,
             "step_weight": "released",
+            "singleton": "raw",
             "last_grounded": True,
             "level": "token",
             "observation": "decay",
@@ -90,6 +95,7 @@ class SPA(ActorCritic):
     enforce_sum: bool = False
     residual: str = "uniform"
     step_weight: str = "none"
+    singleton: str = "zero"
     last_grounded: bool = False
     level: str = "step"
     observation: str = "skip"
@@ -151,7 +157,7 @@ class SPA(ActorCritic):
         if self.step_reward == "uniform":
             return per_step(outcome_E / jnp.maximum(mask_ExS.sum(axis=1), 1), batch)
         if self.step_reward == "leave_one_out":
-            return per_step(episode_advantage(batch, "rloo"), batch)
+            return per_step(episode_advantage(batch, "rloo", singleton=self.singleton), batch)
         progress_ExS = self.contributions(batch.signals["progress"], batch)
         if self.enforce_sum:
             progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, self.residual)

@@ -1,4 +1,8 @@
-"""Pure array functions: levels, masked statistics, advantages, losses. They know no model and no environment."""
+"""Pure array functions: levels, masked statistics, advantages, losses. They know no model and no environment.
+
+All compute in float32, whatever dtype comes in, and hold to the same rules: what is under a mask reaches neither a result nor a
+gradient, NaN and infinity included; and nothing to compute on (no rows, or no True entry) gives 0.
+"""
 
 from stepreward.kernels.advantages import dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo
 from stepreward.kernels.levels import steps_to_tokens, tokens_to_steps
@@ -19,6 +23,7 @@ from stepreward.kernels.masked import (
     masked_std,
     masked_var,
     masked_whiten,
+    weighted_whiten,
 )
 from stepreward.kernels.ordering import TokenStream, token_stream
 from stepreward.kernels.preferences import (
@@ -26,6 +31,7 @@ from stepreward.kernels.preferences import (
     dpo_pairs,
     dpo_with_sft,
     implicit_reward_cross_entropy,
+    paired_winners,
     preference_pairs,
 )
 from stepreward.kernels.redistribution import (

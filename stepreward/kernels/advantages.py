@@ -1,7 +1,7 @@
 """Advantages of whole episodes from their outcomes, compared within a group of episodes of the same task.
 
-All take `[E]` arrays: `outcome_E` float, `group_id_E` int32 in `[0, E)`, `mask_E` bool (False: the episode enters no
-statistic and gets 0). All return float32 `[E]`; `levels.steps_to_tokens` spreads the result.
+All take `[E]` arrays: `outcome_E` of any dtype, `group_id_E` int32 in `[0, E)`, `mask_E` bool (False: the episode enters no
+statistic and gets 0). All compute in float32 and return float32 `[E]`; `levels.steps_to_tokens` spreads the result.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from stepreward.kernels.masked import group_normalise
+from stepreward.kernels.inputs import as_bool, as_float32
+from stepreward.kernels.masked import group_normalise, weighted_whiten
 
 Array = jax.Array
 
@@ -97,13 +98,6 @@ def _normalise(outcome_E: Array, group_id_E: Array, mask_E: Array, **options) ->
 def _whiten_over_tokens(x_E: Array, token_count_E: Array, mask_E: Array, eps: float) -> Array:
     """`masked_whiten` of the token array that holds `x_E[i]` at each of the `token_count_E[i]` tokens of episode i."""
     chex.assert_rank([x_E, token_count_E, mask_E], 1)
-    mask_E = mask_E & (token_count_E > 0)
-    x_E = jnp.where(mask_E, x_E, 0.0)
-    count_E = jnp.where(mask_E, token_count_E, 0.0)
-    total = count_E.sum()
-    # Around the maximum, so that equal outcomes have exactly zero variance (see `group_statistics`).
-    origin = jnp.max(jnp.where(mask_E, x_E, -jnp.inf), initial=-jnp.inf)
-    offset_E = jnp.where(mask_E, x_E - origin, 0.0)
-    deviation_E = offset_E - (count_E * offset_E).sum() / jnp.maximum(total, 1)
-    variance = (count_E * deviation_E**2).sum() / jnp.maximum(total - 1, 1)
-    return jnp.where(mask_E, deviation_E * jax.lax.rsqrt(variance + eps), 0.0)
+    count_E = as_float32(token_count_E)
+    counted_E = as_bool(mask_E) & (count_E > 0)
+    return weighted_whiten(x_E, jnp.where(counted_E, count_E, 0.0), eps=eps)

@@ -1,6 +1,7 @@
 """Losses on token log-probabilities, and how tokens are averaged: policy gradient, KL, entropy, imitation.
 
-`[R, L]` arrays throughout; `log_prob[r, l]` is the log-probability of token `[r, l]` given the earlier ones, in nats.
+`[R, L]` arrays throughout, of any dtype: losses compute in float32. `log_prob[r, l]` is the log-probability of token `[r, l]` given
+the earlier ones, in nats.
 
 Gradients may be accumulated over micro-batches of whole rows: pass the `denominator` of the whole mini-batch (from
 `aggregation_denominator`), and the losses of the micro-batches add up to the loss of the mini-batch.
@@ -12,6 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from stepreward.kernels.inputs import as_bool, as_float32, select, where_known
 from stepreward.kernels.levels import steps_to_tokens, tokens_to_steps
 from stepreward.kernels.masked import masked_mean
 
@@ -19,7 +21,7 @@ Array = jax.Array
 
 AGGREGATIONS = ("token-mean", "sequence-mean", "sequence-sum", "constant", "step-mean")
 RATIOS = ("token", "step")
-MAX_LOG_RATIO = 20.0  # exp(20) is far outside any clip range, and finite in bfloat16 too
+MAX_LOG_RATIO = 20.0  # nats; from here on exp is continued by its tangent
 
 
 def aggregation_denominator(
@@ -52,6 +54,7 @@ def aggregation_denominator(
     """
     chex.assert_rank(mask_RxL, 2)
     _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
+    mask_RxL = as_bool(mask_RxL)
     if aggregation == "token-mean":
         count = mask_RxL.sum()
     elif aggregation == "step-mean":
@@ -84,7 +87,7 @@ def aggregate(
       average over steps of iStar's equation 6.
 
     Args:
-      x_RxL: float `[R, L]`; values where the mask is False are never read.
+      x_RxL: `[R, L]`; values where the mask is False are never read.
       mask_RxL: bool `[R, L]`.
       aggregation: one of the above.
       step_id_RxL, num_episodes, max_steps: needed by "step-mean".
@@ -105,7 +108,8 @@ def aggregate(
         denominator = aggregation_denominator(mask_RxL, aggregation, constant=constant, **levels)
     else:
         _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
-    x_RxL = jnp.where(mask_RxL, x_RxL.astype(jnp.float32), 0.0)
+    mask_RxL = as_bool(mask_RxL)
+    x_RxL = select(mask_RxL, x_RxL)
     if aggregation == "sequence-mean":
         x_RxL = x_RxL / jnp.maximum(mask_RxL.sum(axis=1, keepdims=True), 1)
     elif aggregation == "step-mean":
@@ -139,10 +143,14 @@ def ppo_clip(
     "token": ρ = exp(log π − log π_old) of the token. "step": ρ of a token is that of its step, exp Σ (log π − log
     π_old) over the step's tokens, as iStar writes it; with "step-mean" this is iStar's equation 6.
 
+    Beyond a log-ratio of 20 nats ρ is continued by its tangent, e²⁰·(log ρ − 19), so that it stays finite and a bad action
+    that has become that much likelier is still pushed down. Where the clip or the dual clip is active, the loss has no
+    gradient by definition.
+
     Args:
-      log_prob_RxL: float `[R, L]`, under the policy in training.
-      log_prob_old_RxL: float `[R, L]`, under the policy that made the rollout.
-      advantage_RxL: float `[R, L]`; no gradient flows into it.
+      log_prob_RxL: `[R, L]`, under the policy in training.
+      log_prob_old_RxL: `[R, L]`, under the policy that made the rollout.
+      advantage_RxL: `[R, L]`; no gradient flows into it.
       mask_RxL: bool `[R, L]`, action tokens of episodes that count.
       step_id_RxL, num_episodes, max_steps: needed by the step ratio and by "step-mean".
       ratio: "token" or "step".
@@ -153,7 +161,8 @@ def ppo_clip(
     Returns:
       `(loss, metrics)`; metrics are token means over these rows (weigh them by `tokens` across micro-batches):
       `clip_fraction` (the clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`,
-      `approx_kl` (k3 estimate of KL(π_old‖π)), `ratio_mean`; and `ratio_max`, `ratio_min`, `tokens`.
+      `approx_kl` (k3 estimate of KL(π_old‖π)), `ratio_mean`; and `ratio_max`, `ratio_min`, `tokens`. All are 0 where no token
+      counts.
 
     Raises:
       ValueError: on an unknown ratio or aggregation, or a missing argument.
@@ -166,13 +175,14 @@ def ppo_clip(
         raise ValueError(f"ratio must be one of {RATIOS}, not {ratio!r}")
     if ratio == "step" and (step_id_RxL is None or num_episodes is None or max_steps is None):
         raise ValueError("the step ratio needs step_id_RxL, num_episodes and max_steps")
-    token_log_ratio_RxL = jnp.where(mask_RxL, (log_prob_RxL - log_prob_old_RxL).astype(jnp.float32), 0.0)
-    advantage_RxL = jax.lax.stop_gradient(jnp.where(mask_RxL, advantage_RxL.astype(jnp.float32), 0.0))
+    mask_RxL = as_bool(mask_RxL)
+    token_log_ratio_RxL = select(mask_RxL, log_prob_RxL) - select(mask_RxL, log_prob_old_RxL)
+    advantage_RxL = jax.lax.stop_gradient(select(mask_RxL, advantage_RxL))
     log_ratio_RxL = token_log_ratio_RxL
     if ratio == "step":
         ids = jnp.where(mask_RxL, step_id_RxL, -1)
         log_ratio_RxL = steps_to_tokens(tokens_to_steps(token_log_ratio_RxL, ids, num_episodes, max_steps), ids)
-    ratio_RxL = jnp.exp(jnp.clip(log_ratio_RxL, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    ratio_RxL = _bounded_exp(log_ratio_RxL)
 
     unclipped_RxL = -ratio_RxL * advantage_RxL
     clipped_RxL = -jnp.clip(ratio_RxL, 1.0 - clip_low, 1.0 + clip_high) * advantage_RxL
@@ -194,42 +204,62 @@ def ppo_clip(
     )
 
     active_RxL = clipped_RxL > unclipped_RxL
-    mean = lambda x: masked_mean(x.astype(jnp.float32), mask_RxL)
+    mean = lambda x: masked_mean(x, mask_RxL)
+    any_token = mask_RxL.any()
     metrics = {
         "clip_fraction": mean(active_RxL),
         "clip_fraction_low": mean(active_RxL & (advantage_RxL < 0)),
         "clip_fraction_high": mean(active_RxL & (advantage_RxL > 0)),
         "dual_clip_fraction": mean(dual_RxL),
-        "approx_kl": mean(kl_k3(log_prob_old_RxL, log_prob_RxL)),
+        "approx_kl": mean(kl_k3(jnp.zeros_like(token_log_ratio_RxL), token_log_ratio_RxL)),
         "ratio_mean": mean(ratio_RxL),
-        "ratio_max": jnp.max(jnp.where(mask_RxL, ratio_RxL, 0.0)),
-        "ratio_min": jnp.min(jnp.where(mask_RxL, ratio_RxL, jnp.inf)),
+        "ratio_max": jnp.max(jnp.where(mask_RxL, ratio_RxL, 0.0), initial=0.0),
+        "ratio_min": jnp.where(any_token, jnp.min(jnp.where(mask_RxL, ratio_RxL, jnp.inf), initial=jnp.inf), 0.0),
         "tokens": mask_RxL.sum().astype(jnp.float32),
     }
     return loss, jax.lax.stop_gradient(metrics)
 
 
 def kl_k1(log_prob: Array, log_prob_reference: Array) -> Array:
-    """Unbiased estimate of KL(π‖π_ref) per token sampled from π: log π − log π_ref; any shape, may be negative.
+    """Unbiased estimate of KL(π‖π_ref) per token sampled from π: log π − log π_ref; float32 of any shape, may be negative.
 
     Source: Schulman, "Approximating KL divergence" (2020), k1.
     """
     chex.assert_equal_shape([log_prob, log_prob_reference])
-    return log_prob - log_prob_reference
+    return as_float32(log_prob) - as_float32(log_prob_reference)
 
 
 def kl_k3(log_prob: Array, log_prob_reference: Array) -> Array:
-    """Non-negative, low-variance estimate of KL(π‖π_ref) per token sampled from π.
+    """Non-negative, low-variance estimate of KL(π‖π_ref) per token sampled from π; float32 of any shape.
 
     exp(d) − d − 1, with d = log π_ref − log π.
 
-    The exponent is clipped at 20 so that a degenerate token cannot make it infinite.
+    Above d = 20 nats the function is continued by its tangent, so that a token which the policy has all but given up makes
+    neither value nor gradient infinite, and still has a gradient, e²⁰ − 1. Below, where the policy has become far likelier than
+    the reference, it is exact: value −d − 1 and gradient 1 with respect to log π. A NaN (of a token that is to be masked) stays
+    a NaN in the value, and has a gradient of 0.
 
     Source: Schulman, "Approximating KL divergence" (2020), k3.
     """
     chex.assert_equal_shape([log_prob, log_prob_reference])
-    d = jnp.clip(log_prob_reference - log_prob, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-    return jnp.expm1(d) - d
+    return where_known(_k3, as_float32(log_prob_reference) - as_float32(log_prob))
+
+
+def _k3(d: Array) -> Array:
+    near, beyond = _split(d)
+    return jnp.expm1(near) - near + jnp.expm1(MAX_LOG_RATIO) * beyond
+
+
+def _bounded_exp(x: Array) -> Array:
+    """eˣ, continued by its tangent above `MAX_LOG_RATIO`."""
+    near, beyond = _split(x)
+    return jnp.exp(near) + jnp.exp(MAX_LOG_RATIO) * beyond
+
+
+def _split(x: Array) -> tuple[Array, Array]:
+    """The part of x up to `MAX_LOG_RATIO`, and what lies beyond it; the derivatives of both add up to 1 everywhere."""
+    above = x > MAX_LOG_RATIO
+    return jnp.where(above, MAX_LOG_RATIO, x), jnp.where(above, x - MAX_LOG_RATIO, 0.0)
 
 
 def entropy_bonus(entropy_RxL: Array, mask_RxL: Array, coefficient: float, **aggregation) -> Array:
@@ -252,7 +282,7 @@ def negative_log_likelihood(log_prob_RxL: Array, mask_RxL: Array, **aggregation)
       mask_RxL: bool `[R, L]`.
       **aggregation: arguments of `aggregate`.
     """
-    return aggregate(-log_prob_RxL, mask_RxL, **aggregation)
+    return -aggregate(log_prob_RxL, mask_RxL, **aggregation)
 
 
 def _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant):

@@ -3,21 +3,101 @@
 Values under the mask may be anything, NaN included: they reach neither a result nor a gradient. Degrees of freedom,
 eps, what counts as a unit and what a singleton gets are always arguments, because published code disagrees on each of
 them.
+
+Every mean and deviation is measured from a member of the group, the one nearest to the rough mean. Values far from zero
+that differ in their last bits then keep their differences, equal values deviate by exactly 0, and one outlier does not
+round the others away. All results are float32, whatever dtype comes in.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from stepreward.kernels.inputs import as_bool, as_float32, select
+
 Array = jax.Array
 
 SINGLETON = ("zero", "raw")
+_PARTS = 128  # of the largest size: see `_Scope.total`
 
 
-def _select(mask: Array, x: Array) -> Array:
-    return jnp.where(mask, x, jnp.zeros((), x.dtype))
+class _Scope(NamedTuple):
+    """How to reduce over the units that are compared with each other.
+
+    Attributes:
+      sum, least, largest: functions of an array that return the reduction at every unit, or in a shape that broadcasts.
+    """
+
+    sum: Callable[[Array], Array]
+    least: Callable[[Array], Array]
+    largest: Callable[[Array], Array]
+
+    def total(self, x: Array) -> Array:
+        """Σ x, in which small terms count beside a large one.
+
+        In float32 a running sum of 10⁶ is a multiple of 1/16, so each small term that is added to it is rounded. Here each
+        term is a whole number of parts of the largest one, and a rest: whole numbers add up exactly, and rests are small.
+        """
+        size = jax.lax.stop_gradient(self.largest(jnp.abs(x)))
+        part = jnp.where(size > 0, size, 1.0) / _PARTS
+        whole = jax.lax.stop_gradient(jnp.round(x / part))
+        return part * self.sum(whole) + self.sum(x - whole * part)
+
+
+class _Moments(NamedTuple):
+    """Deviations, mean and weight, in shapes that broadcast to that of the units."""
+
+    deviation: Array
+    mean: Array
+    n: Array
+
+
+def _everything(axis: int | None) -> _Scope:
+    return _Scope(
+        lambda x: x.sum(axis, keepdims=True),
+        lambda x: x.min(axis, keepdims=True, initial=jnp.inf),
+        lambda x: x.max(axis, keepdims=True, initial=-jnp.inf),
+    )
+
+
+def _each_group(group_id: Array, num_groups: int) -> _Scope:
+    """The units of each group; those with the number `num_groups` are in none, and get 0 (or an infinity)."""
+    ids = group_id.reshape(-1)
+    over = lambda reduce: lambda x: reduce(x.reshape(-1), ids, num_segments=num_groups + 1)[group_id]
+    return _Scope(over(jax.ops.segment_sum), over(jax.ops.segment_min), over(jax.ops.segment_max))
+
+
+def _moments(x: Array, mask: Array, weight: Array, scope: _Scope) -> _Moments:
+    """Mean over the units of a positive weight, and the deviation of every True unit from it.
+
+    Args:
+      x: float32, 0 under the mask.
+      mask: bool.
+      weight: float32 ≥ 0, 0 under the mask.
+    """
+    counted = weight > 0
+    n = scope.sum(weight)
+    safe_n = jnp.where(n > 0, n, 1.0)
+    fixed = jax.lax.stop_gradient(x)
+    distance = jnp.where(counted, jnp.abs(fixed - scope.sum(weight * fixed) / safe_n), jnp.inf)
+    origin = scope.largest(jnp.where(counted & (distance == scope.least(distance)), fixed, -jnp.inf))
+    origin = jnp.where(jnp.isfinite(origin), origin, 0.0)
+    offset = jnp.where(mask, x - origin, 0.0)
+    offset_mean = scope.total(weight * offset) / safe_n
+    return _Moments(jnp.where(mask, offset - offset_mean, 0.0), origin + offset_mean, n)
+
+
+@partial(jax.jit, static_argnums=2)  # one program a shape, also when called outside jit
+def _masked_moments(x: Array, mask: Array, axis: int | None = None) -> _Moments:
+    chex.assert_equal_shape([x, mask])
+    mask = as_bool(mask)
+    return _moments(select(mask, x), mask, as_float32(mask), _everything(axis))
 
 
 def _safe_sqrt(x: Array) -> Array:
@@ -27,51 +107,80 @@ def _safe_sqrt(x: Array) -> Array:
 
 
 def masked_mean(x: Array, mask: Array, axis: int | None = None) -> Array:
-    """Mean over the True entries: Σ m·x / Σ m, and 0 where there is none.
+    """Mean over the True entries: Σ m·x / Σ m, and 0 where there is none; the mean of equal values is that value exactly.
 
     Args:
-      x: float array of any shape.
+      x: array of any shape and dtype.
       mask: bool, the shape of `x`.
       axis: the axis to reduce; None reduces all.
+
+    Returns:
+      float32.
     """
-    chex.assert_equal_shape([x, mask])
-    return _select(mask, x).sum(axis) / jnp.maximum(mask.sum(axis), 1)
+    mean = _masked_moments(x, mask, axis).mean
+    return mean.reshape(()) if axis is None else mean.squeeze(axis)
 
 
 def masked_var(x: Array, mask: Array, *, ddof: int) -> Array:
-    """Variance over the True entries: Σ m·(x − mean)² / (Σ m − ddof), and 0 where Σ m ≤ ddof. A scalar."""
-    chex.assert_equal_shape([x, mask])
-    centred = _select(mask, x - masked_mean(x, mask))
-    return (centred**2).sum() / jnp.maximum(mask.sum() - ddof, 1)
+    """Variance over the True entries: Σ m·(x − mean)² / (Σ m − ddof), and 0 where Σ m ≤ ddof. A float32 scalar."""
+    deviation, _, n = _masked_moments(x, mask)
+    return _variance(deviation, n.reshape(()), ddof)
+
+
+def _variance(deviation: Array, n: Array, ddof: int) -> Array:
+    return (deviation**2).sum() / jnp.maximum(n - ddof, 1)
 
 
 def masked_std(x: Array, mask: Array, *, ddof: int) -> Array:
-    """Square root of `masked_var`, with gradient 0 at zero variance. A scalar."""
+    """Square root of `masked_var`, with gradient 0 at zero variance. A float32 scalar."""
     return _safe_sqrt(masked_var(x, mask, ddof=ddof))
 
 
 def masked_whiten(x: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-8) -> Array:
     """Shifts and scales the True entries to zero mean and unit variance: (x − mean) / √(var + eps); 0 under the mask.
 
+    Equal entries get exactly 0.
+
     Args:
-      x: float array of any shape.
+      x: array of any shape and dtype.
       mask: bool, the shape of `x`.
       ddof: 1 divides the squared deviations by n − 1, 0 by n.
       eps: added to the variance.
 
+    Returns:
+      float32, the shape of `x`.
+
     Source: `masked_whiten` of PPO implementations (ddof 1, eps 1e-8).
     """
-    chex.assert_equal_shape([x, mask])
-    scale = jax.lax.rsqrt(masked_var(x, mask, ddof=ddof) + eps)
-    # Selected before the product: in the gradient of the scale, 0 · NaN would be NaN.
-    return _select(mask, x - masked_mean(x, mask)) * scale
+    deviation, _, n = _masked_moments(x, mask)
+    return deviation * jax.lax.rsqrt(_variance(deviation, n.reshape(()), ddof) + eps)
+
+
+def weighted_whiten(x: Array, weight: Array, *, ddof: int = 1, eps: float = 1e-8) -> Array:
+    """`masked_whiten` of an array that holds each `x[i]` `weight[i]` times: (x − mean) / √(var + eps); 0 where the weight is 0.
+
+    Args:
+      x: array of any shape and dtype; values of weight 0 may be anything.
+      weight: how often each value counts, ≥ 0, the shape of `x`.
+      ddof: 1 divides the squared deviations by Σ weight − 1, 0 by Σ weight.
+      eps: added to the variance.
+
+    Returns:
+      float32, the shape of `x`.
+    """
+    chex.assert_equal_shape([x, weight])
+    weight = as_float32(weight)
+    mask = weight > 0
+    deviation, _, n = _moments(select(mask, x), mask, weight, _everything(None))
+    variance = (weight * deviation**2).sum() / jnp.maximum(n.reshape(()) - ddof, 1)
+    return deviation * jax.lax.rsqrt(variance + eps)
 
 
 def group_sum(x: Array, group_id: Array, mask: Array, num_groups: int) -> Array:
-    """Sums the True entries of each group; `x`, `group_id` and `mask` share any one shape. Returns `[num_groups]`."""
+    """Sums the True entries of each group; `x`, `group_id` and `mask` share any one shape. Returns float32 `[num_groups]`."""
     chex.assert_equal_shape([x, group_id, mask])
-    ids = jnp.where(mask, group_id, num_groups).reshape(-1)
-    return jax.ops.segment_sum(_select(mask, x).reshape(-1), ids, num_segments=num_groups + 1)[:num_groups]
+    ids = jnp.where(as_bool(mask), group_id, num_groups).reshape(-1)
+    return jax.ops.segment_sum(select(mask, x).reshape(-1), ids, num_segments=num_groups + 1)[:num_groups]
 
 
 def group_statistics(
@@ -82,8 +191,8 @@ def group_statistics(
     mean = Σ w·x / n, std = √(Σ w·(x − mean)² / (n − ddof)), n = Σ w, over the units of the group.
 
     Args:
-      x: float array of any shape: one entry a unit (episodes `[E]`, steps `[E, S]`, tokens `[R, L]`).
-      group_id: int32 in `[0, num_groups)`, the shape of `x`.
+      x: array of any shape and dtype: one entry a unit (episodes `[E]`, steps `[E, S]`, tokens `[R, L]`).
+      group_id: int32 in `[0, num_groups)`, the shape of `x`; it may be anything under the mask.
       mask: bool, the shape of `x`; False units belong to no group.
       num_groups: static upper bound on the number of groups.
       ddof: 1 is the unbiased estimate, 0 the population's.
@@ -91,24 +200,24 @@ def group_statistics(
         first step of each episode and 0 elsewhere, or with 1 / (units of the episode), an episode counts once.
 
     Returns:
-      `(mean, std, n)`, each of the shape of `x`; std is 0 where n ≤ ddof.
+      `(mean, std, n)`, each float32 of the shape of `x`, and 0 under the mask; std is 0 where n ≤ ddof. A difference
+      x − mean loses what the mean was rounded by: `group_normalise` has exact deviations.
     """
+    (_, mean, n), std = _group_moments(x, group_id, mask, num_groups, ddof, weight)
+    return mean, std, n
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _group_moments(x, group_id, mask, num_groups: int, ddof: int, weight) -> tuple[_Moments, Array]:
+    """Moments and std of each unit's group, in the shape of `x`, 0 under the mask."""
     chex.assert_equal_shape([x, group_id, mask])
-    x = _select(mask, x.astype(jnp.float32))
-    weight = mask.astype(jnp.float32) if weight is None else _select(mask, weight.astype(jnp.float32))
-    counted = mask & (weight > 0)
-    n_G = group_sum(weight, group_id, counted, num_groups)
-    # Statistics are taken around the group's maximum, so that a group of equal values has a variance of exactly zero:
-    # otherwise rounding, divided by a std of the same size, would look like an advantage.
-    ids = jnp.where(counted, group_id, num_groups).reshape(-1)
-    origin_G = jax.ops.segment_max(x.reshape(-1), ids, num_segments=num_groups + 1)[:num_groups]
-    origin_G = jax.lax.stop_gradient(jnp.where(n_G > 0, origin_G, 0.0))
-    offset = x - origin_G[group_id]
-    offset_mean_G = group_sum(weight * offset, group_id, counted, num_groups) / jnp.where(n_G > 0, n_G, 1.0)
-    deviation = offset - offset_mean_G[group_id]
-    square_G = group_sum(weight * deviation**2, group_id, counted, num_groups)
-    std_G = _safe_sqrt(jnp.where(n_G > ddof, square_G / jnp.where(n_G > ddof, n_G - ddof, 1.0), 0.0))
-    return (origin_G + offset_mean_G)[group_id], std_G[group_id], n_G[group_id]
+    mask = as_bool(mask)
+    weight = as_float32(mask) if weight is None else select(mask, weight)
+    scope = _each_group(jnp.where(mask, group_id, num_groups), num_groups)
+    deviation, mean, n = _moments(select(mask, x), mask, weight, scope)
+    square = scope.sum(weight * deviation**2)
+    std = _safe_sqrt(jnp.where(n > ddof, square / jnp.where(n > ddof, n - ddof, 1.0), 0.0))
+    return _Moments(deviation, jnp.where(mask, mean, 0.0), n), std
 
 
 def group_normalise(
@@ -148,14 +257,11 @@ def group_normalise(
         raise ValueError(f"scale must be 'none', 'std' or 'leave_one_out', not {scale!r}")
     if singleton not in SINGLETON:
         raise ValueError(f"singleton must be one of {SINGLETON}, not {singleton!r}")
-    mean, std, n = group_statistics(x, group_id, mask, num_groups=num_groups, ddof=ddof, weight=weight)
-    x = _select(mask, x.astype(jnp.float32))
-    deviation = x - mean
+    (deviation, _, n), std = _group_moments(x, group_id, mask, num_groups, ddof, weight)
     if scale == "std":
         # Equal counted units deviate by exactly 0; uncounted ones must not be divided by eps alone.
-        deviation = jnp.where(std > 0, deviation / (std + eps), 0.0)
+        deviation = jnp.where(std > 0, deviation / jnp.where(std > 0, std + eps, 1.0), 0.0)
     elif scale == "leave_one_out":
         deviation = deviation * n / jnp.maximum(n - 1, 1)
     # n sums fractional weights, so "one" needs a tolerance.
-    result = jnp.where(n > 1.5, deviation, x if singleton == "raw" else 0.0)
-    return _select(mask, result)
+    return select(mask, jnp.where(n > 1.5, deviation, select(mask, x) if singleton == "raw" else 0.0))

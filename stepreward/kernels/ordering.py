@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from stepreward.kernels.inputs import as_bool
+
 Array = jax.Array
 
 
@@ -45,6 +47,7 @@ def token_stream(step_id_RxL: Array, mask_RxL: Array, max_steps: int) -> TokenSt
     """
     chex.assert_rank([step_id_RxL, mask_RxL], 2)
     chex.assert_equal_shape([step_id_RxL, mask_RxL])
+    mask_RxL = as_bool(mask_RxL)
     key = jnp.where(mask_RxL, step_id_RxL, jnp.iinfo(jnp.int32).max).reshape(-1)
     order = jnp.argsort(key, stable=True)
     key = key[order][None]

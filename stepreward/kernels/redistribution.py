@@ -1,7 +1,7 @@
 """Redistribution of an episode's outcome over its steps: losses that fit it, and rewards that follow from the fit.
 
-`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` float `[E]`. Losses are
-means over the episodes that have a counted step, so that an empty batch has loss 0.
+`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` `[E]`; of any dtype, computed
+in float32. Losses are means over the episodes that have a counted step, so that an empty batch has loss 0.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+
+from stepreward.kernels.inputs import as_bool, as_float32, select
 
 Array = jax.Array
 
@@ -22,8 +24,8 @@ def contribution_sum_loss(contribution_ExS: Array, outcome_E: Array, mask_ExS: A
     another; what differs between steps comes from the model.
 
     Args:
-      contribution_ExS: float `[E, S]`.
-      outcome_E: float `[E]`.
+      contribution_ExS: `[E, S]`.
+      outcome_E: `[E]`.
       mask_ExS: bool `[E, S]`.
 
     Returns:
@@ -41,8 +43,8 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
     is `contribution_sum_loss`.
 
     Args:
-      contribution_ExS: float `[E, S]`.
-      reward_ExS: float `[E, S]`, the rewards whose sum over a bag is observed.
+      contribution_ExS: `[E, S]`.
+      reward_ExS: `[E, S]`, the rewards whose sum over a bag is observed.
       mask_ExS: bool `[E, S]`.
       bag_size: k ≥ 0 steps, static; 0 makes the whole episode one bag.
 
@@ -59,9 +61,10 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
     chex.assert_equal_shape([contribution_ExS, reward_ExS, mask_ExS])
     if bag_size < 0:
         raise ValueError(f"bag_size must be at least 0, not {bag_size}")
+    mask_ExS = as_bool(mask_ExS)
     episodes, steps = mask_ExS.shape
     size = min(bag_size, steps) or max(steps, 1)
-    error_ExS = jnp.where(mask_ExS, contribution_ExS.astype(jnp.float32) - reward_ExS.astype(jnp.float32), 0.0)
+    error_ExS = select(mask_ExS, contribution_ExS) - select(mask_ExS, reward_ExS)
     bags = lambda x_ExS: jnp.pad(x_ExS, ((0, 0), (0, -steps % size))).reshape(episodes, -(-steps // size), size)
     counted_ExB = bags(mask_ExS).any(axis=2)
     return (bags(error_ExS).sum(axis=2) ** 2).sum() / jnp.maximum(counted_ExB.sum(), 1)
@@ -73,15 +76,16 @@ def return_prediction_loss(
     """Squared error of the return predicted from each prefix: mean over episodes of (g_T − R)² + w · mean_t (g_t − R)².
 
     Args:
-      prediction_ExS: float `[E, S]`, g_t: the return predicted after step t.
-      outcome_E: float `[E]`.
+      prediction_ExS: `[E, S]`, g_t: the return predicted after step t.
+      outcome_E: `[E]`.
       mask_ExS: bool `[E, S]`.
       every_step: w ≥ 0, weight of predicting the return early ("continuous prediction").
 
     Source: RUDDER (arXiv 1806.07857), main and auxiliary loss.
     """
     chex.assert_rank([prediction_ExS, mask_ExS], 2)
-    error_ExS = jnp.where(mask_ExS, prediction_ExS.astype(jnp.float32) - outcome_E[:, None].astype(jnp.float32), 0.0) ** 2
+    mask_ExS = as_bool(mask_ExS)
+    error_ExS = jnp.where(mask_ExS, as_float32(prediction_ExS) - as_float32(outcome_E)[:, None], 0.0) ** 2
     steps_E = mask_ExS.sum(axis=1)
     final_E = jnp.where(_last(mask_ExS), error_ExS, 0.0).sum(axis=1)
     each_E = error_ExS.sum(axis=1) / jnp.maximum(steps_E, 1)
@@ -94,14 +98,15 @@ def potential_differences(potential_ExS: Array, mask_ExS: Array) -> Array:
     With p a predicted return this is RUDDER's redistribution, with p a progress in [0, 1] ProgRM's reward.
 
     Args:
-      potential_ExS: float `[E, S]`.
+      potential_ExS: `[E, S]`.
       mask_ExS: bool `[E, S]`, the counted steps, which are the first ones of their row.
 
     Source: RUDDER (arXiv 1806.07857); ProgRM (arXiv 2505.18121).
     """
     chex.assert_rank([potential_ExS, mask_ExS], 2)
     chex.assert_equal_shape([potential_ExS, mask_ExS])
-    potential_ExS = jnp.where(mask_ExS, potential_ExS.astype(jnp.float32), 0.0)
+    mask_ExS = as_bool(mask_ExS)
+    potential_ExS = select(mask_ExS, potential_ExS)
     before_ExS = jnp.pad(potential_ExS[:, :-1], ((0, 0), (1, 0)))
     return jnp.where(mask_ExS, potential_ExS - before_ExS, 0.0)
 
@@ -112,8 +117,8 @@ def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: s
     "uniform": r'_t = r_t + (R − Σ r) / T. "last": all of it to the last step. "none": r' = r.
 
     Args:
-      reward_ExS: float `[E, S]`.
-      outcome_E: float `[E]`.
+      reward_ExS: `[E, S]`.
+      outcome_E: `[E]`.
       mask_ExS: bool `[E, S]`.
       how: one of `RESIDUALS`.
 
@@ -129,10 +134,11 @@ def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: s
     chex.assert_equal_shape([reward_ExS, mask_ExS])
     if how not in RESIDUALS:
         raise ValueError(f"the residual must be one of {RESIDUALS}, not {how!r}")
-    reward_ExS = jnp.where(mask_ExS, reward_ExS.astype(jnp.float32), 0.0)
+    mask_ExS = as_bool(mask_ExS)
+    reward_ExS = select(mask_ExS, reward_ExS)
     if how == "none":
         return reward_ExS
-    residual_E = outcome_E.astype(jnp.float32) - reward_ExS.sum(axis=1)
+    residual_E = select(mask_ExS.any(axis=1), outcome_E) - reward_ExS.sum(axis=1)
     if how == "last":
         return reward_ExS + jnp.where(_last(mask_ExS), residual_E[:, None], 0.0)
     share_E = residual_E / jnp.maximum(mask_ExS.sum(axis=1), 1)
@@ -145,14 +151,15 @@ def steps_to_go(mask_ExS: Array) -> Array:
     The public release of SPA-RL multiplies step t's reward by it, so that the last step's reward is lost.
     """
     chex.assert_rank(mask_ExS, 2)
+    mask_ExS = as_bool(mask_ExS)
     later_ExS = jnp.cumsum(mask_ExS[:, ::-1], axis=1)[:, ::-1]
     return jnp.where(mask_ExS, later_ExS - 1, 0).astype(jnp.float32)
 
 
 def _last(mask_ExS: Array) -> Array:
     """bool `[E, S]`: the last True step of each episode."""
-    return mask_ExS & (steps_to_go(mask_ExS) == 0)
+    return as_bool(mask_ExS) & (steps_to_go(mask_ExS) == 0)
 
 
 def _at_last(outcome_E: Array, mask_ExS: Array) -> Array:
-    return jnp.where(_last(mask_ExS), outcome_E[:, None].astype(jnp.float32), 0.0)
+    return select(_last(mask_ExS), jnp.broadcast_to(as_float32(outcome_E)[:, None], mask_ExS.shape))

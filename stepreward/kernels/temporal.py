@@ -1,7 +1,7 @@
 """Advantages that accumulate over time: generalized advantage estimation over tokens, over steps, and over both.
 
-All take `[B, T]` arrays, time along the last axis; False entries of the mask are skipped, as if the stream had been cut
-and joined around them. The end of an episode is data (`discount == 0`), so several episodes may share one stream.
+All take `[B, T]` arrays of any dtype, time along the last axis, and return float32; False entries of the mask are skipped, as if the
+stream had been cut and joined around them, and nothing under the mask is read, a discount included. The end of an episode is data (`discount == 0`), so several episodes may share one stream.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+
+from stepreward.kernels.inputs import as_bool, as_float32, select
 
 Array = jax.Array
 
@@ -18,14 +20,14 @@ def linear_recurrence(b_BxT: Array, c_BxT: Array) -> Array:
     """Solves y_t = b_t + c_t · y_{t+1} backwards in time, with y_T = 0, in O(log T) parallel steps.
 
     Args:
-      b_BxT, c_BxT: float `[B, T]`.
+      b_BxT, c_BxT: `[B, T]`.
 
     Returns:
-      y, `[B, T]`.
+      y, float32 `[B, T]`.
     """
     chex.assert_rank([b_BxT, c_BxT], 2)
     chex.assert_equal_shape([b_BxT, c_BxT])
-
+    b_BxT, c_BxT = as_float32(b_BxT), as_float32(c_BxT)
     length = b_BxT.shape[1]
 
     # Doubling: after k rounds (b, c)_t is the composition of the maps of t ... t + 2^k - 1. As a loop it compiles in a
@@ -46,15 +48,15 @@ def return_to_go(reward_BxT: Array, mask_BxT: Array, discount: float | Array = 1
     """Discounted sum of the rewards from here on: G_t = r_t + γ_t · G_{t'}, t' the next True entry; 0 under the mask.
 
     Args:
-      reward_BxT: float `[B, T]`.
+      reward_BxT: `[B, T]`.
       mask_BxT: bool `[B, T]`.
       discount: γ, a scalar or `[B, T]`; 0 at the last entry of an episode.
     """
     chex.assert_rank([reward_BxT, mask_BxT], 2)
     chex.assert_equal_shape([reward_BxT, mask_BxT])
-    discount_BxT = jnp.broadcast_to(jnp.asarray(discount, jnp.float32), mask_BxT.shape)
-    b_BxT = jnp.where(mask_BxT, reward_BxT, 0.0)
-    return jnp.where(mask_BxT, linear_recurrence(b_BxT, jnp.where(mask_BxT, discount_BxT, 1.0)), 0.0)
+    mask_BxT = as_bool(mask_BxT)
+    later_BxT = linear_recurrence(select(mask_BxT, reward_BxT), _carried(mask_BxT, discount, 1.0))
+    return jnp.where(mask_BxT, later_BxT, 0.0)
 
 
 def generalized_advantage_estimation(
@@ -70,8 +72,8 @@ def generalized_advantage_estimation(
     (reward and value under it are never read); at step level `[B, T]` is `[E, S]`, one entry a step (StepPO).
 
     Args:
-      reward_BxT: float `[B, T]`, the reward that follows the action of entry t.
-      value_BxT: float `[B, T]`, V of the state in which the action of entry t is taken.
+      reward_BxT: `[B, T]`, the reward that follows the action of entry t.
+      value_BxT: `[B, T]`, V of the state in which the action of entry t is taken.
       mask_BxT: bool `[B, T]`.
       discount: γ, a scalar or `[B, T]`; 0 at the last entry of an episode (needed only when more follows in the row).
       trace: λ.
@@ -83,13 +85,14 @@ def generalized_advantage_estimation(
     """
     chex.assert_rank([reward_BxT, value_BxT, mask_BxT], 2)
     chex.assert_equal_shape([reward_BxT, value_BxT, mask_BxT])
-    discount_BxT = jnp.broadcast_to(jnp.asarray(discount, jnp.float32), mask_BxT.shape)
-    value_BxT = jnp.where(mask_BxT, value_BxT, 0.0)
+    mask_BxT = as_bool(mask_BxT)
+    reward_BxT, value_BxT = select(mask_BxT, reward_BxT), select(mask_BxT, value_BxT)
+    discount_BxT = _carried(mask_BxT, discount, 0.0)
     # V of the next True entry: y_t = V_t if True else y_{t+1}, read one place later.
     carried_BxT = linear_recurrence(value_BxT, jnp.where(mask_BxT, 0.0, 1.0))
     next_value_BxT = jnp.pad(carried_BxT[:, 1:], ((0, 0), (0, 1)))
     delta_BxT = jnp.where(mask_BxT, reward_BxT + discount_BxT * next_value_BxT - value_BxT, 0.0)
-    advantage_BxT = linear_recurrence(delta_BxT, jnp.where(mask_BxT, discount_BxT * trace, 1.0))
+    advantage_BxT = linear_recurrence(delta_BxT, _carried(mask_BxT, discount_BxT * trace, 1.0))
     advantage_BxT = jnp.where(mask_BxT, advantage_BxT, 0.0)
     return advantage_BxT, jnp.where(mask_BxT, advantage_BxT + value_BxT, 0.0)
 
@@ -114,8 +117,8 @@ def bi_level_generalized_advantage_estimation(
     next.
 
     Args:
-      reward_BxT: float `[B, T]`, the reward of each step at its last token; other entries are not read.
-      value_BxT: float `[B, T]`, V before each token.
+      reward_BxT: `[B, T]`, the reward of each step at its last token; other entries are not read.
+      value_BxT: `[B, T]`, V before each token.
       mask_BxT: bool `[B, T]`, action tokens.
       step_end_BxT: bool `[B, T]`, True at the last action token of each step.
       step_discount: γ between steps, a scalar or `[B, T]` (0 at an episode's end).
@@ -129,7 +132,13 @@ def bi_level_generalized_advantage_estimation(
     """
     chex.assert_rank([reward_BxT, value_BxT, mask_BxT, step_end_BxT], 2)
     chex.assert_equal_shape([reward_BxT, value_BxT, mask_BxT, step_end_BxT])
-    end_BxT = step_end_BxT & mask_BxT
+    mask_BxT = as_bool(mask_BxT)
+    end_BxT = as_bool(step_end_BxT) & mask_BxT
     _, step_return_BxT = generalized_advantage_estimation(reward_BxT, value_BxT, end_BxT, step_discount, trace)
     within_BxT = jnp.where(end_BxT, 0.0, token_discount)
     return generalized_advantage_estimation(step_return_BxT, value_BxT, mask_BxT, within_BxT, trace)
+
+
+def _carried(mask_BxT: Array, factor: float | Array, under_mask: float) -> Array:
+    """float32 `[B, T]`: a factor, scalar or `[B, T]`, on the True entries, and `under_mask` elsewhere."""
+    return jnp.where(mask_BxT, jnp.broadcast_to(as_float32(factor), mask_BxT.shape), under_mask)

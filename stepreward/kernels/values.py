@@ -1,12 +1,15 @@
-"""The critic's loss, a group's return-to-go as a baseline, and the coefficient of a KL penalty."""
+"""The critic's loss, a group's return-to-go as a baseline, and the coefficient of a KL penalty. Arrays of any dtype; float32 results."""
 
 from __future__ import annotations
+
+import math
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from stepreward.kernels.masked import group_normalise, masked_mean
+from stepreward.kernels.inputs import as_bool, select
+from stepreward.kernels.masked import group_normalise, masked_var
 
 Array = jax.Array
 
@@ -25,9 +28,9 @@ def clipped_value_loss(
     L = ½ · mean(max((V − G)², (clip(V, V_old − ε, V_old + ε) − G)²))
 
     Args:
-      value_RxL: float `[R, L]`, V in training.
-      value_old_RxL: float `[R, L]`, V when the advantages were computed.
-      returns_RxL: float `[R, L]`, the targets G; no gradient flows into them.
+      value_RxL: `[R, L]`, V in training.
+      value_old_RxL: `[R, L]`, V when the advantages were computed.
+      returns_RxL: `[R, L]`, the targets G; no gradient flows into them.
       mask_RxL: bool `[R, L]`: the action tokens, or the first one of each step for a critic of steps.
       clip: ε; None does not clip.
       denominator: number of True entries of the whole mini-batch when these rows are a part of it; None counts these.
@@ -40,9 +43,8 @@ def clipped_value_loss(
     """
     chex.assert_rank([value_RxL, value_old_RxL, returns_RxL, mask_RxL], 2)
     chex.assert_equal_shape([value_RxL, value_old_RxL, returns_RxL, mask_RxL])
-    value, old, target = (
-        jnp.where(mask_RxL, x.astype(jnp.float32), 0.0) for x in (value_RxL, value_old_RxL, jax.lax.stop_gradient(returns_RxL))
-    )
+    mask_RxL = as_bool(mask_RxL)
+    value, old, target = (select(mask_RxL, x) for x in (value_RxL, value_old_RxL, jax.lax.stop_gradient(returns_RxL)))
     error = (value - target) ** 2
     worst = error
     if clip is not None:
@@ -56,11 +58,9 @@ def clipped_value_loss(
 def explained_variance(value: Array, returns: Array, mask: Array) -> Array:
     """1 − Var(G − V) / Var(G) over the True entries: 1 is perfect, 0 no better than a constant; 0 where G is constant."""
     chex.assert_equal_shape([value, returns, mask])
-    spread = lambda x: masked_mean((x - masked_mean(x, mask)) ** 2, mask)
-    # Measured from the largest one, so that equal returns have a variance of exactly zero: rounding must not pass for one.
-    origin = jnp.where(mask.any(), jnp.max(jnp.where(mask, returns, -jnp.inf), initial=-jnp.inf), 0.0)
-    total = spread(returns - origin)
-    return jnp.where(total > 0, 1.0 - spread(returns - value) / jnp.where(total > 0, total, 1.0), 0.0)
+    value, returns = select(mask, value), select(mask, returns)
+    total = masked_var(returns, mask, ddof=0)
+    return jnp.where(total > 0, 1.0 - masked_var(returns - value, mask, ddof=0) / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 def leave_one_out_return_to_go(return_ExS: Array, group_id_E: Array, mask_ExS: Array, mask_E: Array) -> Array:
@@ -71,7 +71,7 @@ def leave_one_out_return_to_go(return_ExS: Array, group_id_E: Array, mask_ExS: A
     afterwards is not).
 
     Args:
-      return_ExS: float `[E, S]` returns-to-go.
+      return_ExS: `[E, S]` returns-to-go.
       group_id_E: int32 `[E]` in `[0, E)`.
       mask_ExS: bool `[E, S]`, counted steps.
       mask_E: bool `[E]`, counted episodes.
@@ -81,7 +81,7 @@ def leave_one_out_return_to_go(return_ExS: Array, group_id_E: Array, mask_ExS: A
     """
     chex.assert_rank([return_ExS, mask_ExS], 2)
     chex.assert_rank([group_id_E, mask_E], 1)
-    return_ExS = jnp.where(mask_ExS, return_ExS, 0.0)
+    return_ExS, mask_ExS = select(mask_ExS, return_ExS), as_bool(mask_ExS)
     column = lambda x_E: group_normalise(x_E, group_id_E, mask_E, num_groups=x_E.shape[0], scale="leave_one_out")
     return jnp.where(mask_ExS, jax.vmap(column, in_axes=1, out_axes=1)(return_ExS), 0.0)
 
@@ -91,7 +91,7 @@ def adaptive_kl_coefficient(coefficient: float, kl: float, *, target: float, hor
 
     Args:
       coefficient: c ≥ 0.
-      kl: mean over episodes of Σ over its action tokens of log π − log π_ref.
+      kl: mean over episodes of Σ over its action tokens of log π − log π_ref; NaN (nothing measured) leaves c as it is.
       target: the KL to hold, > 0.
       horizon: number of episodes over which the coefficient may change by 20 %.
       episodes: how many the estimate comes from.
@@ -100,4 +100,6 @@ def adaptive_kl_coefficient(coefficient: float, kl: float, *, target: float, hor
     """
     if target <= 0 or horizon <= 0:
         raise ValueError(f"target and horizon must be positive, not {target} and {horizon}")
+    if math.isnan(kl):
+        return coefficient
     return coefficient * (1.0 + min(max(kl / target - 1.0, -0.2), 0.2) * episodes / horizon)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stepreward.batch import Batch
+from stepreward.batch import Batch, validate
 from stepreward.models.images import ImageReader, join_images
 from stepreward.rollout.episode import Episode
 
@@ -22,6 +22,7 @@ def pack(
     outcome: str = "return",
     outcome_scale: float = 1.0,
     reader: ImageReader | None = None,
+    check: bool = True,
 ) -> Batch:
     """Lays episodes out as rows of tokens (NumPy arrays).
 
@@ -35,6 +36,7 @@ def pack(
       outcome: "return" (sum of environment rewards) or "success" (0 or 1).
       outcome_scale: multiplies the outcome.
       reader: of the images that the steps' prompts show; None leaves them out, and their placeholders are tokens like any other.
+      check: call `batch.validate` on the result.
     """
     if outcome not in ("return", "success"):
         raise ValueError(f"outcome={outcome!r} is neither 'return' nor 'success'.")
@@ -55,7 +57,7 @@ def pack(
             raise ValueError(f"A row of {n} tokens exceeds row_length={row_length}; raise rollout.max_row_tokens.")
         tokens[r, :n], segment_ids[r, :n] = row_tokens, 1
         log_prob[r, :n], step_id[r, :n] = row_log_prob, row_step_id
-    return Batch(
+    batch = Batch(
         tokens=tokens,
         positions=np.broadcast_to(np.arange(row_length, dtype=np.int32), tokens.shape),
         segment_ids=segment_ids,
@@ -65,6 +67,9 @@ def pack(
         vision=None if reader is None else _vision(reader, rows, images, total, row_length),
         **_levels(episodes, max_steps, outcome, outcome_scale),
     )
+    if check:
+        validate(batch)
+    return batch
 
 
 def _rows_of(episode: Episode, first_id: int, context: str):

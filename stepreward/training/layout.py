@@ -69,7 +69,7 @@ class Layout:
         return pack(
             episodes, context=c.rollout.context, max_steps=c.rollout.max_steps, row_length=c.rollout.max_row_tokens,
             row_multiple=row_multiple or self.capacity, pad_id=self._pad_id, outcome=c.credit.outcome,
-            outcome_scale=c.credit.outcome_scale, reader=self._reader,
+            outcome_scale=c.credit.outcome_scale, reader=self._reader, check=c.train.check_batches,
         )  # fmt: skip
 
     def place(self, batch):

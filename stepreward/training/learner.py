@@ -17,6 +17,7 @@ import numpy as np
 
 from stepreward.credit import credit_quality, rank_correlation, step_permutation
 from stepreward import parallel
+from stepreward.batch import validate
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
@@ -307,6 +308,9 @@ class Learner(Component):
         self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
         if "prm" in tree:
             self.prm.state, self.prm.replay = tree["prm"], tree.get("replay", [])
+        if self.c.train.check_batches:
+            for batch in [*tree.get("replay", []), *tree.get("recent", [])]:
+                validate(batch)
         if "critic" in tree:
             self.critic.state = tree["critic"]
         if "estimator_best" in tree:
