@@ -182,7 +182,7 @@ def test_groups_do_not_leak(name, episodes, batch, credits):
     counted = np.asarray(batch.step_mask & batch.episode_mask[:, None])
     others = counted & ~changed_E[:, None]
     assert np.abs(before - after)[counted & changed_E[:, None]].max() > 1e-3
-    by_definition = ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "prime", "istar-merged")
+    by_definition = ("reinforce_plus_plus", "reinforce_plus_plus_baseline", "prime", "prime-released", "istar-merged")
     whitens = name in by_definition or getattr(method, "whiten", False)
     if name == "istar-first-zscore":  # its outcome part whitens, its step part does not: compare the step parts
         outcome = "reinforce_plus_plus_baseline"

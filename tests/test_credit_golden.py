@@ -89,6 +89,37 @@ def test_istar_as_released(packing):
     np.testing.assert_allclose(step_advantage[:4, :2], released / 0.4, atol=3e-4)
 
 
+def test_the_only_episode_of_a_group_keeps_its_own_rewards_as_released():
+    """Step rewards 0.4, 0.2 over max|r| = 0.4 (plus 10⁻⁶), and the outcome 0.5; the paper's form has nothing to compare with."""
+    log_ratio = np.repeat(np.array([[0.4, 0.2], [0.1, -0.3], [0.3, 0.1]]) / 0.05 / 2, 2, axis=1)
+    batch = literal([[2, 2]] * 3, [0.5, 1, 0], groups=[0, 1, 1], log_prob_prm=log_ratio)
+    released = make("istar", variant="released").credit(batch).step_advantage
+    np.testing.assert_allclose(released[0, :2], [0.5 + 1.0, 0.5 + 0.5], **CLOSE)
+    zero = make("istar", variant="released", singleton="zero").credit(batch).step_advantage
+    np.testing.assert_allclose(zero[0, :2], [0, 0], **CLOSE)
+    np.testing.assert_allclose(zero[1:3], released[1:3], **CLOSE)
+
+
+@pytest.mark.parametrize("norm, size", [("maxabs", 0.4), ("std", np.std([0.4, 0.2, -0.1, 0.1, 0, -0.2, 0.3, 0.1], ddof=1)), ("max_return", 0.6)])
+def test_the_divisor_of_process_rewards_is_their_size_plus_the_floor(norm, size):
+    # The returns-to-go are 0.6, 0.2; 0, 0.1; −0.2, −0.2; 0.4, 0.1.
+    options = dict(alpha=1.0, step_advantage="centre", step_norm=norm, step_norm_floor=0.5)
+    outcome = np.asarray(make("rloo").credit(istar_batch()).step_advantage)
+    found = np.asarray(make("istar", **options).credit(istar_batch()).step_advantage) - outcome
+    reward = np.array(ISTAR_REWARD)
+    np.testing.assert_allclose(found[:4, :2], (reward - reward.mean()) / (size + 0.5), **CLOSE)
+
+
+@pytest.mark.parametrize("packing, step_tokens", [("episode", [2]), ("step", [1, 1])])
+def test_prime_as_released_divides_by_the_largest_return(packing, step_tokens):
+    """Returns-to-go of the tokens are 0.4, 0.3; −0.2, −0.2; 0.4, 0.2; −0.2, −0.1: token rewards are divided by 0.4."""
+    batch = literal([step_tokens] * 4, OUTCOMES, packing=packing, log_prob_prm=PRIME_TOKENS / 0.05)
+    scaled = literal([step_tokens] * 4, OUTCOMES, packing=packing, log_prob_prm=PRIME_TOKENS / 0.05 / 0.4)
+    released = make("prime", variant="released").credit(batch)
+    np.testing.assert_allclose(released.returns, make("prime").credit(scaled).returns, **CLOSE)
+    assert make("prime", variant="paper") == make("prime")
+
+
 def test_istar_step_reward():
     batch = literal([[2], [1]], [1, 0], log_prob_prm=[[-1.2, -2.0], [-7.0]], log_prob_old=[[-1.5, -2.5], [-6.5]])
     np.testing.assert_allclose(make("istar").credit(batch).step_reward[:2, 0], [0.04, -0.025], **CLOSE)

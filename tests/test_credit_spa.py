@@ -390,3 +390,22 @@ def test_labels_count_the_longest_common_subsequence(seed):
     for label in labels:
         assert label[-1] == 1 and (np.diff(label) >= 0).all()
         np.testing.assert_allclose(label * longest, np.round(label * longest), atol=1e-6)
+
+
+def test_clamping_rewards_leaves_the_gradient_of_negative_outputs_alone():
+    """L = (Σ ĉ − R)², with dL/dĉ = 2·(Σ ĉ − R) = −2 at every step, below 0 too: the estimator can leave what clamping hides."""
+    batch = literal([[1, 1, 1]], [1.0], progress=[[-0.5, 0.25, 0.25]])
+    method = make("spa", clamp=True)
+    (loss, _), gradient = jax.value_and_grad(method.progress_loss, has_aux=True)(batch.signals["progress"], batch)
+    np.testing.assert_allclose(loss, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient[0], [-2, -2, -2, 0, 0], rtol=1e-6)
+    np.testing.assert_allclose(method.contributions(batch.signals["progress"], batch)[0], [0, 0.25, 0.25, 0, 0])
+
+
+@pytest.mark.parametrize("singleton, expected", [("zero", [1, -1, 0]), ("raw", [1, -1, 0.5])])
+def test_what_the_only_episode_of_a_task_gets(singleton, expected):
+    """R minus the mean of the others of the task, at every step; the release keeps R where there are no others."""
+    batch = literal([[1, 1]] * 3, [1, 0, 0.5], groups=[0, 0, 1])
+    reward = make("spa", step_reward="leave_one_out", beta=0.0, singleton=singleton).credit(batch).step_reward
+    np.testing.assert_allclose(reward[:3, :2], np.repeat(np.array(expected)[:, None], 2, axis=1), atol=1e-6)
+    assert make("spa").singleton == "zero" and make("spa", variant="released").singleton == "raw"

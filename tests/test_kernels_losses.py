@@ -63,6 +63,21 @@ def test_aggregation_literal(aggregation, constant, expected):
     assert metrics["clip_fraction"] == 0 and metrics["ratio_mean"] == 1 and metrics["tokens"] == 6
 
 
+@pytest.mark.parametrize(
+    "aggregation, expected",
+    [("token-mean", 14 / 4), ("sequence-mean", (2 + 5) / 2), ("sequence-sum", 14 / 2), ("constant", 14 / (2 * 8)), ("step-mean", 12 / 3)],
+)
+def test_rows_without_a_token_are_no_rows(aggregation, expected):
+    """Rows with the losses 1, 3 (one step) and 4, 6 (a step each), and two rows that only fill up."""
+    x = jnp.array([[1.0, 3.0], [9.0, 9.0], [4.0, 6.0], [9.0, 9.0]])
+    step_id = jnp.array([[0, 0], [-1, -1], [4, 5], [-1, -1]])
+    options = dict(constant=8.0, step_id_RxL=step_id, num_episodes=2, max_steps=3)
+    np.testing.assert_allclose(aggregate(x, step_id >= 0, aggregation, **options), expected, rtol=1e-6)
+    total = aggregation_denominator(step_id >= 0, aggregation, **options)
+    counts = {"token-mean": 4, "sequence-mean": 2, "sequence-sum": 2, "constant": 16, "step-mean": 3}
+    assert total == counts[aggregation]
+
+
 def test_step_mean_weighs_steps_equally(rows):
     per_step = [np.asarray(rows["new"])[np.asarray(rows["step_id"]) == i].mean() for i in range(2 * R)]
     np.testing.assert_allclose(

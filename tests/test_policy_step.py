@@ -9,7 +9,7 @@ import pytest
 from stepreward.kernels import losses
 from stepreward.models.log_probs import token_log_probs
 from stepreward.training.minibatches import pad_rows, take_rows
-from stepreward.training.policy import PolicyLoss, policy_step, sft_step
+from stepreward.training.policy import PolicyLoss, normalise_advantage, policy_step, sft_step
 from stepreward.training.prm import score
 from stepreward.training.state import create
 
@@ -20,11 +20,11 @@ def random_advantage(batch, seed=5):
     return np.random.default_rng(seed).normal(size=batch.tokens.shape).astype(np.float32) * batch.action_mask
 
 
-def step(model, batch, advantage, loss=PolicyLoss(), chunk_rows=8, optimizer=SGD):
+def step(model, batch, advantage, loss=PolicyLoss(), chunk_rows=8, optimizer=SGD, temperature=1.0):
     graphdef, params = model
     return policy_step(
         create(params, optimizer), batch, advantage, graphdef=graphdef, optimizer=optimizer, loss=loss,
-        chunk_rows=chunk_rows, temperature=1.0,
+        chunk_rows=chunk_rows, temperature=temperature,
     )  # fmt: skip
 
 
@@ -97,6 +97,58 @@ def test_at_ratio_one_good_tokens_become_likelier_and_bad_ones_less(model, make_
         np.testing.assert_allclose(metrics["ratio_mean"], 1.0, atol=1e-5)
         np.testing.assert_allclose(metrics["approx_kl"], 0.0, atol=1e-6)
         assert metrics["clip_fraction"] == 0
+
+
+def test_the_ratio_is_of_two_policies_at_the_sampling_temperature(model, make_batch):
+    """Before anything has moved it is 1 for every token; a policy at temperature 1 is another one."""
+    batch = make_batch()
+    log_prob, _ = score(model[1], batch, graphdef=model[0], chunk_rows=8, temperature=0.7)
+    batch = batch.replace(log_prob_old=np.asarray(log_prob))
+    _, metrics = step(model, batch, random_advantage(batch), temperature=0.7)
+    np.testing.assert_allclose(metrics["ratio_mean"], 1.0, atol=1e-5)
+    np.testing.assert_allclose(metrics["approx_kl"], 0.0, atol=1e-6)
+    _, metrics = step(model, batch, random_advantage(batch), temperature=1.0)
+    assert metrics["approx_kl"] > 1e-4
+
+
+def test_approx_kl_is_the_mean_over_tokens_of_rho_minus_log_rho_minus_one(model, make_batch):
+    """The old policy gave every token 0.3 nats more."""
+    batch = make_batch()
+    batch = batch.replace(log_prob_old=batch.log_prob_old + np.float32(0.3) * batch.action_mask)
+    for chunk_rows in (4, 24):
+        _, metrics = step(model, batch, random_advantage(batch), chunk_rows=chunk_rows)
+        np.testing.assert_allclose(metrics["approx_kl"], np.exp(-0.3) + 0.3 - 1, rtol=1e-4)
+        clip = PolicyLoss(ratio="token")
+        _, metrics = step(model, batch, random_advantage(batch), clip, chunk_rows)
+        np.testing.assert_allclose(metrics["ratio_mean"], np.exp(-0.3), rtol=1e-5)
+
+
+def unequal_steps(make_batch, advantages):
+    """A batch and `[R, L]` advantages: those of two steps, which have one token and several."""
+    batch = make_batch(steps=1)
+    length = np.bincount(batch.step_id[batch.action_mask])
+    steps = np.flatnonzero(length)
+    short, long = steps[length[steps] == 1][0], steps[length[steps] > 1][0]
+    kept = np.isin(batch.step_id, (short, long))
+    batch = batch.replace(action_mask=kept, step_id=np.where(kept, batch.step_id, -1))
+    by_step = np.where(batch.step_id == short, advantages[0], advantages[1])
+    return batch, np.where(kept, by_step, 0.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("norm, expected", [("none", (1.0, 5.0)), ("centre", (-2.0, 2.0)), ("whiten", (-1.0, 1.0))])
+def test_advantages_are_normalised_over_steps_not_tokens(make_batch, norm, expected):
+    """Steps of one token and of several weigh the same; the others of the batch do not count."""
+    batch, advantage = unequal_steps(make_batch, (1.0, 5.0))
+    _, wanted = unequal_steps(make_batch, expected)
+    found = normalise_advantage(advantage, batch, norm)
+    np.testing.assert_allclose(found, wanted, atol=2e-6)
+    assert found.dtype == np.float32 and not found[~batch.action_mask].any()
+
+
+@pytest.mark.parametrize("norm", ["centre", "whiten"])
+def test_equal_advantages_are_normalised_to_zero(make_batch, norm):
+    batch = make_batch()
+    assert not normalise_advantage(np.float32(1000.1) * batch.action_mask, batch, norm).any()
 
 
 def test_a_clipped_step_gives_no_gradient(model, make_batch, flat):

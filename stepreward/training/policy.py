@@ -73,7 +73,7 @@ def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str) -> n
     if norm == "none" or not mask_RxL.any():
         return advantage_RxL
     first = np.unique(np.asarray(batch.step_id)[mask_RxL], return_index=True)[1]  # one token a step
-    of_steps = advantage_RxL[mask_RxL][first]
+    of_steps = advantage_RxL[mask_RxL][first].astype(np.float64)  # in float32, equal advantages far from 0 would differ from their mean
     scale = of_steps.std() + 1e-6 if norm == "whiten" else 1.0
     return np.where(mask_RxL, (advantage_RxL - of_steps.mean()) / scale, 0.0).astype(np.float32)
 

@@ -1,0 +1,107 @@
+"""What comes first in an iteration, what is remembered of it, and what is measured before anything has learnt from it."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from references import literal
+
+from stepreward.credit import make
+from stepreward.training.prm import ProcessRewardModel
+from stepreward.training.runner import Runner
+
+
+def iteration(reward_from, resync):
+    """Runs one iteration on stand-ins; returns its calls in order, `(name, number of scorings so far)`."""
+    calls, scored = [], []
+    batch = SimpleNamespace(step_mask=np.ones((2, 3), bool))
+
+    def note(name):
+        return lambda *arguments, **_: calls.append((name, len(scored)))
+
+    def score(batch, metrics):
+        scored.append(batch)
+        calls.append(("score", len(scored)))
+        return SimpleNamespace(step_mask=batch.step_mask, number=len(scored))
+
+    def credit(batch, metrics, seed):
+        calls.append(("measure", batch.number))
+        return lambda batch, episodes: calls.append(("credit", batch.number)) or "credited"
+
+    learner = SimpleNamespace(
+        prm=object(), score=score, credit=credit, update_policy=note("policy"), refresh_estimator=note("estimator")
+    )
+    runner = SimpleNamespace(
+        c=SimpleNamespace(
+            seed=0, prm=SimpleNamespace(resync=resync), train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
+        ),
+        counters=SimpleNamespace(iteration=0, env_steps=0), learner=learner, method=SimpleNamespace(reward_from=reward_from),
+        _experience=lambda: ([], {}), _pack=lambda episodes: batch, _update_prm=note("prm"),
+    )  # fmt: skip
+    Runner._rl_tick(runner)
+    assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
+    return calls
+
+
+@pytest.mark.parametrize(
+    "reward_from, resync, expected",
+    [
+        ("pre", False, ["score 1", "measure 1", "credit 1", "prm 1", "policy 1", "estimator 1"]),
+        ("post", False, ["score 1", "measure 1", "prm 1", "score 2", "credit 2", "policy 2", "estimator 2"]),
+        ("pre", True, ["score 1", "measure 1", "credit 1", "policy 1", "prm 1", "estimator 1"]),
+    ],
+)
+def test_step_rewards_come_from_the_prm_before_or_after_its_update(reward_from, resync, expected):
+    assert [f"{name} {number}" for name, number in iteration(reward_from, resync)] == expected
+
+
+@pytest.fixture
+def prm(micro_config):
+    layout = SimpleNamespace(row_capacity=lambda episodes: episodes)
+    return ProcessRewardModel(micro_config({"prm.resync": False, "prm.replay": 2}), make("istar", beta=1.0), layout)
+
+
+def scored_batch(scores, success):
+    """Episodes of one token each, whose log-ratios are `scores`."""
+    return literal([[1]] * len(scores), success, log_prob_prm=[[s] for s in scores])
+
+
+@pytest.mark.parametrize(
+    "scores, success, accuracy, scale",
+    [
+        ([1.0, 1.0, 1.0, 1.0], [1, 1, 0, 0], 0.5, 0.0),
+        ([3.0, 1.0, 2.0, 0.0], [1, 1, 0, 0], 0.75, 0.5),
+        ([3.0, 2.0, 1.0, 0.0], [1, 1, 0, 0], 1.0, 1.0),
+        ([0.0, 1.0, 2.0, 0.5], [1, 1, 0, 0], 0.25, 0.0),
+        ([3.0, 2.0, 1.0, 0.0], [1, 1, 1, 1], 0.5, 0.0),
+    ],
+    ids=["chance", "three of four", "all", "worse than chance", "no pairs"],
+)
+def test_alpha_counts_as_far_as_the_prm_beats_chance(prm, scores, success, accuracy, scale):
+    found, metrics = prm.before(scored_batch(scores, success))
+    assert found == np.float32(scale) and metrics["prm/pair_accuracy"] == accuracy
+    assert metrics["prm/pairs"] == (4 if 0 in success else 0)
+
+
+def test_the_latest_batch_is_the_first_of_the_replayed_ones(prm):
+    for number in range(4):
+        batch = scored_batch([1.0, 2.0], [1, 1])  # no pair: nothing trains
+        prm.update(batch.replace(outcome=batch.outcome + number).with_signals(log_prob_initial=batch.log_prob_old), {}, [0], None)
+        assert float(prm.replay[0].outcome[0]) == 1 + number
+    assert [float(b.outcome[0]) for b in prm.replay] == [4, 3]
+    assert set(prm.replay[0].signals) == {"log_prob_initial"}
+
+
+def test_the_replayed_batches_train_too(prm, monkeypatch):
+    """Each with its own log-probabilities, as often as there are epochs."""
+    trained = []
+    prm.model = SimpleNamespace(reads=lambda part: part)
+    prm.layout.place_for_training = lambda part: part
+    monkeypatch.setattr(ProcessRewardModel, "_update", lambda self, seed, update: {})
+    monkeypatch.setattr("stepreward.training.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0}))
+    metrics = {}
+    for number in range(3):
+        batch = scored_batch([1.0, 2.0], [1, 0])
+        prm.update(batch.replace(outcome=batch.outcome + number), metrics, [number], None)
+    assert sorted(float(part.outcome.max()) for part in trained[-3:]) == [1, 2, 3]
+    assert metrics["prm/grad_norm"] == 1 and metrics["prm/train_loss"] == 2
