@@ -70,6 +70,16 @@ def test_an_outlier_does_not_round_the_others_away(mode, n, outlier):
 
 
 @modes
+def test_many_equal_small_numbers_beside_an_outlier_are_not_rounded_one_way(mode):
+    """A running sum of 10⁶ is a multiple of 1/16: each 0.3 would count as 5/16, and shift the mean by 0.006."""
+    x = np.where(np.arange(100_000) % 2, np.float32(0.3), np.float32(0.0))
+    x[0] = 1e6
+    exact = x.astype(np.float64) - x.astype(np.float64).mean()
+    np.testing.assert_allclose(mode(dr_grpo)(*one_group(x)), exact, rtol=3e-7, atol=1e-4)
+    np.testing.assert_allclose(mode(masked_mean)(x, np.ones(len(x), bool)), x.astype(np.float64).mean(), rtol=1e-5)
+
+
+@modes
 @pytest.mark.parametrize("value", [1000.1, -1000.1, 0.1, 1e6 + 0.3, 16777216.0])
 def test_equal_numbers_have_their_own_mean_and_no_variance(mode, value):
     x, group, mask = one_group(np.full(1000, value))

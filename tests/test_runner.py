@@ -90,6 +90,12 @@ def test_sampler_and_trainer_agree_at_a_temperature_other_than_one(run):
     assert gaps and max(gaps) < 1e-4
 
 
+def test_alpha_follows_the_pair_accuracy_of_each_batch(run):
+    _, records = run({"train.env_steps": 300})
+    for r in (r for r in records if r["phase"] == "rl"):
+        np.testing.assert_allclose(r["credit/alpha"], 0.3 * max(0.0, 2 * r["prm/pair_accuracy"] - 1), atol=1e-6)
+
+
 def test_nothing_compiles_after_the_first_iterations(run):
     """Iterations differ in their numbers of rows, steps and pairs, never in shapes."""
     runner, records = run({"train.env_steps": 300})
