@@ -275,3 +275,10 @@ def test_cross_entropy_literal_and_masked():
     gradient = jax.grad(lambda s: implicit_reward_cross_entropy(s, success, mask)[0])(score)
     sigmoid = lambda x: 1 / (1 + np.exp(-x))
     np.testing.assert_allclose(gradient, [(sigmoid(0.2) - 1) / 2, sigmoid(-0.1) / 2, 0], atol=1e-6)
+
+
+def test_a_score_of_zero_predicts_a_failure():
+    """As it is for every episode before an implicit reward has learnt anything."""
+    score, success = jnp.zeros(4), jnp.array([1, 0, 0, 0], bool)
+    loss, metrics = implicit_reward_cross_entropy(score, success, jnp.ones(4, bool))
+    np.testing.assert_allclose([loss, metrics["label_accuracy"]], [np.log(2), 0.75], rtol=1e-6)

@@ -70,6 +70,16 @@ def test_an_outlier_does_not_round_the_others_away(mode, n, outlier):
 
 
 @modes
+def test_many_equal_small_numbers_beside_an_outlier_are_not_rounded_one_way(mode):
+    """A running sum of 10⁶ is a multiple of 1/16: each 0.3 would count as 5/16, and shift the mean by 0.006."""
+    x = np.where(np.arange(100_000) % 2, np.float32(0.3), np.float32(0.0))
+    x[0] = 1e6
+    exact = x.astype(np.float64) - x.astype(np.float64).mean()
+    np.testing.assert_allclose(mode(dr_grpo)(*one_group(x)), exact, rtol=3e-7, atol=1e-4)
+    np.testing.assert_allclose(mode(masked_mean)(x, np.ones(len(x), bool)), x.astype(np.float64).mean(), rtol=1e-5)
+
+
+@modes
 @pytest.mark.parametrize("value", [1000.1, -1000.1, 0.1, 1e6 + 0.3, 16777216.0])
 def test_equal_numbers_have_their_own_mean_and_no_variance(mode, value):
     x, group, mask = one_group(np.full(1000, value))
@@ -186,10 +196,16 @@ def test_dual_clip_has_no_gradient_where_it_is_active_and_the_full_one_elsewhere
 
 
 def test_the_metrics_of_ppo_clip_are_numbers():
-    """Log-ratios log 2 and −log 2, one token masked: k3 of KL(π_old‖π) is (2 − log 2 − 1 + 1/2 + log 2 − 1) / 2."""
-    log_ratio, mask = jnp.log(jnp.array([[2.0, 0.5, 9.0]])), jnp.array([[1, 1, 0]], bool)
-    _, metrics = ppo_clip(log_ratio - 3.0, jnp.full((1, 3), -3.0), jnp.array([[1.0, -1.0, 1.0]]), mask)
-    expected = dict(approx_kl=0.25, ratio_mean=1.25, ratio_max=2, ratio_min=0.5, tokens=2, clip_fraction=1, clip_fraction_low=0.5)
+    """Ratios 2 and 3 of good tokens, 1/2 of a bad one and 4 of another, whose loss is bounded; one token is masked."""
+    ratio, mask = np.array([[2.0, 3.0, 0.5, 4.0, 9.0]]), np.array([[1, 1, 1, 1, 0]], bool)
+    advantage = jnp.array([[1.0, 2.0, -1.0, -1.0, 1.0]])
+    loss, metrics = ppo_clip(jnp.log(ratio) - 3.0, jnp.full((1, 5), -3.0), advantage, mask, dual_clip=3.0)
+    np.testing.assert_allclose(loss, (-1.2 - 2.4 + 0.8 + 3.0) / 4, rtol=1e-5)
+    counted = ratio[mask]
+    expected = dict(
+        clip_fraction=0.75, clip_fraction_high=0.5, clip_fraction_low=0.25, dual_clip_fraction=0.25, ratio_mean=counted.mean(),
+        ratio_max=4, ratio_min=0.5, tokens=4, approx_kl=(counted - np.log(counted) - 1).mean(),
+    )  # fmt: skip
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 

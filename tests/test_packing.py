@@ -1,5 +1,7 @@
 """Episodes as rows: both packings agree, failed episodes leave no row, nothing is cut."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -8,8 +10,10 @@ from stepreward.kernels.levels import tokens_to_steps
 from stepreward.models import decoder
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.log_probs import token_log_probs
+from stepreward.rollout import packing
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.packing import pack
+from stepreward.training.layout import Layout
 
 MAX_STEPS = 4
 SHAPE = dict(max_steps=MAX_STEPS, row_length=40, row_multiple=8, pad_id=0)
@@ -141,3 +145,13 @@ def test_levels_and_types():
     assert {getattr(batch, name).dtype for name in floats} == {np.dtype(np.float32)}
     others = set(TOKEN_LEVEL + UPPER_LEVELS) - {*integers, *floats}
     assert {getattr(batch, name).dtype for name in others} == {np.dtype(bool)}
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_run_checks_the_batches_that_it_makes_unless_told_not_to(micro_config, monkeypatch, on):
+    checked = []
+    monkeypatch.setattr(packing, "validate", checked.append)
+    config = micro_config({"train.check_batches": on, "rollout.max_steps": MAX_STEPS, "rollout.max_row_tokens": 40})
+    batch = Layout.pack(SimpleNamespace(c=config, capacity=8, _pad_id=0, _reader=None), make_episodes())
+    assert len(checked) == on and all(b is batch for b in checked)
+    assert micro_config().train.check_batches

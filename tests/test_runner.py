@@ -85,6 +85,19 @@ def test_the_default_run_passes_through_its_phases(run):
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
 
 
+def test_sampler_and_trainer_agree_at_a_temperature_other_than_one(run):
+    """The first ratios of each iteration are 1: both divide logits by the same temperature."""
+    _, records = run({"credit.method": "rloo", "rollout.temperature": 0.7, "train.env_steps": 60})
+    gaps = [r["policy/sampler_gap"] for r in records if r["phase"] == "rl"]
+    assert gaps and max(gaps) < 1e-4
+
+
+def test_alpha_follows_the_pair_accuracy_of_each_batch(run):
+    _, records = run({"train.env_steps": 300})
+    for r in (r for r in records if r["phase"] == "rl"):
+        np.testing.assert_allclose(r["credit/alpha"], 0.3 * max(0.0, 2 * r["prm/pair_accuracy"] - 1), atol=1e-6)
+
+
 def test_nothing_compiles_after_the_first_iterations(run):
     """Iterations differ in their numbers of rows, steps and pairs, never in shapes."""
     runner, records = run({"train.env_steps": 300})
