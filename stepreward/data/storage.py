@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -101,6 +102,15 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silent():
-    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see.
+
+    What it logs for the first time installs a handler that writes to the stream of the moment: left there, it would swallow every
+    warning of the run.
+    """
+    before = list(logging.root.handlers)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for handler in [handler for handler in logging.root.handlers if handler not in before]:
+            logging.root.removeHandler(handler)
