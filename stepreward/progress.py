@@ -194,6 +194,7 @@ def summary_rows(
     grounding: tuple[float, float] | None = None,
     steps: tuple[float, float] | None = None,
     estimator: tuple[float, float] | None = None,
+    cut: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
     """Returns the rows that close a run: held-out success at its start and end with 95 % intervals, time, report.
 
@@ -206,6 +207,7 @@ def summary_rows(
       grounding: grounding accuracy (share of steps whose action took effect) at the start and the end, or None.
       steps: steps per episode at the start and the end, or None.
       estimator: mean squared error of the progress estimator, and of predicting the mean outcome instead, or None.
+      cut: rollout episodes that ended because something was too long, and prompts that show a cut observation.
     """
     rows = []
     for name, counts in (("held-out success, start", start), ("held-out success, end", end)):
@@ -217,6 +219,9 @@ def summary_rows(
         rows.append(("steps per episode", _start_and_end(*(f"{count:.1f}" for count in steps))))
     if estimator is not None:
         rows.append(("progress estimator", "squared error {:.4f}, predicting the mean {:.4f}".format(*estimator)))
+    for count, what in zip(cut, ("episodes ended by a length", "observations cut to fit")):
+        if count:
+            rows.append((what, f"{count:,}, see the report"))
     rows.append(("wall time", format_duration(wall_s)))
     if report is not None:
         rows.append(("report", str(report)))

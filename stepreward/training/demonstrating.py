@@ -141,6 +141,9 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
     if too_long:
         left_out = len(records) - len(episodes)
         _log.warning("%d of %d demonstrations are too long and are left out: for all of them %s", left_out, len(records), longest)
+    cut = sum(any(step.cut for step in episode.steps) for episode in episodes)
+    if cut:
+        _log.warning("%d of %d demonstrations show observations that were cut to fit rollout.max_prompt_tokens", cut, len(episodes))
     return episodes
 
 

@@ -219,7 +219,8 @@ class Runner:
             episodes = demonstrating.demonstration_episodes(self.parts.demonstrations, self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
             left_out = max(0, c.episodes - len(episodes))
-            self._demonstrated = {"sft/demonstrations": len(episodes), "sft/demonstrations_left_out": left_out}
+            cut = sum(step.cut > 0 for episode in episodes for step in episode.steps)
+            self._demonstrated = {"demonstrations": len(episodes), "demonstrations_left_out": left_out, "observations_cut": cut}
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
             rng = np.random.default_rng([self.c.seed, 2, counters.sft_updates])
@@ -229,7 +230,7 @@ class Runner:
             losses.append(out)
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
-        metrics |= self._demonstrated
+        metrics |= {f"sft/{name}": value for name, value in self._demonstrated.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
