@@ -27,7 +27,7 @@ from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval
 from stepreward.report import telling, write_episodes
-from stepreward.rollout.episode import cuts, summary, to_record, true_progress
+from stepreward.rollout.episode import cuts, lost, summary, to_record, true_progress
 from stepreward.training import demonstrating, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.exploration import Exploration, by_task, offline_groups
@@ -92,7 +92,7 @@ class Runner:
         self.exploration = Exploration(config, self.workdir) if self._has("explore") else None
         self.held_out = setup.held_out_tasks(config, self.parts.factory, config.eval.episodes)
         self._sft_batch = self._explored = None
-        self._demonstrated: dict[str, float] = {}  # how many demonstrations are learnt from
+        self._left_out: dict[str, int] = {}  # of demonstrations
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
         resumed = self._restore()
@@ -220,7 +220,7 @@ class Runner:
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
             left_out = max(0, c.episodes - len(episodes))
             cut = sum(step.cut > 0 for episode in episodes for step in episode.steps)
-            self._demonstrated = {"demonstrations": len(episodes), "demonstrations_left_out": left_out, "observations_cut": cut}
+            self._left_out = {"demonstrations_left_out": left_out} | ({"observations_cut": cut} if cut else {})
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
             rng = np.random.default_rng([self.c.seed, 2, counters.sft_updates])
@@ -230,7 +230,7 @@ class Runner:
             losses.append(out)
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
-        metrics |= {f"sft/{name}": value for name, value in self._demonstrated.items()}
+        metrics |= {f"sft/{name}": float(count) for name, count in self._left_out.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
@@ -335,7 +335,7 @@ class Runner:
             good = [e for e in collector.collect(params, tasks, jax.random.fold_in(self.key, 3)) if e.failure is None]
             if not good:
                 raise UserError("every environment of the evaluation failed.")
-            found = summary(good) | cuts(good)
+            found = summary(good) | lost(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
             table[name] = found | {"success_low": low, "success_high": high, "episodes": len(good)}
         path = self.workdir / "evaluation.json"
@@ -400,7 +400,7 @@ class Runner:
         good = [e for e in self.parts.collector.collect(learner.actor, self.held_out, key) if e.failure is None]
         found = summary(good) if good else {}
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed") if found}
-        metrics |= {f"eval/{k}": v for k, v in cuts(good).items()}
+        metrics |= {f"eval/{k}": v for k, v in lost(good).items()}
         metrics["eval/episodes"] = len(good)
         every = c.prm_as_policy_every
         if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
