@@ -195,6 +195,7 @@ def summary_rows(
     steps: tuple[float, float] | None = None,
     estimator: tuple[float, float] | None = None,
     failed: int = 0,
+    cut: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
     """Returns the rows that close a run: held-out success at its start and end with 95 % intervals, time, report.
 
@@ -208,6 +209,7 @@ def summary_rows(
       steps: steps per episode at the start and the end, or None.
       estimator: mean squared error of the progress estimator, and of predicting the mean outcome instead, or None.
       failed: episodes that were left out because their environments failed.
+      cut: rollout episodes that ended because something was too long, and prompts that show a cut observation.
     """
     rows = []
     for name, counts in (("held-out success, start", start), ("held-out success, end", end)):
@@ -221,6 +223,9 @@ def summary_rows(
         rows.append(("progress estimator", "squared error {:.4f}, predicting the mean {:.4f}".format(*estimator)))
     if failed:
         rows.append(("failed episodes", f"{failed:,}, left out because their environments failed"))
+    for count, what in zip(cut, ("episodes ended by a length", "observations cut to fit")):
+        if count:
+            rows.append((what, f"{count:,}, see the report"))
     rows.append(("wall time", format_duration(wall_s)))
     if report is not None:
         rows.append(("report", str(report)))

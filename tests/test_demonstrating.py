@@ -1,5 +1,6 @@
 """Demonstrations: played side by side, kept with what prompts see, laid out as a rollout shows them."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -163,6 +164,19 @@ def test_steps_show_the_whole_view():
 def test_demonstrations_that_do_not_fit_are_named():
     with pytest.raises(ValueError, match="4 of 4 demonstrations do not fit: .*rollout.max_prompt_tokens must be at least 30"):
         demonstration_episodes(made(), parts(most=20))
+
+
+def test_demonstrations_that_are_too_long_are_cut_as_a_rollout_would(caplog):
+    made_of = parts(most=70)
+    made_of.collector.engine.max_length, made_of.collector.long_observation = 128, "cut"
+    records = [dataclasses.replace(record, observations=["d" * 400, *record.observations[1:]]) for record in made()]
+    episodes = demonstration_episodes(records, made_of)
+    assert len(episodes) == len(records) == 4
+    shown = "".join(map(chr, episodes[1].steps[0].prompt_tokens))
+    assert len(shown) in (69, 70) and f"[… {episodes[1].steps[0].cut} characters cut …]" in shown and shown.startswith("open all: dd")
+    assert "observations that were cut" in caplog.text
+    with pytest.raises(ValueError, match="rollout.max_prompt_tokens must be at least 4"):
+        demonstration_episodes(records, parts(most=70))
 
 
 def test_an_expert_that_wins_nothing_is_an_error():

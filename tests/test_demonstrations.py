@@ -90,6 +90,22 @@ def test_tensorflow_is_not_imported(tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
+def test_warnings_after_a_write_are_still_seen(tmp_path):
+    """What the libraries log while they are kept quiet must not take the process's log away with it."""
+    script = (
+        "import logging; from stepreward.data.demonstrations import *\n"
+        f"path = {str(tmp_path / 'd')!r}\n"
+        "from stepreward.data import storage\n"
+        "with storage._silent():\n"
+        "    logging.warning('quiet')\n"
+        "write_demonstrations(path, [Demonstration('t', 'train', ['o'], ['up'], True, 1.0)], {})\n"
+        "logging.getLogger('stepreward.anything').warning('a warning of the run')\n"
+    )
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True)
+    assert "a warning of the run" in done.stderr and "quiet" not in done.stderr
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("when", ["while reading the records", "while writing"])
 def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, error, when):

@@ -145,6 +145,14 @@ def test_the_final_evaluation_goes_before_those_on_the_way():
     ]  # fmt: skip
 
 
+def test_the_table_says_what_lengths_cost():
+    records = [{"rollout/too_long": 3.0, "rollout/row_full": 1.0, "rollout/observations_cut": 0.0}, {"rollout/too_long": 2.0}]
+    assert summary_rows(start=None, end=None, wall_s=61, cut=table_facts(records)["cut"])[0] == (
+        "episodes ended by a length", "6, see the report"
+    )
+    assert "cut" not in table_facts([{"rollout/too_long": 0.0}])
+
+
 def test_a_run_that_recorded_less_has_fewer_rows():
     assert table_facts([{"rollout/success": 0.1}]) == {"start": None, "end": None}
     old = [{"eval/success": 0.5, "eval/episodes": 4}, {"eval/success": 0.75, "eval/episodes": 4, "eval/executed": 0.9}]

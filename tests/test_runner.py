@@ -19,14 +19,17 @@ from stepreward.training.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
-SFT = {"sft/loss", "sft/grad_norm", "time/sft_s"}
+SFT = {"sft/loss", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
 ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
-           "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s"}  # fmt: skip
+           "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
+           "rollout/step_limit", "rollout/environment_limit", "rollout/too_long", "rollout/row_full", "rollout/observations_cut",
+           "rollout/answers_cut", "rollout/longest_prompt"}  # fmt: skip
 PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "time/policy_s"}  # fmt: skip
-CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy"}
+CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
+          "credit/flat_groups", "credit/advantage_max"}  # fmt: skip
 ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
 REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}

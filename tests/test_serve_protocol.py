@@ -125,7 +125,7 @@ def test_a_path_that_is_not_there_names_those_that_are(address, method, path, st
 
 @pytest.mark.parametrize(
     "headers, words",
-    [({"Content-Type": "application/x-www-form-urlencoded"}, "application/json"), ({"Content-Type": "text/plain"}, "application/json"),
+    [({"Content-Type": "multipart/form-data; boundary=x"}, "application/json"), ({"Content-Type": "text/plain"}, "application/json"),
      ({"Content-Encoding": "gzip"}, "uncompressed")],
 )  # fmt: skip
 def test_a_body_of_another_kind_is_refused(address, headers, words):
@@ -133,10 +133,9 @@ def test_a_body_of_another_kind_is_refused(address, headers, words):
     assert status == 415 and words in json.loads(body)["error"]["message"]
 
 
-def test_json_may_say_its_character_set(address):
-    status, _, body = call(
-        address, "POST", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}, {"Content-Type": "application/json; charset=utf-8"}
-    )
+@pytest.mark.parametrize("kind", ["application/json; charset=utf-8", "Application/JSON", "application/x-www-form-urlencoded"])
+def test_json_may_say_its_character_set_and_come_as_curl_labels_it(address, kind):
+    status, _, body = call(address, "POST", "/v1/chat/completions", {"messages": HELLO, "max_tokens": 2}, {"Content-Type": kind})
     assert status == 200, body
 
 

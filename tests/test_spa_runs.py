@@ -17,12 +17,14 @@ from stepreward.training.stages import StageOutput
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
 SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy"}
-ROLLOUT = {f"rollout/{k}" for k in SUMMARY} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
+CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations_cut", "answers_cut", "longest_prompt"}
+ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "estimator/steps_per_s", "time/estimator_s"}
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}
 FIT = {"mse", "mae", "within_0.1", "mse_of_mean", "explained", "calibration_error"}
 CREDIT = {f"credit/{k}" for k in QUALITY | {"step_reward_std", "explained_variance", "advantage_rank_correlation"}}
+CREDIT |= {"credit/flat_groups", "credit/advantage_max"}
 CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value_clip_fraction", "time/critic_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s", "time/scoring_s"}  # fmt: skip
@@ -47,7 +49,7 @@ def test_a_run_passes_through_its_phases(spa_base):
     assert spa_base.finished and [r["phase"] for r in records] == phases
     assert [r["iteration"] for r in records] == list(range(1, 12))
     sft, explore, estimator, rl = records[:2], records[2:5], records[5:7], records[7:10]
-    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/grad_norm", "time/sft_s"}
+    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
     assert sft[1]["sft/loss"] < sft[0]["sft/loss"]
     assert all(set(r) == EVERY_TICK | ROLLOUT | {"explore/env_steps"} for r in explore)
     assert set(estimator[0]) == EVERY_TICK | EPOCH

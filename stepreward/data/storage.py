@@ -104,14 +104,13 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _silent():
     """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see.
 
-    absl, which TFDS logs with, gives the root logger a handler on the stream that it finds: the later warnings of the whole process would
-    be thrown away with it.
+    What it logs for the first time installs a handler that writes to the stream of the moment: left there, it would swallow every
+    warning of the run.
     """
-    root = logging.getLogger()
-    before = list(root.handlers)
+    before = list(logging.root.handlers)
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
-        for handler in set(root.handlers) - set(before):
-            root.removeHandler(handler)
+        for handler in [handler for handler in logging.root.handlers if handler not in before]:
+            logging.root.removeHandler(handler)

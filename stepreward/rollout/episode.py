@@ -151,6 +151,11 @@ def cuts(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
+def lost(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Of `cuts` those that a length caused, and only where there are any: for evaluations."""
+    return {name: count for name, count in cuts(episodes).items() if count and name in (TOO_LONG, ROW_FULL, "observations_cut")}
+
+
 def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:
     """The episode as plain JSON data for the report and for `episodes/`."""
 

@@ -81,11 +81,10 @@ class Conversations:
 
     def _form_of(self, system: str | None, thinking: bool | None) -> Dialogue:
         key = system, thinking
-        with self._lock:
-            found = self._forms.get(key)
+        found = self._forms.get(key)
         if found is None:
             with self._making:
-                found = self._form(system, thinking)
+                found = self._forms.get(key) or self._form(system, thinking)  # another thread may have made it meanwhile
         with self._lock:
             self._forms[key] = found
             self._forms.move_to_end(key)

@@ -196,9 +196,10 @@ def _check_key(header: str | None, api_key: str | None) -> None:
 
 
 def _check_content(headers) -> None:
-    """Raises Refused unless the body is JSON as it stands, by what its headers say. A client that says nothing is believed."""
+    """Raises Refused where the headers say that the body is no JSON as it stands. A client that says nothing is believed, and so is the
+    type that curl and urllib give to every body by themselves."""
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
+    if kind not in ("application/json", "application/x-www-form-urlencoded") and not kind.endswith("+json"):
         raise Refused(415, f"the body's Content-Type is {kind[:100]!r}: send JSON as 'Content-Type: application/json'")
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):

@@ -205,6 +205,9 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
     if too_long:
         lost, why = len(records) - len(episodes) - failed, ", ".join(longest)
         _log.warning("%d of %d demonstrations are too long and are left out: for all of them %s", lost, len(records), why)
+    cut = sum(any(step.cut for step in episode.steps) for episode in episodes)
+    if cut:
+        _log.warning("%d of %d demonstrations show observations that were cut to fit rollout.max_prompt_tokens", cut, len(episodes))
     return episodes
 
 

@@ -17,7 +17,7 @@ from stepreward.config import load_config
 from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
-from stepreward.rollout.episode import ROW_FULL, TOO_LONG, cuts, summary
+from stepreward.rollout.episode import ROW_FULL, TOO_LONG, lost, summary
 from stepreward.training import fitting, setup
 from stepreward.training.backbones import Backbone
 from stepreward.training.learner import Learner
@@ -133,12 +133,12 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")
     if len(good) < len(played):
         print(f"failed      {len(played) - len(good)} environments; their episodes are left out")
-    lost = cuts(good)
+    cut = lost(good)
     for name, key in (("too long", TOO_LONG), ("row full", ROW_FULL)):
-        if lost[key]:
-            print(f"{name:<11} {lost[key]:.0f} episodes ended early for it; see the warning")
-    if lost["observations_cut"]:
-        print(f"cut         {lost['observations_cut']:.0f} prompts, whose observations did not fit")
+        if key in cut:
+            print(f"{name:<11} {cut[key]:.0f} episodes ended early for it; see the warning")
+    if "observations_cut" in cut:
+        print(f"cut         {cut['observations_cut']:.0f} prompts, whose observations did not fit")
     print(f"time        {time.monotonic() - started:.1f} s")
     return 0
 

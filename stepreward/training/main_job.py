@@ -123,7 +123,7 @@ def _table(display: RunDisplay, workdir: Path, wall_s: float, report: Path, titl
 
 
 def table_facts(records: list[dict]) -> dict:
-    """What `summary_rows` shows of a run: its final evaluation, or else its first and last evaluation; its estimator.
+    """What `summary_rows` shows of a run: its final evaluation, or else its first and last evaluation; its estimator; what was cut.
 
     Args:
       records: lines of `metrics.jsonl`.
@@ -143,6 +143,9 @@ def table_facts(records: list[dict]) -> dict:
             facts[name] = tuple(row[key] for row in ends)
     if failed := failed_episodes(records):
         facts["failed"] = failed
+    total = lambda *keys: int(sum(r[key] for r in records for key in keys if is_number(r.get(key))))
+    cut = total("rollout/too_long", "rollout/row_full"), total("rollout/observations_cut")
+    facts |= {"cut": cut} if any(cut) else {}
     found = estimator_quality(records)
     if "mse_of_mean" in found:
         facts["estimator"] = found["mse"], found["mse_of_mean"]

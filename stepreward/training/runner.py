@@ -27,7 +27,7 @@ from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
 from stepreward.report import drop_episodes, telling, write_episodes
-from stepreward.rollout.episode import cuts, summary, to_record, true_progress
+from stepreward.rollout.episode import cuts, lost, summary, to_record, true_progress
 from stepreward.training import demonstrating, fitting, identity, progress, setup, stages
 from stepreward.training import workdir as workdirs
 from stepreward.training.counters import PHASES, Counters
@@ -79,7 +79,7 @@ class Runner:
         self.held_out = setup.held_out_tasks(config, self.parts.collector.pool, config.eval.episodes)
         self._sft_batch = self._explored = None
         self._sft_fit: dict = {}
-        self._demonstrated: dict[str, float] = {}  # how many demonstrations are learnt from
+        self._left_out: dict[str, int] = {}  # of demonstrations
         self.checkpoints = Checkpoints(self.workdir, keep=config.checkpoint.keep, folder=config.checkpoint.folder)
         self._stop = 0  # the signal that asked for it
         resumed = self._restore()
@@ -199,7 +199,8 @@ class Runner:
             self._sft_fit = demonstrating.fit(episodes, len(self.parts.demonstrations), self.parts)
             self._sft_batch = self.learner.layout.pack(episodes, row_multiple=1)
             left_out = max(0, c.episodes - len(episodes))
-            self._demonstrated = {"sft/demonstrations": len(episodes), "sft/demonstrations_left_out": left_out}
+            cut = sum(step.cut > 0 for episode in episodes for step in episode.steps)
+            self._left_out = {"demonstrations_left_out": left_out} | ({"observations_cut": cut} if cut else {})
         started, losses, learner = time.monotonic(), [], self.learner
         for _ in range(min(c.log_every, c.updates - counters.sft_updates)):
             rng = np.random.default_rng([self.c.seed, 2, counters.sft_updates])
@@ -209,7 +210,7 @@ class Runner:
             losses.append(out)
             counters.sft_updates += 1
         metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
-        metrics |= self._demonstrated
+        metrics |= {f"sft/{name}": float(count) for name, count in self._left_out.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
         if learnt or counters.sft_updates >= c.updates:
@@ -314,7 +315,7 @@ class Runner:
         for name, params in (("start", start), ("end", self.learner.actor)):
             played = collector.collect(params, tasks, jax.random.fold_in(self.key, 3))
             good = _healthy(played, "final evaluation")
-            found = summary(good) | cuts(good)
+            found = summary(good) | lost(good)
             low, high = wilson_interval(sum(e.success for e in good), len(good))
             counts = {"episodes": len(good), "failed_episodes": len(played) - len(good)}
             table[name] = found | {"success_low": low, "success_high": high} | counts
@@ -379,7 +380,7 @@ class Runner:
         good = _healthy(played, "evaluation")
         found = summary(good)
         metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
-        metrics |= {f"eval/{k}": v for k, v in cuts(good).items()}
+        metrics |= {f"eval/{k}": v for k, v in lost(good).items()}
         metrics["eval/episodes"] = len(good)
         if len(good) < len(played):
             metrics["eval/failed_episodes"] = len(played) - len(good)
