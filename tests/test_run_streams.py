@@ -1,5 +1,7 @@
 """What holds of a run as a whole: each rollout draws from a stream of its own, and times are parts of the run."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -20,7 +22,9 @@ def finished(micro_config, tmp_path_factory):
         return sample(tasks, key)
 
     runner._rollout = rollout
+    began = time.monotonic()
     runner.run()
+    runner.took = time.monotonic() - began
     return runner, keys
 
 
@@ -47,7 +51,13 @@ def test_times_are_parts_of_the_run(finished):
     assert {"time/rollout_s", "time/sft_s", "time/prm_s", "time/policy_s", "time/eval_s"} <= {name for name, _ in times}
     for name, row in times:
         assert 0 <= records[row][name] <= walls[row + 1], name
-    assert walls == sorted(walls)
+    assert walls == sorted(walls) and 0 < walls[1] and walls[-1] <= finished[0].took
+
+
+def test_the_estimator_s_speed_counts_the_steps_that_it_was_trained_on(spa_base):
+    epochs = [record for record in spa_base.history() if "estimator/steps_per_s" in record]
+    steps = {round(record["estimator/steps_per_s"] * record["time/estimator_s"], 3) for record in epochs}
+    assert epochs and all(count == round(count) > 0 for count in steps) and max(steps) <= spa_base.counters.explored_steps
 
 
 def test_a_copy_that_was_cut_off_is_made_again(micro_config, tmp_path):
