@@ -48,6 +48,7 @@ AREAS = {"envs": "envs"} | {
 }
 DRAWN = [area for area in AREAS if area != "report"]  # most of the report's numbers are sizes and colours
 MOST_TESTS = 5
+WAIT_S = 900.0  # after which tests count as hanging that do not use up their processor time
 # Tests that reach a module through a process, a fixture or a name, so that no import says so.
 ALSO = {
     "stepreward/serve/": ("test_serve.py",),
@@ -186,7 +187,7 @@ class Trial:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
         )  # fmt: skip
         try:
-            output = process.communicate(timeout=10 * self._limit)[0].decode(errors="replace")
+            output = process.communicate(timeout=WAIT_S)[0].decode(errors="replace")
             code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode
         except subprocess.TimeoutExpired:  # it waits for something
             output, code = "", None
