@@ -48,6 +48,7 @@ AREAS = {"envs": "envs"} | {
 }
 DRAWN = [area for area in AREAS if area != "report"]  # most of the report's numbers are sizes and colours
 MOST_TESTS = 5
+WAIT_S = 900.0  # after which tests count as hanging that do not use up their processor time
 # Tests that reach a module through a process, a fixture or a name, so that no import says so.
 ALSO = {
     "stepreward/serve/": ("test_serve.py",),
@@ -76,6 +77,7 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(DRAWN), help="comma-separated areas (%(default)s)")
     parser.add_argument("--place", help="every change on one line, as file:line, in place of a draw")
     parser.add_argument("--limit", type=float, default=400.0, help="processor seconds of the tests of one change")
+    parser.add_argument("--most", type=int, default=MOST_TESTS, help="test files of a change, 2 to 5")
     parser.add_argument("--tests", action="store_true", help="print the drawn places and their test files, and run nothing")
     parser.add_argument("--table", action="store_true", help="print the results as tables, and run nothing")
     parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader found to change nothing")
@@ -89,13 +91,13 @@ def main() -> None:
     places = _at(options.place) if options.place else draw(options.seed, options.count, areas)
     if options.tests:
         for file, mutation in places:
-            print(f"{file}:{mutation.line}: {mutation}\n    {' '.join(relevant(file))}")
+            print(f"{file}:{mutation.line}: {mutation}\n    {' '.join(relevant(file)[: options.most])}")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the tests which run end too
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
-        trial = Trial(Path(folder), options.limit)
+        trial = Trial(Path(folder), options.limit, options.most)
         for file, mutation in places:
             key = (options.seed, f"{file}:{mutation.line}", str(mutation))
             if key in done:
@@ -131,8 +133,8 @@ def _compiles(file: str, mutation: Mutation) -> bool:
 class Trial:
     """A copy of the tree, in which one change after the other is made and undone."""
 
-    def __init__(self, folder: Path, limit: float):
-        self._folder, self._limit, self._unsound = folder, limit, {}
+    def __init__(self, folder: Path, limit: float, most: int):
+        self._folder, self._limit, self._most, self._unsound = folder, limit, most, {}
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, check=True
         ).stdout.decode()
@@ -144,7 +146,7 @@ class Trial:
 
     def run(self, file: str, mutation: Mutation) -> dict:
         """{"tests", "outcome", "by", "seconds"} of one change."""
-        tests, path, source = relevant(file), self._folder / file, (ROOT / file).read_text(encoding="utf-8")
+        tests, path, source = relevant(file)[: self._most], self._folder / file, (ROOT / file).read_text(encoding="utf-8")
         seconds, left_out = 0.0, []
         while True:
             self._write(path, mutation.apply(source))
@@ -185,7 +187,7 @@ class Trial:
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
         )  # fmt: skip
         try:
-            output = process.communicate(timeout=10 * self._limit)[0].decode(errors="replace")
+            output = process.communicate(timeout=WAIT_S)[0].decode(errors="replace")
             code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode
         except subprocess.TimeoutExpired:  # it waits for something
             output, code = "", None

@@ -42,7 +42,7 @@ _TWINS = dict(_TWIN_PAIRS) | {second: first for first, second in _TWIN_PAIRS}
 # Functions that treat two arguments alike, or that raise at once when they are swapped.
 _SYMMETRIC = {
     "min", "max", "minimum", "maximum", "logical_and", "logical_or", "logaddexp", "gcd", "isclose", "allclose", "add", "multiply",
-    "isinstance", "issubclass", "getattr", "setattr", "hasattr", "partial", "cast",
+    "isinstance", "issubclass", "getattr", "setattr", "hasattr", "partial", "cast", "promote_types", "spearmanr",
 }  # fmt: skip
 # Calls that only tell or check: nothing is computed with what they get.
 _TELLING = {"print", "warn", "add_note", "debug", "info", "warning", "error", "exception", "log_first", "setLevel", "close", "flush", "field"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from stepreward.envs.sokoban import PRESETS, core, settings, solve
+from stepreward.envs.sokoban import PRESETS, core, generate, settings, solve
 from stepreward.envs.sokoban.generate import SPLITS, canonical, room_for, split_of
 
 SEED_7 = "######\n#___##\n#__X_#\n#_O_P#\n#__###\n######"
@@ -106,6 +106,16 @@ def test_symmetric_rooms_have_one_canonical_form():
 def test_seeds_and_splits_give_different_rooms():
     texts = [core.to_text(*room_for(settings("tiny"), seed)) for seed in range(50)]
     assert len(set(texts)) > 40
+
+
+@pytest.mark.parametrize(("cells", "drawn"), [(4, False), (5, True)])
+def test_a_floor_must_hold_the_player_every_box_and_every_target(monkeypatch, cells, drawn):
+    floor = frozenset((15, 16, 17, 18, 27)[:cells])
+    monkeypatch.setattr(generate, "_dig", lambda height, width, draws: floor)
+    played = []
+    monkeypatch.setattr(generate, "_reverse_play", lambda *arguments: played.append(arguments))
+    assert generate.draw_room(settings("large", boxes=2), generate._Draws(0, 0)) is None
+    assert bool(played) == drawn
 
 
 def test_an_impossible_filter_says_so():

@@ -222,6 +222,24 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path):
         make("sotopia", data=write_data(tmp_path / "data"), partner_url="http://127.0.0.1:1/v1")
 
 
+@pytest.mark.parametrize(
+    ("retries", "backoff_s", "waits"),
+    [(0, 0.5, []), (1, 0.5, [0.5]), (6, 0.5, [0.5, 1.0, 2.0, 4.0, 8.0, 10.0]), (2, 20.0, [10.0, 10.0]), (2, 0.0, [0.0, 0.0])],
+)
+def test_the_wait_between_two_tries_doubles_up_to_ten_seconds(monkeypatch, retries, backoff_s, waits):
+    tried, waited = [], []
+
+    def ask(self, messages):
+        tried.append(messages)
+        return " "
+
+    monkeypatch.setattr(Endpoint, "_ask", ask)
+    monkeypatch.setattr("stepreward.envs.sotopia.endpoint.time.sleep", waited.append)
+    with pytest.raises(EndpointError, match=f"tried {retries + 1} times"):
+        Endpoint("partner", "http://127.0.0.1:1/v1", "tiny", retries=retries, backoff_s=backoff_s).complete([])
+    assert waited == waits and len(tried) == retries + 1
+
+
 def test_an_empty_setting_is_none():
     empty = dict.fromkeys(("data", "partner_url", "judge_url", "judge_model", "partner_prompt", "cache", "storage"), "")
     assert settings("sotopia", **empty) == settings("sotopia")
