@@ -3,9 +3,11 @@
 import os
 import sys
 
+import malformed
 import misbehaving
 import pytest
 
+from stepreward.rollout.checked import checked
 from stepreward.rollout.environments import Call, EnvironmentFailure, make_pool
 
 
@@ -110,3 +112,9 @@ def test_a_cluster_of_its_own_ends_with_the_pool(pool):
     with make_pool("ray", misbehaving.make(), timeout_s=20, reset_timeout_s=60, address="local") as own:
         assert own.call(0, "step", "")[1] == 1
     assert not ray.is_initialized()
+
+
+def test_results_are_checked_in_actors(cluster):
+    with make_pool("ray", checked(malformed.factory("four")), timeout_s=20, reset_timeout_s=60, address=cluster) as pool:
+        fine, wrong = pool.call_all([Call(0, "reset"), Call(1, "step", ("open",))])
+        assert fine[0]["text"] == "a door" and str(wrong).startswith("step returned a tuple of 4, not (observation, reward")
