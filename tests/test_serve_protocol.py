@@ -14,6 +14,7 @@ from test_serve import BAD, HELLO, LENGTH, LONGEST, call, chat, make_model, text
 from stepreward.models.pretrained_tokenizer import PretrainedCodec
 from stepreward.models.tokenizer import Codec
 from stepreward.serve import load_folder, running
+from stepreward.serve.models import _conversations
 from stepreward.serve.protocol import Refused, parse
 from stepreward.serve.server import Settings
 
@@ -241,9 +242,11 @@ def test_a_new_system_message_leaves_the_settings_of_the_shared_tokenizer_alone(
     """`encode_template` changes them for the length of a call, in which another thread would read special tokens out of text."""
     touched, encode = [], PretrainedCodec.encode_template
     monkeypatch.setattr(PretrainedCodec, "encode_template", lambda self, text: (touched.append(self), encode(self, text))[1])
-    found = asked(served, messages=[{"role": "system", "content": "Never said before."}, *HELLO]).request.prompt
-    assert touched and served.conversations.chat.codec not in touched
-    assert "Never said before." in served.conversations.chat.codec.decode(found)
+    shared = served.conversations.chat
+    fresh = _conversations(shared, None, None, served.name)  # one that has found no pieces yet
+    found = fresh.prompt([("system", "Never said before."), ("user", "up")])
+    assert touched and shared.codec not in touched
+    assert "Never said before." in shared.codec.decode(found)
 
 
 # --- What errors show ---
