@@ -139,7 +139,7 @@ def test_merging_adds_in_float32_and_says_what_rounding_loses(model):
     value, was = (np.asarray(tree["layers"]["attention"]["value"][...], np.float64) for tree in (merged, base))
     np.testing.assert_allclose(np.abs(value - was), CHANGE, rtol=1e-3)
     assert merged["layers"]["attention"]["query"][...].dtype == jnp.bfloat16  # has no adapter
-    share, noise = map(float, rounding_loss(base, merged, jnp.bfloat16))
+    share, noise = map(float, jax.jit(rounding_loss, static_argnums=2)(base, merged, jnp.bfloat16))
     rounded = np.asarray(merged["layers"]["attention"]["value"][...].astype(jnp.bfloat16), np.float64) - was
     assert share == pytest.approx((rounded * (value - was)).sum() / ((value - was) ** 2).sum(), abs=1e-4) and share < 0.1
     assert noise == pytest.approx(np.sqrt(((rounded - share * (value - was)) ** 2).sum() / ((value - was) ** 2).sum()), abs=1e-3)

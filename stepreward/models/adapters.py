@@ -178,10 +178,13 @@ def rounding_loss(base, merged, dtype) -> tuple[Array, Array]:
       `share`, 1 where nothing is lost, and `noise`, which is relative to the size of the change; float32 scalars. Adapters that
       change nothing have the share 1.
     """
-    along = square = left = jnp.zeros((), jnp.float32)
+    kind, along = jnp.finfo(dtype), jnp.zeros((), jnp.float32)
+    square = left = along
+    # Not two conversions, of which a compiler makes none.
+    rounded_to = lambda x: jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
     for before, after in zip(jax.tree.leaves(base), jax.tree.leaves(merged), strict=True):
-        rounded = [x.astype(dtype).astype(jnp.float32) for x in (before, after)]
-        change, kept = after.astype(jnp.float32) - before.astype(jnp.float32), rounded[1] - rounded[0]
+        change = after.astype(jnp.float32) - before.astype(jnp.float32)
+        kept = rounded_to(after) - rounded_to(before)
         along += jnp.sum(kept * change)
         square += jnp.sum(jnp.square(change))
         left += jnp.sum(jnp.square(kept))
