@@ -37,8 +37,8 @@ def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting")
     unknown = sorted(set(overrides) - set(known))
     if unknown:
         near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(f"unknown {what} {', '.join(unknown)}{hint}; the settings are {', '.join(known)}")
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"unknown {what} {', '.join(unknown)}; the settings are {', '.join(known)}{hint}")
     found = dataclasses.replace(settings, **overrides)
     for field in dataclasses.fields(found):
         if field.name in overrides and not _is_of(getattr(found, field.name), str(field.type)):

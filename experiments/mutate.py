@@ -146,7 +146,8 @@ class Trial:
 
     def run(self, file: str, mutation: Mutation) -> dict:
         """{"tests", "outcome", "by", "seconds"} of one change."""
-        tests, path, source = relevant(file)[: self._most], self._folder / file, (ROOT / file).read_text(encoding="utf-8")
+        tests, path = relevant(file)[: self._most], self._folder / file
+        source = path.read_text(encoding="utf-8")  # the copy's: the tree may change while the trial runs
         seconds, left_out = 0.0, []
         while True:
             self._write(path, mutation.apply(source))

@@ -127,6 +127,21 @@ def test_snapshots(environment):
     other.close()
 
 
+def test_a_game_that_was_played_last_is_not_loaded_again(environment, monkeypatch):
+    environment.reset(seed=6)
+    engine, loaded = environment._engine, []
+    load = engine._wrapped.load
+    monkeypatch.setattr(engine._wrapped, "load", lambda content: (loaded.append(content), load(content)))
+    environment.reset(seed=6)
+    before = environment.snapshot()
+    environment.step("look")
+    environment.restore(before)
+    environment.expert()
+    assert loaded == []
+    environment.reset(seed=7)
+    assert len(loaded) == 1
+
+
 @pytest.mark.parametrize("grammar, verb", [("old", "put "), ("new", "move ")])
 def test_both_wordings_are_understood(grammar, verb):
     environment = alfworld.make("tiny", grammar=grammar, arrival=True, task_types=("pick_and_place_simple",))()

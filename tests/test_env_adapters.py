@@ -218,7 +218,7 @@ def test_numbered_actions_without_words_are_told():
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"win_rewrad": 2.0}, "unknown setting win_rewrad .did you mean 'win_reward'"),
+        ({"win_rewrad": 2.0}, "unknown setting win_rewrad; the settings are .*; did you mean 'win_reward'"),
         ({"win_reward": "high"}, "setting win_reward='high': give a value of type float"),
         ({"render": 1}, "setting render=1: give a value of type bool"),
         ({"won": 3}, "won=3: give names"),

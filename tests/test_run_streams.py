@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from stepreward.training.runner import Runner
-from stepreward.training.workdir import borrow_words
+from stepreward.training.workdir import borrow_words, claim, release
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +62,15 @@ def test_the_estimator_s_speed_counts_the_steps_that_it_was_trained_on(spa_base)
 
 def test_a_copy_that_was_cut_off_is_made_again(micro_config, tmp_path):
     other, workdir = tmp_path / "other", tmp_path / "run"
+    config = micro_config({"stages.sft": str(other)})
+    release(claim(config, workdir))
     for name in ("tokenizer", "demonstrations"):
         (other / name).mkdir(parents=True)
         (other / name / "file").write_text("whole")
         (workdir / f".{name}.copy").mkdir(parents=True)
         (workdir / f".{name}.copy" / "file").write_text("ha")
-    borrow_words(micro_config({"stages.sft": str(other)}), workdir)
-    assert {path.name for path in workdir.iterdir()} == {"tokenizer", "demonstrations"}
+    locks = claim(config, workdir)
+    borrow_words(config, workdir)
+    release(locks)
+    assert not [path for path in workdir.iterdir() if path.name.endswith(".copy")]
     assert all((workdir / name / "file").read_text() == "whole" for name in ("tokenizer", "demonstrations"))

@@ -331,7 +331,7 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"model.preset": "tiny-micra"}, "model.preset='tiny-micra' is unknown .did you mean 'tiny-micro'"),
         ({"environment.name": "sokobann"}, "environment.name='sokobann' is unknown .did you mean 'sokoban'"),
         ({"environment.preset": "huge"}, "unknown Sokoban preset 'huge'"),
-        ({"environment.options": {"heigth": 7}}, "unknown Sokoban setting heigth .did you mean 'height'"),
+        ({"environment.options": {"heigth": 7}}, "unknown Sokoban setting heigth; the settings are .*; did you mean 'height'"),
         ({"environment.options": {"invalid_reward": "low"}}, "Sokoban setting invalid_reward='low': give a value of type float"),
         ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),
         ({"seed": 2**32}, "seed=4294967296: give a whole number from 0"),
