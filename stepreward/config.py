@@ -401,8 +401,12 @@ def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str
     return found
 
 
-def clean_config(config: ConfigDict) -> None:
-    """Cleans the text of every value in place (`text.clean`): a shell can pass half a character, which no file of a run takes."""
+def clean_config(config: "ConfigDict | TrackedConfig") -> None:
+    """Cleans the text of every value in place (`text.clean`): a shell can pass half a character, which no file of a run takes.
+
+    Does not count as reading the keys of a `TrackedConfig`.
+    """
+    config = config.untracked if isinstance(config, TrackedConfig) else config
     for key, value in leaves(config).items():
         if cleaned(value) != value:
             *groups, name = key.split(".")

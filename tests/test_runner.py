@@ -27,7 +27,7 @@ ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_
 PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
-          "policy/sampler_gap", "time/policy_s"}  # fmt: skip
+          "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s"}  # fmt: skip
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
           "credit/flat_groups", "credit/advantage_max"}  # fmt: skip
 ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
