@@ -78,10 +78,7 @@ class Checkpoints:
           FileNotFoundError: no such checkpoint.
           ValueError: the checkpoint holds other arrays than the template asks for; the first difference is named.
         """
-        step = step if step is not None else (self.steps() or [None])[-1]
-        if step is None or step not in self.steps():
-            there = ", ".join(map(str, self.steps())) or "none"
-            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}; there: {there}")
+        step = self.find(step)
         flat = _flatten(template)
         self._check(step, flat)
         restored = self._read(step, flat)
@@ -104,14 +101,24 @@ class Checkpoints:
         Raises:
           FileNotFoundError: no such checkpoint.
         """
-        step = step if step is not None else (self.steps() or [None])[-1]
-        if step not in self.steps():
-            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}")
+        step = self.find(step)
         names = dict(self._manager.item_metadata(step)["arrays"].items())
         arguments = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
         wanted = self._ocp.args.Composite(arrays=self._ocp.args.PyTreeRestore(restore_args=arguments))
         found = self._manager.restore(step, args=wanted)["arrays"]
         return {name: np.asarray(value) for name, value in found.items()}
+
+    def find(self, step: int | None = None) -> int:
+        """The step itself, or the latest one.
+
+        Raises:
+          FileNotFoundError: no such checkpoint; those that are there are listed.
+        """
+        step = step if step is not None else (self.steps() or [None])[-1]
+        if step is None or step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}; there: {there}")
+        return step
 
     def wait(self) -> None:
         """Returns when what was saved is on disk."""

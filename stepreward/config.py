@@ -361,7 +361,7 @@ def _get_config_function(path: Path) -> Callable[..., Any]:
         there = {p.stem: p for p in path.parent.glob("[!_]*.py")} if path.parent.is_dir() else {}
         installed = {name: name for name in installed_configs()} if path.stem not in there else {}
         near = difflib.get_close_matches(path.stem, [*there, *installed], n=1)
-        hint = f"; did you mean {str((there | installed)[near[0]])!r}?" if near else ""
+        hint = f"; did you mean {str((installed | there)[near[0]])!r}?" if near else ""
         if not near and not path.suffix:
             hint = f"; the installed experiments are {', '.join(installed)}"
         raise UserError(f"no config file {str(path)!r}{hint}")

@@ -69,6 +69,7 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     if spread and processes.is_writer():
         print(spread, file=sys.stderr, flush=True)
     checkpoints = Checkpoints(workdir, read_only=True, folder=config.checkpoint.get("folder", ""))
+    checkpoints.find(step)
     _check_whole(config, workdir)
     parts = setup.build(config, workdir)
     learner = Learner(config, parts, jax.random.key(config.seed))
