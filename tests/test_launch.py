@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -133,4 +134,5 @@ def test_a_run_without_a_checkpoint_is_one_line(trained, command, tmp_path):
     assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "holds no checkpoints")
     (tmp_path / "checkpoints").mkdir()
     assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "no checkpoint", "there: none")
+    shutil.copytree(workdir / "demonstrations", tmp_path / "demonstrations")  # with which a run begins
     assert_one_error(command("train", MICRO, f"--workdir={tmp_path}", "--config.seed=5", "--quiet"), "another config (seed: 0 -> 5)")
