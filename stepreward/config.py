@@ -321,7 +321,8 @@ def load_config_file(spec: str) -> ConfigDict:
         raise UserError(f"config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
     if config.get("mesh", {}).get("fit"):  # with their values: a key that Python code changes later is not chosen by the run either
         values = leaves(config)
-        config.mesh.fit = tuple((key, values[key]) for key in config.mesh.fit)
+        # A file that builds on another one finds the keys with their values already.
+        config.mesh.fit = tuple((key, values[key]) if isinstance(key, str) else key for key in config.mesh.fit)
     return config.lock()
 
 

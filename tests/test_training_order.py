@@ -36,7 +36,7 @@ def iteration(reward_from, resync):
             seed=0, prm=SimpleNamespace(resync=resync), train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
         ),
         counters=SimpleNamespace(iteration=0, env_steps=0), learner=learner, method=SimpleNamespace(reward_from=reward_from),
-        _experience=lambda: ([], {}), _pack=lambda episodes: batch, _update_prm=note("prm"),
+        _stillness=SimpleNamespace(see=lambda metrics: None), _experience=lambda: ([], {}), _pack=lambda episodes: batch, _update_prm=note("prm"),
     )  # fmt: skip
     Runner._rl_tick(runner)
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
