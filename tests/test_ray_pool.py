@@ -96,6 +96,13 @@ def test_one_that_hangs_is_killed(pool, monkeypatch):
     assert pool.call(0, "step", "")[1] == 1
 
 
+def test_results_are_checked_in_actors(pool, cluster):
+    pool.close()
+    with make_pool("ray", checked(malformed.factory("four")), timeout_s=20, reset_timeout_s=60, address=cluster) as own:
+        fine, wrong = own.call_all([Call(0, "reset"), Call(1, "step", ("open",))])
+        assert fine[0]["text"] == "a door" and str(wrong).startswith("step returned a tuple of 4, not (observation, reward")
+
+
 def test_a_closed_pool_leaves_its_cluster_and_can_join_again(pool):
     import ray
 
@@ -112,9 +119,3 @@ def test_a_cluster_of_its_own_ends_with_the_pool(pool):
     with make_pool("ray", misbehaving.make(), timeout_s=20, reset_timeout_s=60, address="local") as own:
         assert own.call(0, "step", "")[1] == 1
     assert not ray.is_initialized()
-
-
-def test_results_are_checked_in_actors(cluster):
-    with make_pool("ray", checked(malformed.factory("four")), timeout_s=20, reset_timeout_s=60, address=cluster) as pool:
-        fine, wrong = pool.call_all([Call(0, "reset"), Call(1, "step", ("open",))])
-        assert fine[0]["text"] == "a door" and str(wrong).startswith("step returned a tuple of 4, not (observation, reward")
