@@ -72,6 +72,19 @@ def test_a_whole_episode(factory, stub):
         environment.step("more")
 
 
+@pytest.mark.parametrize(
+    "prompt, said, read",
+    [(None, speaks("Blue\0."), "Blue\ufffd."), ("compact", "Blue\0.", "Blue\ufffd."), ("compact", "Blue\ud83d.", "Blue\ufffd.")],
+)
+def test_the_judge_reads_what_the_player_reads_of_a_partner_that_says_no_text(factory, stub, prompt, said, read):
+    environment = factory(seat=0, partner_prompt=prompt, max_steps=1)()
+    environment.reset(seed=0)
+    stub.partner = said
+    observation, _, _, truncated, _ = environment.step("Red?")
+    assert truncated and observation["text"] == read
+    assert [role for role, _ in stub.asked] == ["partner", "judge"] and observation["text"] in stub.asked[1][1]
+
+
 def test_the_second_seat_and_a_judge_in_another_order(factory, stub):
     stub.judge = judges((8, 4), order=("agent_2", "agent_1"))
     environment = factory(seat=1)()

@@ -17,6 +17,7 @@ from stepreward.envs.sotopia.judge import DIMENSIONS, WON_ABOVE
 from stepreward.envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
 from stepreward.envs.sotopia.presets import PackageSettings
 from stepreward.envs.sotopia.prompts import LEAVE, prompts
+from stepreward.text import clean
 
 FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
 _KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
@@ -148,6 +149,7 @@ class PackageEnv:
     async def _turn(self, act) -> bool:
         silent = self._package.messages.AgentAction(action_type="none", argument="")
         partner = await (self._partner_acts() if act is None else self._partner_hears())
+        partner.argument = clean(partner.argument)  # the judge and the player read the same words
         acts = {self._own: act or silent, self._other: partner}
         self._observations, _, ended, _, _ = await self._env.astep({name: acts[name] for name in self._names})
         self._left = self._left or any(one.action_type == "leave" for one in acts.values())
