@@ -15,7 +15,7 @@ pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
 from stepreward.envs import alfworld  # noqa: E402
-from stepreward.envs.alfworld import games, speed  # noqa: E402
+from stepreward.envs.alfworld import engine, games, speed  # noqa: E402
 from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
 from stepreward.envs.protocol import Environment, replay_prefix  # noqa: E402
 
@@ -125,6 +125,17 @@ def test_snapshots(environment):
     other.close()
     assert environment.reset(seed=0)[1] == other.reset(seed=0)[1]  # a closed one starts anew
     other.close()
+
+
+def test_a_closed_engine_gives_its_library_to_the_next_one_once():
+    first = engine.Engine()
+    library = first._stock.downward_lib
+    first.close()
+    first.close()
+    second, third = engine.Engine(), engine.Engine()
+    assert second._stock.downward_lib is library and third._stock.downward_lib is not library
+    second.close()
+    third.close()
 
 
 def test_a_game_that_was_played_last_is_not_loaded_again(environment, monkeypatch):

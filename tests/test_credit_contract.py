@@ -275,6 +275,11 @@ def test_missing_signal_is_named(name, batch):
         left = {k: v for k, v in batch.signals.items() if k != signal}
         with pytest.raises(ValueError, match=signal):
             METHODS[name].credit(batch.replace(signals=left))
+    left = {k: v for k, v in batch.signals.items() if k not in METHODS[name].requires}
+    for held in ({}, left):
+        there = ", ".join(sorted(held)) or "none"
+        with pytest.raises(ValueError, match=rf"\(it holds: {there}\)"):
+            METHODS[name].credit(batch.replace(signals=held))
 
 
 @each_method

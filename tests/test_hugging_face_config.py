@@ -200,6 +200,28 @@ def test_neutral_values_change_nothing(name, changes):
     assert parse_config(PUBLISHED[name][0] | changes).fields == parse_config(PUBLISHED[name][0]).fields
 
 
+# What each key of another family may say, without changing what the decoder computes, and a value that changes it.
+NEUTRAL = {
+    **dict.fromkeys(("mlp_bias", "attention_out_bias", "use_bias", "bias", "parallel_attn", "use_parallel_residual"), (False, True)),
+    **dict.fromkeys(("logit_scale", "logits_scaling", "embedding_multiplier", "residual_multiplier", "scale_emb"), (1, 2)),
+    **dict.fromkeys(("mup_width_scale", "lm_head_multiplier", "rotary_pct", "rope_ratio"), (1, 0.5)),
+    **dict.fromkeys(("clip_qkv", "final_logit_softcapping", "attn_logit_softcapping"), (0, 30.0)),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank", "q_lora_rank"), (0, 8)),
+    **dict.fromkeys(("attention_chunk_size", "attention_sinks", "attn_temperature_tuning", "num_kv_shared_layers"), (0, 4)),
+    **dict.fromkeys(("alibi", "rope_interleaved", "mrope_interleaved", "use_bidirectional_attention"), (False, True)),
+    "hidden_activation": ("silu", "gelu"), "position_embedding_type": ("rope", "alibi"), "use_rope": (True, False),
+    "no_rope_layer_interval": (0, 4), "rope_local_base_freq": (None, 10_000.0), "is_causal": (True, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+def test_each_key_of_another_family_has_values_that_change_nothing_and_others(key):
+    source, (neutral, other) = PUBLISHED["llama 3.1"][0], NEUTRAL[key]
+    assert parse_config(source | {key: neutral}).fields == parse_config(source).fields
+    with pytest.raises(ValueError, match=f"{key}={other}|{key}='{other}'"):
+        parse_config(source | {key: other})
+
+
 def test_a_key_outside_the_text_config_is_read_where_the_inside_has_none():
     text = without("qwen 2.5", "architectures", "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
     outside = dict(architectures=["Qwen2ForCausalLM"], rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=512)
