@@ -1,0 +1,133 @@
+"""Shows that a change of the code changes no run: records the metrics of short runs, and compares them with an earlier record.
+
+    python experiments/same_runs.py --out=before                      # on the code as it was
+    python experiments/same_runs.py --out=after --before=before       # on the changed code
+    python experiments/same_runs.py --out=after --before=before --only=istar_sokoban,ppo
+
+There is one run for each experiment of configs/ that has a preset `micro`, one for each credit method, and one for each feature of
+the trainer that changes what is computed (RUNS). Each leaves OUT/NAME.jsonl: its metrics, without those that measure time. A record
+that exists is kept, so that an interrupted call can be repeated. Two runs are the same where every line holds the same names and the
+same numbers, bit for bit. A metric that only the later run has is listed, and is no difference. Prints a table; ends with 1 where a
+run differs. Records of two machines, or of two versions of jax, need not be equal.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from stepreward import credit
+from stepreward.config import Option, parse_arguments
+from stepreward.errors import UserError, launcher
+from stepreward.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = (
+    Option("out", "folder of the records", default=None),
+    Option("before", "folder of the records to compare with"),
+    Option("only", "comma-separated names of runs (default: all)"),
+    Option("renamed", "metrics that have another name now: old=new,old=new"),
+)
+CLOCKS = ("wall_s", "tokens_per_s", "steps_per_s")
+
+_SPA, _ISTAR = "configs/spa_sokoban.py:micro", "configs/istar_sokoban.py:micro"
+# Features that no experiment's micro preset turns on: (config, flags).
+FEATURES = {
+    "adapters": (_ISTAR, ("lora.rank=2", "lora.dropout=0.1", "lora.share_base=False")),
+    "adapters_from_the_start": (_SPA, ("lora.rank=2", "lora.sft=True")),
+    "prm_warmup_and_replay": (_ISTAR, ("prm.warmup_batches=2", "prm.replay=2", "prm.epochs=2")),
+    "prm_resync": (_ISTAR, ("prm.resync=True", "eval.prm_as_policy_every=1")),
+    "prm_post": (_ISTAR, ("credit.options.reward_from=post",)),
+    "penalties": (_ISTAR, ("policy.kl_coef=0.01", "policy.entropy_coef=0.01", "policy.epochs=2", "policy.stop_kl=0.5")),
+    "offline": (_SPA, ("train.mode=offline",)),
+    "estimator_refresh": (_SPA, ("estimator.refresh_every=2",)),
+    "own_critic": (_SPA, ("critic.backbone=own",)),
+    "kl_in_the_reward": (_SPA, ("policy.kl_reward_coef=0.01", "policy.kl_reward_target=0.1")),
+    "steps_with_history": (_ISTAR, ("rollout.context=step", "rollout.history=2")),
+    "packed_rows": (_ISTAR, ("train.pack_rows=True", "policy.aggregation=token-mean")),
+    "chunks": (_ISTAR, ("train.chunk_rows=4",)),
+}  # fmt: skip
+
+
+def runs() -> dict[str, list[str]]:
+    """The flags of each run, by name."""
+    found = {}
+    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+        if ":micro" in path.read_text(encoding="utf-8"):
+            found[path.stem] = [f"--config=configs/{path.name}:micro"]
+    for name in credit.names():
+        progress = credit.make(name).has_progress
+        found[f"method_{name}"] = [f"--config={_SPA if progress else _ISTAR}", f"--config.credit.method={name}"]
+        for variant in credit.make(name).variants:
+            if variant != credit.recommended_variant(name):
+                found[f"method_{name}_{variant}"] = [*found[f"method_{name}"], f"--config.credit.variant={variant}"]
+    for name, (config, flags) in FEATURES.items():
+        found[name] = [f"--config={config}", *(f"--config.{flag}" for flag in flags)]
+    return found
+
+
+def main() -> int:
+    options = parse_arguments(sys.argv[1:], options=OPTIONS, description=__doc__)
+    if not options.out:
+        raise UserError("give --out=FOLDER, where the records are written")
+    known = runs()
+    chosen = options.only.split(",") if options.only else list(known)
+    if unknown := sorted(set(chosen) - set(known)):
+        raise UserError(f"there is no run {', '.join(unknown)}; the runs are {', '.join(known)}")
+    renamed = dict(pair.split("=", 1) for pair in options.renamed.split(",")) if options.renamed else {}
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    differ = 0
+    print("| run | lines | against the record before | new metrics |\n|---|---|---|---|", flush=True)
+    for name in chosen:
+        path = out / f"{name}.jsonl"
+        if not path.exists():
+            lines = record(known[name])
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        after = read(path)
+        verdict, new = "–", set()
+        if options.before:
+            verdict, new = compare(read(Path(options.before) / f"{name}.jsonl"), after, renamed)
+            differ += verdict != "same"
+        print(f"| {name} | {len(after)} | {verdict} | {', '.join(sorted(new)) or '–'} |", flush=True)
+    return int(differ > 0)
+
+
+def record(flags: list[str]) -> list[dict]:
+    """The metrics of a run, or one line with the error that it ended with."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, "--quiet", f"--workdir={folder}/run"]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return [{"exit code": done.returncode, "error": (done.stderr.strip().splitlines() or [""])[-1].replace(folder, "FOLDER")}]
+        lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if not k.startswith("time/") and k.rpartition("/")[2] not in CLOCKS} for line in lines]
+
+
+def read(path: Path) -> list[dict]:
+    if not path.exists():
+        raise UserError(f"there is no record {path}")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def compare(before: list[dict], after: list[dict], renamed: dict[str, str]) -> tuple[str, set[str]]:
+    """"same", or the first difference; and the metrics that only the later run has."""
+    new = {key for line in after for key in line} - {renamed.get(key, key) for line in before for key in line}
+    for number, (old, now) in enumerate(zip(before, after), 1):
+        for key, value in old.items():
+            name = renamed.get(key, key)
+            # As JSON, so that NaN equals NaN; Python writes a float in the shortest form that is read back to the same bits.
+            if name not in now or json.dumps(now[name]) != json.dumps(value):
+                return f"line {number}: {name} was {value}, is {now.get(name, 'absent')}", new
+    if len(before) != len(after):
+        return f"{len(before)} lines before, {len(after)} after", new
+    return "same", new
+
+
+if __name__ == "__main__":
+    launcher(main)
