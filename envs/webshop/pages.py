@@ -107,7 +107,7 @@ def results_nodes(products: Sequence[Product], page: int, total: int, size: int)
     return shown(nodes)
 
 
-def item_nodes(product: Product, show_attributes: bool = False) -> list[Node]:
+def item_nodes(product: Product, show_attributes: bool) -> list[Node]:
     """A product's page without its head."""
     nodes = [(BUTTON, "Back to Search"), (BUTTON, "< Prev")]
     for name, values in product.options.items():
