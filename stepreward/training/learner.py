@@ -30,10 +30,6 @@ from stepreward.training.prm import ProcessRewardModel, needs_initial, score
 from stepreward.training.progress import Estimator
 from stepreward.training.state import create, make_optimizer
 
-_CREDIT_METRICS = (
-    "flat_groups", "advantage_max", "step_reward_std", "step_reward_group_std", "process_share", "alpha", "explained_variance", "kl_initial", "kl_coef",
-)  # fmt: skip
-
 
 class Learner(Component):
     """The models of a run.
@@ -161,7 +157,7 @@ class Learner(Component):
             if "step_permutation" in self.method.requires:
                 extra["step_permutation"] = step_permutation(rng, batch.step_mask)
             credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
-            metrics.update({f"credit/{k}": float(credited.metrics[k]) for k in _CREDIT_METRICS if k in credited.metrics})
+            metrics.update({f"credit/{k}": float(v) for k, v in credited.metrics.items()})
             if "prm_kl_k3" in credited.metrics:
                 metrics["prm/kl_policy"] = float(credited.metrics["prm_kl_k3"])
             metrics.update(self._quality(credited, batch, episodes))
@@ -324,8 +320,8 @@ class Learner(Component):
         c = self.c.rollout
         tasks = setup.training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
         batch = self.layout.pack([Episode(task) for task in tasks])
-        levels = {"log_prob_initial": batch.tokens.shape, "progress_label": batch.step_mask.shape}
-        return batch.with_signals(**{name: np.zeros(levels[name], np.float32) for name in signals})
+        empty = self.layout.shapes(len(batch.tokens), batch.num_episodes, signals).signals
+        return batch.with_signals(**{name: np.zeros(x.shape, x.dtype) for name, x in empty.items()})
 
 
 @partial(jax.jit, static_argnums=0)

@@ -112,7 +112,7 @@ class ProcessRewardModel(Component):
         """How the PRM does on a batch that it has not learnt from: twice the pair accuracy minus 1, at least 0; and metrics."""
         loss, found = _loss(self.method, batch)
         accuracy = float(found["pair_accuracy"]) if float(found["pairs"]) else 0.5
-        metrics = {"prm/pair_accuracy": accuracy, "prm/pairs": float(found["pairs"]), "prm/loss": float(loss)}
+        metrics = {f"prm/{name}": float(value) for name, value in found.items()} | {"prm/pair_accuracy": accuracy, "prm/loss": float(loss)}
         return np.float32(np.clip(2 * accuracy - 1, 0, 1)), metrics
 
     def update(self, batch: Batch, metrics: dict, seed, policy_params) -> None:
@@ -135,8 +135,9 @@ class ProcessRewardModel(Component):
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
         if outs:  # none where no group holds a pair
-            metrics["prm/grad_norm"] = float(np.mean([o["grad_norm"] for o in outs]))
-            metrics["prm/train_loss"] = float(np.mean([o["loss"] for o in outs]))
+            means = {name: float(np.mean([o[name] for o in outs])) for name in outs[0]}
+            metrics["prm/grad_norm"] = means.pop("grad_norm")
+            metrics |= {f"prm/train_{name}": value for name, value in means.items()}
         metrics["time/prm_s"] = time.monotonic() - started
 
     @property

@@ -120,7 +120,7 @@ class Estimator(Component):
         mine = self.episodes(batch, held_out, among=False)
         for part, _ in self._parts(batch, rng.permutation(mine)):
             outs.append(self._step(part, seed, len(outs)))
-        metrics = {f"estimator/{k}": float(np.mean([o[k] for o in outs])) for k in ("loss", "grad_norm")}
+        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
         seconds = time.monotonic() - started
         loss = self.loss(batch, self.episodes(batch, held_out) if len(held_out) else mine)
         if loss < self.best_loss:
@@ -183,7 +183,7 @@ class Estimator(Component):
         parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i], seed, n) for n, i in enumerate(rng.permutation(len(parts)))]
         self.best = jax.tree.map(jnp.copy, self.state.params)
-        metrics["estimator/loss"] = float(np.mean([o["loss"] for o in outs]))
+        metrics |= {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
         metrics["time/estimator_s"] = time.monotonic() - started
 
     @property

@@ -209,7 +209,7 @@ class Runner:
             learner.policy, out = sft_step(learner.policy, rows, **learner.sft_arguments(counters.sft_updates))
             losses.append(out)
             counters.sft_updates += 1
-        metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
+        metrics = {f"sft/{name}": float(np.mean([o[name] for o in losses])) for name in losses[0]} if losses else {}
         metrics |= {f"sft/{name}": float(count) for name, count in self._left_out.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
