@@ -41,8 +41,10 @@ def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting")
         raise ValueError(f"unknown {what} {', '.join(unknown)}; the settings are {', '.join(known)}{hint}")
     found = dataclasses.replace(settings, **overrides)
     for field in dataclasses.fields(found):
-        if field.name in overrides and not _is_of(getattr(found, field.name), str(field.type)):
-            raise ValueError(f"{what} {field.name}={overrides[field.name]!r}: give a value of type {field.type}")
+        # A type, or its text in a module that has `from __future__ import annotations`.
+        annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("collections.abc.", "")
+        if field.name in overrides and not _is_of(getattr(found, field.name), annotation):
+            raise ValueError(f"{what} {field.name}={overrides[field.name]!r}: give a value of type {annotation}")
     return found
 
 

@@ -51,6 +51,7 @@ MOST_TESTS = 5
 WAIT_S = 900.0  # after which tests count as hanging that do not use up their processor time
 # Tests that reach a module through a process, a fixture or a name, so that no import says so.
 ALSO = {
+    "stepreward/credit/": ("test_credit_contract.py",),  # reaches every method by its name
     "stepreward/serve/": ("test_serve.py",),
     "stepreward/rollout/environment_host.py": ("test_process_pool.py", "test_environments.py"),
     "stepreward/rollout/fork_server.py": ("test_process_pool.py",),

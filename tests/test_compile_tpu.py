@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 import stepreward.training
+from stepreward import parallel
 from stepreward.errors import UserError
 from stepreward.programs import Component, Program
 from stepreward.tpu import hlo, plan, slices, table
@@ -221,6 +222,28 @@ def test_every_jitted_step_of_training_is_listed(listed):
     assert {name for name, function in _jitted().items() if function not in functions} == _SMALL
 
 
+@pytest.mark.parametrize("held_out, update, measure", [(0.3, 6, 3), (0.0, 8, 8)])
+def test_how_often_each_step_runs(spa_config, held_out, update, measure):
+    """Of 10 explored tasks 3 are held out; 3 episodes a task; 4 episodes a mini-batch."""
+    exploration = {"exploration.tasks": 10, "exploration.rollouts": 3, "estimator.minibatch_episodes": 4}
+    rollout = {"rollout.groups": 3, "rollout.group_size": 3, "estimator.refresh_every": 2}
+    critic = {"critic.backbone": "own", "critic.minibatch_rows": 4, "critic.epochs": 3}
+    policy = {"policy.minibatch_rows": 2, "policy.epochs": 2, "train.chunk_rows": 1, "rollout.context": "episode"}
+    config = spa_config({"estimator.held_out": held_out, **exploration, **rollout, **critic, **policy})
+    found = {(stage, p.name): p.times for stage, p, _ in plan.programs(config, parallel.make_mesh(1, 1, 1))}
+    assert found["estimator", "estimator/update"] == update and found["estimator", "estimator/measure"] == measure
+    assert found["train", "estimator/update"] == 3  # 9 episodes
+    assert found["train", "critic/update"] == 3 * 3 and found["train", "policy/update"] == 2 * 5  # 9 rows
+    assert found["train", "estimator/estimate"] == found["train", "critic/values"] == 1
+
+
+@pytest.mark.parametrize("groups, replay, times", [(0, 0, 2), (2, 0, 4), (2, 1, 8)])
+def test_how_often_the_prm_learns(micro_config, groups, replay, times):
+    config = micro_config({"rollout.groups": 3, "prm.epochs": 2, "prm.minibatch_groups": groups, "prm.replay": replay})
+    found = {p.name: p.times for stage, p, _ in plan.programs(config, parallel.make_mesh(1, 1, 1)) if stage == "train"}
+    assert found["prm/update"] == times and found["prm/score"] == 1
+
+
 def test_a_component_must_say_what_it_compiles():
     class Forgetful(Component):
         pass
@@ -269,7 +292,6 @@ def test_a_run_is_compiled_for_a_slice(root):
 
 def test_rows_of_pictures_are_in_the_plan(root):
     """As the paper plays VisualSokoban: 18 × 18 patches a row for the policy, none for its PRM of text."""
-    from stepreward import parallel
     from stepreward.config import load_config_file
     from stepreward.models.vision import VisionInputs
 

@@ -1,9 +1,11 @@
 """The pool of environments: one a slot, replaced when it raises."""
 
+import inspect
 import threading
 
 import pytest
 
+from stepreward.base_config import base_config
 from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool, make_pool
 
 
@@ -36,6 +38,11 @@ def pool(made):
         return made[-1]
 
     return EnvironmentPool(factory)
+
+
+def test_the_limits_of_a_pool_are_those_of_a_config():
+    limits = {name: inspect.signature(make_pool).parameters[name].default for name in ("timeout_s", "reset_timeout_s")}
+    assert limits == {name: base_config().environment[name] for name in limits} == {"timeout_s": 60.0, "reset_timeout_s": 300.0}
 
 
 def test_slots_are_filled_when_used_and_kept(pool, made):

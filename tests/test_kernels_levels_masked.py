@@ -89,6 +89,7 @@ def test_masked_statistics_and_gradients_are_finite_on_few_equal_values(count):
     for function in (masked_mean, lambda x, m: masked_std(x, m, ddof=1), lambda x, m: masked_whiten(x, m).sum()):
         value, gradient = jax.value_and_grad(function)(x, mask)
         assert np.isfinite(value) and np.isfinite(gradient).all() and not np.asarray(gradient)[~mask].any()
+    assert masked_mean(x, mask) == (3.0 if count else 0.0)
     assert masked_std(x, mask, ddof=1) == 0 and not np.asarray(masked_whiten(x, mask)).any()
 
 

@@ -151,6 +151,13 @@ def test_bargaining():
     assert say(BIKE, start, "offer 40")[0].deal == 0
 
 
+def test_a_refusal_is_answered_unless_something_else_is():
+    start = partner.opening(BIKE)
+    assert say(BIKE, start, "No deal.") == (start, ["refused"])
+    assert say(BIKE, start, "No deal. Have you thought of the lock?")[1] == ["convinced"]
+    assert say(BIKE, start, "No deal, but thank you.")[1] == ["courtesy"]
+
+
 def task_label(task, state):
     return task.ladder[state.standing]
 
