@@ -15,7 +15,7 @@ from stepreward.report.tables import failed_episodes
 from stepreward.training import main_job, setup
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
-from stepreward.training.prm import prm_step, score
+from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
@@ -55,7 +55,7 @@ def run(micro_config, tmp_path_factory):
 
             def begin_rl():
                 begin()
-                runner.start = None if learner.prm is None else flat_params(learner.prm)
+                runner.start = None if "prm" not in learner.auxiliaries else flat_params(learner.auxiliaries["prm"])
 
             learner.begin_rl = begin_rl
             runner.programs = []
@@ -84,7 +84,7 @@ def test_the_default_run_passes_through_its_phases(run):
     assert records[4]["env_steps"] >= 300 > records[3]["env_steps"]
     assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r.get("prm/grad_norm", 0) for r in records[2:]) > 0
     assert all(r["policy/sampler_gap"] < 1e-4 for r in records[2:])  # the sampler's and the trainer's log-probabilities agree
-    assert np.abs(flat_params(runner.learner.prm) - runner.start).max() > 1e-4
+    assert np.abs(flat_params(runner.learner.auxiliaries["prm"]) - runner.start).max() > 1e-4
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
 
 
@@ -133,7 +133,7 @@ def test_a_run_ends_with_finite_metrics(run, changes):
     assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
     assert all(v is not None for r in records for v in r.values())
     last = records[-1]
-    prm = runner.learner.prm
+    prm = runner.learner.auxiliaries["prm"]
     trains_prm = prm is not None and not runner.method.prm_frozen
     assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
     updates = [set(r) & PRM_UPDATE for r in records]
@@ -158,19 +158,19 @@ def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
     # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
     pairs = [r["prm/pairs"] > 0 for r in records if "prm/pairs" in r]
-    assert int(runner.learner.prm.state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.prm.replay) == 1
+    assert int(runner.learner.auxiliaries["prm"].state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.auxiliaries["prm"].replay) == 1
 
 
 def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):
     still = {"prm.learning_rate": 1e-12, "prm.replay": 1, "credit.options.alpha_scaled": False}
     runner, records = run(still | {"prm.resync": True})
-    prm, policy = runner.learner.prm, runner.learner.policy
+    prm, policy = runner.learner.auxiliaries["prm"], runner.learner.policy
     assert int(prm.state.updates) > 0 and np.abs(flat_params(policy) - runner.start).max() > 1e-4
     np.testing.assert_allclose(flat_params(prm), flat_params(policy), atol=1e-9)
     # The first step rewards are exactly 0, and all later ones too, since this PRM does not learn.
     assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["phase"] == "rl")
     runner, _ = run(still)
-    np.testing.assert_allclose(flat_params(runner.learner.prm), runner.start, atol=1e-9)
+    np.testing.assert_allclose(flat_params(runner.learner.auxiliaries["prm"]), runner.start, atol=1e-9)
 
 
 def test_uniform_step_rewards_are_equal_within_an_episode(run):

@@ -11,7 +11,7 @@ from stepreward.metrics import read_metrics
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.rollout.episode import summary
 from stepreward.training import main_job, setup
-from stepreward.training.progress import held_out_groups
+from stepreward.training.auxiliaries.estimator import held_out_groups
 from stepreward.training.runner import Runner
 from stepreward.training.stages import StageOutput
 

@@ -37,7 +37,7 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
 from stepreward.training import backbones, identity, stages
-from stepreward.training.critic import BACKBONES
+from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.held_out import choose_held_out, first_pictures
 from stepreward.training.idle import check_groups
