@@ -45,7 +45,7 @@ FEATURES = {
     "penalties": (_ISTAR, ("policy.kl_coef=0.01", "policy.entropy_coef=0.01", "policy.epochs=2", "policy.stop_kl=0.5")),
     "offline": (_SPA, ("train.mode=offline",)),
     "estimator_refresh": (_SPA, ("estimator.refresh_every=2",)),
-    "own_critic": (_SPA, ("critic.backbone=own",)),
+    "shared_critic": (_SPA, ("critic.backbone=shared",)),
     "kl_in_the_reward": (_SPA, ("policy.kl_reward_coef=0.01", "policy.kl_reward_target=0.1")),
     "steps_with_history": (_ISTAR, ("rollout.context=step", "rollout.history=2")),
     "packed_rows": (_ISTAR, ("train.pack_rows=True", "policy.aggregation=token-mean")),

@@ -230,7 +230,7 @@ def test_how_often_each_step_runs(spa_config, held_out, update, measure):
     """Of 10 explored tasks 3 are held out; 3 episodes a task; 4 episodes a mini-batch."""
     exploration = {"exploration.tasks": 10, "exploration.rollouts": 3, "estimator.minibatch_episodes": 4}
     rollout = {"rollout.groups": 3, "rollout.group_size": 3, "estimator.refresh_every": 2}
-    critic = {"critic.backbone": "own", "critic.minibatch_rows": 4, "critic.epochs": 3}
+    critic = {"critic.backbone": "separate", "critic.minibatch_rows": 4, "critic.epochs": 3}
     policy = {"policy.minibatch_rows": 2, "policy.epochs": 2, "train.chunk_rows": 1, "rollout.context": "episode"}
     config = spa_config({"estimator.held_out": held_out, **exploration, **rollout, **critic, **policy})
     found = {(stage, p.name): p.times for stage, p, _ in plan.programs(config, parallel.make_mesh(1, 1, 1))}

@@ -88,6 +88,16 @@ def test_the_default_run_passes_through_its_phases(run):
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
 
 
+def test_the_times_of_a_tick_are_parts_of_the_run_s_time(run):
+    _, records = run({"train.env_steps": 300})
+    before = 0.0
+    for record in records:
+        parts = [value for name, value in record.items() if name.startswith("time/")]
+        assert parts and all(value >= 0 for value in parts)
+        assert sum(parts) <= record["wall_s"] - before
+        before = record["wall_s"]
+
+
 def test_sampler_and_trainer_agree_at_a_temperature_other_than_one(run):
     """The first ratios of each iteration are 1: both divide logits by the same temperature."""
     _, records = run({"credit.method": "rloo", "rollout.temperature": 0.7, "train.env_steps": 60})

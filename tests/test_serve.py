@@ -25,7 +25,7 @@ from stepreward.models.hugging_face_save import save_pretrained
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.sampling import Sampling, truncate
-from stepreward.serve import Batcher, Request, load_folder, running
+from stepreward.serve import Batcher, Request, Served, load_folder, running
 from stepreward.serve.batcher import Closed, Failure, Overloaded
 from stepreward.serve.conversation import check_roles
 from stepreward.serve.engine import truncate_rows
@@ -100,6 +100,12 @@ def engine_answer(served, messages, tokens):
     prompt = served.conversations.prompt([(m["role"], m["content"]) for m in messages])
     _, answer = engine.turn(served.params, engine.start(1), [prompt], jax.random.split(jax.random.key(0), 1))
     return chat.text(answer.tokens[0, : answer.count[0]]), prompt, answer
+
+
+def test_a_folder_is_sampled_as_it_is_unless_a_request_says_otherwise():
+    assert {f.name: f.default for f in dataclasses.fields(Served) if f.default is not dataclasses.MISSING} == {
+        "temperature": 1.0, "top_k": 0, "top_p": 1.0,
+    }  # fmt: skip
 
 
 def test_a_greedy_answer_is_the_engine_s_own(served, address):
