@@ -77,18 +77,21 @@ SIGNALS: dict[str, Row] = {
 }  # fmt: skip
 
 
-def add(name: str, level: str, dtype: type, meaning: str) -> None:
+def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False) -> None:
     """Adds a signal of one's own, which a method of one's own requires.
+
+    Args:
+      name, level, dtype, meaning, computed: see `Row`.
 
     Raises:
       ValueError: the name is taken by an array of another kind, or there is no such level.
     """
     if level not in LEVELS:
         raise ValueError(f"signal {name!r}: the level {level!r} is not one of {', '.join(LEVELS)}")
-    row = Row(level, dtype, meaning)
-    if (known := FIELDS.get(name) or SIGNALS.get(name)) and known != row:
+    new = Row(level, dtype, meaning, computed)
+    if (known := FIELDS.get(name) or SIGNALS.get(name)) and known != new:
         raise ValueError(f"a batch has an array {name!r} already: {known.meaning}")
-    SIGNALS[name] = row
+    SIGNALS[name] = new
 
 
 def row(name: str) -> Row:
