@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import random
 
 import pytest
 
@@ -35,6 +36,15 @@ def test_plans_on_literal_facts():
     assert light == [*TAKE_PEN, "go to desk 1", "use desklamp 1"]
     assert plan(FACTS, Goal("mugtype", "desktype", "", "", 1)) is None
     assert plan(FACTS, Goal("pentype", "desktype", "iscool", "", 1)) is None
+
+
+@pytest.mark.parametrize("order", range(4))
+def test_a_plan_does_not_depend_on_the_order_of_facts(order):
+    goals = [Goal("pentype", "desktype", "isclean", "", 1), Goal("cdtype", "safetype", "", "", 2), Goal("pentype", "", "", "desklamptype", 1)]
+    twice = [*FACTS, ("objecttype", "pen 2", "pentype"), ("inreceptacle", "pen 2", "safe 1")]  # another pen that would do as well
+    shuffled = random.Random(order).sample(twice, len(twice)) if order else twice[::-1]
+    for goal in goals:
+        assert plan(shuffled, goal) == plan(twice, goal)
 
 
 def test_what_is_in_the_hand_is_put_down_first():

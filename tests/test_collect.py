@@ -171,6 +171,23 @@ def test_rows_hold_the_tokens_that_were_sampled(chat, context):
         np.testing.assert_array_equal(row, np.r_[expected, np.zeros(64 - len(expected))])
 
 
+def test_three_processes_share_the_rows(chat, monkeypatch):
+    """Of 8 tasks the first process has 3; all run programs of 9 rows, 3 a process, as long as any of them plays 3."""
+    asked, up = [], [*spell(chat, "up"), chat.codec.end_id]
+    monkeypatch.setattr("stepreward.processes.count", lambda: 3)
+    monkeypatch.setattr("stepreward.processes.index", lambda: 0)
+    monkeypatch.setattr("stepreward.processes.agree_max", lambda number: number)
+    monkeypatch.setattr("stepreward.processes.gather_objects", lambda mine: [mine])
+    collector = scripted(chat, lambda said: up, {0: 1, 1: 2, 2: 3}, max_rows=12)
+    engine = collector.engine
+    monkeypatch.setattr(engine, "row_bucket", lambda rows, most: asked.append((rows, most)) or rows)
+    start = engine.start
+    monkeypatch.setattr(engine, "start", lambda rows: start(rows // 3))
+    episodes = collector._collect_chunk(None, tasks(*range(8)), KEY, 0)
+    assert [len(episode.steps) for episode in episodes] == [1, 2, 3]
+    assert asked == [(9, 12), (9, 12), (6, 12), (3, 12)] and engine.batches == [3 + 3j, 2 + 2j, 1 + 1j]
+
+
 def test_an_answer_that_was_cut_is_closed_by_the_next_turn(chat):
     u, end = spell(chat, "u")[0], chat.codec.end_id
     collector = scripted(chat, lambda said: [u] * 4 if np.sum(said == 2) % 2 else [u, end], {5: 4})

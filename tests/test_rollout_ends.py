@@ -14,7 +14,7 @@ from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Episode, cuts, to_record
-from stepreward.rollout.fitting import cut_text, shorten
+from stepreward.rollout.fitting import _search, cut_text, shorten
 from stepreward.rollout.recording import from_recording, to_recording
 from stepreward.rollout.sampling import Sampling
 
@@ -292,3 +292,22 @@ def test_an_action_that_is_understood_and_blocked_costs_no_penalty(chat):  # noq
     made = collector(chat, made=lambda: Blocked({1: 3}), invalid_penalty=0.25)
     (episode,) = made.collect(None, tasks(1), KEY)
     assert [(s.action, s.executed, s.reward) for s in episode.steps] == [("up", False, 1.0), ("up", False, 2.0), ("up", False, 3.0)]
+
+
+@pytest.mark.parametrize("longest", range(6))
+@pytest.mark.parametrize("room", range(6))
+def test_as_many_characters_are_kept_as_there_is_room_for(longest, room):
+    """A text of `longest` characters that is too long, with two tokens besides it."""
+    written = []
+
+    def write(kept):
+        written.append(kept)
+        return np.zeros(2 + kept)
+
+    found = _search(write, longest, room)
+    if longest == 0 or room < 2:
+        assert found is None
+    else:
+        tokens, kept = found
+        assert kept == min(longest - 1, room - 2) and len(tokens) == 2 + kept
+    assert len(set(written)) == len(written) and all(0 <= kept < longest for kept in written)
