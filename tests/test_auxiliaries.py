@@ -3,7 +3,6 @@
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -128,12 +127,3 @@ def test_a_checkpoint_of_an_earlier_version_is_named(micro_config, tmp_path):
             runner.learner.template({"replayed": 0, "recent": 0, "kl_coef": 0.0})
     finally:
         runner.close()
-
-
-def test_everything_that_an_auxiliary_saves_comes_back(spa_base):
-    """The trees of a finished run, in the structure that a fresh one expects."""
-    learnt = spa_base.learner
-    facts = learnt.facts()
-    assert set(facts["auxiliaries"]) == {"critic", "estimator"}
-    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert shapes(learnt.template(facts)) == shapes(learnt.tree())

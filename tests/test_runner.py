@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from stepreward import signals
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
@@ -19,17 +20,21 @@ from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
-SFT = {"sft/loss", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
+SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
 ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
            "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
            "rollout/step_limit", "rollout/environment_limit", "rollout/too_long", "rollout/row_full", "rollout/observations_cut",
            "rollout/answers_cut", "rollout/longest_prompt"}  # fmt: skip
-PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
+LOSS = ("loss", "objective", "nll", "pairs", "pair_accuracy", "pair_margin")  # what iStar's loss says
+PRM = {f"prm/{name}" for name in LOSS}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
+LEARNT = {"prm/grad_norm", *(f"prm/train_{name}" for name in LOSS)}  # where a group has a pair
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s"}  # fmt: skip
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
-          "credit/flat_groups", "credit/advantage_max"}  # fmt: skip
+          "credit/flat_groups", "credit/mixed_groups", "credit/outcome_mean", "credit/outcome_group_std", "credit/advantage_mean",
+          "credit/advantage_std", "credit/advantage_max", "credit/step_reward_mean", "credit/step_reward_max", "credit/prm_kl_k1",
+          "credit/prm_kl_k3", "credit/shaped_to_outcome"}  # fmt: skip
 ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
 REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
@@ -74,8 +79,8 @@ def test_the_default_run_passes_through_its_phases(run):
     assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
     quality = {k for k in records[2] if k.startswith("credit/")} - CREDIT - {ADVANTAGE_QUALITY}
     assert any("correlation" in k for k in quality)
-    rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | quality
-    rl = [rl if r["prm/pairs"] else rl - {"prm/grad_norm", "prm/train_loss"} for r in records[2:]]
+    rl = EVERY_TICK | ROLLOUT | PRM | LEARNT | {"time/prm_s"} | POLICY | CREDIT | quality
+    rl = [rl if r["prm/pairs"] else rl - LEARNT for r in records[2:]]
     rl = [keys | ({ADVANTAGE_QUALITY} if r["policy/grad_norm"] > 0 else set()) for keys, r in zip(rl, records[2:])]
     assert any(ADVANTAGE_QUALITY in keys for keys in rl)
     assert set(records[2]) == rl[0] and set(records[3]) == rl[1] | EVAL | {"prm/policy_success"}
@@ -143,7 +148,7 @@ def test_a_run_ends_with_finite_metrics(run, changes):
     assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
     assert all(v is not None for r in records for v in r.values())
     last = records[-1]
-    prm = runner.learner.auxiliaries["prm"]
+    prm = runner.learner.auxiliaries.get("prm")
     trains_prm = prm is not None and not runner.method.prm_frozen
     assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
     updates = [set(r) & PRM_UPDATE for r in records]
@@ -370,7 +375,7 @@ def test_a_wrong_config_is_named_before_anything_is_written(micro_config, tmp_pa
 
 
 def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "SIGNALS", setup.SIGNALS - {"value"})
+    monkeypatch.setattr(setup, "computed", lambda: signals.computed() - {"value"})
     with pytest.raises(ValueError, match="credit.method='ppo' needs value, .* these do not: .*istar"):
         Runner(micro_config({"credit.method": "ppo"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -423,7 +428,7 @@ def test_the_paper_preset_states_the_paper_s_numbers(root):
 
 def test_evaluation_needs_a_checkpoint_of_the_asked_kind(run, capsys):
     runner, _ = run({"credit.method": "rloo"})
-    with pytest.raises(ValueError, match="has no array 'prm/params/"):
+    with pytest.raises(ValueError, match="has no array 'prm/state/params/"):
         evaluate_workdir(runner.workdir, 4, None, "prm", 0)
 
 
