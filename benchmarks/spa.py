@@ -29,7 +29,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from stepreward.config import load_config_file
-from stepreward.training import chunks, progress
+from stepreward.training import chunks
+from stepreward.training.auxiliaries import estimator as estimating
 from stepreward.training.minibatches import row_episodes, take_episodes
 from stepreward.training.runner import Runner
 from stepreward.training.state import apply_gradients, create
@@ -77,14 +78,14 @@ def step_in_one_piece(state, batch, *, optimizer, method, graphdef, max_actions)
     output = lambda params: chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
 
     def loss(params):
-        return method.progress_loss(progress._at_steps(output(params), batch), batch)[0]
+        return method.progress_loss(estimating._at_steps(output(params), batch), batch)[0]
 
     return apply_gradients(state, jax.grad(loss)(state.params), optimizer)
 
 
 def estimator_steps(runner: Runner, repeats: int) -> dict[str, float]:
     """Environment steps a second through one update, chunk by chunk and in one piece."""
-    estimator, layout = runner.learner.estimator, runner.learner.layout
+    estimator, layout = runner.learner.auxiliaries["estimator"], runner.learner.layout
     episodes = runner.exploration.read()
     batch = layout.pack(episodes, row_multiple=1)
     size = estimator.c.minibatch_episodes
@@ -93,7 +94,7 @@ def estimator_steps(runner: Runner, repeats: int) -> dict[str, float]:
     passes = {k: v for k, v in layout.passes(estimator.model).items() if k not in ("chunk_rows", "base")}
     common = dict(optimizer=estimator.optimizer, method=estimator.method)
     arms = {
-        "chunked": lambda state: progress.progress_step(state, placed, **common, **layout.passes(estimator.model))[0],
+        "chunked": lambda state: estimating.progress_step(state, placed, **common, **layout.passes(estimator.model))[0],
         "one piece": lambda state: step_in_one_piece(state, placed, **common, **passes)[0],
     }
     speed = {}

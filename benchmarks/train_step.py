@@ -35,7 +35,7 @@ from stepreward.models import decoder
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.packing import pack
 from stepreward.training.policy import PolicyLoss, policy_step
-from stepreward.training.prm import prm_step, score
+from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.state import OptimizerConfig, create
 
 CLIP = 0.2

@@ -93,6 +93,8 @@ def main() -> int:
         if options.before:
             verdict, new = compare(read(Path(options.before) / f"{name}.jsonl"), after, renamed)
             differ += verdict != "same"
+        if "error" in after[0]:
+            verdict = f"not run: {after[0]['error']}"
         print(f"| {name} | {len(after)} | {verdict} | {', '.join(sorted(new)) or '–'} |", flush=True)
     return int(differ > 0)
 

@@ -12,12 +12,14 @@ A row is either a whole episode (full history) or one step with a window of hist
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
+
+from stepreward import signals as table
 
 Array = jax.Array
 
@@ -46,8 +48,7 @@ class Batch:
       success: bool `[E]`, the label of preference pairs and success rates.
       truncated: bool `[E]`, stopped by the step limit.
       group_id: int32 `[E]` in `[0, E)`; episodes of one group started from the same task and state.
-      signals: extra arrays that a method declares in `requires`: token level `[R, L]` (`log_prob_prm`,
-        `log_prob_reference`, `value`, ...) or step level `[E, S]` (`progress`, `anchor_id`, ...).
+      signals: extra arrays that a method declares in `requires`, each with a row in `stepreward.signals`.
       vision: the images of the rows, a `models.vision.VisionInputs` whose arrays have a leading axis R, or None. A model without a
         vision tower takes `batch.replace(vision=None)`: placeholders of images are then tokens like any other.
     """
@@ -77,23 +78,35 @@ class Batch:
     def max_steps(self) -> int:
         return self.step_mask.shape[1]
 
-    def with_signals(self, **signals: Array) -> "Batch":
-        """Returns a copy with the named signals added or replaced."""
+    def with_signals(self, **signals: Array) -> Batch:
+        """Returns a copy with the named signals added or replaced.
+
+        Raises:
+          ValueError: a name has no row in `stepreward.signals`.
+        """
+        for name in signals:
+            table.row(name)
         return self.replace(signals={**self.signals, **signals})
 
-    def rows(self, index) -> "Batch":
-        """Returns the batch with only the token rows `index`; step and episode levels stay whole, so `step_id` holds.
+    def rows(self, index) -> Batch:
+        """Returns the batch with only the token rows `index`; step and episode levels stay whole, so `step_id` holds."""
+        return self.map(lambda x, _: x[index], table.TOKEN, vision=jax.tree.map(lambda x: x[index], self.vision))
 
-        Signals are taken for token-level ones by their shape `[R, L]`.
+    def map(self, change: Callable[[Array, table.Row], Array], *levels: str, **others: Any) -> Batch:
+        """Returns the batch with every field and signal at some levels replaced by `change(array, its row of the table)`.
+
+        Args:
+          change: the function.
+          *levels: of `stepreward.signals.LEVELS`.
+          **others: fields to set, whatever their level.
         """
-        shape = self.tokens.shape
-        signals = {k: v[index] if v.shape == shape else v for k, v in self.signals.items()}
-        token_level = {name: getattr(self, name)[index] for name in TOKEN_LEVEL}
-        vision = jax.tree.map(lambda x: x[index], self.vision)
-        return self.replace(signals=signals, vision=vision, **token_level)
+        fields = {name: change(getattr(self, name), table.FIELDS[name]) for name in table.fields(*levels) if name not in others}
+        rows = {name: table.row(name) for name in self.signals}
+        signals = {name: change(x, rows[name]) if rows[name].level in levels else x for name, x in self.signals.items()}
+        return self.replace(signals=signals, **fields, **others)
 
 
-TOKEN_LEVEL = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "log_prob_old")
+TOKEN_LEVEL = table.fields(table.TOKEN)
 
 
 def validate(batch: Batch) -> None:
@@ -107,21 +120,18 @@ def validate(batch: Batch) -> None:
     """
     rows, length = batch.tokens.shape
     episodes, steps = batch.step_mask.shape
-    levels = {
-        (rows, length): TOKEN_LEVEL,
-        (episodes, steps): ("step_mask", "env_reward", "executed"),
-        (episodes,): ("episode_mask", "outcome", "success", "truncated", "group_id"),
-    }
-    for shape, names in levels.items():
-        for name in names:
-            if getattr(batch, name).shape != shape:
-                raise ValueError(f"batch.{name} has shape {getattr(batch, name).shape}, it should be {shape}")
+    arrays = {f"batch.{name}": (getattr(batch, name), row) for name, row in table.FIELDS.items()}
+    arrays |= {f"batch.signals[{name!r}]": (value, table.row(name)) for name, value in batch.signals.items()}
+    for name, (value, row) in arrays.items():
+        shape = table.shape(row, rows, length, episodes, steps)
+        if np.shape(value) != shape:
+            raise ValueError(f"{name} has shape {np.shape(value)}, it should be {shape}")
     for leaf in jax.tree.leaves(batch.vision):
         if leaf.shape[0] != rows:
             raise ValueError(f"batch.vision holds {leaf.shape[0]} rows, it should hold {rows}")
-    for name in ("action_mask", "step_mask", "executed", "episode_mask", "success", "truncated"):
-        if getattr(batch, name).dtype != bool:
-            raise ValueError(f"batch.{name} has dtype {getattr(batch, name).dtype}, it should be bool")
+    for name, (value, row) in arrays.items():
+        if row.dtype is bool and value.dtype != bool:
+            raise ValueError(f"{name} has dtype {value.dtype}, it should be bool")
     for name, low, high in (("group_id", 0, episodes), ("step_id", -1, episodes * steps)):
         ids = np.asarray(getattr(batch, name))
         if ids.size and (ids.min() < low or ids.max() >= high):

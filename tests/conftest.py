@@ -100,7 +100,7 @@ def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, ro
     """
     from stepreward.rollout.episode import Episode, Step, Task
     from stepreward.rollout.packing import pack
-    from stepreward.training.prm import score
+    from stepreward.training.auxiliaries.prm import score
 
     graphdef, params = model
     rng = np.random.default_rng(seed)
@@ -125,9 +125,9 @@ def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, ro
 @pytest.fixture(scope="session")
 def spa_base(spa_config, tmp_path_factory):
     """A finished run of SPA's micro preset, whose stages other runs take; `programs`: compiled steps after each tick."""
-    from stepreward.training.critic import critic_step, values
+    from stepreward.training.auxiliaries.critic import critic_step, values
     from stepreward.training.policy import policy_step
-    from stepreward.training.progress import estimate, progress_step
+    from stepreward.training.auxiliaries.estimator import estimate, progress_step
     from stepreward.training.runner import Runner
 
     steps = (progress_step, estimate, critic_step, values, policy_step)

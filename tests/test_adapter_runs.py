@@ -7,7 +7,7 @@ import pytest
 from stepreward.models.adapters import join, merge_adapters
 from stepreward.models.heads import decoder_of
 from stepreward.training.evaluate import evaluate_workdir
-from stepreward.training.prm import score
+from stepreward.training.auxiliaries.prm import score
 from stepreward.training.runner import Runner
 
 TIMES = ("time/", "wall_s", "rollout/tokens_per_s")
@@ -35,8 +35,8 @@ def run(micro_config, tmp_path_factory):
 
 def test_models_over_one_base_and_over_bases_of_their_own_are_the_same_run(run):
     shared, own = run(), run(lora__share_base=False)
-    assert shared.learner.prm.model.base is shared.learner.model.base
-    assert own.learner.prm.model.base is not own.learner.model.base
+    assert shared.learner.auxiliaries["prm"].model.base is shared.learner.model.base
+    assert own.learner.auxiliaries["prm"].model.base is not own.learner.model.base
     assert comparable(shared) == comparable(own)
     assert comparable(shared)[-1]["policy/grad_norm"] > 0
 
@@ -87,7 +87,7 @@ def test_a_critic_and_an_estimator_over_adapters(spa_config, tmp_path):
     runner = Runner(spa_config(changes), tmp_path / "run")
     runner.run()
     learner = runner.learner
-    assert set(learner.policy.params) == {"decoder", "scalar_head"} and learner.estimator.model.base is None
-    assert learner.estimator.state is None  # nothing trains it any more
+    assert set(learner.policy.params) == {"decoder", "scalar_head"} and learner.auxiliaries["estimator"].model.base is None
+    assert learner.auxiliaries["estimator"].state is None  # nothing trains it any more
     assert isinstance(join(learner.model.base, learner.policy.params)["decoder"], tuple)
     assert decoder_of(learner.policy.params) is learner.actor[1]

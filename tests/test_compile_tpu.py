@@ -175,17 +175,20 @@ def test_all_chips_unless_the_mesh_says_otherwise():
 # --- What a run compiles is what is listed ---
 
 # Jitted functions on arrays alone, without a model: they need next to nothing.
-_SMALL = {"learner._credit", "learner._value_mask", "prm._loss", "progress._loss", "progress._contributions"}
+_SMALL = {
+    "learner._credit", "auxiliaries.critic._value_mask", "auxiliaries.prm._loss", "auxiliaries.estimator._loss",
+    "auxiliaries.estimator._contributions",
+}  # fmt: skip
 
 
 def _jitted() -> dict:
     """Every jitted function of the training modules by its name."""
     found = {}
-    for info in pkgutil.iter_modules(stepreward.training.__path__):
-        module = importlib.import_module(f"stepreward.training.{info.name}")
+    for info in pkgutil.walk_packages(stepreward.training.__path__, "stepreward.training."):
+        module = importlib.import_module(info.name)
         for name, value in vars(module).items():
             if hasattr(value, "lower") and hasattr(value, "_cache_size") and value.__module__ == module.__name__:
-                found[f"{info.name}.{name}"] = value
+                found[f"{info.name.removeprefix('stepreward.training.')}.{name}"] = value
     return found
 
 

@@ -8,12 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from conftest import VOCABULARY
+from stepreward import signals
 from stepreward.credit.base import first_token
 from stepreward.kernels import clipped_value_loss
 from stepreward.models.heads import head_outputs
 from stepreward.models.presets import decoder_config
 from stepreward.training.backbones import Backbone
-from stepreward.training.critic import ValueLoss, critic_step, value_signals, values
+from stepreward.training.auxiliaries.critic import ValueLoss, critic_step, value_signals, values
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import take_rows
 from stepreward.training.policy import PolicyLoss, policy_step, update_policy
@@ -130,6 +131,7 @@ def test_the_shared_update_is_the_policy_s_gradient_plus_the_weighted_critic_s(h
 
 
 def test_the_signals_of_a_value_loss_are_taken_from_the_batch(batch):
+    signals.add("other", signals.EPISODE, np.float32, "A signal that no value loss reads.")
     found = value_signals(batch.with_signals(other=np.zeros(3)))
     assert set(found) == {"value", "returns", "value_mask"} and found["value"] is batch.signals["value"]
 

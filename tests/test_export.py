@@ -187,7 +187,7 @@ def test_a_run_from_an_exported_folder_begins_with_its_model_and_words(run, expo
 def test_a_prm_of_another_shape_is_evaluated_with_its_own(run, capsys):
     evaluate_workdir(run.workdir, 4, None, "prm", 0)
     assert "success" in capsys.readouterr().out
-    prm = run.learner.prm.model
+    prm = run.learner.auxiliaries["prm"].model
     assert setup.collector_of(run.c, run.parts, prm).engine.config.rope_theta == 5e3
     assert setup.collector_of(run.c, run.parts, prm) is setup.collector_of(run.c, run.parts, prm)
     assert setup.collector_of(run.c, run.parts, run.learner.model) is run.parts.collector

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from stepreward import signals
 from stepreward.batch import TOKEN_LEVEL, Batch
 from stepreward.training.minibatches import (
     filled_rows,
@@ -15,6 +16,9 @@ from stepreward.training.minibatches import (
     take_groups,
     take_rows,
 )
+
+signals.add("weight", signals.EPISODE, np.float32, "A signal of a method of one's own, at a level that none of ours has.")
+signals.add("extra", signals.EPISODE, np.float32, "Another one.")
 
 E, S, R, L = 6, 3, 16, 5
 STEPS = (3, 1, 2, 0, 3, 2)  # the fourth episode failed

@@ -14,7 +14,7 @@ import pytest
 
 from stepreward import credit
 from stepreward.models.log_probs import token_log_probs
-from stepreward.training.prm import prm_gradient, prm_step, score
+from stepreward.training.auxiliaries.prm import prm_gradient, prm_step, score
 from stepreward.training.state import create
 
 METHODS = {

@@ -1,6 +1,7 @@
 """The progress estimator: its gradient, what it trains on, when it stops, and how it is measured."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import round_up, take_rows
-from stepreward.training.progress import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
+from stepreward.training.auxiliaries.estimator import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
 from stepreward.training.state import create
 
 SGD = optax.sgd(1.0)  # parameters move by minus the gradient
@@ -127,10 +128,10 @@ def make_estimator(headed):
 
     def make(name="spa", **changes):
         estimator = Estimator(
-            ConfigDict({"estimator": SETTINGS | changes, "model": {"moment_dtype": "float32"}}), METHODS[name], OneDevice(headed[0]),
-            jax.random.key(0),
+            ConfigDict({"estimator": SETTINGS | changes, "model": {"moment_dtype": "float32"}}), SimpleNamespace(method=METHODS[name]),
+            OneDevice(headed[0]), jax.random.key(0),
         )  # fmt: skip
-        estimator.load(Backbone(headed[0], CONFIG), headed[1])
+        estimator.take(Backbone(headed[0], CONFIG), headed[1])
         return estimator
 
     return make
@@ -142,10 +143,10 @@ def four_groups(make_batch, **options):
 
 def test_an_estimator_begins_as_the_policy_with_a_head_that_says_zero(headed, make_batch, make_estimator, flat):
     estimator, batch = make_estimator(), four_groups(make_batch)
-    assert np.abs(estimator.outputs(batch)).max() > 0
+    assert np.abs(estimator.scores(batch, None, None)["progress"]).max() > 0
     estimator.begin(Backbone(headed[0], CONFIG), headed[1]["decoder"])
     np.testing.assert_array_equal(flat(estimator.params["decoder"]), flat(headed[1]["decoder"]))
-    assert not estimator.outputs(batch).any() and estimator.best_loss == np.inf
+    assert not estimator.scores(batch, None, None)["progress"].any() and estimator.best_loss == np.inf
 
 
 def test_the_best_parameters_are_kept_and_patience_ends_the_training(make_batch, make_estimator, monkeypatch, flat):
@@ -220,13 +221,13 @@ def test_quality_measures_the_best_parameters_on_the_episodes_asked_for(headed, 
 
 def test_a_refresh_trains_on_the_latest_batches(make_batch, make_estimator, flat):
     batches = [four_groups(make_batch, seed=seed).with_signals(value=np.zeros(3)) for seed in range(3)]
-    estimator, metrics = make_estimator(refresh_every=2), {}
+    estimator = make_estimator(refresh_every=2)
     for batch in batches:
         estimator.remember(batch)
     assert [b.tokens.tolist() for b in estimator.replay] == [b.tokens.tolist() for b in (batches[2], batches[1])]
     assert not any(b.signals for b in estimator.replay)  # what no label needs is dropped
     before, updates = flat(estimator.params), int(estimator.state.updates)
-    estimator.refresh(metrics, [0])
+    metrics = estimator.refresh([0])
     assert int(estimator.state.updates) == updates + 2 * 3  # 8 episodes in parts of at most 3
     np.testing.assert_array_equal(flat(estimator.params), flat(estimator.state.params))
     assert np.abs(flat(estimator.params) - before).max() > 1e-4 and np.isfinite(metrics["estimator/loss"])

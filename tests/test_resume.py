@@ -28,7 +28,7 @@ print("resumed at", runner.counters.tick, runner.counters.phase, flush=True)
 if when == "after the first sft tick":
     runner.on_tick = kill
 elif when == "in the prm warm-up":
-    runner._update_prm = lambda *_: (runner.checkpoints.wait(), kill())
+    runner.learner.auxiliaries["prm"].warm_up = lambda *_: (runner.checkpoints.wait(), kill())
 elif when == "while a checkpoint is written":
     save = runner.checkpoints.save
     def save_and_kill(*args):

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from stepreward import signals
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
@@ -15,21 +16,25 @@ from stepreward.report.tables import failed_episodes
 from stepreward.training import main_job, setup
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
-from stepreward.training.prm import prm_step, score
+from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
-SFT = {"sft/loss", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
+SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
 ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
            "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
            "rollout/step_limit", "rollout/environment_limit", "rollout/too_long", "rollout/row_full", "rollout/observations_cut",
            "rollout/answers_cut", "rollout/longest_prompt"}  # fmt: skip
-PRM = {"prm/pair_accuracy", "prm/pairs", "prm/loss"}
+LOSS = ("loss", "objective", "nll", "pairs", "pair_accuracy", "pair_margin")  # what iStar's loss says
+PRM = {f"prm/{name}" for name in LOSS}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
+LEARNT = {"prm/grad_norm", *(f"prm/train_{name}" for name in LOSS)}  # where a group has a pair
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s"}  # fmt: skip
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
-          "credit/flat_groups", "credit/advantage_max"}  # fmt: skip
+          "credit/flat_groups", "credit/mixed_groups", "credit/outcome_mean", "credit/outcome_group_std", "credit/advantage_mean",
+          "credit/advantage_std", "credit/advantage_max", "credit/step_reward_mean", "credit/step_reward_max", "credit/prm_kl_k1",
+          "credit/prm_kl_k3", "credit/shaped_to_outcome"}  # fmt: skip
 ADVANTAGE_QUALITY = "credit/advantage_rank_correlation"  # defined where advantages differ
 REPLAY = {"prm.replay": 1, "prm.warmup_batches": 2, "prm.epochs": 2, "prm.minibatch_groups": 0}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
@@ -55,7 +60,7 @@ def run(micro_config, tmp_path_factory):
 
             def begin_rl():
                 begin()
-                runner.start = None if learner.prm is None else flat_params(learner.prm)
+                runner.start = None if "prm" not in learner.auxiliaries else flat_params(learner.auxiliaries["prm"])
 
             learner.begin_rl = begin_rl
             runner.programs = []
@@ -74,8 +79,8 @@ def test_the_default_run_passes_through_its_phases(run):
     assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
     quality = {k for k in records[2] if k.startswith("credit/")} - CREDIT - {ADVANTAGE_QUALITY}
     assert any("correlation" in k for k in quality)
-    rl = EVERY_TICK | ROLLOUT | PRM | PRM_UPDATE | POLICY | CREDIT | quality
-    rl = [rl if r["prm/pairs"] else rl - {"prm/grad_norm", "prm/train_loss"} for r in records[2:]]
+    rl = EVERY_TICK | ROLLOUT | PRM | LEARNT | {"time/prm_s"} | POLICY | CREDIT | quality
+    rl = [rl if r["prm/pairs"] else rl - LEARNT for r in records[2:]]
     rl = [keys | ({ADVANTAGE_QUALITY} if r["policy/grad_norm"] > 0 else set()) for keys, r in zip(rl, records[2:])]
     assert any(ADVANTAGE_QUALITY in keys for keys in rl)
     assert set(records[2]) == rl[0] and set(records[3]) == rl[1] | EVAL | {"prm/policy_success"}
@@ -84,7 +89,7 @@ def test_the_default_run_passes_through_its_phases(run):
     assert records[4]["env_steps"] >= 300 > records[3]["env_steps"]
     assert sum(r["prm/pairs"] for r in records[2:]) > 0 and max(r.get("prm/grad_norm", 0) for r in records[2:]) > 0
     assert all(r["policy/sampler_gap"] < 1e-4 for r in records[2:])  # the sampler's and the trainer's log-probabilities agree
-    assert np.abs(flat_params(runner.learner.prm) - runner.start).max() > 1e-4
+    assert np.abs(flat_params(runner.learner.auxiliaries["prm"]) - runner.start).max() > 1e-4
     assert len(list((runner.workdir / "episodes").iterdir())) == 2
 
 
@@ -143,7 +148,7 @@ def test_a_run_ends_with_finite_metrics(run, changes):
     assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
     assert all(v is not None for r in records for v in r.values())
     last = records[-1]
-    prm = runner.learner.prm
+    prm = runner.learner.auxiliaries.get("prm")
     trains_prm = prm is not None and not runner.method.prm_frozen
     assert set(last) >= EVERY_TICK | ROLLOUT | POLICY | EVAL
     updates = [set(r) & PRM_UPDATE for r in records]
@@ -168,19 +173,19 @@ def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
     # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
     pairs = [r["prm/pairs"] > 0 for r in records if "prm/pairs" in r]
-    assert int(runner.learner.prm.state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.prm.replay) == 1
+    assert int(runner.learner.auxiliaries["prm"].state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.auxiliaries["prm"].replay) == 1
 
 
 def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):
     still = {"prm.learning_rate": 1e-12, "prm.replay": 1, "credit.options.alpha_scaled": False}
     runner, records = run(still | {"prm.resync": True})
-    prm, policy = runner.learner.prm, runner.learner.policy
+    prm, policy = runner.learner.auxiliaries["prm"], runner.learner.policy
     assert int(prm.state.updates) > 0 and np.abs(flat_params(policy) - runner.start).max() > 1e-4
     np.testing.assert_allclose(flat_params(prm), flat_params(policy), atol=1e-9)
     # The first step rewards are exactly 0, and all later ones too, since this PRM does not learn.
     assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["phase"] == "rl")
     runner, _ = run(still)
-    np.testing.assert_allclose(flat_params(runner.learner.prm), runner.start, atol=1e-9)
+    np.testing.assert_allclose(flat_params(runner.learner.auxiliaries["prm"]), runner.start, atol=1e-9)
 
 
 def test_uniform_step_rewards_are_equal_within_an_episode(run):
@@ -370,7 +375,7 @@ def test_a_wrong_config_is_named_before_anything_is_written(micro_config, tmp_pa
 
 
 def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_path, monkeypatch):
-    monkeypatch.setattr(setup, "SIGNALS", setup.SIGNALS - {"value"})
+    monkeypatch.setattr(setup, "computed", lambda: signals.computed() - {"value"})
     with pytest.raises(ValueError, match="credit.method='ppo' needs value, .* these do not: .*istar"):
         Runner(micro_config({"credit.method": "ppo"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -423,7 +428,7 @@ def test_the_paper_preset_states_the_paper_s_numbers(root):
 
 def test_evaluation_needs_a_checkpoint_of_the_asked_kind(run, capsys):
     runner, _ = run({"credit.method": "rloo"})
-    with pytest.raises(ValueError, match="has no array 'prm/params/"):
+    with pytest.raises(ValueError, match="has no array 'prm/state/params/"):
         evaluate_workdir(runner.workdir, 4, None, "prm", 0)
 
 

@@ -17,7 +17,7 @@ from stepreward import credit, parallel
 from stepreward.models import decoder
 from stepreward.models.presets import decoder_config
 from stepreward.training.policy import PolicyLoss, policy_step, sft_step
-from stepreward.training.prm import prm_step
+from stepreward.training.auxiliaries.prm import prm_step
 from stepreward.training.state import create
 import conftest
 

@@ -80,7 +80,7 @@ def test_every_arm_ends_with_finite_metrics(run, name):
     has_critic = name not in ("no critic", "rudder", "progrm", "rloo", "istar")
     separate = has_critic and name != "shared backbone"
     estimates = name not in UNESTIMATED
-    assert (learner.critic is not None, learner.estimator is not None) == (has_critic, estimates)
+    assert ("critic" in learner.auxiliaries, "estimator" in learner.auxiliaries) == (has_critic, estimates)
     for r in rl(records):
         assert ("credit/explained_variance" in r) == has_critic and ("critic/value_error" in r) == separate
         assert ("policy/value_error" in r) == (has_critic and not separate)
@@ -150,9 +150,9 @@ def test_a_refreshed_estimator_goes_on_learning(spa_base, run):
     steady, _ = run({})
     refreshed, records = run({"estimator.refresh_every": 2, "train.env_steps": 300})
     assert ["estimator/loss" in r for r in rl(records)] == [False, True, False]
-    trained = StageOutput(spa_base.workdir, "estimator").read(steady.learner.estimator.best, spa_base._fingerprint("estimator"))[0]
-    np.testing.assert_array_equal(flat_params(steady.learner.estimator.params), flat_params(trained))
-    estimator = refreshed.learner.estimator
+    trained = StageOutput(spa_base.workdir, "estimator").read(steady.learner.auxiliaries["estimator"].best, spa_base._fingerprint("estimator"))[0]
+    np.testing.assert_array_equal(flat_params(steady.learner.auxiliaries["estimator"].params), flat_params(trained))
+    estimator = refreshed.learner.auxiliaries["estimator"]
     assert np.abs(flat_params(estimator.params) - flat_params(trained)).max() > 1e-4
     # Two batches of 16 episodes, in parts of 8.
     assert int(estimator.state.updates) == 2 * 2 and len(estimator.replay) == 2

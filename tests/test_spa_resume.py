@@ -29,14 +29,14 @@ if when == "a part is written and no checkpoint after it":
             kill()
     runner.exploration.record = record_and_kill
 elif when == "in the second epoch of the estimator":
-    train = learner.estimator.epoch
+    train = learner.auxiliaries["estimator"].epoch
     def train_and_kill(*args):
         found = train(*args)
         if counters.estimator_epochs == 1:
             runner.checkpoints.wait()
             kill()
         return found
-    learner.estimator.epoch = train_and_kill
+    learner.auxiliaries["estimator"].epoch = train_and_kill
 elif when == "after a refresh":
     update = learner.update_policy
     def update_and_kill(*args):
@@ -86,7 +86,7 @@ def test_a_run_killed_at_any_point_gives_the_same_metrics(whole, config, root, t
         started.append(int(done.stdout.split()[2]))
     last = Runner(config, workdir)
     started.append(last.counters.tick)
-    assert len(last.learner.estimator.replay) == 1 and last.learner.kl_coef < 0.1
+    assert len(last.learner.auxiliaries["estimator"].replay) == 1 and last.learner.kl_coef < 0.1
     last.run()
     assert started == [0, 2, 5, 8]
     assert measured(workdir) == measured(whole)

@@ -11,7 +11,7 @@ from stepreward.metrics import read_metrics
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.rollout.episode import summary
 from stepreward.training import main_job, setup
-from stepreward.training.progress import held_out_groups
+from stepreward.training.auxiliaries.estimator import held_out_groups
 from stepreward.training.runner import Runner
 from stepreward.training.stages import StageOutput
 
@@ -24,7 +24,8 @@ EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "es
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}
 FIT = {"mse", "mae", "within_0.1", "mse_of_mean", "explained", "calibration_error"}
 CREDIT = {f"credit/{k}" for k in QUALITY | {"step_reward_std", "explained_variance", "advantage_rank_correlation"}}
-CREDIT |= {"credit/flat_groups", "credit/advantage_max"}
+CREDIT |= {f"credit/{k}" for k in ("flat_groups", "mixed_groups", "outcome_mean", "outcome_group_std", "step_reward_mean", "shaped_to_outcome")}
+CREDIT |= {"credit/advantage_mean", "credit/advantage_std", "credit/advantage_max"}
 CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value_clip_fraction", "time/critic_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s", "time/scoring_s"}  # fmt: skip
@@ -49,7 +50,7 @@ def test_a_run_passes_through_its_phases(spa_base):
     assert spa_base.finished and [r["phase"] for r in records] == phases
     assert [r["iteration"] for r in records] == list(range(1, 12))
     sft, explore, estimator, rl = records[:2], records[2:5], records[5:7], records[7:10]
-    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
+    assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
     assert sft[1]["sft/loss"] < sft[0]["sft/loss"]
     assert all(set(r) == EVERY_TICK | ROLLOUT | {"explore/env_steps"} for r in explore)
     assert set(estimator[0]) == EVERY_TICK | EPOCH
@@ -224,3 +225,12 @@ def test_what_trains_may_change_until_it_has_begun_and_what_is_made_may_not(spa_
         with pytest.raises(UserError) as caught:
             Runner(spa_config(changed | {key: value}), tmp_path / "run")
         assert words in str(caught.value)
+
+
+def test_everything_that_an_auxiliary_saves_comes_back(spa_base):
+    """The trees of a finished run, in the structure that a fresh one expects."""
+    learnt = spa_base.learner
+    facts = learnt.facts()
+    assert set(facts["auxiliaries"]) == {"critic", "estimator"}
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(learnt.template(facts)) == shapes(learnt.tree())

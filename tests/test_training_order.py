@@ -1,13 +1,14 @@
 """What comes first in an iteration, what is remembered of it, and what is measured before anything has learnt from it."""
 
-from types import SimpleNamespace
+from types import MethodType, SimpleNamespace
 
 import numpy as np
 import pytest
 from references import literal
 
 from stepreward.credit import make
-from stepreward.training.prm import ProcessRewardModel
+from stepreward.training.auxiliaries import Estimator, ProcessRewardModel
+from stepreward.training.learner import Learner
 from stepreward.training.runner import Runner
 
 
@@ -24,19 +25,26 @@ def iteration(reward_from, resync):
         calls.append(("score", len(scored)))
         return SimpleNamespace(step_mask=batch.step_mask, number=len(scored))
 
-    def credit(batch, metrics, seed):
-        calls.append(("measure", batch.number))
-        return lambda batch, episodes: calls.append(("credit", batch.number)) or "credited"
+    def credit(batch, episodes, signals, metrics, seed):
+        calls.append(("credit", batch.number))
+        return "credited"
 
-    learner = SimpleNamespace(
-        prm=object(), score=score, credit=credit, update_policy=note("policy"), refresh_estimator=note("estimator")
+    prm = SimpleNamespace(
+        c=SimpleNamespace(prm=SimpleNamespace(resync=resync)), method=SimpleNamespace(prm_frozen=False, reward_from=reward_from)
     )
+    when = {"prm": ProcessRewardModel.when.fget(prm), "estimator": Estimator.when}
+    learns = lambda name: lambda lesson: note(name)() or {}
+    learner = SimpleNamespace(
+        auxiliaries={name: SimpleNamespace(when=time, learn=learns(name)) for name, time in when.items()}, policy=SimpleNamespace(params={}),
+        score=score, look=lambda batch, metrics: calls.append(("measure", batch.number)), credit=credit, update_policy=note("policy"),
+    )  # fmt: skip
+    learner.learn = MethodType(Learner.learn, learner)
     runner = SimpleNamespace(
         c=SimpleNamespace(
-            seed=0, prm=SimpleNamespace(resync=resync), train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
+            seed=0, train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
         ),
-        counters=SimpleNamespace(iteration=0, env_steps=0), learner=learner, method=SimpleNamespace(reward_from=reward_from),
-        _stillness=SimpleNamespace(see=lambda metrics: None), _experience=lambda: ([], {}), _pack=lambda episodes: batch, _update_prm=note("prm"),
+        counters=SimpleNamespace(iteration=0, env_steps=0), learner=learner,
+        _stillness=SimpleNamespace(see=lambda metrics: None), _experience=lambda: ([], {}), _pack=lambda episodes: batch,
     )  # fmt: skip
     Runner._rl_tick(runner)
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
@@ -58,7 +66,8 @@ def test_step_rewards_come_from_the_prm_before_or_after_its_update(reward_from, 
 @pytest.fixture
 def prm(micro_config):
     layout = SimpleNamespace(row_capacity=lambda episodes: episodes)
-    return ProcessRewardModel(micro_config({"prm.resync": False, "prm.replay": 2}), make("istar", beta=1.0), layout)
+    parts = SimpleNamespace(method=make("istar", beta=1.0))
+    return ProcessRewardModel(micro_config({"prm.resync": False, "prm.replay": 2}), parts, layout)
 
 
 def scored_batch(scores, success):
@@ -78,15 +87,15 @@ def scored_batch(scores, success):
     ids=["chance", "three of four", "all", "worse than chance", "no pairs"],
 )
 def test_alpha_counts_as_far_as_the_prm_beats_chance(prm, scores, success, accuracy, scale):
-    found, metrics = prm.before(scored_batch(scores, success))
-    assert found == np.float32(scale) and metrics["prm/pair_accuracy"] == accuracy
+    found, metrics = prm.look(scored_batch(scores, success))
+    assert found["alpha_scale"] == np.float32(scale) and metrics["prm/pair_accuracy"] == accuracy
     assert metrics["prm/pairs"] == (4 if 0 in success else 0)
 
 
 def test_the_latest_batch_is_the_first_of_the_replayed_ones(prm):
     for number in range(4):
         batch = scored_batch([1.0, 2.0], [1, 1])  # no pair: nothing trains
-        prm.update(batch.replace(outcome=batch.outcome + number).with_signals(log_prob_initial=batch.log_prob_old), {}, [0], None)
+        prm.update(batch.replace(outcome=batch.outcome + number).with_signals(log_prob_initial=batch.log_prob_old), [0], None)
         assert float(prm.replay[0].outcome[0]) == 1 + number
     assert [float(b.outcome[0]) for b in prm.replay] == [4, 3]
     assert set(prm.replay[0].signals) == {"log_prob_initial"}
@@ -98,10 +107,9 @@ def test_the_replayed_batches_train_too(prm, monkeypatch):
     prm.model = SimpleNamespace(reads=lambda part: part)
     prm.layout.place_for_training = lambda part: part
     monkeypatch.setattr(ProcessRewardModel, "_update", lambda self, seed, update: {})
-    monkeypatch.setattr("stepreward.training.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0}))
-    metrics = {}
+    monkeypatch.setattr("stepreward.training.auxiliaries.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0}))
     for number in range(3):
         batch = scored_batch([1.0, 2.0], [1, 0])
-        prm.update(batch.replace(outcome=batch.outcome + number), metrics, [number], None)
+        metrics = prm.update(batch.replace(outcome=batch.outcome + number), [number], None)
     assert sorted(float(part.outcome[part.episode_mask].max()) for part in trained[-3:]) == [1, 2, 3]
     assert metrics["prm/grad_norm"] == 1 and metrics["prm/train_loss"] == 2

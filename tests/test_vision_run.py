@@ -54,7 +54,7 @@ def finished(config, workdir):
 
 def test_a_policy_that_sees_with_a_prm_that_sees(folder, micro_config, tmp_path):
     runner = finished(micro_config(CHANGES | {"model.path": str(folder)}), tmp_path / "run")
-    assert runner.learner.prm.model.config.vision is not None
+    assert runner.learner.auxiliaries["prm"].model.config.vision is not None
     episode = demonstrating.demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
     assert all(step.images is not None for step in episode.steps)
     record = runner.parts.demonstrations[0]
@@ -71,4 +71,4 @@ def test_a_policy_that_sees_with_a_prm_of_text(folder, micro_config, tmp_path):
     transformers.Qwen2ForCausalLM(config).save_pretrained(text)
     changes = {"model.path": str(folder), "prm.path": str(text), "prm.resync": False}
     runner = finished(micro_config(CHANGES | changes), tmp_path / "run")
-    assert runner.learner.model.config.vision is not None and runner.learner.prm.model.config.vision is None
+    assert runner.learner.model.config.vision is not None and runner.learner.auxiliaries["prm"].model.config.vision is None

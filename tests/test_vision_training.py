@@ -22,10 +22,10 @@ from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.packing import pack
 from stepreward.rollout.sampling import Sampling
-from stepreward.training.critic import values
+from stepreward.training.auxiliaries.critic import values
 from stepreward.training.minibatches import take_groups, take_rows
 from stepreward.training.policy import PolicyLoss, policy_step
-from stepreward.training.prm import score
+from stepreward.training.auxiliaries.prm import score
 from stepreward.training.state import create
 
 IMAGE, STOP = 12, 3

@@ -174,6 +174,6 @@ def test_a_run_from_pixels(root, tmp_path):
     assert sft[-1] < sft[0]
     rl = [r for r in records if r["phase"] == "rl"]
     assert rl and max(r["policy/sampler_gap"] for r in rl) < 1e-4 and rl[-1]["eval/episodes"] == 8
-    assert runner.parts.collector.reader.blocks == 9 and runner.learner.prm.model.config.vision is not None
+    assert runner.parts.collector.reader.blocks == 9 and runner.learner.auxiliaries["prm"].model.config.vision is not None
     episode = demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]
     assert {len(step.prompt_tokens) for step in episode.steps} == {40}

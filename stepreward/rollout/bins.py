@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from stepreward.batch import TOKEN_LEVEL, Batch
+from stepreward import signals as table
+from stepreward.batch import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,7 @@ def bin_rows(
     ("sequence-mean", "sequence-sum", "constant") count the packed ones.
 
     Args:
-      batch: NumPy arrays; rows without a token are dropped. Signals are taken for token-level ones by their shape `[R, L]`.
+      batch: NumPy arrays; rows without a token are dropped.
       length: of the packed rows; None takes the batch's own.
       row_multiple: the number of packed rows is padded to a multiple of this, so that shapes repeat.
       max_actions: a packed row holds at most so many action tokens; None: any number.
@@ -60,11 +61,9 @@ def bin_rows(
     inside = np.arange(old_length) < counts[:, None]
     place = np.where(inside, (bin_of * length + start_of)[:, None] + np.arange(old_length), -1)
     bins = Bins(place, (total, length))
-    move = lambda x, filler: _move(np.asarray(x), bins, filler)
-    token_level = {name: move(getattr(batch, name), -1 if name == "step_id" else 0) for name in TOKEN_LEVEL}
-    token_level["segment_ids"] = move(_numbered(segment_ids, bin_of, start_of), 0)
-    signals = {k: move(v, 0) if np.shape(v) == segment_ids.shape else v for k, v in batch.signals.items()}
-    return batch.replace(signals=signals, **token_level), bins
+    packed_ids = _move(_numbered(segment_ids, bin_of, start_of), bins, 0)
+    move = lambda x, row: _move(np.asarray(x), bins, row.padding)
+    return batch.map(move, table.TOKEN, segment_ids=packed_ids), bins
 
 
 def unbin(x_packed: np.ndarray, bins: Bins) -> np.ndarray:

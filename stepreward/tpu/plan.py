@@ -88,7 +88,7 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
     for stage in _COMPILED_STAGES:
         parts = abstract_parts(c, mesh, vocabulary)
         learner = Learner(c, parts, jax.random.key(c.seed))
-        if stage == "estimator" and learner.estimator is None:
+        if stage == "estimator" and not parts.method.has_progress:
             continue
         learner.reach(stage, lambda: learner.start)
         held, offline = learner.held(), c.train.mode == "offline"

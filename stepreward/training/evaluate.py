@@ -152,5 +152,6 @@ def _template(which: str, learner: Learner) -> tuple[Backbone, dict]:
         return learner.model, {"policy": {"params": {"decoder": policy} if headed else policy}}
     if which == "initial":
         return learner.model, {"initial": policy if learner.initial is None else learner.initial}
-    begun = learner.prm is not None and learner.prm.state is not None
-    return (learner.prm.model, {"prm": {"params": learner.prm.params}}) if begun else (learner.model, {"prm": {"params": policy}})
+    found = learner.auxiliaries.get(which)
+    model, params = (found.model, found.params) if found is not None and found.begun else (learner.model, policy)
+    return model, {which: {"state": {"params": params}}}

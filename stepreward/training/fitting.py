@@ -176,12 +176,12 @@ class Needs:
         update = play = 0.0
         for stage in ("sft", "explore", "estimator", "train"):
             learner = Learner(c, parts, jax.random.key(0))
-            if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and learner.estimator is None):
+            if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and not parts.method.has_progress):
                 continue
             learner.reach(stage, lambda: learner.start)
             seen: set[int] = set()
             held = sum(bytes_per_device(tree, seen) for tree in learner.held().values())
-            states = [learner.policy, *(getattr(part, "state", None) for part in learner._components.values())]
+            states = [learner.policy, *(getattr(part, "state", None) for part in learner.components.values())]
             update = max(update, held + max(update_bytes(state.params) for state in states if state is not None))
             if stage in ("explore", "train"):
                 weights = bytes_per_device(_numbers(learner.actor, byte))

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from stepreward import parallel, processes
+from stepreward import signals as table
 from stepreward.batch import Batch
 from stepreward.models.attention import KERNELS
 from stepreward.models.decoder import attention_of
@@ -15,7 +16,7 @@ from stepreward.models.heads import with_head
 from stepreward.rollout.bins import bin_rows, unbin
 from stepreward.rollout.packing import pack
 from stepreward.training.backbones import Backbone
-from stepreward.training.minibatches import pad_rows, round_up, row_minibatches, take_images
+from stepreward.training.minibatches import round_up, row_minibatches, take_rows
 
 
 def _most_actions(c) -> int | None:
@@ -75,9 +76,8 @@ class Layout:
     def place(self, batch):
         """Rows split over the mesh, the rest on every device."""
         rows, copy = parallel.row_sharding(self.mesh), parallel.replicated(self.mesh)
-        token_shape, vision = np.shape(batch.tokens), parallel.place(batch.vision, rows)
-        put = lambda x: parallel.place(x, rows if np.shape(x) == token_shape else copy)
-        return jax.tree.map(put, batch.replace(vision=None)).replace(vision=vision)
+        put = lambda x, row: parallel.place(x, rows if row.level == table.TOKEN else copy)
+        return batch.map(put, *table.LEVELS, vision=parallel.place(batch.vision, rows))
 
     def place_for_training(self, batch):
         """`place`, with rows packed where the config says so: as many as before, the last ones empty, so that shapes stay."""
@@ -117,12 +117,8 @@ class Layout:
     def demonstrated_rows(self, batch, index):
         """A mini-batch of demonstrated steps; step and episode levels play no part in imitation."""
         capacity = self.demonstrated_capacity
-        names = ("tokens", "positions", "segment_ids", "action_mask", "step_id", "log_prob_old")
-        rows = {n: pad_rows(np.asarray(getattr(batch, n))[index], capacity, -1 if n == "step_id" else 0) for n in names}
-        one = {k: getattr(batch, k)[:1] for k in ("step_mask", "env_reward", "executed")}
-        one |= {k: getattr(batch, k)[:1] for k in ("episode_mask", "outcome", "success", "truncated", "group_id")}
-        vision = take_images(batch.vision, index, capacity)
-        return self.place_for_training(batch.replace(**rows, **one, vision=vision))
+        rows = take_rows(batch, index, capacity)
+        return self.place_for_training(rows.map(lambda x, _: x[:1], table.STEP, table.EPISODE))
 
     # --- Shapes of what is placed, for programs that are compiled without a run ---
 
@@ -136,15 +132,9 @@ class Layout:
         """
         c = self.c.rollout
         rows, episodes = rows or self.capacity, episodes or c.groups * c.group_size
-        levels = (
-            ((rows, c.max_row_tokens), dict(tokens=np.int32, positions=np.int32, segment_ids=np.int32, action_mask=bool,
-                                           step_id=np.int32, log_prob_old=np.float32)),
-            ((episodes, c.max_steps), dict(step_mask=bool, env_reward=np.float32, executed=bool)),
-            ((episodes,), dict(episode_mask=bool, outcome=np.float32, success=bool, truncated=bool, group_id=np.int32)),
-        )  # fmt: skip
-        fields = {name: jax.ShapeDtypeStruct(shape, d) for shape, names in levels for name, d in names.items()}
-        found = {n: jax.ShapeDtypeStruct((episodes, c.max_steps) if n in _STEP_SIGNALS else (rows, c.max_row_tokens),
-                                         bool if n == "value_mask" else np.float32) for n in signals}  # fmt: skip
+        of = lambda row: jax.ShapeDtypeStruct(table.shape(row, rows, c.max_row_tokens, episodes, c.max_steps), row.dtype)
+        fields = {name: of(row) for name, row in table.FIELDS.items()}
+        found = {name: of(table.row(name)) for name in signals}
         vision = None if self._reader is None else self._reader.shapes(rows, c.max_row_tokens)
         return self.place(Batch(**fields, signals=found, vision=vision))
 
@@ -164,6 +154,3 @@ class Layout:
     def training_passes(model: Backbone) -> float:
         """A forward and a backward pass, in forward passes; with remat the forward pass is made twice."""
         return 3.5 + (model.config.remat != "none")
-
-
-_STEP_SIGNALS = ("progress_label",)

@@ -1,7 +1,6 @@
 """What learns in a run: the policy, and whatever its credit method trains beside it; one iteration's pieces.
 
-`score` adds signals to a batch, `credit` turns them into advantages, `update_policy`, `update_prm` and `refresh_estimator` learn
-from them.
+`score` adds signals to a batch, `credit` turns them into advantages, `learn` and `update_policy` learn from them.
 """
 
 from __future__ import annotations
@@ -15,24 +14,21 @@ from functools import partial
 import jax
 import numpy as np
 
-from stepreward.credit import credit_quality, rank_correlation, step_permutation
 from stepreward import parallel
-from stepreward.batch import validate
+from stepreward.batch import Batch, validate
+from stepreward.credit import credit_quality, rank_correlation, step_permutation
+from stepreward.errors import UserError
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
 from stepreward.rollout.episode import Episode, true_progress
-from stepreward.training import backbones, progress, setup
-from stepreward.training.critic import VALUE_SIGNALS, Critic
+from stepreward.training import backbones, setup, stages
+from stepreward.training.auxiliaries import AUXILIARIES, Auxiliary, Lesson
+from stepreward.training.auxiliaries.critic import VALUE_SIGNALS
 from stepreward.training.layout import Layout
 from stepreward.training.policy import normalise_advantage, policy_arguments, policy_step, sft_step, update_policy
-from stepreward.training.prm import ProcessRewardModel, needs_initial, score
-from stepreward.training.progress import Estimator
+from stepreward.training.scoring import needs_initial, score
 from stepreward.training.state import create, make_optimizer
-
-_CREDIT_METRICS = (
-    "flat_groups", "advantage_max", "step_reward_std", "step_reward_group_std", "process_share", "alpha", "explained_variance", "kl_initial", "kl_coef",
-)  # fmt: skip
 
 
 class Learner(Component):
@@ -42,7 +38,7 @@ class Learner(Component):
       model: what the policy's passes need besides its parameters: with adapters, the weights that they sit on.
       policy: its parameters (with a head where the critic shares its backbone) and optimizer.
       initial: the policy that reinforcement learning started from, where a method or loss needs it.
-      prm, critic, estimator: None where the credit method has none; without parameters until they begin.
+      auxiliaries: by name, the models that the credit method has learn beside the policy; without parameters until they begin.
       kl_coef: coefficient of the KL penalty in the reward.
     """
 
@@ -59,10 +55,9 @@ class Learner(Component):
         self._start = lambda: start
         self.needs_initial = needs_initial(c, self.method)
         self.initial = None
-        keys = [jax.random.fold_in(key, n) for n in (5, 6)]
-        self.prm = ProcessRewardModel(c, self.method, self.layout) if self.method.has_prm else None
-        self.critic = Critic(c, self.layout, keys[0]) if self.method.has_critic else None
-        self.estimator = Estimator(c, self.method, self.layout, keys[1]) if self.method.has_progress else None
+        self.auxiliaries: dict[str, Auxiliary] = {
+            kind.name: kind(c, parts, self.layout, key) for kind in AUXILIARIES if kind.wanted(self.method)
+        }
         self.kl_coef = c.policy.kl_reward_coef
 
     @property
@@ -80,21 +75,28 @@ class Learner(Component):
         self.policy = create(self.layout.place_parameters(params), self.sft_optimizer)
 
     def begin_rl(self) -> None:
-        """The supervised policy becomes the start of policy, PRM, critic and reference."""
+        """The supervised policy becomes the start of policy, auxiliaries and reference."""
         params = self.policy.params
         self.policy = None  # its optimizer is not needed any more, and the memory is
         if self.c.lora.rank and self.model.base is None:
             self.model, params = backbones.adapted(self.c, self.model, params)
         if self.needs_initial:
             self.initial = parallel.copy(params)
-        if self.prm is not None:
-            self.prm.begin(*backbones.prm_model(self.c, self.parts, self._own(self.model), params))
-        if self.critic is not None:
-            self.critic.begin(self.model if self.c.critic.backbone == "shared" else self._own(self.model), params)
-        if self.estimator is not None:
-            self.estimator.rest()
-        shared = self.critic is not None and self.critic.shared
-        self.policy = create(self.critic.headed(params) if shared else params, self.policy_optimizer)
+        for auxiliary in self.auxiliaries.values():
+            if auxiliary.stage == "train":
+                auxiliary.begin(self.model if auxiliary.shared else self._own(self.model), params)
+            else:
+                auxiliary.begin_training(params)
+        joined = params
+        for auxiliary in self.auxiliaries.values():
+            joined = auxiliary.joined(joined)
+        self.policy = create(joined, self.policy_optimizer)
+
+    def begin_stage(self, stage: str) -> None:
+        """Begins the auxiliaries whose first stage this is, one before reinforcement learning."""
+        for auxiliary in self.auxiliaries.values():
+            if auxiliary.stage == stage != "train":
+                auxiliary.begin(self.model, self.policy.params)
 
     def reach(self, stage: str | None, read_start) -> None:
         """Brings the models, whatever they hold, into the structure that they have in a stage.
@@ -103,9 +105,10 @@ class Learner(Component):
           stage: one of `stages.STAGES`, or None behind the last.
           read_start: returns the supervised policy's parameters, which adapters may sit on.
         """
-        if self.estimator is not None and stage not in ("sft", "explore"):
-            self.estimator.begin(self.model, self.policy.params)
-        if stage in ("sft", "explore", "estimator"):
+        passed = stages.STAGES if stage is None else stages.STAGES[: stages.STAGES.index(stage) + 1]
+        for earlier in passed:
+            self.begin_stage(earlier)
+        if "train" not in passed:
             return
         if self.c.lora.rank and not self.c.lora.sft:
             self.take(read_start())
@@ -122,18 +125,13 @@ class Learner(Component):
     def score(self, batch, metrics: dict):
         """Adds the signals that the method and the policy's loss need, but for those that `credit` draws itself."""
         started, offline = time.monotonic(), self.c.train.mode == "offline"
-        wanted = self._scored
-        placed, to_rows = None, None
-        if wanted or self.prm or self.critic or self.estimator:
+        wanted, signals = self._scored, {}
+        if wanted or self.auxiliaries:
             placed, to_rows = self.layout.place_for_scoring(batch.replace(signals={}))
-        scoring = self.layout.scoring(self.model)
-        signals = {name: to_rows(score(params, placed, **scoring)[0]) for name, params in wanted.items()}
-        if self.prm is not None:
-            signals["log_prob_prm"] = to_rows(self.prm.score(placed))
-        if self.critic is not None:
-            signals["value"] = to_rows(self.critic.values(self.policy.params, placed))
-        if self.estimator is not None:
-            signals["progress"] = self.estimator.outputs(placed)
+            scoring = self.layout.scoring(self.model)
+            signals = {name: to_rows(score(params, placed, **scoring)[0]) for name, params in wanted.items()}
+            for auxiliary in self.auxiliaries.values():
+                signals |= auxiliary.scores(placed, to_rows, self.policy.params)
         batch = batch.with_signals(**signals)
         if offline and setup.recomputes_old_log_prob(self.c):
             batch = batch.replace(log_prob_old=signals["log_prob_policy"])
@@ -142,33 +140,45 @@ class Learner(Component):
 
     @property
     def _scored(self) -> dict:
-        """The decoders, by signal, whose log-probabilities are computed besides the PRM's."""
+        """The decoders, by signal, whose log-probabilities are computed besides those of auxiliaries."""
         wanted = {} if self.initial is None else {"log_prob_initial": self.initial}
         if self.c.train.mode == "offline":
             wanted["log_prob_policy"] = decoder_of(self.policy.params)
         return wanted
 
-    def credit(self, batch, metrics: dict, seed):
-        """Returns the function that credits a batch and logs what it saw."""
-        scale, found = (np.float32(1), {}) if self.prm is None else self.prm.before(batch)
-        metrics |= found
-        rng = np.random.default_rng(seed)
+    def look(self, batch, metrics: dict) -> dict:
+        """The scalar signals of a batch, as the auxiliaries find them before they learn from it."""
+        signals = {"alpha_scale": np.float32(1), "kl_coef": np.float32(self.kl_coef)}
+        for auxiliary in self.auxiliaries.values():
+            found, seen = auxiliary.look(batch)
+            signals |= found
+            metrics |= seen
+        return signals
 
-        def credit(batch, episodes):
-            started = time.monotonic()
-            extra = {"alpha_scale": scale, "kl_coef": np.float32(self.kl_coef)}
-            extra = {k: v for k, v in extra.items() if k in self.method.requires}
-            if "step_permutation" in self.method.requires:
-                extra["step_permutation"] = step_permutation(rng, batch.step_mask)
-            credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
-            metrics.update({f"credit/{k}": float(credited.metrics[k]) for k in _CREDIT_METRICS if k in credited.metrics})
-            if "prm_kl_k3" in credited.metrics:
-                metrics["prm/kl_policy"] = float(credited.metrics["prm_kl_k3"])
-            metrics.update(self._quality(credited, batch, episodes))
-            metrics["time/scoring_s"] += time.monotonic() - started
-            return credited
+    def learn(self, when: str, lesson: Lesson, metrics: dict) -> bool:
+        """Lets the auxiliaries learn whose time it is; returns whether there were any."""
+        those = [auxiliary for auxiliary in self.auxiliaries.values() if auxiliary.when == when]
+        for auxiliary in those:
+            metrics |= auxiliary.learn(lesson)
+        return bool(those)
 
-        return credit
+    def credit(self, batch, episodes, signals: dict, metrics: dict, seed):
+        """The credit of a batch; logs what the method saw, and how the credit agrees with true progress.
+
+        Args:
+          signals: as `look` returned them.
+        """
+        started = time.monotonic()
+        extra = {name: value for name, value in signals.items() if name in self.method.requires}
+        if "step_permutation" in self.method.requires:
+            extra["step_permutation"] = step_permutation(np.random.default_rng(seed), batch.step_mask)
+        credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
+        metrics |= {f"credit/{name}": float(value) for name, value in credited.metrics.items()}
+        if "prm_kl_k3" in credited.metrics:
+            metrics["prm/kl_policy"] = float(credited.metrics["prm_kl_k3"])
+        metrics |= self._quality(credited, batch, episodes)
+        metrics["time/scoring_s"] += time.monotonic() - started
+        return credited
 
     def _quality(self, credited, batch, episodes) -> dict:
         """Credit against true progress, where the environment knows it."""
@@ -176,25 +186,18 @@ class Learner(Component):
         if not np.isfinite(truth).any():
             return {}
         found = {"advantage_rank_correlation": rank_correlation(credited.step_advantage, truth, batch.step_mask)}
-        if self.prm is not None or self.critic is not None or self.estimator is not None:
+        if self.auxiliaries:
             found |= credit_quality(credited.step_reward, truth, batch.step_mask)
         return {f"credit/{k}": v for k, v in found.items() if math.isfinite(v)}
 
-    def update_prm(self, batch, metrics: dict, seed) -> None:
-        """Trains the PRM, where there is one."""
-        if self.prm is not None:
-            self.prm.update(batch, metrics, seed, decoder_of(self.policy.params))
-
     def update_policy(self, batch, credited, metrics: dict, seed) -> None:
-        """Trains policy and critic; the coefficient of the KL penalty follows the KL that was seen."""
+        """Trains the policy; the coefficient of the KL penalty follows the KL that was seen."""
         c = self.c
         signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm)}
         if c.policy.kl_coef:
             signals["log_prob_reference"] = batch.signals["log_prob_initial"]
-        if self.critic is not None:
-            signals |= {"value": batch.signals["value"], "returns": np.asarray(credited.returns)}
-            signals["value_mask"] = np.asarray(_value_mask(self.method, batch))
-            self.critic.update(batch.with_signals(**signals), metrics, [*seed, 1])
+        for auxiliary in self.auxiliaries.values():
+            signals |= auxiliary.policy_signals(batch, credited)
         self.policy = update_policy(
             self.policy, batch.replace(signals=signals), c.policy, self.layout, metrics, seed, **self._policy_update()
         )
@@ -208,28 +211,23 @@ class Learner(Component):
             )  # fmt: skip
 
     def _policy_update(self) -> dict:
-        shared = self.critic is not None and self.critic.shared
-        return dict(model=self.model, optimizer=self.policy_optimizer, loss=self.policy_loss,
-                    value_loss=self.critic.loss if shared else None)  # fmt: skip
+        return {"model": self.model, "optimizer": self.policy_optimizer, "loss": self.policy_loss, "value_loss": self._value_loss}
 
-    def refresh_estimator(self, batch, episodes, metrics: dict, iteration: int) -> None:
-        """Every few iterations, goes on training the estimator on what they brought."""
-        every = self.c.estimator.refresh_every
-        if self.estimator is None or not every or self.c.train.mode == "offline":
-            return
-        self.estimator.remember(progress.with_labels(batch, episodes, self.method))
-        if iteration % every == 0:
-            self.estimator.refresh(metrics, [self.c.seed, 10, iteration])
+    @property
+    def _value_loss(self):
+        """The loss of the auxiliary that shares the policy's backbone, where there is one."""
+        return next((auxiliary.value_loss for auxiliary in self.auxiliaries.values() if auxiliary.shared), None)
 
     # --- What is compiled, and what lies on the devices ---
 
     @property
-    def _components(self) -> dict[str, Component]:
-        return {name: value for name, value in vars(self).items() if isinstance(value, Component)}
+    def components(self) -> dict[str, Component]:
+        """Everything of the run that has programs or parameters of its own."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Component)} | self.auxiliaries
 
     def held(self) -> dict:
         found = super().held()
-        for name, component in self._components.items():
+        for name, component in self.components.items():
             found |= {f"{name}.{inner}": tree for inner, tree in component.held().items()}
         return found
 
@@ -249,7 +247,7 @@ class Learner(Component):
                     kernel_flops=layout.kernel_flops(model),
                 )  # fmt: skip
             rows, update = layout.minibatch_capacity(c.policy.minibatch_rows), self._policy_update()
-            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef) + [*VALUE_SIGNALS] * (self.critic is not None)
+            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef) + [*VALUE_SIGNALS] * (self._value_loss is not None)
             batch = layout.shapes(rows, signals=signals)
             arrays, arguments = (self.policy, batch, batch.signals["advantage"]), policy_arguments(layout, seed=[0], update=0, **update)
             yield Program(
@@ -257,8 +255,8 @@ class Learner(Component):
                 times=c.policy.epochs * -(-layout.capacity // rows), trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, passes),
             )  # fmt: skip
-        for component in self._components.values():
-            shared = component is self.critic and stage == "train"
+        for component in self.components.values():
+            shared = getattr(component, "shared", False) and stage == "train"
             yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
@@ -269,70 +267,48 @@ class Learner(Component):
     # --- Checkpoints ---
 
     def tree(self) -> dict:
-        """Everything that the next update depends on."""
-        tree = {"policy": self.policy}
-        if self.prm is not None and self.prm.state is not None:
-            tree["prm"] = self.prm.state
-            tree |= {"replay": self.prm.replay} if self.prm.replay else {}
-        if self.initial is not None:
-            tree["initial"] = self.initial
-        if self.critic is not None and self.critic.state is not None:
-            tree["critic"] = self.critic.state
-        if self.estimator is not None and self.estimator.best is not None:
-            tree["estimator_best"] = self.estimator.best
-            tree |= {} if self.estimator.state is None else {"estimator": self.estimator.state}
-            tree |= {"recent": self.estimator.replay} if self.estimator.replay else {}
-        return tree
+        """Everything that the next update depends on; each auxiliary's part under its name."""
+        tree = {"policy": self.policy} | ({} if self.initial is None else {"initial": self.initial})
+        saved = {name: auxiliary.saved()[0] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
+        return tree | {name: trees for name, trees in saved.items() if trees}
 
     def facts(self) -> dict:
         """The plain values that belong to `tree`."""
-        estimator = self.estimator
-        return {
-            "replayed": len(self.prm.replay) if self.prm else 0,
-            "recent": len(estimator.replay) if estimator else 0,
-            "estimator_best_loss": estimator.best_loss if estimator and math.isfinite(estimator.best_loss) else None,
-            "estimator_stale": estimator.stale if estimator else 0,
-            "kl_coef": self.kl_coef,
-        }
+        begun = {name: auxiliary.saved()[1] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
+        return {"kl_coef": self.kl_coef, "auxiliaries": begun}
 
     def template(self, facts: dict) -> dict:
-        """A tree of the structure that `tree` had when `facts` were saved."""
-        if facts["replayed"]:
-            signals = () if self.initial is None else ("log_prob_initial",)
-            self.prm.replay = [self._empty_batch(signals) for _ in range(facts["replayed"])]
-        if facts["recent"]:
-            self.estimator.replay = [self._empty_batch(self.method.label_signals) for _ in range(facts["recent"])]
+        """A tree of the structure that `tree` had when `facts` were saved.
+
+        Raises:
+          UserError: another version saved them.
+        """
+        if "auxiliaries" not in facts:
+            raise UserError("the checkpoint was made by an earlier version, whose runs this one cannot go on with: start in a new workdir.")
+        for name, found in facts["auxiliaries"].items():
+            self.auxiliaries[name].expect(found, self._empty_batch)
         return self.tree()
 
     def load(self, tree: dict, facts: dict) -> None:
         """Takes over a saved tree."""
         self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
-        if "prm" in tree:
-            self.prm.state, self.prm.replay = tree["prm"], tree.get("replay", [])
+        for name, found in facts["auxiliaries"].items():
+            self.auxiliaries[name].load(tree.get(name, {}), found)
         if self.c.train.check_batches:
-            for batch in [*tree.get("replay", []), *tree.get("recent", [])]:
-                validate(batch)
-        if "critic" in tree:
-            self.critic.state = tree["critic"]
-        if "estimator_best" in tree:
-            self.estimator.state, self.estimator.best = tree.get("estimator"), tree["estimator_best"]
-            self.estimator.replay, self.estimator.stale = tree.get("recent", []), facts["estimator_stale"]
-            self.estimator.best_loss = math.inf if facts["estimator_best_loss"] is None else facts["estimator_best_loss"]
+            trees = [tree.get(name, {}) for name in self.auxiliaries]
+            for batch in jax.tree.leaves(trees, is_leaf=lambda x: isinstance(x, Batch)):
+                if isinstance(batch, Batch):
+                    validate(batch)
 
     def _empty_batch(self, signals):
         """A batch of the shapes that a rollout packs into, as the template of a remembered one."""
         c = self.c.rollout
         tasks = setup.training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
         batch = self.layout.pack([Episode(task) for task in tasks])
-        levels = {"log_prob_initial": batch.tokens.shape, "progress_label": batch.step_mask.shape}
-        return batch.with_signals(**{name: np.zeros(levels[name], np.float32) for name in signals})
+        empty = self.layout.shapes(len(batch.tokens), batch.num_episodes, signals).signals
+        return batch.with_signals(**{name: np.zeros(x.shape, x.dtype) for name, x in empty.items()})
 
 
 @partial(jax.jit, static_argnums=0)
 def _credit(method, batch):
     return method.credit(batch)
-
-
-@partial(jax.jit, static_argnums=0)
-def _value_mask(method, batch):
-    return method.value_mask(batch)

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from stepreward.batch import TOKEN_LEVEL, Batch
-
-_EPISODE_LEVEL = ("episode_mask", "outcome", "success", "truncated", "group_id")
-_STEP_LEVEL = ("step_mask", "env_reward", "executed")
+from stepreward import signals as table
+from stepreward.batch import Batch
 
 
 def round_up(number: int, multiple: int) -> int:
@@ -39,12 +37,8 @@ def take_rows(batch: Batch, index: np.ndarray, capacity: int) -> Batch:
     """The rows `index`, padded with empty rows to `capacity`."""
     if len(index) > capacity:
         raise ValueError(f"{len(index)} rows do not fit into {capacity}.")
-    shape = np.shape(batch.tokens)
-    padded = {n: pad_rows(np.asarray(getattr(batch, n))[index], capacity, -1 if n == "step_id" else 0) for n in TOKEN_LEVEL}
-    signals = {
-        k: pad_rows(np.asarray(v)[index], capacity, 0) if np.shape(v) == shape else v for k, v in batch.signals.items()
-    }
-    return batch.replace(signals=signals, vision=take_images(batch.vision, index, capacity), **padded)
+    take = lambda x, row: pad_rows(np.asarray(x)[index], capacity, row.padding)
+    return batch.map(take, table.TOKEN, vision=take_images(batch.vision, index, capacity))
 
 
 def take_images(vision, index: np.ndarray, capacity: int):
@@ -94,15 +88,10 @@ def take_episodes(
     part = take_rows(batch, kept, capacity)
     shift = pad_rows(new_row_episode[kept] * max_steps, capacity, 0)[:, None]
     step_id = np.where(part.step_id >= 0, shift + part.step_id % max_steps, -1)
-    levels = {n: np.asarray(getattr(batch, n))[episodes] for n in _EPISODE_LEVEL + _STEP_LEVEL}
-    levels["group_id"] = np.unique(levels["group_id"], return_inverse=True)[1].astype(np.int32)
     size = len(episodes) if num_episodes is None else num_episodes
-    levels = {name: pad_rows(value, size, 0) for name, value in levels.items()}
-    signals = dict(part.signals)  # token level: taken with the rows; told by the shape in `batch`, as `part` has others
-    for name, value in batch.signals.items():
-        if np.shape(value) != np.shape(batch.tokens) and np.shape(value)[:1] == (batch.num_episodes,):
-            signals[name] = pad_rows(np.asarray(value)[episodes], size, 0)
-    return part.replace(step_id=step_id.astype(np.int32), signals=signals, **levels)
+    take = lambda x, row: pad_rows(np.asarray(x)[episodes], size, row.padding)
+    group_id = np.unique(np.asarray(batch.group_id)[episodes], return_inverse=True)[1].astype(np.int32)
+    return part.map(take, table.STEP, table.EPISODE, step_id=step_id.astype(np.int32), group_id=pad_rows(group_id, size, 0))
 
 
 def group_minibatches(

@@ -15,7 +15,7 @@ from stepreward.kernels import losses
 from stepreward.models.adapters import join
 from stepreward.models.log_probs import log_probs_and_values, token_log_probs
 from stepreward.training import chunks
-from stepreward.training.critic import ValueLoss, value_signals
+from stepreward.training.auxiliaries.critic import ValueLoss, value_signals
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.state import TrainState, apply_gradients

@@ -25,11 +25,13 @@ from stepreward import processes
 from stepreward.checkpoint import Checkpoints
 from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
+from stepreward.models.heads import decoder_of
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
 from stepreward.report import drop_episodes, telling, write_episodes
 from stepreward.rollout.episode import cuts, lost, summary, to_record, true_progress
-from stepreward.training import demonstrating, fitting, identity, progress, setup, stages
+from stepreward.training import demonstrating, fitting, identity, setup, stages
 from stepreward.training import workdir as workdirs
+from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson, estimator as estimating
 from stepreward.training.counters import PHASES, Counters
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.idle import Stillness, warn_of_idle_settings
@@ -184,8 +186,7 @@ class Runner:
         order = list(PHASES)
         was = order.index(self.counters.phase)
         self.counters.phase = next(p for p in order[was + 1 :] if self._wants(p))
-        if self.counters.phase == "estimator":
-            self.learner.estimator.begin(self.learner.model, self.learner.policy.params)
+        self.learner.begin_stage(self.counters.phase)
         if self.counters.phase in ("prm", "rl") and was < order.index("prm"):
             self.learner.begin_rl()
             self._sft_batch = None
@@ -209,7 +210,7 @@ class Runner:
             learner.policy, out = sft_step(learner.policy, rows, **learner.sft_arguments(counters.sft_updates))
             losses.append(out)
             counters.sft_updates += 1
-        metrics = {f"sft/{k}": float(np.mean([o[k] for o in losses])) for k in ("loss", "grad_norm")} if losses else {}
+        metrics = {f"sft/{name}": float(np.mean([o[name] for o in losses])) for name in losses[0]} if losses else {}
         metrics |= {f"sft/{name}": float(count) for name, count in self._left_out.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
@@ -243,9 +244,9 @@ class Runner:
 
     def _estimator_tick(self) -> dict:
         """One epoch over the explored episodes; the last one measures the estimator on held-out tasks."""
-        c, counters, estimator = self.c, self.counters, self.learner.estimator
+        c, counters, estimator = self.c, self.counters, self.learner.auxiliaries["estimator"]
         episodes, batch = self._explored_episodes()
-        held_out = progress.held_out_groups(batch.group_id, c.estimator.held_out, c.seed)
+        held_out = estimating.held_out_groups(batch.group_id, c.estimator.held_out, c.seed)
         metrics = estimator.epoch(batch, held_out, [c.seed, 7, counters.estimator_epochs])
         counters.estimator_epochs += 1
         if counters.estimator_epochs >= c.estimator.epochs or estimator.finished:
@@ -266,8 +267,8 @@ class Runner:
         tasks = setup.training_tasks(c.seed, "prm", counters.prm_batches, c.rollout.groups, c.rollout.group_size)
         episodes, metrics = self._rollout(tasks, jax.random.fold_in(jax.random.fold_in(self.key, 1), counters.prm_batches))
         batch = self.learner.score(self._pack(episodes), metrics)
-        metrics |= self.learner.prm.before(batch)[1]
-        self._update_prm(batch, metrics, [c.seed, 3, counters.prm_batches])
+        self.learner.look(batch, metrics)
+        metrics |= self.learner.auxiliaries["prm"].warm_up(batch, counters.prm_batches, decoder_of(self.learner.policy.params))
         counters.prm_batches += 1
         counters.env_steps += int(batch.step_mask.sum())
         if counters.prm_batches >= c.prm.warmup_batches:
@@ -278,21 +279,18 @@ class Runner:
         c, counters, learner = self.c, self.counters, self.learner
         episodes, metrics = self._experience()
         batch = learner.score(self._pack(episodes), metrics)
-        credit_of = learner.credit(batch, metrics, [c.seed, 6, counters.iteration])
-        after = learner.prm is not None and self.method.reward_from == "post"
-        credited = None if after else credit_of(batch, episodes)
-        if not c.prm.resync:
-            self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
-        if after:
-            credited = credit_of(learner.score(batch, metrics), episodes)
+        signals, credited = learner.look(batch, metrics), None
+        lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), counters.iteration)
+        if learner.learn(BEFORE_CREDIT, lesson(), metrics):
+            batch = learner.score(batch, metrics)
+        credited = learner.credit(batch, episodes, signals, metrics, [c.seed, 6, counters.iteration])
+        learner.learn(AFTER_CREDIT, lesson(), metrics)
         learner.update_policy(batch, credited, metrics, [c.seed, 5, counters.iteration])
-        if c.prm.resync:  # to the new policy, which the next batch comes from
-            self._update_prm(batch, metrics, [c.seed, 4, counters.iteration])
+        learner.learn(AFTER_POLICY, lesson(), metrics)
         if processes.is_writer():
             self._stillness.see(metrics)
         counters.iteration += 1
         counters.env_steps += int(batch.step_mask.sum())
-        learner.refresh_estimator(batch, episodes, metrics, counters.iteration)
         last = counters.env_steps >= c.train.env_steps or (c.train.mode == "offline" and self._offline_tasks() is None)
         if last or counters.iteration % c.eval.every == 0:
             metrics |= self._evaluate()
@@ -346,9 +344,9 @@ class Runner:
         if self._explored is None:
             episodes = self.exploration.read()
             batch = self.learner.layout.pack(episodes, row_multiple=1)
-            if self.learner.estimator is not None:
-                progress.check_outcomes(batch)
-                batch = progress.with_labels(batch, episodes, self.method)
+            if self.method.has_progress:
+                estimating.check_outcomes(batch)
+                batch = estimating.with_labels(batch, episodes, self.method)
             self._explored = episodes, batch
         return self._explored
 
@@ -369,9 +367,6 @@ class Runner:
     def _pack(self, episodes):
         return self.learner.layout.pack(episodes)
 
-    def _update_prm(self, batch, metrics, seed) -> None:
-        self.learner.update_prm(batch, metrics, seed)
-
     def _evaluate(self) -> dict:
         """The fixed held-out set, played exactly as in training; the same draws each time."""
         c, started, learner = self.c.eval, time.monotonic(), self.learner
@@ -385,9 +380,10 @@ class Runner:
         if len(good) < len(played):
             metrics["eval/failed_episodes"] = len(played) - len(good)
         every = c.prm_as_policy_every
-        if learner.prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
-            collector = setup.collector_of(self.c, self.parts, learner.prm.model)
-            played = collector.collect(learner.prm.actor, self.held_out, key)
+        prm = learner.auxiliaries.get("prm")
+        if prm is not None and every and self.counters.iteration % every == 0 and not self.method.prm_frozen:
+            collector = setup.collector_of(self.c, self.parts, prm.model)
+            played = collector.collect(prm.actor, self.held_out, key)
             metrics["prm/policy_success"] = float(np.mean([e.success for e in _healthy(played, "evaluation of the PRM")]))
         metrics["time/eval_s"] = time.monotonic() - started
         return metrics
@@ -451,15 +447,15 @@ class Runner:
         if self.exploration is not None and self.exploration.finished_parts() == self.exploration.parts:
             counters.taken.append("explore")
         output = stages.StageOutput(self.workdir, "estimator", c.stages.estimator)
-        if learner.estimator is not None and (output.borrowed or output.exists):
-            learner.estimator.begin(learner.model, learner.policy.params)  # for the structure
-            found = output.read(learner.estimator.best, self._fingerprint("estimator"))[0]
-            learner.estimator.load(learner.model, found)
+        if self.method.has_progress and (output.borrowed or output.exists):
+            estimator = learner.auxiliaries["estimator"]
+            learner.begin_stage("estimator")  # for the structure
+            estimator.take(learner.model, output.read(estimator.best, self._fingerprint("estimator"))[0])
             counters.taken += ["estimator"] + (["explore"] if c.train.mode == "online" else [])
         self._advance()
 
     def _check_finite(self, metrics: dict) -> None:
-        learnt = ("sft", "policy", "prm", "critic", "estimator")
+        learnt = ("sft", "policy", *self.learner.auxiliaries)
         bad = [k for k, v in metrics.items() if k.split("/")[0] in learnt and not math.isfinite(v)]
         if bad:
             where = f"{self.counters.phase} tick {self.counters.tick} (iteration {self.counters.iteration})"

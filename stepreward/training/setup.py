@@ -35,18 +35,15 @@ from stepreward.rollout.episode import Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
+from stepreward.signals import computed
 from stepreward.training import backbones, identity, stages
-from stepreward.training.critic import BACKBONES
+from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.held_out import choose_held_out, first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 
-# The signals that a run computes for its credit method.
-SIGNALS = frozenset(
-    {"log_prob_prm", "log_prob_initial", "step_permutation", "alpha_scale", "value", "progress", "progress_label", "kl_coef"}
-)
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
     "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_episodes", "estimator.epochs",
@@ -271,13 +268,14 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    missing = sorted((method.requires | method.label_signals) - SIGNALS)
+    signals = computed()
+    missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
-        able = ", ".join(name for name in credit.names() if not credit.make(name).requires - SIGNALS)
+        able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
         raise ValueError(
             f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
         )
-    check_groups(c, method, SIGNALS)
+    check_groups(c, method, signals)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")

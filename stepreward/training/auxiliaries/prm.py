@@ -17,20 +17,16 @@ import numpy as np
 from stepreward import processes
 from stepreward.batch import Batch
 from stepreward.models.adapters import join
-from stepreward.programs import Component, Program
-from stepreward.training import chunks
+from stepreward.programs import Program
+from stepreward.training import backbones, chunks
+from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import group_minibatches
+from stepreward.training.scoring import needs_initial, score
 from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
 
 Array = jax.Array
-
-
-@partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "temperature", "max_actions"))
-def score(params, batch: Batch, *, graphdef, chunk_rows, temperature, max_actions=None, base=None) -> tuple[Array, Array]:
-    """Log-probabilities and entropies `[R, L]` of the batch's action tokens under a model; 0 elsewhere."""
-    return chunks.log_probs(graphdef, join(base, params), batch, chunk_rows, temperature, max_actions)
 
 
 def prm_gradient(
@@ -70,12 +66,7 @@ def prm_step(
     return state, metrics | more
 
 
-def needs_initial(c, method) -> bool:
-    """Whether the log-probabilities of the policy that reinforcement learning started from are among a batch's signals."""
-    return "log_prob_initial" in method.requires or c.policy.kl_coef != 0
-
-
-class ProcessRewardModel(Component):
+class ProcessRewardModel(Auxiliary):
     """The PRM of a run: its parameters, the batches that it replays, and how it is updated.
 
     Attributes:
@@ -84,8 +75,11 @@ class ProcessRewardModel(Component):
       replay: earlier batches, newest first.
     """
 
-    def __init__(self, c, method, layout: Layout):
-        self.c, self.method, self.layout = c, method, layout
+    name = "prm"
+    provides = frozenset({"log_prob_prm"})
+
+    def __init__(self, c, parts, layout: Layout, key: jax.Array | None = None):
+        self.c, self.parts, self.method, self.layout = c, parts, parts.method, layout
         self.optimizer = make_optimizer(c.prm, c.model.moment_dtype)
         self.state: TrainState | None = None
         self.model: Backbone | None = None
@@ -100,26 +94,52 @@ class ProcessRewardModel(Component):
         """The PRM as a decoder that plays."""
         return self.model.join(self.params)
 
+    @classmethod
+    def wanted(cls, method) -> bool:
+        return method.has_prm
+
+    @property
+    def begun(self) -> bool:
+        return self.state is not None
+
+    @property
+    def when(self) -> str | None:
+        if self.method.prm_frozen:
+            return None
+        if self.c.prm.resync:  # it becomes the new policy, which the next batch comes from, and learns from there
+            return AFTER_POLICY
+        return BEFORE_CREDIT if self.method.reward_from == "post" else AFTER_CREDIT
+
     def begin(self, model: Backbone, params) -> None:
-        """Starts again from these parameters."""
-        self.model, self.state = model, create(params, self.optimizer)
+        """Starts as the policy, or as the model that the config names."""
+        self.model, params = backbones.prm_model(self.c, self.parts, model, params)
+        self.state = create(params, self.optimizer)
 
-    def score(self, placed: Batch) -> np.ndarray:
-        """Log-probabilities of a placed batch, `[R, L]`."""
-        return processes.to_host(score(self.params, self.model.reads(placed), **self.layout.scoring(self.model))[0])
+    def scores(self, placed: Batch, to_rows, policy_params) -> dict:
+        """Log-probabilities, `[R, L]`."""
+        found = score(self.params, self.model.reads(placed), **self.layout.scoring(self.model))[0]
+        return {"log_prob_prm": to_rows(processes.to_host(found))}
 
-    def before(self, batch: Batch) -> tuple[np.float32, dict]:
+    def look(self, batch: Batch) -> tuple[dict, dict]:
         """How the PRM does on a batch that it has not learnt from: twice the pair accuracy minus 1, at least 0; and metrics."""
         loss, found = _loss(self.method, batch)
         accuracy = float(found["pair_accuracy"]) if float(found["pairs"]) else 0.5
-        metrics = {"prm/pair_accuracy": accuracy, "prm/pairs": float(found["pairs"]), "prm/loss": float(loss)}
-        return np.float32(np.clip(2 * accuracy - 1, 0, 1)), metrics
+        metrics = {f"prm/{name}": float(value) for name, value in found.items()} | {"prm/pair_accuracy": accuracy, "prm/loss": float(loss)}
+        return {"alpha_scale": np.float32(np.clip(2 * accuracy - 1, 0, 1))}, metrics
 
-    def update(self, batch: Batch, metrics: dict, seed, policy_params) -> None:
-        """Trains on this batch and the replayed ones, each with the log-probabilities it was collected under."""
+    def learn(self, lesson: Lesson) -> dict:
+        """Trains on this batch and the replayed ones."""
+        return self.update(lesson.batch, [self.c.seed, 4, lesson.iteration], lesson.policy)
+
+    def warm_up(self, batch: Batch, number: int, policy_params) -> dict:
+        """The same before the first iteration; number: of the batch, from 0."""
+        return self.update(batch, [self.c.seed, 3, number], policy_params)
+
+    def update(self, batch: Batch, seed, policy_params) -> dict:
+        """Trains on this batch and the replayed ones, each with the log-probabilities it was collected under; returns metrics."""
         if self.method.prm_frozen:
-            return
-        c, started, outs = self.c.prm, time.monotonic(), []
+            return {}
+        c, started, outs, metrics = self.c.prm, time.monotonic(), [], {}
         if c.resync:
             self.state = self.state.replace(params=jax.tree.map(jnp.copy, policy_params))
         rng = np.random.default_rng(seed)
@@ -135,9 +155,22 @@ class ProcessRewardModel(Component):
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
         if outs:  # none where no group holds a pair
-            metrics["prm/grad_norm"] = float(np.mean([o["grad_norm"] for o in outs]))
-            metrics["prm/train_loss"] = float(np.mean([o["loss"] for o in outs]))
+            means = {name: float(np.mean([o[name] for o in outs])) for name in outs[0]}
+            metrics["prm/grad_norm"] = means.pop("grad_norm")
+            metrics |= {f"prm/train_{name}": value for name, value in means.items()}
         metrics["time/prm_s"] = time.monotonic() - started
+        return metrics
+
+    def saved(self) -> tuple[dict, dict]:
+        trees = {"state": self.state} | ({"replay": self.replay} if self.replay else {})
+        return trees, {"replayed": len(self.replay)}
+
+    def expect(self, facts: dict, empty) -> None:
+        signals = ("log_prob_initial",) if needs_initial(self.c, self.method) else ()
+        self.replay = [empty(signals) for _ in range(facts["replayed"])]
+
+    def load(self, saved: dict, facts: dict) -> None:
+        self.state, self.replay = saved["state"], saved.get("replay", [])
 
     @property
     def _minibatch(self) -> tuple[int, int]:

@@ -6,6 +6,7 @@ chunks, see `chunks.gradient_through_outputs`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -21,8 +22,9 @@ from stepreward.credit.base import last_token, step_sum
 from stepreward.credit.quality import credit_quality, outcome_fit
 from stepreward.errors import UserError
 from stepreward.models.adapters import join
-from stepreward.programs import Component, Program
+from stepreward.programs import Program
 from stepreward.training import chunks
+from stepreward.training.auxiliaries.base import AFTER_POLICY, Auxiliary, Lesson
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import row_episodes, take_episodes
@@ -70,7 +72,7 @@ def _contributions(method, output_ExS, batch):
     return method.contributions(output_ExS, batch)
 
 
-class Estimator(Component):
+class Estimator(Auxiliary):
     """The estimator of a run.
 
     Attributes:
@@ -81,8 +83,13 @@ class Estimator(Component):
       replay: recent batches, newest first, that a refresh trains on.
     """
 
-    def __init__(self, c, method, layout: Layout, key: jax.Array):
-        self.c, self.method, self.layout, self.key = c.estimator, method, layout, key
+    name = "estimator"
+    provides = frozenset({"progress"})
+    stage = "estimator"
+    when = AFTER_POLICY
+
+    def __init__(self, c, parts, layout: Layout, key: jax.Array):
+        self.c, self.method, self.layout, self.key = c.estimator, parts.method, layout, jax.random.fold_in(key, 6)
         self.optimizer = make_optimizer(c.estimator, c.model.moment_dtype)
         self.replay: list[Batch] = []
         self.model: Backbone | None = None
@@ -92,17 +99,25 @@ class Estimator(Component):
     def params(self):
         return self.best
 
+    @classmethod
+    def wanted(cls, method) -> bool:
+        return method.has_progress
+
+    @property
+    def begun(self) -> bool:
+        return self.best is not None
+
     def begin(self, model: Backbone, params) -> None:
         """Starts as a copy of a policy with a fresh head."""
-        self.load(model, self.layout.headed(model, params, self.key, self.c.head))
+        self.take(model, self.layout.headed(model, params, self.key, self.c.head))
 
-    def load(self, model: Backbone, params) -> None:
+    def take(self, model: Backbone, params) -> None:
         """Starts from trained parameters, a head included."""
         self.model, self.state = model, create(params, self.optimizer)
         self.best = parallel.copy(params)
         self.best_loss, self.stale = float("inf"), 0
 
-    def rest(self) -> None:
+    def begin_training(self, params) -> None:
         """Lets go of the optimizer where no refresh will train it again."""
         if not self.c.refresh_every:
             self.state = None
@@ -120,7 +135,7 @@ class Estimator(Component):
         mine = self.episodes(batch, held_out, among=False)
         for part, _ in self._parts(batch, rng.permutation(mine)):
             outs.append(self._step(part, seed, len(outs)))
-        metrics = {f"estimator/{k}": float(np.mean([o[k] for o in outs])) for k in ("loss", "grad_norm")}
+        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
         seconds = time.monotonic() - started
         loss = self.loss(batch, self.episodes(batch, held_out) if len(held_out) else mine)
         if loss < self.best_loss:
@@ -167,9 +182,17 @@ class Estimator(Component):
 
     # --- During reinforcement learning ---
 
-    def outputs(self, placed: Batch) -> np.ndarray:
-        """The signal `progress` of a placed batch, `[E, S]`."""
-        return processes.to_host(estimate(self.best, placed, **self._passes))
+    def scores(self, placed: Batch, to_rows, policy_params) -> dict:
+        """Its output for each step, `[E, S]`."""
+        return {"progress": processes.to_host(estimate(self.best, placed, **self._passes))}
+
+    def learn(self, lesson: Lesson) -> dict:
+        """Keeps the batch; every few iterations, goes on training on those that it has kept."""
+        if not self.c.refresh_every or self.layout.c.train.mode == "offline":
+            return {}
+        self.remember(with_labels(lesson.batch, lesson.episodes, self.method))
+        number = lesson.iteration + 1
+        return {} if number % self.c.refresh_every else self.refresh([self.layout.c.seed, 10, number])
 
     def remember(self, batch: Batch) -> None:
         """Keeps a batch for the next refresh."""
@@ -177,14 +200,28 @@ class Estimator(Component):
             kept = batch.replace(signals={k: batch.signals[k] for k in self.method.label_signals})
             self.replay = [kept, *self.replay][: self.c.refresh_every]
 
-    def refresh(self, metrics: dict, seed) -> None:
-        """Goes on training on the remembered batches."""
+    def refresh(self, seed) -> dict:
+        """Goes on training on the remembered batches; returns metrics."""
         started, rng = time.monotonic(), np.random.default_rng(seed)
         parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i], seed, n) for n, i in enumerate(rng.permutation(len(parts)))]
         self.best = jax.tree.map(jnp.copy, self.state.params)
-        metrics["estimator/loss"] = float(np.mean([o["loss"] for o in outs]))
-        metrics["time/estimator_s"] = time.monotonic() - started
+        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
+        return metrics | {"time/estimator_s": time.monotonic() - started}
+
+    def saved(self) -> tuple[dict, dict]:
+        trees = {"best": self.best} | ({} if self.state is None else {"state": self.state})
+        trees |= {"recent": self.replay} if self.replay else {}
+        best = self.best_loss if math.isfinite(self.best_loss) else None  # JSON has no infinity
+        return trees, {"recent": len(self.replay), "best_loss": best, "stale": self.stale}
+
+    def expect(self, facts: dict, empty) -> None:
+        self.replay = [empty(self.method.label_signals) for _ in range(facts["recent"])]
+
+    def load(self, saved: dict, facts: dict) -> None:
+        self.best, self.state, self.replay = saved["best"], saved.get("state"), saved.get("recent", [])
+        self.best_loss = math.inf if facts["best_loss"] is None else facts["best_loss"]
+        self.stale = facts["stale"]
 
     @property
     def _passes(self) -> dict:

@@ -18,8 +18,9 @@ from stepreward import processes
 from stepreward.batch import Batch
 from stepreward.kernels import clipped_value_loss
 from stepreward.models.adapters import join
-from stepreward.programs import Component, Program
+from stepreward.programs import Program
 from stepreward.training import chunks
+from stepreward.training.auxiliaries.base import AFTER_CREDIT, Auxiliary, Lesson
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
@@ -80,7 +81,7 @@ def critic_step(
     return state, metrics | more
 
 
-class Critic(Component):
+class Critic(Auxiliary):
     """The critic of a run; with a shared backbone it has no parameters of its own.
 
     Attributes:
@@ -89,13 +90,42 @@ class Critic(Component):
       shared: whether its head sits on the policy's backbone.
     """
 
-    def __init__(self, c, layout: Layout, key: jax.Array):
-        self.c, self.layout, self.key = c.critic, layout, key
+    name = "critic"
+    provides = frozenset({"value"})
+
+    def __init__(self, c, parts, layout: Layout, key: jax.Array):
+        self.c, self.seed, self.method, self.layout, self.key = c.critic, c.seed, parts.method, layout, jax.random.fold_in(key, 5)
         self.shared = c.critic.backbone == "shared"
         self.loss = value_loss(c)
         self.optimizer = make_optimizer(c.critic, c.model.moment_dtype)
         self.state: TrainState | None = None
         self.model: Backbone | None = None
+
+    @classmethod
+    def wanted(cls, method) -> bool:
+        return method.has_critic
+
+    @property
+    def begun(self) -> bool:
+        return self.shared or self.state is not None
+
+    @property
+    def when(self) -> str | None:
+        return None if self.shared else AFTER_CREDIT
+
+    @property
+    def value_loss(self) -> ValueLoss | None:
+        return self.loss if self.shared else None
+
+    def joined(self, params):
+        return self.headed(params) if self.shared else params
+
+    def policy_signals(self, batch: Batch, credit) -> dict:
+        return self._signals(batch, credit) if self.shared else {}
+
+    def _signals(self, batch: Batch, credit) -> dict:
+        mask = np.asarray(_value_mask(self.method, batch))
+        return {"value": batch.signals["value"], "returns": np.asarray(credit.returns), "value_mask": mask}
 
     def begin(self, model: Backbone, params) -> None:
         """Starts a separate critic as a copy of a policy with a fresh head."""
@@ -107,22 +137,31 @@ class Critic(Component):
         """Parameters of a decoder with a fresh head."""
         return self.layout.headed(self.model, params, self.key, self.c.head)
 
-    def values(self, policy_params, batch: Batch) -> np.ndarray:
-        """V before each action token of a placed batch."""
+    def scores(self, placed: Batch, to_rows, policy_params) -> dict:
+        """V before each action token, `[R, L]`."""
         params = policy_params if self.shared else self.state.params
-        return processes.to_host(values(params, batch, **self.layout.passes(self.model)))
+        return {"value": to_rows(processes.to_host(values(params, placed, **self.layout.passes(self.model))))}
 
-    def update(self, batch: Batch, metrics: dict, seed) -> None:
-        """Trains a separate critic on the signals of `value_signals`, several epochs of shuffled rows."""
-        if self.shared:
-            return
+    def learn(self, lesson: Lesson) -> dict:
+        """Trains a separate critic towards the returns."""
+        batch = lesson.batch.with_signals(**self._signals(lesson.batch, lesson.credit))
+        return self.update(batch, [self.seed, 5, lesson.iteration, 1])
+
+    def update(self, batch: Batch, seed) -> dict:
+        """Trains a separate critic on the signals of `value_signals`, several epochs of shuffled rows; returns metrics."""
         started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
         batch = batch.replace(signals=value_signals(batch))
         for part in self.layout.minibatches(batch, self.c.minibatch_rows, self.c.epochs, rng):
             self.state, out = critic_step(self.state, part, **self._update(seed, len(outs)))
             outs.append(out)
-        metrics |= {f"critic/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
-        metrics["time/critic_s"] = time.monotonic() - started
+        metrics = {f"critic/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
+        return metrics | {"time/critic_s": time.monotonic() - started}
+
+    def saved(self) -> tuple[dict, dict]:
+        return ({} if self.shared else {"state": self.state}), {}
+
+    def load(self, saved: dict, facts: dict) -> None:
+        self.state = saved.get("state")
 
     def _update(self, seed, update: int) -> dict:
         return dict(
@@ -146,6 +185,11 @@ class Critic(Component):
                 times=self.c.epochs * -(-layout.capacity // rows), trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, layout.training_passes(model)),
             )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=0)
+def _value_mask(method, batch):
+    return method.value_mask(batch)
 
 
 def value_loss(c) -> ValueLoss:
