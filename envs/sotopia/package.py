@@ -17,11 +17,12 @@ from stepreward.envs.sotopia.judge import DIMENSIONS, WON_ABOVE
 from stepreward.envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
 from stepreward.envs.sotopia.presets import PackageSettings
 from stepreward.envs.sotopia.prompts import LEAVE, prompts
-from stepreward.text import clean
 
 FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
 _KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
 _reached: set[str] = set()
+# What no file or terminal takes, and pools replace before the player reads it; the judge is to read the same words.
+_NO_TEXT = re.compile("[\0\ufdd0\ud800-\udfff]")
 _LEFT = re.compile(r"leave|(?:i )?(?:leave|left) the conversation[.!]?", re.IGNORECASE)
 
 
@@ -149,7 +150,7 @@ class PackageEnv:
     async def _turn(self, act) -> bool:
         silent = self._package.messages.AgentAction(action_type="none", argument="")
         partner = await (self._partner_acts() if act is None else self._partner_hears())
-        partner.argument = clean(partner.argument)  # the judge and the player read the same words
+        partner.argument = _NO_TEXT.sub("\N{REPLACEMENT CHARACTER}", partner.argument)
         acts = {self._own: act or silent, self._other: partner}
         self._observations, _, ended, _, _ = await self._env.astep({name: acts[name] for name in self._names})
         self._left = self._left or any(one.action_type == "leave" for one in acts.values())
