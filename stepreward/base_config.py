@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-# Options of the credit methods; `docs/methods.md` says which method has which.
-CREDIT_FLAGS = (
-    "beta", "alpha", "episode_advantage", "granularity", "prm_objective", "prm_beta", "trajectory_reduce", "nll_coef",
-    "step_norm", "step_norm_floor", "step_advantage", "baseline", "merge", "reference", "reward_from", "prm_frozen",
-    "step_reward", "alpha_scaled", "singleton", "eps",
-    "discount", "trace", "whiten", "kl_in_reward", "reward", "level", "observation", "clamp", "enforce_sum", "step_weight",
-    "last_grounded", "bag_size", "bag_reward", "residual", "every_step", "objective",
-)  # fmt: skip
-
 # Published models that every experiment takes as its preset, and their names on the Hugging Face hub.
 MODELS = {
     "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
@@ -133,14 +124,14 @@ def base_config() -> ConfigDict:
     c.estimator.held_out = 0.125  # share of the tasks that only measure
     c.estimator.refresh_every = 0  # iterations after which it goes on training on what they brought; 0: never
 
-    # Credit. "auto" is the variant that a method recommends; "paper" and "released" are the others. None leaves a flag as the
-    # variant has it.
+    # Credit. "auto" is the variant that a method recommends; "paper" and "released" are the others. The options are the fields of the
+    # method's class, see docs/methods.md; what is not given here is as the variant has it.
     c.credit = ConfigDict()
     c.credit.method = "rloo"
     c.credit.variant = "auto"
     c.credit.outcome = "success"  # or "return", the sum of the environment's rewards
     c.credit.outcome_scale = 1.0
-    c.credit.options = ConfigDict({flag: None for flag in CREDIT_FLAGS})
+    c.credit.options = ConfigDict()
 
     # The process reward model of iStar and PRIME.
     c.prm = ConfigDict()

@@ -31,7 +31,7 @@ from stepreward.errors import UserError
 from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
-OPEN_GROUPS = ("environment.options",)  # their keys are those of whatever the config names, which checks them
+OPEN_GROUPS = ("environment.options", "credit.options")  # their keys are those of whatever the config names, which checks them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,10 @@ def _micro(file, changes=None):
     from stepreward.config import load_config_file
 
     config = load_config_file(f"{ROOT}/configs/{file}.py:micro")
-    config.update_from_flattened_dict(changes or {})
+    options = "credit.options."  # an open group: its keys need not be there
+    with config.unlocked():
+        config.credit.options.update({k.removeprefix(options): v for k, v in (changes or {}).items() if k.startswith(options)})
+    config.update_from_flattened_dict({k: v for k, v in (changes or {}).items() if not k.startswith(options)})
     return config
 
 

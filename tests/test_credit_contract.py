@@ -413,6 +413,10 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
     [
         ("grop", {}, "there are: dr_grpo, grpo, istar"),
         ("grpo", {"esp": 1e-3}, "did you mean 'eps'"),
+        ("grpo", {"eps": "small"}, "eps of 'grpo' must be of type float, not 'small'"),
+        ("grpo", {"eps": True}, "eps of 'grpo' must be of type float, not True"),
+        ("istar", {"prm_frozen": 1}, "prm_frozen of 'istar' must be of type bool, not 1"),
+        ("rbt", {"bag_size": 2.0}, "bag_size of 'rbt' must be of type int, not 2.0"),
         ("grpo", {"singleton": "one"}, "'zero', 'raw'"),
         ("grpo", {"variant": "released"}, "no option 'variant'"),
         ("istar", {"variant": "release"}, "there are: paper, released"),

@@ -346,6 +346,8 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"model.preset": "tiny-micra"}, "model.preset='tiny-micra' is unknown .did you mean 'tiny-micro'"),
         ({"environment.name": "sokobann"}, "environment.name='sokobann' is unknown .did you mean 'sokoban'"),
         ({"environment.preset": "huge"}, "unknown Sokoban preset 'huge'"),
+        ({"credit.options.alph": 2.0}, "credit method 'istar' has no option 'alph' .did you mean 'alpha'"),
+        ({"credit.options.alpha": "much"}, "alpha of 'istar' must be of type float, not 'much'"),
         ({"environment.options": {"heigth": 7}}, "unknown Sokoban setting heigth; the settings are .*; did you mean 'height'"),
         ({"environment.options": {"invalid_reward": "low"}}, "Sokoban setting invalid_reward='low': give a value of type float"),
         ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),

@@ -44,7 +44,7 @@ def idle_settings(c, method: credit.Method) -> Iterator[str]:
         yield "credit.outcome_scale=0: every outcome counts as 0."
     if c.lora.rank and c.lora.alpha == 0:
         yield "lora.alpha=0: adapters have no effect on the model, and so no gradient."
-    if method.has_prm and method.prm_frozen and c.credit.options.prm_frozen is None:
+    if method.has_prm and method.prm_frozen and c.credit.options.get("prm_frozen") is None:
         yield (
             f"credit.variant={c.credit.variant} freezes the process reward model, as the public release does: it stays the supervised "
             "policy. credit.options.prm_frozen=False trains it, and prm_frozen=True silences this."
