@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from stepreward.rollout.checked import checked
-from stepreward.rollout.environments import Call, EnvironmentFailure, make_pool
+from stepreward.rollout.environments import Call, EnvironmentFailure
+from stepreward.rollout.pools import make_pool
 
 
 def pool_of(fault, kind="inline", **limits):

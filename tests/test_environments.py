@@ -6,7 +6,8 @@ import threading
 import pytest
 
 from stepreward.base_config import base_config
-from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool, make_pool
+from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
+from stepreward.rollout.pools import make_pool
 
 
 class Fragile:

@@ -8,7 +8,8 @@ import misbehaving
 import pytest
 
 from stepreward.rollout.checked import checked
-from stepreward.rollout.environments import Call, EnvironmentFailure, make_pool
+from stepreward.rollout.environments import Call, EnvironmentFailure
+from stepreward.rollout.pools import make_pool
 
 
 def test_without_ray_one_line_says_what_to_install(monkeypatch):

@@ -15,8 +15,9 @@ from stepreward.config import load_config_file
 from stepreward.envs.sotopia import make, pool
 from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
 from stepreward.envs.sotopia.judgements import Judgements
-from stepreward.rollout.environments import Call, EnvironmentFailure, make_pool
+from stepreward.rollout.environments import Call, EnvironmentFailure
 from stepreward.rollout.episode import Task
+from stepreward.rollout.pools import make_pool
 from stepreward.serve import load_run, running
 from stepreward.serve.server import Settings
 from stepreward.training.evaluate import load_checkpoint

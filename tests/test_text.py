@@ -16,8 +16,9 @@ from stepreward.models.tokenizer import train_piece_tokenizer, train_symbol_toke
 from stepreward.report import write_episodes
 from stepreward.rollout.chat import Chat, cut_at_images, unmarked
 from stepreward.rollout.collect import Collector, _Game
-from stepreward.rollout.environments import EnvironmentFailure, make_pool
+from stepreward.rollout.environments import EnvironmentFailure
 from stepreward.rollout.episode import Episode, Task
+from stepreward.rollout.pools import make_pool
 from stepreward.rollout.template_chat import TemplateChat, load_chat
 from stepreward.text import RESERVED, clean, cleaned, whole
 from stepreward.training.demonstrating import _episode

@@ -8,14 +8,13 @@ fresh one takes its place at the slot's next call. Nothing else notices.
         pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
         pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
 
-There are four kinds, see `make_pool`; all have what `Pool` has. A pool belongs to one thread.
+There are four kinds, see `pools.make_pool`; all have what `Pool` has. Two are here, which run in this process. A pool belongs to one thread.
 """
 
 from __future__ import annotations
 
 import abc
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,12 +25,11 @@ from stepreward.envs.protocol import Environment
 from stepreward.errors import is_expected
 from stepreward.rollout.environment_host import EnvironmentFailure, EnvironmentHost
 
-__all__ = ["KINDS", "Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "make_pool"]
+__all__ = ["Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "ThreadPool"]
 
 _log = logging.getLogger(__name__)
 
 _THREADS = 64  # calls of a round that a `ThreadPool` makes at the same time
-KINDS = ("inline", "thread", "process", "ray")
 
 
 class Call(NamedTuple):
@@ -182,39 +180,6 @@ def _run(host: EnvironmentHost, todo: list[tuple]):
         return host.run(todo)
     except EnvironmentFailure as failure:
         return failure
-
-
-def make_pool(
-    kind: str, factory: Callable[[], Environment], *, timeout_s: float = 60.0, reset_timeout_s: float = 300.0, address: str = ""
-) -> Pool:
-    """Makes a pool of environments.
-
-    Args:
-      kind: "inline": in this process. "thread": in this process, the calls of a round in a thread each. "process": each in a process of its own, on this machine. "ray": each in an actor of a Ray
-        cluster (the extra `ray`).
-      factory: makes a fresh environment; for "process" and "ray" it must be picklable.
-      timeout_s: seconds that one call may take; "inline" and "thread" have no limits.
-      reset_timeout_s: the same of "reset", and of making an environment.
-      address: of the Ray cluster, see `ray_pool.RayPool`.
-
-    Raises:
-      ValueError: an unknown kind; a limit that is not above 0, or infinite; a factory that cannot be pickled; no Ray, or no cluster there.
-    """
-    if kind not in KINDS:
-        raise ValueError(f"the kind of pool {kind!r} is unknown; there are: {', '.join(KINDS)}")
-    if address and kind != "ray":
-        raise ValueError(f"address={address!r} is of a Ray cluster, and the kind of pool is {kind!r}")
-    if not (0 < timeout_s < math.inf and 0 < reset_timeout_s < math.inf):
-        raise ValueError(f"timeout_s={timeout_s} and reset_timeout_s={reset_timeout_s} must be above 0 seconds, and finite")
-    if kind in ("inline", "thread"):
-        return (EnvironmentPool if kind == "inline" else ThreadPool)(factory)
-    if kind == "process":
-        from stepreward.rollout.process_pool import ProcessPool
-
-        return ProcessPool(factory, timeout_s=timeout_s, reset_timeout_s=reset_timeout_s)
-    from stepreward.rollout.ray_pool import RayPool
-
-    return RayPool(factory, timeout_s=timeout_s, reset_timeout_s=reset_timeout_s, address=address)
 
 
 def _by_slot(calls) -> tuple[list[int], list[list[tuple]]]:

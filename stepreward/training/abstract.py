@@ -10,7 +10,7 @@ import jax
 from stepreward import parallel
 from stepreward.models import decoder, presets
 from stepreward.rollout.checked import checked
-from stepreward.rollout.environments import make_pool
+from stepreward.rollout.pools import make_pool
 from stepreward.training import backbones, setup
 
 # How the published folder of Qwen2.5-VL cuts pictures; small ones are enlarged to 252 × 252 pixels, as the paper shows them.

@@ -30,9 +30,10 @@ from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import KINDS, Pool, make_pool
+from stepreward.rollout.environments import Pool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
+from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
