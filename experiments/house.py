@@ -9,9 +9,9 @@ are the parts that nearly everything uses (SMALL).
 
 from __future__ import annotations
 
+import argparse
 import ast
 import graphlib
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,9 @@ def graph() -> str:
 
 
 def main() -> None:
-    if sys.argv[1:] != ["--write"]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help=f"put the graph into {PAGE.relative_to(ROOT)}")
+    if not parser.parse_args().write:
         print(graph(), end="")
         return
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)

@@ -7,12 +7,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from documented_commands import in_markdown, in_repository
 
-from stepreward import cli, config
+from stepreward import cli, config, credit
 from stepreward.base_config import base_config
 from stepreward.config import installed_configs, leaves, load_config_file
 from stepreward.errors import UserError
@@ -175,8 +176,10 @@ GROUPS = {key.split(".")[0] for key in KNOWN if "." in key}
 
 
 def is_key(key):
-    """Whether it is a key of a config, or a group of keys; an environment's options are its own."""
-    return key in KNOWN or any(known.startswith(f"{key}.") for known in KNOWN) or key.startswith("environment.options")
+    """Whether it is a key of a config, or a group of keys; an environment's options are its own, a method's the fields of its class."""
+    if key.startswith("credit.options."):
+        return key.removeprefix("credit.options.") in {field.name for name in credit.names() for field in fields(credit.make(name))}
+    return key in KNOWN or key == "credit.options" or any(known.startswith(f"{key}.") for known in KNOWN) or key.startswith("environment.options")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
