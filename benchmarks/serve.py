@@ -14,9 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from measure import MODELS, in_turn, machine, model_config, ratio, show_ratio, spread, summary, timed, write_json
-
 import jax
+from measure import MODELS, in_turn, machine, model_config, ratio, show_ratio, spread, summary, timed, write_json
 
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher

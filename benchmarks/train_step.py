@@ -34,8 +34,8 @@ from stepreward.errors import UserError, launcher
 from stepreward.models import decoder
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.packing import pack
-from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.auxiliaries.prm import prm_step, score
+from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.state import OptimizerConfig, create
 
 CLIP = 0.2

@@ -13,9 +13,8 @@ import math
 import os
 import sys
 
-from stepreward.envs.extras import install_command
-
 from stepreward.config import Option, parse_arguments
+from stepreward.envs.extras import install_command
 from stepreward.errors import UserError, launcher
 
 OPTIONS = (

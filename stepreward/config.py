@@ -402,7 +402,7 @@ def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str
     return found
 
 
-def clean_config(config: "ConfigDict | TrackedConfig") -> None:
+def clean_config(config: ConfigDict | TrackedConfig) -> None:
     """Cleans the text of every value in place (`text.clean`): a shell can pass half a character, which no file of a run takes.
 
     Does not count as reading the keys of a `TrackedConfig`.
@@ -417,7 +417,7 @@ def clean_config(config: "ConfigDict | TrackedConfig") -> None:
             group[name] = cleaned(value)
 
 
-def save_config(config: "ConfigDict | TrackedConfig", path: str | os.PathLike) -> None:
+def save_config(config: ConfigDict | TrackedConfig, path: str | os.PathLike) -> None:
     """Writes a config as JSON, whole or not at all; does not count as reading its keys.
 
     Raises:

@@ -296,7 +296,7 @@ def check_blocks(owner: np.ndarray, processes: int) -> None:
         raise ValueError(f"{shape} takes {devices} devices of the {processes} processes: every process must give the same number.")
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _layout(sharding):
     import jax
 

@@ -15,7 +15,7 @@ def without(name):
     return {key: value for key, value in GOOD_INFO.items() if key != name}
 
 
-def stepped(observation={"text": "a door"}, reward=0.0, terminated=False, truncated=False, info=GOOD_INFO):
+def stepped(observation={"text": "a door"}, reward=0.0, terminated=False, truncated=False, info=GOOD_INFO):  # noqa: B006
     return observation, reward, terminated, truncated, info
 
 

@@ -6,8 +6,8 @@ import pytest
 
 from stepreward.models.adapters import join, merge_adapters
 from stepreward.models.heads import decoder_of
-from stepreward.training.evaluate import evaluate_workdir
 from stepreward.training.auxiliaries.prm import score
+from stepreward.training.evaluate import evaluate_workdir
 from stepreward.training.runner import Runner
 
 TIMES = ("time/", "wall_s", "rollout/tokens_per_s")

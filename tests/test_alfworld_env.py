@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
-from stepreward.envs import alfworld  # noqa: E402
-from stepreward.envs.alfworld import engine, games, speed  # noqa: E402
-from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
-from stepreward.envs.protocol import Environment, replay_prefix  # noqa: E402
+from stepreward.envs import alfworld
+from stepreward.envs.alfworld import engine, games, speed
+from stepreward.envs.alfworld.generate import generate, write
+from stepreward.envs.protocol import Environment, replay_prefix
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "alfworld"
 ALL = alfworld.settings("tiny", task_types=alfworld.TASK_TYPES)

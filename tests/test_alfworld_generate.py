@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
-from stepreward.envs import alfworld  # noqa: E402
-from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
+from stepreward.envs import alfworld
+from stepreward.envs.alfworld.generate import generate, write
 
 ALL = alfworld.settings("tiny", task_types=alfworld.TASK_TYPES)
 BENCHMARK = alfworld.settings("istar")

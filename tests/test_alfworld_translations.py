@@ -8,12 +8,12 @@ import pytest
 pytest.importorskip("textworld")
 pytest.importorskip("alfworld")
 
-import alfworld.info  # noqa: E402
-import fast_downward  # noqa: E402
+import alfworld.info
+import fast_downward
 
-from stepreward.envs import alfworld as env  # noqa: E402
-from stepreward.envs.alfworld import speed, translations  # noqa: E402
-from stepreward.envs.alfworld.generate import generate, write  # noqa: E402
+from stepreward.envs import alfworld as env
+from stepreward.envs.alfworld import speed, translations
+from stepreward.envs.alfworld.generate import generate, write
 
 ALL = env.settings("tiny", task_types=env.TASK_TYPES)
 

@@ -13,7 +13,7 @@ from stepreward.credit.outcome import OutcomeMethod
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
 from stepreward.training import auxiliaries, learner
-from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, AUXILIARIES, Auxiliary
+from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, AUXILIARIES, BEFORE_CREDIT, Auxiliary
 from stepreward.training.runner import Runner
 from stepreward.training.stages import STAGES
 

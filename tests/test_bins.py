@@ -13,8 +13,8 @@ from stepreward.batch import TOKEN_LEVEL, validate
 from stepreward.models.heads import head_outputs
 from stepreward.models.log_probs import log_probs_and_values
 from stepreward.rollout.bins import bin_rows, first_fit, unbin
-from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.auxiliaries.prm import prm_gradient, score
+from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.state import create
 
 UPPER_LEVELS = ("step_mask", "env_reward", "executed", "episode_mask", "outcome", "success", "truncated", "group_id")

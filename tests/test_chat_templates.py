@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-from stepreward.envs import sokoban
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from stepreward.envs import sokoban
 from stepreward.models import decoder, presets
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_symbol_tokenizer
@@ -153,7 +153,7 @@ def random_texts(rng, count):
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_turns_and_answers_are_the_whole_conversation(folders, reference, name, system):
     chat, rng = load_chat(folders / name, system), random.Random(name)
-    for trial in range(60):
+    for _ in range(60):
         texts = random_texts(rng, rng.choice([1, 3, 5, 7]))
         assert played(chat, texts) == reference(name, texts, system=system), texts
     plain = [text.replace("<", "") for text in random_texts(rng, 4)]

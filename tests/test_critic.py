@@ -5,16 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import VOCABULARY
 from ml_collections import ConfigDict
 
-from conftest import VOCABULARY
 from stepreward import signals
 from stepreward.credit.base import first_token
 from stepreward.kernels import clipped_value_loss
 from stepreward.models.heads import head_outputs
 from stepreward.models.presets import decoder_config
-from stepreward.training.backbones import Backbone
 from stepreward.training.auxiliaries.critic import ValueLoss, critic_step, value_signals, values
+from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import take_rows
 from stepreward.training.policy import PolicyLoss, policy_step, update_policy

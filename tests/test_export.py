@@ -12,20 +12,20 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_chat_templates import FAMILIES, make_folder  # noqa: E402
-from test_pretrained_run import CHANGES, logits_of, make_model  # noqa: E402
+from test_chat_templates import FAMILIES, make_folder
+from test_pretrained_run import CHANGES, logits_of, make_model
 
-from stepreward.errors import UserError  # noqa: E402
-from stepreward.models import decoder  # noqa: E402
-from stepreward.models.chat_template import with_defaults, write_template  # noqa: E402
-from stepreward.models.hugging_face import load_params, read_config  # noqa: E402
-from stepreward.models.hugging_face_adapters import load_adapters  # noqa: E402
-from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer  # noqa: E402
-from stepreward.rollout.template_chat import TemplateChat, load_chat  # noqa: E402
-from stepreward.training import export, setup  # noqa: E402
-from stepreward.training.evaluate import evaluate_workdir, load_checkpoint  # noqa: E402
-from stepreward.training.export import export_workdir  # noqa: E402
-from stepreward.training.runner import Runner  # noqa: E402
+from stepreward.errors import UserError
+from stepreward.models import decoder
+from stepreward.models.chat_template import with_defaults, write_template
+from stepreward.models.hugging_face import load_params, read_config
+from stepreward.models.hugging_face_adapters import load_adapters
+from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
+from stepreward.rollout.template_chat import TemplateChat, load_chat
+from stepreward.training import export, setup
+from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
+from stepreward.training.export import export_workdir
+from stepreward.training.runner import Runner
 
 SYSTEM = 'Say one "word", 😀.'
 TOKENS = np.random.default_rng(0).integers(0, 200, (2, 24)).astype(np.int32)

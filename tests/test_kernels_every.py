@@ -46,7 +46,7 @@ class Case:
         numbers = np.random.default_rng(3)
         drawn = [self.size * numbers.normal(size=mask.shape) for mask in self.masks]
         # Multiples of 1/16 are numbers of every dtype, so that results may differ by how they are computed alone.
-        return [np.round(16 * x).astype(dtype) / 16 if dtype != bool else x > 0 for x in drawn]
+        return [np.round(16 * x).astype(dtype) / 16 if np.dtype(dtype) != bool else x > 0 for x in drawn]
 
 
 def tokens(run, count=1, **more):

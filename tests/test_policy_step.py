@@ -8,9 +8,9 @@ import pytest
 
 from stepreward.kernels import losses
 from stepreward.models.log_probs import token_log_probs
+from stepreward.training.auxiliaries.prm import score
 from stepreward.training.minibatches import pad_rows, take_rows
 from stepreward.training.policy import PolicyLoss, normalise_advantage, policy_step, sft_step
-from stepreward.training.auxiliaries.prm import score
 from stepreward.training.state import create
 
 SGD = optax.sgd(1.0)  # parameters move by minus the gradient

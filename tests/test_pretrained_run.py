@@ -10,15 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_chat_templates import FAMILIES, make_folder  # noqa: E402
+from test_chat_templates import FAMILIES, make_folder
 
-from stepreward.config import config_name, load_config_file  # noqa: E402
-from stepreward.errors import UserError  # noqa: E402
-from stepreward.models import decoder  # noqa: E402
-from stepreward.training import setup  # noqa: E402
-from stepreward.training.evaluate import load_checkpoint  # noqa: E402
-from stepreward.training.export import export_workdir  # noqa: E402
-from stepreward.training.runner import Runner  # noqa: E402
+from stepreward.config import config_name, load_config_file
+from stepreward.errors import UserError
+from stepreward.models import decoder
+from stepreward.training import setup
+from stepreward.training.evaluate import load_checkpoint
+from stepreward.training.export import export_workdir
+from stepreward.training.runner import Runner
 
 CHANGES = {
     "model.preset": "checkpoint", "environment.prompt": "compact", "rollout.max_prompt_tokens": 100, "rollout.max_answer_tokens": 6,

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from conftest import VOCABULARY
 from ml_collections import ConfigDict
 
-from conftest import VOCABULARY
 from stepreward import credit
 from stepreward.credit import outcome_fit
 from stepreward.credit.base import last_token, step_sum
@@ -18,10 +18,10 @@ from stepreward.errors import UserError
 from stepreward.models.heads import head_outputs
 from stepreward.models.presets import decoder_config
 from stepreward.rollout.episode import Episode, Step, Task
+from stepreward.training.auxiliaries.estimator import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import round_up, take_rows
-from stepreward.training.auxiliaries.estimator import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
 from stepreward.training.state import create
 
 SGD = optax.sgd(1.0)  # parameters move by minus the gradient

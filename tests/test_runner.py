@@ -14,9 +14,9 @@ from stepreward.metrics import read_metrics
 from stepreward.report.page import summarize
 from stepreward.report.tables import failed_episodes
 from stepreward.training import main_job, setup
+from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
-from stepreward.training.auxiliaries.prm import prm_step, score
 from stepreward.training.runner import Runner, TrainingDiverged
 
 EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}

@@ -16,7 +16,7 @@ from stepreward.envs.sotopia.endpoint import EndpointError
 from stepreward.envs.sotopia.judgements import Judgements
 
 pytest.importorskip("sotopia", reason="the extra sotopia is not installed")
-from stepreward.envs.sotopia.package import PackageEnv, judge_pending  # noqa: E402
+from stepreward.envs.sotopia.package import PackageEnv, judge_pending
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,18 @@ from stepreward.base_config import base_config
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
 from stepreward.training.stages import (
-    DECIDED_FROM, FREE, STAGES, StageOutput, begun, check, check_fit, covers, digest, fingerprint, first_stage, mark_begun,
+    DECIDED_FROM,
+    FREE,
+    STAGES,
+    StageOutput,
+    begun,
+    check,
+    check_fit,
+    covers,
+    digest,
+    fingerprint,
+    first_stage,
+    mark_begun,
 )
 
 FIRST_STAGE = {

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tokenizers
 from ml_collections import ConfigDict
+from test_chat_templates import FAMILIES, QWEN2, make_folder
 from tokenizers import models, pre_tokenizers
 
 from stepreward.config import clean_config, parse_command_line
@@ -22,7 +23,6 @@ from stepreward.rollout.pools import make_pool
 from stepreward.rollout.template_chat import TemplateChat, load_chat
 from stepreward.text import RESERVED, clean, cleaned, whole
 from stepreward.training.demonstrating import _episode
-from test_chat_templates import FAMILIES, QWEN2, make_folder
 
 HALF = "\ud83d"  # of an emoji
 BAD = "\N{REPLACEMENT CHARACTER}"

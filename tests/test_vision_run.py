@@ -7,10 +7,10 @@ import pytest
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-from test_chat_templates import FAMILIES, make_folder  # noqa: E402
+from test_chat_templates import FAMILIES, make_folder
 
-from stepreward.training import demonstrating  # noqa: E402
-from stepreward.training.runner import Runner  # noqa: E402
+from stepreward.training import demonstrating
+from stepreward.training.runner import Runner
 
 CHANGES = {
     "environment.name": "picture_game", "model.preset": "checkpoint", "rollout.max_prompt_tokens": 96, "rollout.max_answer_tokens": 6,

@@ -23,9 +23,9 @@ from stepreward.rollout.episode import Task
 from stepreward.rollout.packing import pack
 from stepreward.rollout.sampling import Sampling
 from stepreward.training.auxiliaries.critic import values
+from stepreward.training.auxiliaries.prm import score
 from stepreward.training.minibatches import take_groups, take_rows
 from stepreward.training.policy import PolicyLoss, policy_step
-from stepreward.training.auxiliaries.prm import score
 from stepreward.training.state import create
 
 IMAGE, STOP = 12, 3

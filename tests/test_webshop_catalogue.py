@@ -194,9 +194,7 @@ def test_search_scores_follow_the_formula():
 
 def test_the_embedded_catalogue():
     made = _load()
-    assert Counter(item.category for item in made.products) == {
-        category: 200 for category in ("beauty", "electronics", "garden", "fashion", "grocery")
-    }
+    assert Counter(item.category for item in made.products) == dict.fromkeys(("beauty", "electronics", "garden", "fashion", "grocery"), 200)
     assert len(made.goals) == 2916 and len(made.splits["train"]) == 2416
     assert made.products[0].title == "Lumora High Resolution Heavy Duty Ultra Slim Keyboard"
     assert made.goals[0].text == (

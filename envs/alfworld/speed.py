@@ -106,7 +106,7 @@ def _copy_context(context):
 
 
 def _remember_commands(derive):
-    def remembered(grammar, start, context={}):
+    def remembered(grammar, start, context={}):  # noqa: B006 (the signature that it replaces)
         # A rule's name holds "#"; a query may change its answer, unless it asks where a receptacle stands.
         if "#" in start or "[" in _LOCATED.sub("", start):
             return derive(grammar, start, context)

@@ -140,7 +140,7 @@ def _moves(room: Room, state: State) -> list[tuple[str, State]]:
 @lru_cache(maxsize=1024)
 def _push_distances(room: Room) -> dict[int, int]:
     """The pushes that bring a lone box from a cell to its nearest target; cells where it is lost are absent."""
-    pushes = {cell: 0 for cell in room.targets}
+    pushes = dict.fromkeys(room.targets, 0)
     queue = deque(room.targets)
     while queue:
         cell = queue.popleft()

@@ -182,7 +182,7 @@ class IStar(Method):
                 raise ValueError(f"{field} of '{self.name}' must be positive, not {getattr(self, field)!r}")
 
     @classmethod
-    def variant(cls, name: str, **options: Any) -> "IStar":
+    def variant(cls, name: str, **options: Any) -> IStar:
         """The method of the "paper", or of the public release ("released"); explicit options override the variant's."""
         if name not in cls.variants:
             raise ValueError(f"unknown variant '{name}' of '{cls.name}'; there are: {', '.join(sorted(cls.variants))}")

@@ -27,7 +27,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from stepreward.models.decoder import DecoderConfig, abstract_params
 from stepreward.models.hugging_face_config import HubConfig, read_config  # re-exported
 from stepreward.models.hugging_face_tensors import (
-    DECODER_TENSORS, NOT_PARAMETERS, Checkpoint, Layout, Parameter, Rule, match,
+    DECODER_TENSORS,
+    NOT_PARAMETERS,
+    Checkpoint,
+    Layout,
+    Parameter,
+    Rule,
+    match,
 )
 from stepreward.parallel import parameter_sharding
 
@@ -185,12 +191,12 @@ def _file_sharding(sharding, layout: Layout, stacked: bool):
     return NamedSharding(sharding.mesh, PartitionSpec(*layout.fine_spec(spec)))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _convert(order, shape, dtype, sharding):
     return jax.jit(lambda raw: raw.transpose(order).reshape(shape).astype(dtype), out_shardings=sharding)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _insert(order, shape, dtype, sharding):
     """Writes a layer into the stack, in place."""
     def insert(stack, raw, layer):

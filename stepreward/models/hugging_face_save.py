@@ -25,7 +25,16 @@ from stepreward.models.decoder import DecoderConfig
 from stepreward.models.hugging_face import rules_of
 from stepreward.models.hugging_face_config import config_json, read_config, read_json
 from stepreward.models.hugging_face_tensors import (
-    DTYPES, INDEX, NOT_PARAMETERS, SINGLE, Checkpoint, Layout, Rule, Tensor, match, write_safetensors,
+    DTYPES,
+    INDEX,
+    NOT_PARAMETERS,
+    SINGLE,
+    Checkpoint,
+    Layout,
+    Rule,
+    Tensor,
+    match,
+    write_safetensors,
 )
 
 # What a model folder holds beside its configuration and tensors: tokenizer, chat template, image processor.

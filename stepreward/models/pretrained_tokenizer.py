@@ -23,7 +23,7 @@ from stepreward.models.tokenizer import Codec
 _PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
-def load_pretrained_tokenizer(path: str | os.PathLike) -> "PretrainedCodec":
+def load_pretrained_tokenizer(path: str | os.PathLike) -> PretrainedCodec:
     """Loads a local tokenizer folder: `tokenizer.json`, `tokenizer_config.json`, and a chat template in it or beside it.
 
     A folder without `tokenizer.json` is converted from its other files when `transformers` knows how.

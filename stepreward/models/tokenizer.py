@@ -41,7 +41,7 @@ _LONG = 20_000  # characters that take milliseconds to tokenise
 
 def train_symbol_tokenizer(
     texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False
-) -> "TextCodec":
+) -> TextCodec:
     """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
 
     Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
@@ -86,7 +86,7 @@ _PIECES = r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]|\s"
 
 def train_piece_tokenizer(
     texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False
-) -> "TextCodec":
+) -> TextCodec:
     """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
 
     Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in
@@ -123,7 +123,7 @@ def train_piece_tokenizer(
     return load_tokenizer(path)
 
 
-def load_tokenizer(path: str | os.PathLike) -> "TextCodec":
+def load_tokenizer(path: str | os.PathLike) -> TextCodec:
     """Loads the tokenizer folder that `train_symbol_tokenizer` or `train_piece_tokenizer` wrote.
 
     Raises:

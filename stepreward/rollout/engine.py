@@ -192,8 +192,8 @@ class Engine:
             trips=longest - 1,
         )  # fmt: skip
         run = jax.jit(partial(cached_hidden_states, self.graphdef), donate_argnums=3)
-        for name, tokens, keep in (("prefill", tokens, row((1,), jnp.int32)), ("decode", row((1,), jnp.int32), None)):
-            yield Program(f"rollout/turn: {name}", run, (prepared, tokens, count, cache(slots), keep), detail=True)
+        for name, new, keep in (("prefill", tokens, row((1,), jnp.int32)), ("decode", row((1,), jnp.int32), None)):
+            yield Program(f"rollout/turn: {name}", run, (prepared, new, count, cache(slots), keep), detail=True)
 
     def start(self, rows: int) -> EngineState:
         """Empty conversations, `rows` in all."""

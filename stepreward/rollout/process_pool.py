@@ -33,7 +33,7 @@ from stepreward.rollout.fork_server import HEAD, KILL_S, RECORD
 
 DEATH_S = 5.0  # for the server to say how a child died whose connection is gone
 # Threads of the numeric libraries: environments share the cores already, and a thread does not survive a fork.
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 
 class ProcessPool(Pool):

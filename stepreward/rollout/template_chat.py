@@ -55,7 +55,7 @@ _FORMS = 16  # chat forms that are remembered, of as many tokenizers and setting
 
 def load_chat(
     folder: str | os.PathLike, system: str | None = None, enable_thinking: bool | None = None, date_string: str = DATE
-) -> "Chat | TemplateChat":
+) -> Chat | TemplateChat:
     """The chat form of a tokenizer folder: `Chat` for a symbol tokenizer of the library, else `TemplateChat`.
 
     Args:
@@ -86,7 +86,7 @@ class _Turns:
       opening: the text before the first message: `(all of it,)`, or `(before, system message, after)`.
     """
 
-    def __init__(self, codec: PretrainedCodec, form: "_Form", opening: tuple[str, ...]):
+    def __init__(self, codec: PretrainedCodec, form: _Form, opening: tuple[str, ...]):
         self.codec = codec
         self._trim_user, self._trim_answer = form.trim_user, form.trim_answer
         self._first, self._later = _Lead(codec, opening), _Lead(codec, (form.after_end,))

@@ -147,7 +147,7 @@ class Batcher:
             self._changed.notify()
         self._thread.join()
 
-    def __enter__(self) -> "Batcher":
+    def __enter__(self) -> Batcher:
         return self
 
     def __exit__(self, *_) -> None:

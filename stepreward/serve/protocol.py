@@ -137,7 +137,7 @@ def _prompt(messages: list[tuple[str, str]], thinking: bool | None, served: Serv
         raise Refused(400, _clipped(str(error)), param="messages") from None
 
 
-def _max_tokens(fields: "_Fields", served: Served) -> int | None:
+def _max_tokens(fields: _Fields, served: Served) -> int | None:
     """The longest answer that the client asks for; None where it leaves that to the server."""
     newer, older = (fields.take(name, int, None) for name in ("max_completion_tokens", "max_tokens"))
     longest = older if newer is None else newer

@@ -234,7 +234,7 @@ async def _read(request) -> bytes:
     return b"".join(parts)
 
 
-async def _unless_gone(request, wanted: Coroutine, answer: "_Answer") -> Any:
+async def _unless_gone(request, wanted: Coroutine, answer: _Answer) -> Any:
     """What is wanted, unless the client leaves before it is there.
 
     Raises:
@@ -284,7 +284,7 @@ class _Answer:
         """Nothing more is wanted; fine to say twice."""
         self._ticket.cancel()
 
-    def __aiter__(self) -> "_Answer":
+    def __aiter__(self) -> _Answer:
         return self
 
     async def __anext__(self) -> Piece:
@@ -312,7 +312,7 @@ async def _whole(answer: _Answer) -> tuple[str, Piece]:
     raise AssertionError("an answer ends with a reason")
 
 
-async def _events(reply: "_Reply", first: Piece, answer: _Answer) -> AsyncIterator[str]:
+async def _events(reply: _Reply, first: Piece, answer: _Answer) -> AsyncIterator[str]:
     """Server-sent events; an error after the first piece is an event too."""
     try:
         piece, role = first, {"role": "assistant"}

@@ -164,7 +164,7 @@ class Needs:
         return self.play + rows * self.row_play
 
     @classmethod
-    def of(cls, c) -> "Needs":
+    def of(cls, c) -> Needs:
         """Of a config with a mesh. Its rows play no part."""
         c = without_folders(c)
         mesh = _abstract_mesh(c)

@@ -25,18 +25,20 @@ from stepreward import processes
 from stepreward.checkpoint import Checkpoints
 from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
-from stepreward.models.heads import decoder_of
 from stepreward.metrics import MetricsWriter, read_metrics, wilson_interval, write_atomically
+from stepreward.models.heads import decoder_of
 from stepreward.report import drop_episodes, telling, write_episodes
 from stepreward.rollout.episode import cuts, lost, summary, to_record, true_progress
 from stepreward.training import demonstrating, fitting, identity, setup, stages
 from stepreward.training import workdir as workdirs
-from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson, estimator as estimating
+from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
+from stepreward.training.auxiliaries import estimator as estimating
 from stepreward.training.counters import PHASES, Counters
 from stepreward.training.exploration import Exploration, by_task, offline_groups
 from stepreward.training.idle import Stillness, warn_of_idle_settings
 from stepreward.training.learner import Learner
 from stepreward.training.policy import sft_step
+
 
 class TrainingDiverged(UserError):
     """A loss or gradient stopped being finite."""

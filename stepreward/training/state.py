@@ -51,7 +51,7 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     moment_dtype: str = "float32"
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache  # noqa: B019 (a few settings a process)
     def make(self) -> optax.GradientTransformation:
         """The optax optimizer; equal settings give the same object, so that a second run in a process compiles nothing."""
         peak = self.learning_rate
