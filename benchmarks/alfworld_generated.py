@@ -1,6 +1,6 @@
 """Measures `stepreward.envs.alfworld` on generated games: how often each expert and uniformly random play solve them, and the speed.
 
-    python benchmarks/alfworld_generated.py [--preset tiny] [--games 200] [--split train] [--players explorer oracle random]
+python benchmarks/alfworld_generated.py [--preset tiny] [--games 200] [--split train] [--players explorer oracle random]
 """
 
 from __future__ import annotations

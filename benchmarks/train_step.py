@@ -54,9 +54,7 @@ def random_batch(rows: int, length: int, steps: int, group: int, vocab: int):
             zeros = np.zeros(size, np.float32)
             episode.steps.append(Step(prompt, answer, zeros, zeros, "", "", "on", 0.0, True, ""))
         episodes.append(episode)
-    return pack(
-        episodes, context="episode", max_steps=steps, row_length=length, row_multiple=rows, pad_id=0, outcome="success"
-    )
+    return pack(episodes, context="episode", max_steps=steps, row_length=length, row_multiple=rows, pad_id=0, outcome="success")
 
 
 class Job:

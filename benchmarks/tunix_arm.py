@@ -123,9 +123,7 @@ class Arm:
         start = now()
         for turn, (prompts, length, sampler) in enumerate(zip(said, lengths, samplers)):
             conversations = [c + p for c, p in zip(conversations, prompts.tolist())]
-            out = sampler(
-                conversations, answer, max_prompt_length=length, return_logprobs=True, eos_tokens=never, seed=turn, **how
-            )
+            out = sampler(conversations, answer, max_prompt_length=length, return_logprobs=True, eos_tokens=never, seed=turn, **how)
             conversations = [c + t.tolist() for c, t in zip(conversations, out.tokens)]
             sampled.append(np.stack(out.tokens))
         times = since(start)

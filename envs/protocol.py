@@ -27,7 +27,9 @@ Info = Mapping[str, Any]
 # What an environment may offer beyond reset and step; each name is one optional method or key.
 IMAGE = "image"  # observations carry an image
 SNAPSHOT = "snapshot"  # snapshot() -> opaque state, restore(state)
-DISTANCE = "distance"  # distance() -> how far success is, in the environment's own unit (its docs say which); inf: out of reach; nan: unknown
+DISTANCE = (
+    "distance"  # distance() -> how far success is, in the environment's own unit (its docs say which); inf: out of reach; nan: unknown
+)
 EXPERT = "expert"  # expert(rng=None) -> list of actions that solves the task from here, or None
 ADMISSIBLE = "admissible"  # info["admissible"]
 TASKS = "tasks"  # num_tasks(split) -> int

@@ -88,9 +88,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
                      grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), **{measure: y.tolist()})
             )  # fmt: skip
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
-    plot_curves(
-        out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}"
-    )
+    plot_curves(out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}")
     titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",
               "rank correlation of step rewards", "of advantages", "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip
     print(f"| {' | '.join(titles)} |")

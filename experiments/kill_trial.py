@@ -68,9 +68,7 @@ def main() -> int:
 
 def start(job: list[str], workdir: Path) -> subprocess.Popen:
     environment = os.environ | {"PYTHONPATH": str(ROOT)}  # this repository, whatever is installed
-    return subprocess.Popen(
-        [*job, f"--workdir={workdir}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    return subprocess.Popen([*job, f"--workdir={workdir}"], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def kill(job: list[str], workdir: Path, after_s: float) -> str:

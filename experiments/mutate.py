@@ -345,7 +345,9 @@ def table(lines: list[dict], seed: int, equivalent: dict[str, str]) -> str:
         of = count["noticed"] + count["survived"]
         share = f"{100 * count['noticed'] / of:.0f} %" if of else "–"
         rows.append(f"| {area} | {' | '.join(str(number) for number in count.values())} | {count['noticed']} of {of}, {share} |")
-    parts = ["\n".join(rows)] + [f"{title}\n{chr(10).join(items)}" for title, items in (("Survivors", survivors), ("Equivalent", same)) if items]
+    parts = ["\n".join(rows)] + [
+        f"{title}\n{chr(10).join(items)}" for title, items in (("Survivors", survivors), ("Equivalent", same)) if items
+    ]
     return "\n\n".join(parts)
 
 

@@ -45,7 +45,21 @@ _SYMMETRIC = {
     "isinstance", "issubclass", "getattr", "setattr", "hasattr", "partial", "cast", "promote_types", "spearmanr",
 }  # fmt: skip
 # Calls that only tell or check: nothing is computed with what they get.
-_TELLING = {"print", "warn", "add_note", "debug", "info", "warning", "error", "exception", "log_first", "setLevel", "close", "flush", "field"}
+_TELLING = {
+    "print",
+    "warn",
+    "add_note",
+    "debug",
+    "info",
+    "warning",
+    "error",
+    "exception",
+    "log_first",
+    "setLevel",
+    "close",
+    "flush",
+    "field",
+}
 # Keyword arguments that change speed, layout or messages, not results.
 _QUIET = {
     "maxsize", "encoding", "stacklevel", "flush", "daemon", "name", "help", "static_argnames", "donate_argnames", "show_progress",

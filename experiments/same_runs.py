@@ -50,7 +50,7 @@ FEATURES = {
     "steps_with_history": (_ISTAR, ("rollout.context=step", "rollout.history=2")),
     "packed_rows": (_ISTAR, ("train.pack_rows=True", "policy.aggregation=token-mean")),
     "chunks": (_ISTAR, ("train.chunk_rows=4",)),
-}  # fmt: skip
+}
 
 
 def runs() -> dict[str, list[str]]:
@@ -118,7 +118,7 @@ def read(path: Path) -> list[dict]:
 
 
 def compare(before: list[dict], after: list[dict], renamed: dict[str, str]) -> tuple[str, set[str]]:
-    """"same", or the first difference; and the metrics that only the later run has."""
+    """ "same", or the first difference; and the metrics that only the later run has."""
     new = {key for line in after for key in line} - {renamed.get(key, key) for line in before for key in line}
     for number, (old, now) in enumerate(zip(before, after), 1):
         for key, value in old.items():

@@ -1,6 +1,6 @@
 """Writes a run's model as a Hugging Face folder, which transformers and serving engines load.
 
-    python launch/export.py --workdir=runs/a --out=models/a [--which=prm] [--adapters] [--dtype=bfloat16]
+python launch/export.py --workdir=runs/a --out=models/a [--which=prm] [--adapters] [--dtype=bfloat16]
 """
 
 from __future__ import annotations

@@ -61,9 +61,7 @@ class Checkpoints:
 
     def save(self, step: int, tree: Any, counters: dict) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied."""
-        args = self._ocp.args.Composite(
-            arrays=self._ocp.args.PyTreeSave(_flatten(tree)), counters=self._ocp.args.JsonSave(counters)
-        )
+        args = self._ocp.args.Composite(arrays=self._ocp.args.PyTreeSave(_flatten(tree)), counters=self._ocp.args.JsonSave(counters))
         self._manager.save(step, args=args)
 
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any, dict]:

@@ -201,17 +201,13 @@ class _Parser(argparse.ArgumentParser):
         )
         if with_config:
             self.add_argument("--config", metavar="FILE.py[:PRESET]", help="the experiment, and which preset of it")
-            self.add_argument(
-                "--config.KEY", metavar="VALUE", default=argparse.SUPPRESS, help="change one key; with --help, lists them"
-            )
+            self.add_argument("--config.KEY", metavar="VALUE", default=argparse.SUPPRESS, help="change one key; with --help, lists them")
         for option in extra:
             if option.type is bool:
                 self.add_argument(f"--{option.name}", action="store_true", default=option.default, help=option.help)
             else:
                 shape = {"choices": option.choices} if option.choices else {"metavar": option.name.upper()}
-                self.add_argument(
-                    f"--{option.name}", type=option.type, default=option.default, help=option.help, **shape
-                )
+                self.add_argument(f"--{option.name}", type=option.type, default=option.default, help=option.help, **shape)
         self.add_argument("--help", "-h", action="store_true", help="show this text")
 
     def parse_args(self, args):

@@ -96,9 +96,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         except ValueError as error:
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{path}, line {number} of {len(lines)} is corrupt ({error}); remove that line to read the rest."
-            ) from error
+            raise ValueError(f"{path}, line {number} of {len(lines)} is corrupt ({error}); remove that line to read the rest.") from error
         records.append(record)
     return records
 

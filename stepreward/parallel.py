@@ -67,8 +67,9 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
         data = len(devices) // (fsdp * tensor)
     shape = (data, fsdp, tensor)
     if min(shape) < 1 or math.prod(shape) > len(devices):
-        raise ValueError(f"a mesh of {data} × {fsdp} × {tensor} (data, fsdp, tensor) needs {math.prod(shape)} devices; "
-                         f"{len(devices)} are there.")
+        raise ValueError(
+            f"a mesh of {data} × {fsdp} × {tensor} (data, fsdp, tensor) needs {math.prod(shape)} devices; {len(devices)} are there."
+        )
     taken = np.array(devices[: math.prod(shape)]).reshape(shape)
     if processes.count() > 1:
         processes.check_blocks(np.vectorize(lambda device: device.process_index)(taken), processes.count())

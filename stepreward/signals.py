@@ -74,7 +74,7 @@ SIGNALS: dict[str, Row] = {
     # One number for the batch.
     "alpha_scale": Row(SCALAR, np.float32, "Twice the PRM's pair accuracy minus 1, at least 0.", computed=True),
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
-}  # fmt: skip
+}
 
 
 def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False) -> None:

@@ -117,9 +117,7 @@ def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, ro
             episode.steps.append(Step(prompt, answer, zeros, zeros, "", "", "up", 0.0, True, ""))
         episode.failure = "broken" if index in failed else None
         episodes.append(episode)
-    batch = pack(
-        episodes, context="step", max_steps=steps, row_length=length, row_multiple=rows, pad_id=0, outcome="success"
-    )
+    batch = pack(episodes, context="step", max_steps=steps, row_length=length, row_multiple=rows, pad_id=0, outcome="success")
     log_prob, _ = score(params, batch, graphdef=graphdef, chunk_rows=rows, temperature=1.0)
     log_prob = np.asarray(log_prob) + noise * rng.normal(size=log_prob.shape).astype(np.float32) * batch.action_mask
     return batch.replace(log_prob_old=log_prob)

@@ -15,10 +15,10 @@ transformers = pytest.importorskip("transformers")
 
 VOCABULARY = 40
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4)
-LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16,
-              rope_theta=50.0)
-VISION = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=32, patch_size=2,
-              fullatt_block_indexes=[0])
+LLAMA3 = dict(
+    rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16, rope_theta=50.0
+)
+VISION = dict(depth=1, hidden_size=16, intermediate_size=24, num_heads=2, out_hidden_size=32, patch_size=2, fullatt_block_indexes=[0])
 
 
 def _text(kind, **settings):
@@ -27,10 +27,22 @@ def _text(kind, **settings):
 
 
 def _vision_language(**settings):
-    text = dict(SIZES, num_key_value_heads=2, bos_token_id=None, eos_token_id=None,
-                rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4))
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=VISION, image_token_id=38, video_token_id=39,
-                                           vision_start_token_id=36, vision_end_token_id=37, **settings)
+    text = dict(
+        SIZES,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        rope_parameters=dict(rope_type="default", mrope_section=[1, 1, 2], rope_theta=1e4),
+    )
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=VISION,
+        image_token_id=38,
+        video_token_id=39,
+        vision_start_token_id=36,
+        vision_end_token_id=37,
+        **settings,
+    )
     return transformers.Qwen2_5_VLForConditionalGeneration, config
 
 

@@ -65,9 +65,7 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
     return episodes
 
 
-def pack(
-    episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None
-) -> Batch:
+def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
     """Packs episodes into a batch; `packing` is "episode" (a row is an episode) or "step" (a row is one step).
 
     `padded` pads rows, tokens, steps and episodes to `CANVAS`, one shape for nearly all tests, so that JAX compiles
@@ -153,9 +151,7 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
     return values
 
 
-def literal(
-    step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, **tokens
-) -> Batch:
+def literal(step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, **tokens) -> Batch:
     """A batch of given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` is the number of tokens of each step of episode e; `tokens[name][e]` holds the values of all action
@@ -167,10 +163,7 @@ def literal(
         take = lambda name, i: np.asarray(
             tokens[name][e][ends[i] - counts[i] : ends[i]] if name in tokens else np.zeros(counts[i]), np.float32
         )
-        steps = [
-            Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0)
-            for i in range(len(counts))
-        ]
+        steps = [Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0) for i in range(len(counts))]
         for name, values in (("progress", progress), ("executed", executed)):
             for step, value in zip(steps, values[e] if values else ()):
                 setattr(step, name, value)

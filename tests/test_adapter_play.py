@@ -22,8 +22,16 @@ from stepreward.rollout.sampling import Sampling
 WIDTH, ROWS, ANSWER = 256, 16, 8
 LORA = LoraConfig(rank=2, alpha=4.0, targets=("value",))
 PLAIN = DecoderConfig(
-    vocab_size=32, num_layers=1, embed_dim=WIDTH, num_heads=2, num_kv_heads=2, head_dim=32, mlp_dim=16, scan_layers=True,
-    tie_embeddings=False, compute_dtype=jnp.bfloat16,
+    vocab_size=32,
+    num_layers=1,
+    embed_dim=WIDTH,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=32,
+    mlp_dim=16,
+    scan_layers=True,
+    tie_embeddings=False,
+    compute_dtype=jnp.bfloat16,
 )
 CONFIG = dataclasses.replace(PLAIN, lora=LORA)
 EXACT = dataclasses.replace(CONFIG, compute_dtype=jnp.float32)
@@ -182,8 +190,13 @@ print(json.dumps(found))
 
 def test_a_mesh_of_devices_plays_adapters_as_one_device_does(root):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    done = subprocess.run([sys.executable, "-c", MESH], cwd=root, capture_output=True, text=True,
-                          env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{root}/tests"})
+    done = subprocess.run(
+        [sys.executable, "-c", MESH],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{root}/tests"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     (tokens, log_prob), (of_mesh, log_prob_of_mesh) = json.loads(done.stdout.splitlines()[-1])
     assert tokens == of_mesh

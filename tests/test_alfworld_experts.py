@@ -40,7 +40,11 @@ def test_plans_on_literal_facts():
 
 @pytest.mark.parametrize("order", range(4))
 def test_a_plan_does_not_depend_on_the_order_of_facts(order):
-    goals = [Goal("pentype", "desktype", "isclean", "", 1), Goal("cdtype", "safetype", "", "", 2), Goal("pentype", "", "", "desklamptype", 1)]
+    goals = [
+        Goal("pentype", "desktype", "isclean", "", 1),
+        Goal("cdtype", "safetype", "", "", 2),
+        Goal("pentype", "", "", "desklamptype", 1),
+    ]
     twice = [*FACTS, ("objecttype", "pen 2", "pentype"), ("inreceptacle", "pen 2", "safe 1")]  # another pen that would do as well
     shuffled = random.Random(order).sample(twice, len(twice)) if order else twice[::-1]
     for goal in goals:

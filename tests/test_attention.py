@@ -296,12 +296,8 @@ print(json.dumps(found))
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the libtpu wheel, no TPU")
 def test_splash_compiles_for_a_tpu_slice(root):
-    more = dict(
-        TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5e-4", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="true"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", ON_A_TPU], cwd=root, env=environment(**more), capture_output=True, text=True, timeout=300
-    )
+    more = dict(TPU_SKIP_MDS_QUERY="1", TPU_ACCELERATOR_TYPE="v5e-4", TPU_WORKER_HOSTNAMES="localhost", ALLOW_MULTIPLE_LIBTPU_LOAD="true")
+    out = subprocess.run([sys.executable, "-c", ON_A_TPU], cwd=root, env=environment(**more), capture_output=True, text=True, timeout=300)
     assert out.returncode == 0, out.stderr[-2000:]
     for (kernels, temporary), length in zip(json.loads(out.stdout.splitlines()[-1]), (512, 1000)):
         assert kernels == 3  # forward; backward for queries; backward for keys and values

@@ -22,7 +22,7 @@ from stepreward.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
-CONFIG = '''
+CONFIG = """
 from ml_collections import ConfigDict, config_dict
 from stepreward.config import check_preset
 
@@ -35,7 +35,7 @@ def get_config(preset="tiny"):
         optimizer=dict(learning_rate=1e-3, clip=None, betas=(0.9, 0.95), sizes=(6, 7), parts=("a", "b")),
         width=config_dict.placeholder(int),
     ))
-'''
+"""
 
 
 @pytest.fixture

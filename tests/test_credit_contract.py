@@ -263,9 +263,7 @@ def test_no_gradient_flows_through_credit(name, batch):
         return credit.advantage.sum() + credit.step_reward.sum() + credit.step_advantage.sum()
 
     signals = {k: batch.signals[k] for k in (*SIGNALS, *STEP_SIGNALS, "kl_coef")}
-    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(
-        batch.outcome, batch.log_prob_old, batch.env_reward, signals
-    )
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3)))(batch.outcome, batch.log_prob_old, batch.env_reward, signals)
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(gradients))
 
 
@@ -319,9 +317,7 @@ def test_without_a_critic_or_an_estimator_their_signals_are_not_asked_for():
 
 def losses_of_every_estimator(output_ExS, batch):
     """For each method with an estimator `((loss, metrics), gradient)`."""
-    return {
-        name: jax.value_and_grad(METHODS[name].progress_loss, has_aux=True)(output_ExS, batch) for name in ESTIMATOR
-    }
+    return {name: jax.value_and_grad(METHODS[name].progress_loss, has_aux=True)(output_ExS, batch) for name in ESTIMATOR}
 
 
 run_losses = jax.jit(losses_of_every_estimator)

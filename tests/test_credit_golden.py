@@ -48,9 +48,7 @@ def test_step_ppo(discount, trace, expected):
 
 
 @pytest.mark.parametrize("packing", ["episode", "step"])
-@pytest.mark.parametrize(
-    "discount, trace, expected", [(1, 1, [0.5, 0.4, 0.3, 0.2]), (0.9, 0.5, [0.0758, 0.0795, 0.11, 0.2])]
-)
+@pytest.mark.parametrize("discount, trace, expected", [(1, 1, [0.5, 0.4, 0.3, 0.2]), (0.9, 0.5, [0.0758, 0.0795, 0.11, 0.2])])
 def test_ppo(packing, discount, trace, expected):
     batch = literal([[2, 2]], [1], packing=packing, value=[[0.5, 0.6, 0.7, 0.8]])
     credit = make("ppo", discount=discount, trace=trace, whiten=False).credit(batch)
@@ -60,9 +58,7 @@ def test_ppo(packing, discount, trace, expected):
 def istar_batch(packing="episode"):
     """Two tokens a step whose log-ratios add up to the step rewards of the golden example at β = 0.05."""
     log_ratio = np.repeat(np.array(ISTAR_REWARD) / 0.05 / 2, 2, axis=1)
-    return literal(
-        [[2, 2]] * 4, OUTCOMES, packing=packing, log_prob_prm=log_ratio - 1.0, log_prob_old=np.full((4, 4), -1.0)
-    )
+    return literal([[2, 2]] * 4, OUTCOMES, packing=packing, log_prob_prm=log_ratio - 1.0, log_prob_old=np.full((4, 4), -1.0))
 
 
 @pytest.mark.parametrize("packing", ["episode", "step"])
@@ -100,7 +96,9 @@ def test_the_only_episode_of_a_group_keeps_its_own_rewards_as_released():
     np.testing.assert_allclose(zero[1:3], released[1:3], **CLOSE)
 
 
-@pytest.mark.parametrize("norm, size", [("maxabs", 0.4), ("std", np.std([0.4, 0.2, -0.1, 0.1, 0, -0.2, 0.3, 0.1], ddof=1)), ("max_return", 0.6)])
+@pytest.mark.parametrize(
+    "norm, size", [("maxabs", 0.4), ("std", np.std([0.4, 0.2, -0.1, 0.1, 0, -0.2, 0.3, 0.1], ddof=1)), ("max_return", 0.6)]
+)
 def test_the_divisor_of_process_rewards_is_their_size_plus_the_floor(norm, size):
     # The returns-to-go are 0.6, 0.2; 0, 0.1; −0.2, −0.2; 0.4, 0.1.
     options = dict(alpha=1.0, step_advantage="centre", step_norm=norm, step_norm_floor=0.5)
@@ -128,9 +126,7 @@ def test_istar_step_reward():
 def test_istar_prm_loss_over_all_pairs():
     # Log-ratio sums 1.0 and 0.2 of the winners, -0.4 of the loser.
     batch = literal([[1, 1], [2], [1]], [1, 1, 0])
-    log_prob = literal([[1, 1], [2], [1]], [1, 1, 0], log_prob_prm=[[0.7, 0.3], [0.1, 0.1], [-0.4]]).signals[
-        "log_prob_prm"
-    ]
+    log_prob = literal([[1, 1], [2], [1]], [1, 1, 0], log_prob_prm=[[0.7, 0.3], [0.1, 0.1], [-0.4]]).signals["log_prob_prm"]
     loss, metrics = IStar().prm_loss(log_prob, batch)
     np.testing.assert_allclose(loss, 0.6685, **CLOSE)
     assert metrics["pairs"] == 2 and metrics["pair_accuracy"] == 1
@@ -146,9 +142,7 @@ def test_prime(packing, step_tokens):
     # In the release's example, rewards [i] and outcomes are those of four episodes: success, failure, failure, success.
     batch = literal([step_tokens] * 4, OUTCOMES, packing=packing, log_prob_prm=PRIME_TOKENS / 0.05)
     credit = make("prime").credit(batch)
-    returns = np.array(
-        [np.concatenate([v for k, v in sorted(by_step(credit.returns, batch).items()) if k[0] == e]) for e in range(4)]
-    )
+    returns = np.array([np.concatenate([v for k, v in sorted(by_step(credit.returns, batch).items()) if k[0] == e]) for e in range(4)])
     np.testing.assert_allclose(returns, PRIME_RETURNS, **CLOSE)
     advantage = np.asarray(credit.advantage)[np.asarray(batch.action_mask)]
     whitened = (PRIME_RETURNS - PRIME_RETURNS.mean()) / PRIME_RETURNS.std(ddof=1)

@@ -77,10 +77,7 @@ def test_prm_loss_has_the_gradient_of_finite_differences(name, episodes, batch):
         for s, step in enumerate(episodes[e].steps):
             for k in range(len(step.log_prob_prm)):
                 nudge = lambda sign: (
-                    lambda other: (
-                        other.log_prob_prm
-                        + (sign * delta * (np.arange(len(other.log_prob_prm)) == k) if other is step else 0)
-                    )
+                    lambda other: other.log_prob_prm + (sign * delta * (np.arange(len(other.log_prob_prm)) == k) if other is step else 0)
                 )
                 up, down = (loss_loop(method, episodes, nudge(sign)) for sign in (1, -1))
                 np.testing.assert_allclose(analytic[e, s][k], (up - down) / (2 * delta), rtol=2e-3, atol=1e-7)
@@ -91,9 +88,7 @@ def test_prm_loss_has_the_gradient_of_finite_differences(name, episodes, batch):
 def test_gradient_with_respect_to_a_token_is_beta_times_that_of_its_episode(batch):
     """∂L/∂log π = β·∂L/∂S of the token's episode: the same for all its tokens, negative exactly for winners."""
     gradient = jax.grad(lambda lp: IStar().prm_loss(lp, batch)[0])(batch.signals["log_prob_prm"])
-    mixed = {
-        e for e in range(batch.num_episodes) if batch.episode_mask[e] and mixed_group(batch, int(batch.group_id[e]))
-    }
+    mixed = {e for e in range(batch.num_episodes) if batch.episode_mask[e] and mixed_group(batch, int(batch.group_id[e]))}
     for (e, _), values in by_step(gradient, batch).items():
         assert np.ptp(values) == 0
         expected = 0 if e not in mixed else -1 if batch.success[e] else 1
@@ -106,9 +101,7 @@ def mixed_group(batch, group):
     return labels.any() and not labels.all()
 
 
-@pytest.mark.parametrize(
-    "method", [IStar(prm_frozen=True, nll_coef=0.1), IStar.variant("released"), PRIME(prm_frozen=True)]
-)
+@pytest.mark.parametrize("method", [IStar(prm_frozen=True, nll_coef=0.1), IStar.variant("released"), PRIME(prm_frozen=True)])
 def test_a_frozen_prm_has_a_loss_but_no_gradient(method, batch):
     loss, gradient = jax.value_and_grad(lambda lp: method.prm_loss(lp, batch)[0])(batch.signals["log_prob_prm"])
     assert loss > 0 and not np.asarray(gradient).any()
@@ -151,9 +144,7 @@ def test_paper_advantage_against_a_loop(episodes, batch):
 
 def test_rloo_over_steps_is_the_deviation_from_the_others(batch):
     plain = np.asarray(make("rloo").credit(batch).step_advantage)
-    part = {
-        how: np.asarray(IStar(step_advantage=how).credit(batch).step_advantage) - plain for how in ("rloo", "centre")
-    }
+    part = {how: np.asarray(IStar(step_advantage=how).credit(batch).step_advantage) - plain for how in ("rloo", "centre")}
     group_of_0 = np.asarray(batch.step_mask & ((batch.group_id == 0) & batch.episode_mask)[:, None])
     n = group_of_0.sum()
     np.testing.assert_allclose(part["rloo"][group_of_0], part["centre"][group_of_0] * n / (n - 1), atol=1e-5)
@@ -183,9 +174,7 @@ def test_step_norm_makes_advantages_free_of_the_scale_of_rewards(batch):
 
 def test_the_floor_keeps_noise_small(batch):
     """A prm equal to the policy up to rounding: without a floor its noise becomes advantages of order one."""
-    noise = batch.with_signals(
-        log_prob_prm=batch.log_prob_old + 1e-4 * jnp.sin(jnp.arange(batch.tokens.size).reshape(batch.tokens.shape))
-    )
+    noise = batch.with_signals(log_prob_prm=batch.log_prob_old + 1e-4 * jnp.sin(jnp.arange(batch.tokens.size).reshape(batch.tokens.shape)))
     flat = noise.replace(outcome=jnp.zeros_like(batch.outcome))
     size = lambda floor: np.abs(IStar.variant("released", step_norm_floor=floor).credit(flat).advantage).max()
     assert size(1e-3) < 0.1 < 0.5 < size(1e-12)
@@ -225,9 +214,7 @@ def test_metrics_by_their_definitions(episodes, batch):
     reward = [-0.05 * (s.log_prob_old - s.log_prob_prm).sum() for e in counted for s in e.steps]
     np.testing.assert_allclose(metrics["prm_kl_k1"], difference.mean(), rtol=1e-4)
     np.testing.assert_allclose(metrics["step_reward_std"], np.std(reward, ddof=1), rtol=1e-4)
-    np.testing.assert_allclose(
-        metrics["shaped_to_outcome"], np.abs(reward).sum() / sum(abs(e.outcome) for e in counted), rtol=1e-4
-    )
+    np.testing.assert_allclose(metrics["shaped_to_outcome"], np.abs(reward).sum() / sum(abs(e.outcome) for e in counted), rtol=1e-4)
     groups = {e.group for e in counted}
     labels = [{e.success for e in counted if e.group == g} for g in groups]
     np.testing.assert_allclose(metrics["mixed_groups"], np.mean([len(label) == 2 for label in labels]), rtol=1e-6)
@@ -237,9 +224,7 @@ def test_metrics_by_their_definitions(episodes, batch):
 
 def test_variants():
     assert make("istar", variant="paper") == IStar() == IStar.variant("paper")
-    assert make("istar", variant="released", trajectory_reduce="sum") == IStar.variant(
-        "released", trajectory_reduce="sum"
-    )
+    assert make("istar", variant="released", trajectory_reduce="sum") == IStar.variant("released", trajectory_reduce="sum")
     released = IStar.variant("released")
     assert released.prm_frozen and released.trajectory_reduce == "mean" and released.baseline == "first_seen"
     with pytest.raises(ValueError, match="there are: paper, released"):

@@ -150,7 +150,15 @@ def updated(model, batch, **changes):
     optimizer, metrics = optax.sgd(0.3), {}
     batch = batch.with_signals(advantage=advantage_of(batch))
     state = update_policy(
-        create(model[1], optimizer), batch, c, layout, metrics, [0], model=Backbone(model[0], config), optimizer=optimizer, loss=PolicyLoss(),
+        create(model[1], optimizer),
+        batch,
+        c,
+        layout,
+        metrics,
+        [0],
+        model=Backbone(model[0], config),
+        optimizer=optimizer,
+        loss=PolicyLoss(),
         value_loss=None,
     )
     return state, metrics

@@ -14,9 +14,7 @@ from stepreward.models import decoder, presets
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.rotary import RopeScaling, apply_rotary, rotary_angles
 
-CONFIG = DecoderConfig(
-    vocab_size=13, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, rope_theta=100.0
-)
+CONFIG = DecoderConfig(vocab_size=13, num_layers=2, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, rope_theta=100.0)
 
 
 @functools.cache

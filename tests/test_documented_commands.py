@@ -179,7 +179,12 @@ def is_key(key):
     """Whether it is a key of a config, or a group of keys; an environment's options are its own, a method's the fields of its class."""
     if key.startswith("credit.options."):
         return key.removeprefix("credit.options.") in {field.name for name in credit.names() for field in fields(credit.make(name))}
-    return key in KNOWN or key == "credit.options" or any(known.startswith(f"{key}.") for known in KNOWN) or key.startswith("environment.options")
+    return (
+        key in KNOWN
+        or key == "credit.options"
+        or any(known.startswith(f"{key}.") for known in KNOWN)
+        or key.startswith("environment.options")
+    )
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())

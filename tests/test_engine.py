@@ -16,9 +16,7 @@ from stepreward.rollout import engine as engine_module
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.sampling import Sampling
 
-CONFIG = DecoderConfig(
-    vocab_size=13, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, qk_norm=True
-)
+CONFIG = DecoderConfig(vocab_size=13, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, qk_norm=True)
 STOP, LONGEST = (1, 2, 3), 4
 
 
@@ -162,9 +160,7 @@ def test_answers_end_at_their_stop_token_or_at_the_limit(params, shared):
     assert answer.count[3] == 0 and not answer.stopped[3] and state.length[3] == 0
 
 
-@pytest.mark.parametrize(
-    "stop_ids, longest, count, stopped", [((), 3, 3, False), (tuple(range(13)), 1, 1, True), ((), 1, 1, False)]
-)
+@pytest.mark.parametrize("stop_ids, longest, count, stopped", [((), 3, 3, False), (tuple(range(13)), 1, 1, True), ((), 1, 1, False)])
 def test_endless_and_immediate_answers(params, stop_ids, longest, count, stopped):
     engine = make_engine(stop_ids=stop_ids, longest=longest)
     state, answer = engine.turn(params, engine.start(2), [np.array([4, 5]), np.array([6])], row_keys(0, [0, 1]))

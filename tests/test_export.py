@@ -240,7 +240,9 @@ def test_a_template_is_put_wherever_a_folder_holds_one(tmp_path, where):
         assert json.loads(file.read_text()) == {"chat_template": "new", "a": 1}
 
 
-@pytest.mark.parametrize("family, settings", [("qwen3", dict(thinking=False)), ("qwen3", dict(thinking=True)), ("llama", dict(system="S{{ x }}")), ("llama", {})])
+@pytest.mark.parametrize(
+    "family, settings", [("qwen3", dict(thinking=False)), ("qwen3", dict(thinking=True)), ("llama", dict(system="S{{ x }}")), ("llama", {})]
+)
 def test_defaults_of_a_template_are_what_a_chat_is_told(tmp_path, family, settings):
     folder = make_folder(tmp_path / "words", *FAMILIES[family])
     codec = load_pretrained_tokenizer(folder)

@@ -132,7 +132,9 @@ def test_a_flag_takes_its_key_out_of_those_that_a_run_chooses(root):
 
 
 def test_rows_that_do_not_divide_are_named_with_rows_that_do(preset):
-    with pytest.raises(ValueError, match=r"train.chunk_rows=8 must be a multiple of mesh.data × mesh.fsdp = 16 .*: give 16, or leave it out"):
+    with pytest.raises(
+        ValueError, match=r"train.chunk_rows=8 must be a multiple of mesh.data × mesh.fsdp = 16 .*: give 16, or leave it out"
+    ):
         fit(preset("istar_sokoban:qwen2.5-7b", "train.chunk_rows=8"), slice_of("v5e", 16))
 
 

@@ -40,6 +40,7 @@ def our_logits(folder, tokens, segment_ids=None, dtype=None, **choices):
 @pytest.fixture
 def folder(tmp_path):
     """`folder(name)`: a copy of a model's folder that a test may spoil."""
+
     def copy(name="qwen2, tied"):
         shutil.copytree(hub_models.made(name)[1], tmp_path / "model")
         return tmp_path / "model"
@@ -229,8 +230,9 @@ def test_eight_devices_read_their_slices_alone(root, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     script = SHARDED.replace("SCANS", repr(SCANS))
-    done = subprocess.run([sys.executable, "-c", script, str(folder), str(tmp_path)], cwd=root, env=environment,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), str(tmp_path)], cwd=root, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -319,10 +321,15 @@ def test_no_config(folder, tmp_path):
 def test_known_extra_tensors_are_ignored(folder):
     path = folder()
     before = our_logits(path, TOKENS)
-    rewrite(path, lambda t: t.update({
-        "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
-        "lm_head.weight": t["model.embed_tokens.weight"].copy(),
-    }))
+    rewrite(
+        path,
+        lambda t: t.update(
+            {
+                "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32),
+                "lm_head.weight": t["model.embed_tokens.weight"].copy(),
+            }
+        ),
+    )
     np.testing.assert_array_equal(our_logits(path, TOKENS), before)
     rewrite(path, lambda t: t["lm_head.weight"].__imul__(2))
     fails(ValueError, "lm_head.weight differs", path)

@@ -9,33 +9,91 @@ from stepreward.models.rotary import RopeScaling
 
 PUBLISHED = {  # the layout of published checkpoints, older than `rope_parameters`
     "llama 3.1": (
-        dict(architectures=["LlamaForCausalLM"], vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
-             num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5, rope_theta=500000.0, attention_bias=False,
-             mlp_bias=False, pretraining_tp=1, hidden_act="silu", max_position_embeddings=131072, tie_word_embeddings=False,
-             rope_scaling=dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192,
-                               rope_type="llama3")),
+        dict(
+            architectures=["LlamaForCausalLM"],
+            vocab_size=128256,
+            hidden_size=4096,
+            intermediate_size=14336,
+            num_hidden_layers=32,
+            num_attention_heads=32,
+            num_key_value_heads=8,
+            rms_norm_eps=1e-5,
+            rope_theta=500000.0,
+            attention_bias=False,
+            mlp_bias=False,
+            pretraining_tp=1,
+            hidden_act="silu",
+            max_position_embeddings=131072,
+            tie_word_embeddings=False,
+            rope_scaling=dict(
+                factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192, rope_type="llama3"
+            ),
+        ),
         dict(head_dim=128, rope_theta=500000.0, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), tie_embeddings=False),
     ),
     "qwen 2.5": (
-        dict(architectures=["Qwen2ForCausalLM"], vocab_size=151936, hidden_size=1536, intermediate_size=8960, num_hidden_layers=28,
-             num_attention_heads=12, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1e6, hidden_act="silu",
-             max_position_embeddings=32768, max_window_layers=21, sliding_window=32768, use_sliding_window=False,
-             tie_word_embeddings=True),
+        dict(
+            architectures=["Qwen2ForCausalLM"],
+            vocab_size=151936,
+            hidden_size=1536,
+            intermediate_size=8960,
+            num_hidden_layers=28,
+            num_attention_heads=12,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            hidden_act="silu",
+            max_position_embeddings=32768,
+            max_window_layers=21,
+            sliding_window=32768,
+            use_sliding_window=False,
+            tie_word_embeddings=True,
+        ),
         dict(head_dim=128, qkv_bias=True, qk_norm=False, rope_theta=1e6, tie_embeddings=True, vocab_size=151936),
     ),
     "qwen 3": (
-        dict(architectures=["Qwen3ForCausalLM"], vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
-             num_attention_heads=16, num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-6, rope_theta=1e6, rope_scaling=None,
-             attention_bias=False, hidden_act="silu", max_position_embeddings=40960, max_window_layers=28, sliding_window=None,
-             use_sliding_window=False, tie_word_embeddings=True),
+        dict(
+            architectures=["Qwen3ForCausalLM"],
+            vocab_size=151936,
+            hidden_size=1024,
+            intermediate_size=3072,
+            num_hidden_layers=28,
+            num_attention_heads=16,
+            num_key_value_heads=8,
+            head_dim=128,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            rope_scaling=None,
+            attention_bias=False,
+            hidden_act="silu",
+            max_position_embeddings=40960,
+            max_window_layers=28,
+            sliding_window=None,
+            use_sliding_window=False,
+            tie_word_embeddings=True,
+        ),
         dict(head_dim=128, qk_norm=True, qkv_bias=False, num_kv_heads=8),
     ),
     "qwen 2.5 vl": (
-        dict(architectures=["Qwen2_5_VLForConditionalGeneration"], vocab_size=151936, hidden_size=2048, intermediate_size=11008,
-             num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2, rms_norm_eps=1e-6, rope_theta=1e6,
-             hidden_act="silu", max_position_embeddings=128000, max_window_layers=70, sliding_window=32768,
-             use_sliding_window=False, tie_word_embeddings=True, vision_config={},
-             rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])),
+        dict(
+            architectures=["Qwen2_5_VLForConditionalGeneration"],
+            vocab_size=151936,
+            hidden_size=2048,
+            intermediate_size=11008,
+            num_hidden_layers=36,
+            num_attention_heads=16,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_theta=1e6,
+            hidden_act="silu",
+            max_position_embeddings=128000,
+            max_window_layers=70,
+            sliding_window=32768,
+            use_sliding_window=False,
+            tie_word_embeddings=True,
+            vision_config={},
+            rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24]),
+        ),
         dict(head_dim=128, qkv_bias=True, mrope_sections=(16, 24, 24), tie_embeddings=True),
     ),
 }
@@ -49,29 +107,32 @@ def test_published_configs(name):
     assert hub.max_length == source["max_position_embeddings"]
 
 
-@pytest.mark.parametrize("name, changes, message", [
-    ("llama 3.1", dict(architectures=["GPT2LMHeadModel"]), "architecture GPT2LMHeadModel is not supported; supported: Llama"),
-    ("llama 3.1", dict(architectures=None), r"\(none given\)"),
-    ("qwen 3", dict(architectures=["Qwen3MoeForCausalLM"]), "Qwen3MoeForCausalLM"),
-    ("qwen 3", dict(num_experts=128), "num_experts=128"),
-    ("llama 3.1", dict(attention_bias=True), "attention_bias=True"),
-    ("qwen 3", dict(attention_bias=True), "attention_bias=True"),
-    ("llama 3.1", dict(mlp_bias=True), "mlp_bias=True"),
-    ("llama 3.1", dict(hidden_act="gelu"), "hidden_act='gelu'"),
-    ("llama 3.1", dict(quantization_config={"bits": 4}), "quantization_config"),
-    ("llama 3.1", dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "rope type 'yarn'"),
-    ("qwen 2.5", dict(rope_scaling=dict(type="linear", factor=4.0)), "rope type 'linear'"),
-    ("qwen 2.5", dict(rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])), "rope type 'mrope'"),
-    ("llama 3.1", dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "lacks low_freq_factor"),
-    ("llama 3.1", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
-    ("qwen 2.5", dict(use_sliding_window=True), "use_sliding_window=True from layer 21 on"),
-    ("qwen 3", dict(layer_types=["full_attention", "sliding_attention"]), "layer_types with sliding_attention"),
-    ("qwen 2.5 vl", dict(rope_scaling=dict(type="mrope", mrope_section=[16, 24])), "mrope_section"),
-    ("qwen 2.5", dict(hidden_size=None), "hidden_size=None must be a positive whole number"),
-    ("qwen 2.5", dict(hidden_size=1537), "hidden_size=1537 does not divide"),
-    ("qwen 2.5", dict(vocab_size="many"), "vocab_size='many'"),
-    ("qwen 2.5", dict(rope_theta=0), "rope_theta=0 must be a positive number"),
-])
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("llama 3.1", dict(architectures=["GPT2LMHeadModel"]), "architecture GPT2LMHeadModel is not supported; supported: Llama"),
+        ("llama 3.1", dict(architectures=None), r"\(none given\)"),
+        ("qwen 3", dict(architectures=["Qwen3MoeForCausalLM"]), "Qwen3MoeForCausalLM"),
+        ("qwen 3", dict(num_experts=128), "num_experts=128"),
+        ("llama 3.1", dict(attention_bias=True), "attention_bias=True"),
+        ("qwen 3", dict(attention_bias=True), "attention_bias=True"),
+        ("llama 3.1", dict(mlp_bias=True), "mlp_bias=True"),
+        ("llama 3.1", dict(hidden_act="gelu"), "hidden_act='gelu'"),
+        ("llama 3.1", dict(quantization_config={"bits": 4}), "quantization_config"),
+        ("llama 3.1", dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "rope type 'yarn'"),
+        ("qwen 2.5", dict(rope_scaling=dict(type="linear", factor=4.0)), "rope type 'linear'"),
+        ("qwen 2.5", dict(rope_scaling=dict(type="mrope", mrope_section=[16, 24, 24])), "rope type 'mrope'"),
+        ("llama 3.1", dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "lacks low_freq_factor"),
+        ("llama 3.1", dict(partial_rotary_factor=0.5), "partial_rotary_factor=0.5"),
+        ("qwen 2.5", dict(use_sliding_window=True), "use_sliding_window=True from layer 21 on"),
+        ("qwen 3", dict(layer_types=["full_attention", "sliding_attention"]), "layer_types with sliding_attention"),
+        ("qwen 2.5 vl", dict(rope_scaling=dict(type="mrope", mrope_section=[16, 24])), "mrope_section"),
+        ("qwen 2.5", dict(hidden_size=None), "hidden_size=None must be a positive whole number"),
+        ("qwen 2.5", dict(hidden_size=1537), "hidden_size=1537 does not divide"),
+        ("qwen 2.5", dict(vocab_size="many"), "vocab_size='many'"),
+        ("qwen 2.5", dict(rope_theta=0), "rope_theta=0 must be a positive number"),
+    ],
+)
 def test_what_is_not_supported_is_named(name, changes, message):
     with pytest.raises(ValueError, match=message) as error:
         parse_config(PUBLISHED[name][0] | changes)
@@ -107,24 +168,30 @@ def without(name, *keys):
     return {key: value for key, value in PUBLISHED[name][0].items() if key not in keys}
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("qwen 2.5", dict(rope_theta=1e6)),
-    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
-    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_scaling=dict(rope_type="default"))),
-    ("qwen 2.5", dict(rope_theta=1e6, rope_parameters=dict(rope_type="default"))),
-    ("qwen 2.5", dict(rope_scaling=dict(rope_theta=1e6))),
-    ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_theta=None)),
-])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("qwen 2.5", dict(rope_theta=1e6)),
+        ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6))),
+        ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_scaling=dict(rope_type="default"))),
+        ("qwen 2.5", dict(rope_theta=1e6, rope_parameters=dict(rope_type="default"))),
+        ("qwen 2.5", dict(rope_scaling=dict(rope_theta=1e6))),
+        ("qwen 2.5", dict(rope_parameters=dict(rope_type="default", rope_theta=1e6), rope_theta=None)),
+    ],
+)
 def test_a_stated_base_is_read_wherever_it_stands(name, changes):
     assert parse_config(without(name, "rope_theta") | changes).fields["rope_theta"] == 1e6
 
 
-@pytest.mark.parametrize("inside, outside", [
-    ({}, dict(rope_theta=5e5)),
-    ({}, dict(rope_parameters=dict(rope_type="default", rope_theta=5e5))),
-    (dict(rope_theta=5e5), dict(rope_theta=1e4)),
-    (dict(rope_parameters=dict(rope_type="default", rope_theta=5e5)), {}),
-])
+@pytest.mark.parametrize(
+    "inside, outside",
+    [
+        ({}, dict(rope_theta=5e5)),
+        ({}, dict(rope_parameters=dict(rope_type="default", rope_theta=5e5))),
+        (dict(rope_theta=5e5), dict(rope_theta=1e4)),
+        (dict(rope_parameters=dict(rope_type="default", rope_theta=5e5)), {}),
+    ],
+)
 def test_a_nested_file_s_base_is_read_inside_and_outside(inside, outside):
     text = without("qwen 2.5", "rope_theta", "architectures") | inside
     source = dict(architectures=["Qwen2ForCausalLM"], text_config=text) | outside
@@ -137,17 +204,20 @@ def test_a_base_beside_the_older_scaling_is_kept():
     assert parse_config(source).fields == parse_config(PUBLISHED["llama 3.1"][0]).fields
 
 
-@pytest.mark.parametrize("rope, message", [
-    (dict(rope_type="yarn", factor=4.0, beta_fast=32), "rope type 'yarn'"),
-    (dict(rope_type="dynamic", factor=2.0), "rope type 'dynamic'"),
-    (dict(type="longrope", short_factor=[1.0], long_factor=[1.0]), "rope type 'longrope'"),
-    (dict(rope_type="new"), "rope type 'new'"),
-    (dict(factor=2.0), "a rope factor of 2.0 with rope type 'default'"),
-    (dict(full_attention=dict(rope_type="default", rope_theta=1e6)), "with full_attention is not supported"),
-    (dict(rope_type="default", mrope_interleaved=True), "with mrope_interleaved is not supported"),
-    (dict(rope_type="default", partial_rotary_factor=0.25), "partial_rotary_factor=0.25"),
-    ([1.0], "must be a JSON object"),
-])
+@pytest.mark.parametrize(
+    "rope, message",
+    [
+        (dict(rope_type="yarn", factor=4.0, beta_fast=32), "rope type 'yarn'"),
+        (dict(rope_type="dynamic", factor=2.0), "rope type 'dynamic'"),
+        (dict(type="longrope", short_factor=[1.0], long_factor=[1.0]), "rope type 'longrope'"),
+        (dict(rope_type="new"), "rope type 'new'"),
+        (dict(factor=2.0), "a rope factor of 2.0 with rope type 'default'"),
+        (dict(full_attention=dict(rope_type="default", rope_theta=1e6)), "with full_attention is not supported"),
+        (dict(rope_type="default", mrope_interleaved=True), "with mrope_interleaved is not supported"),
+        (dict(rope_type="default", partial_rotary_factor=0.25), "partial_rotary_factor=0.25"),
+        ([1.0], "must be a JSON object"),
+    ],
+)
 @pytest.mark.parametrize("place", ["rope_scaling", "rope_parameters"])
 def test_other_forms_are_refused_by_name(place, rope, message):
     nested = without("qwen 2.5", "architectures") | {place: rope}
@@ -165,23 +235,26 @@ def test_two_groups_that_contradict_each_other_are_refused():
 # --- Keys of other families ---
 
 
-@pytest.mark.parametrize("name, changes, message", [
-    ("llama 3.1", dict(sliding_window=4096), "sliding_window=4096"),
-    ("llama 3.1", dict(layer_types=["sliding_attention"] * 32), "layer_types with sliding_attention"),
-    ("llama 3.1", dict(logits_scaling=8.0), "logits_scaling=8.0"),
-    ("llama 3.1", dict(logit_scale=0.0625), "logit_scale=0.0625"),
-    ("llama 3.1", dict(attention_multiplier=0.0156), "attention_multiplier=0.0156"),
-    ("llama 3.1", dict(query_pre_attn_scalar=256), "query_pre_attn_scalar=256"),
-    ("llama 3.1", dict(residual_multiplier=0.22, embedding_multiplier=12.0), "embedding_multiplier=12.0; residual_multiplier=0.22"),
-    ("qwen 3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0"),
-    ("qwen 3", dict(is_causal=False), "is_causal=False"),
-    ("qwen 3", dict(no_rope_layers=[1, 1, 1, 0]), "no_rope_layers with layers without rotary positions"),
-    ("llama 3.1", dict(compression_config={"format": "int"}), "quantization_config"),
-    ("llama 3.1", dict(qkv_bias=True), "qkv_bias=True"),
-    ("llama 3.1", dict(use_qk_norm=True), "use_qk_norm=True"),
-    ("qwen 2.5", dict(use_qkv_bias=False), "use_qkv_bias=False"),
-    ("llama 3.1", dict(num_local_experts=8), "num_local_experts=8"),
-])
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("llama 3.1", dict(sliding_window=4096), "sliding_window=4096"),
+        ("llama 3.1", dict(layer_types=["sliding_attention"] * 32), "layer_types with sliding_attention"),
+        ("llama 3.1", dict(logits_scaling=8.0), "logits_scaling=8.0"),
+        ("llama 3.1", dict(logit_scale=0.0625), "logit_scale=0.0625"),
+        ("llama 3.1", dict(attention_multiplier=0.0156), "attention_multiplier=0.0156"),
+        ("llama 3.1", dict(query_pre_attn_scalar=256), "query_pre_attn_scalar=256"),
+        ("llama 3.1", dict(residual_multiplier=0.22, embedding_multiplier=12.0), "embedding_multiplier=12.0; residual_multiplier=0.22"),
+        ("qwen 3", dict(attn_logit_softcapping=50.0), "attn_logit_softcapping=50.0"),
+        ("qwen 3", dict(is_causal=False), "is_causal=False"),
+        ("qwen 3", dict(no_rope_layers=[1, 1, 1, 0]), "no_rope_layers with layers without rotary positions"),
+        ("llama 3.1", dict(compression_config={"format": "int"}), "quantization_config"),
+        ("llama 3.1", dict(qkv_bias=True), "qkv_bias=True"),
+        ("llama 3.1", dict(use_qk_norm=True), "use_qk_norm=True"),
+        ("qwen 2.5", dict(use_qkv_bias=False), "use_qkv_bias=False"),
+        ("llama 3.1", dict(num_local_experts=8), "num_local_experts=8"),
+    ],
+)
 def test_keys_that_change_the_computation_are_named(name, changes, message):
     nested = dict(architectures=PUBLISHED[name][0]["architectures"], text_config=without(name, "architectures") | changes)
     for source in (PUBLISHED[name][0] | changes, nested):
@@ -189,13 +262,16 @@ def test_keys_that_change_the_computation_are_named(name, changes, message):
             parse_config(source)
 
 
-@pytest.mark.parametrize("name, changes", [
-    ("llama 3.1", dict(logits_scaling=1.0, attention_multiplier=128**-0.5, query_pre_attn_scalar=128, sliding_window=None)),
-    ("llama 3.1", dict(use_sliding_window=False, sliding_window=4096)),
-    ("llama 3.1", dict(layer_types=["full_attention"] * 32, partial_rotary_factor=1.0, is_causal=True, use_bias=False)),
-    ("qwen 2.5", dict(qkv_bias=True, attention_bias=False, num_experts=0, final_logit_softcapping=None)),
-    ("qwen 3", dict(use_qk_norm=True, use_qkv_bias=False)),
-])
+@pytest.mark.parametrize(
+    "name, changes",
+    [
+        ("llama 3.1", dict(logits_scaling=1.0, attention_multiplier=128**-0.5, query_pre_attn_scalar=128, sliding_window=None)),
+        ("llama 3.1", dict(use_sliding_window=False, sliding_window=4096)),
+        ("llama 3.1", dict(layer_types=["full_attention"] * 32, partial_rotary_factor=1.0, is_causal=True, use_bias=False)),
+        ("qwen 2.5", dict(qkv_bias=True, attention_bias=False, num_experts=0, final_logit_softcapping=None)),
+        ("qwen 3", dict(use_qk_norm=True, use_qkv_bias=False)),
+    ],
+)
 def test_neutral_values_change_nothing(name, changes):
     assert parse_config(PUBLISHED[name][0] | changes).fields == parse_config(PUBLISHED[name][0]).fields
 

@@ -114,9 +114,7 @@ def test_the_type_in_the_config_is_the_files(tmp_path):
 def test_types_may_be_mixed(tmp_path):
     """fp32 norms of odd width among bf16 weights: every tensor begins at a multiple of its item size."""
     config = dataclasses.replace(SMALL, embed_dim=20, num_heads=2, num_kv_heads=1, head_dim=6, mlp_dim=7, vocab_size=11)
-    params = jax.tree_util.tree_map_with_path(
-        lambda path, x: x if "norm" in str(path) else x.astype(jnp.bfloat16), random_params(config)
-    )
+    params = jax.tree_util.tree_map_with_path(lambda path, x: x if "norm" in str(path) else x.astype(jnp.bfloat16), random_params(config))
     folder = save_pretrained(tmp_path / "out", config, params)
     raw = (folder / "model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
@@ -219,8 +217,14 @@ def test_two_processes_save_one_folder(root, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     processes = [
-        subprocess.Popen([sys.executable, "-c", TWO, str(out), str(process), port, str(source)], cwd=root, env=environment,
-                         text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", TWO, str(out), str(process), port, str(source)],
+            cwd=root,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         for process in range(2)
     ]
     try:
@@ -245,10 +249,15 @@ def adapted(name, scan, targets=TARGETS):
     return config, load_params(folder, config), split_adapters(random_params(config))[1], folder
 
 
-@pytest.mark.parametrize("name, scan, targets", [
-    ("qwen2, tied", False, TARGETS), ("qwen3", True, TARGETS), ("llama, explicit head_dim", True, ("query", "output")),
-    *([("qwen2.5-vl", True, ("query", "gate"))] if IMAGES else []),  # its tower has modules of these names
-])
+@pytest.mark.parametrize(
+    "name, scan, targets",
+    [
+        ("qwen2, tied", False, TARGETS),
+        ("qwen3", True, TARGETS),
+        ("llama, explicit head_dim", True, ("query", "output")),
+        *([("qwen2.5-vl", True, ("query", "gate"))] if IMAGES else []),  # its tower has modules of these names
+    ],
+)
 def test_peft_loads_our_adapters(name, scan, targets, tmp_path):
     peft = pytest.importorskip("peft")
     config, base, adapters, folder = adapted(name, scan, targets)
@@ -280,20 +289,23 @@ def test_we_load_adapters_of_peft(tmp_path):
     np.testing.assert_allclose(our_logits(config, params, TOKENS), hub_models.logits(model, TOKENS), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("changes, message", [
-    (dict(use_dora=True), "use_dora=True"),
-    (dict(use_rslora=True), "use_rslora=True"),
-    (dict(peft_type="IA3"), "peft_type='IA3'"),
-    (dict(bias="all"), "bias='all'"),
-    (dict(modules_to_save=["lm_head"]), "modules_to_save"),
-    (dict(rank_pattern={"q_proj": 8}), "rank_pattern"),
-    (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
-    (dict(target_modules=["q_proj", "embed_tokens"]), "target module 'embed_tokens'"),
-    (dict(target_modules="all-linear"), "target_modules='all-linear'"),
-    (dict(r=0), "must give r"),
-    (dict(r=4), "holds adapters of LoraConfig.rank=4.*take the folder's"),
-    (dict(target_modules=["q_proj"]), "take the folder's"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(use_dora=True), "use_dora=True"),
+        (dict(use_rslora=True), "use_rslora=True"),
+        (dict(peft_type="IA3"), "peft_type='IA3'"),
+        (dict(bias="all"), "bias='all'"),
+        (dict(modules_to_save=["lm_head"]), "modules_to_save"),
+        (dict(rank_pattern={"q_proj": 8}), "rank_pattern"),
+        (dict(init_lora_weights="pissa"), "init_lora_weights='pissa'"),
+        (dict(target_modules=["q_proj", "embed_tokens"]), "target module 'embed_tokens'"),
+        (dict(target_modules="all-linear"), "target_modules='all-linear'"),
+        (dict(r=0), "must give r"),
+        (dict(r=4), "holds adapters of LoraConfig.rank=4.*take the folder's"),
+        (dict(target_modules=["q_proj"]), "take the folder's"),
+    ],
+)
 def test_adapters_that_are_not_plain_are_named(changes, message, tmp_path):
     config, _, adapters, _ = adapted("qwen2, tied", False, ("query", "up"))
     file = save_adapters(tmp_path / "out", config, adapters, "base") / "adapter_config.json"
@@ -362,7 +374,9 @@ def test_whether_a_folder_holds_a_model_is_told_by_its_numbers(scan, tmp_path):
 def test_generation_settings_that_are_given_keep_the_special_tokens(tmp_path):
     source = tmp_path / "source"
     shutil.copytree(hub_models.made("qwen2, tied")[1], source)
-    (source / "generation_config.json").write_text(json.dumps({"bos_token_id": 3, "eos_token_id": 5, "repetition_penalty": 1.1, "top_k": 20}))
+    (source / "generation_config.json").write_text(
+        json.dumps({"bos_token_id": 3, "eos_token_id": 5, "repetition_penalty": 1.1, "top_k": 20})
+    )
     config = read_config(source).decoder()
     params, given = load_params(source, config), {"eos_token_id": [5, 6], "temperature": 0.7}
     written = lambda name, **more: json.loads(

@@ -38,8 +38,10 @@ def test_older_names_are_read(folder, tmp_path):
     import safetensors.numpy
 
     tensors = safetensors.numpy.load_file(folder / "model.safetensors")
-    renamed = {("model." + name if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)): value
-               for name, value in tensors.items()}
+    renamed = {
+        ("model." + name if name.startswith("visual.") else name.replace("model.", "model.language_model.", 1)): value
+        for name, value in tensors.items()
+    }
     assert "model.visual.merger.ln_q.weight" in renamed and "model.language_model.norm.weight" in renamed
     safetensors.numpy.save_file(renamed, tmp_path / "model.safetensors")
     source = json.loads((folder / "config.json").read_text())

@@ -65,9 +65,7 @@ def test_group_kernels_against_loops():
 def test_reinforce_plus_plus_equals_whitening_of_the_token_array():
     rng = np.random.default_rng(1)
     outcome, tokens, mask = rng.normal(size=6), rng.integers(0, 6, 6), np.arange(6) != 2
-    result = np.asarray(
-        reinforce_plus_plus(np.where(mask, outcome, np.nan).astype(np.float32), tokens.astype(float), mask)
-    )
+    result = np.asarray(reinforce_plus_plus(np.where(mask, outcome, np.nan).astype(np.float32), tokens.astype(float), mask))
     spread = np.repeat(outcome[mask], tokens[mask])
     expected = np.where(mask & (tokens > 0), (outcome - spread.mean()) / spread.std(ddof=1), 0)
     np.testing.assert_allclose(result, expected, atol=1e-5)
@@ -78,9 +76,7 @@ VALUE = jnp.array([[0.5, 0.6, 9.0, 0.7, 0.8]])
 MASK = jnp.array([[1, 1, 0, 1, 1]], bool)
 
 
-@pytest.mark.parametrize(
-    "discount, trace, expected", [(1, 1, [0.5, 0.4, 0, 0.3, 0.2]), (0.9, 0.5, [0.0758, 0.0795, 0, 0.11, 0.2])]
-)
+@pytest.mark.parametrize("discount, trace, expected", [(1, 1, [0.5, 0.4, 0, 0.3, 0.2]), (0.9, 0.5, [0.0758, 0.0795, 0, 0.11, 0.2])])
 def test_gae_skips_observations(discount, trace, expected):
     advantage, returns = generalized_advantage_estimation(REWARD, VALUE, MASK, discount, trace)
     np.testing.assert_allclose(advantage[0], expected, **CLOSE)
@@ -90,9 +86,7 @@ def test_gae_skips_observations(discount, trace, expected):
 @pytest.mark.parametrize("discount, trace, expected", [(1, 1, [0.5, 0.4, 0.2]), (0.9, 0.5, [0.1345, 0.21, 0.2])])
 def test_gae_over_steps(discount, trace, expected):
     reward, value, mask = jnp.array([[0.0, 0.0, 1.0]]), jnp.array([[0.5, 0.6, 0.8]]), jnp.ones((1, 3), bool)
-    np.testing.assert_allclose(
-        generalized_advantage_estimation(reward, value, mask, discount, trace)[0][0], expected, **CLOSE
-    )
+    np.testing.assert_allclose(generalized_advantage_estimation(reward, value, mask, discount, trace)[0][0], expected, **CLOSE)
 
 
 def test_bi_level_gae():
@@ -151,9 +145,7 @@ def test_gae_has_finite_gradients_under_the_mask(ragged):
     _, _, mask, hidden_reward, hidden_value = ragged
     total = lambda reward, value: (generalized_advantage_estimation(reward, value, mask, 0.9, 0.9)[0] ** 2).sum()
     for gradient in jax.grad(total, argnums=(0, 1))(hidden_reward, hidden_value):
-        assert (
-            np.isfinite(gradient).all() and not np.asarray(gradient)[~mask].any() and np.asarray(gradient)[mask].any()
-        )
+        assert np.isfinite(gradient).all() and not np.asarray(gradient)[~mask].any() and np.asarray(gradient)[mask].any()
 
 
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9])
@@ -163,6 +155,4 @@ def test_linear_recurrence_against_a_loop(length):
     expected, following = np.zeros((3, length)), np.zeros(3)
     for t in reversed(range(length)):
         following = expected[:, t] = b[:, t] + c[:, t] * following
-    np.testing.assert_allclose(
-        linear_recurrence(jnp.asarray(b, jnp.float32), jnp.asarray(c, jnp.float32)), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(linear_recurrence(jnp.asarray(b, jnp.float32), jnp.asarray(c, jnp.float32)), expected, atol=1e-5)

@@ -91,9 +91,7 @@ MASKED = {
     "return_to_go, discounts": steps(lambda x, d: kernels.return_to_go(x, MASK_S, d), MASK_S),
     "gae": steps(lambda r, v: kernels.generalized_advantage_estimation(r, v, MASK_S, 0.9, 0.8), MASK_S),
     "gae, discounts": steps(lambda r, v, d: kernels.generalized_advantage_estimation(r, v, MASK_S, d, 0.8), MASK_S, MASK_S),
-    "bi-level gae": tokens(
-        lambda r, v, d: kernels.bi_level_generalized_advantage_estimation(r, v, MASK_T, STEP_END, step_discount=d), 3
-    ),
+    "bi-level gae": tokens(lambda r, v, d: kernels.bi_level_generalized_advantage_estimation(r, v, MASK_T, STEP_END, step_discount=d), 3),
     "leave_one_out_return_to_go": steps(lambda x: kernels.leave_one_out_return_to_go(x, GROUP, MASK_S, MASK_E)),
     "clipped_value_loss": tokens(lambda *x: kernels.clipped_value_loss(*x, MASK_T), 3),
     "explained_variance": tokens(lambda v, g: kernels.explained_variance(v, g, MASK_T), 2),
@@ -106,9 +104,7 @@ MASKED = {
     "dpo_pairs": episodes(lambda x: kernels.dpo_pairs(x, SUCCESS, GROUP, MASK_E)),
     "implicit_reward_cross_entropy": episodes(lambda x: kernels.implicit_reward_cross_entropy(x, SUCCESS, MASK_E)),
     "ppo_clip of tokens": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, dual_clip=3.0), 3, size=0.3),
-    "ppo_clip of steps": tokens(
-        lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", **LEVELS), 3, size=0.3
-    ),
+    "ppo_clip of steps": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", **LEVELS), 3, size=0.3),
     "entropy_bonus": tokens(lambda x: kernels.entropy_bonus(x, MASK_T, 0.1)),
     "negative_log_likelihood": tokens(lambda x: kernels.negative_log_likelihood(x, MASK_T)),
     # Elementwise kernels have no mask; `aggregate` applies it to what they return.

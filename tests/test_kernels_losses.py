@@ -80,9 +80,7 @@ def test_rows_without_a_token_are_no_rows(aggregation, expected):
 
 def test_step_mean_weighs_steps_equally(rows):
     per_step = [np.asarray(rows["new"])[np.asarray(rows["step_id"]) == i].mean() for i in range(2 * R)]
-    np.testing.assert_allclose(
-        aggregate(rows["new"], rows["mask"], "step-mean", **levels(rows)), np.mean(per_step), rtol=1e-5
-    )
+    np.testing.assert_allclose(aggregate(rows["new"], rows["mask"], "step-mean", **levels(rows)), np.mean(per_step), rtol=1e-5)
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
@@ -143,9 +141,7 @@ def ppo_loop(rows, clip_low, clip_high, dual_clip, ratio):
 @pytest.mark.parametrize("clip_low, clip_high, dual_clip", [(0.2, 0.2, None), (0.1, 0.28, 1.15)])
 def test_ppo_clip_against_a_loop(rows, ratio, clip_low, clip_high, dual_clip):
     clip = dict(clip_low=clip_low, clip_high=clip_high, dual_clip=dual_clip)
-    loss, metrics = ppo_clip(
-        rows["new"], rows["old"], rows["advantage"], rows["mask"], ratio=ratio, **clip, **levels(rows)
-    )
+    loss, metrics = ppo_clip(rows["new"], rows["old"], rows["advantage"], rows["mask"], ratio=ratio, **clip, **levels(rows))
     expected, clipped = ppo_loop(rows, clip_low, clip_high, dual_clip, ratio)
     np.testing.assert_allclose(loss, expected, rtol=1e-4)
     np.testing.assert_allclose(metrics["clip_fraction"], clipped, atol=1e-6)
@@ -260,9 +256,7 @@ def test_dpo_pairs_against_a_loop_and_the_closed_form_of_its_gradient():
 def test_no_pair_means_exactly_zero(success):
     # In the last case winner and losers are of different groups.
     success, group = jnp.array(success, bool), jnp.array([0, 1, 1])
-    loss, gradient = jax.value_and_grad(lambda s: dpo_pairs(s, success, group, jnp.ones(3, bool))[0])(
-        jnp.array([3.0, -2.0, 1.0])
-    )
+    loss, gradient = jax.value_and_grad(lambda s: dpo_pairs(s, success, group, jnp.ones(3, bool))[0])(jnp.array([3.0, -2.0, 1.0]))
     assert loss == 0 and not np.asarray(gradient).any()
 
 

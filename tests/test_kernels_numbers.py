@@ -107,9 +107,7 @@ def test_statistics_do_not_depend_on_a_shift(mode):
     np.testing.assert_allclose(np.asarray(mode(lambda x: masked_whiten(x, mask))(far))[mask], white, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(mode(lambda x: masked_mean(x, mask))(far) - 1e5, exact.mean(), atol=1 / 128)
     group = (np.arange(500) % 2).astype(np.int32)
-    near, shifted = (
-        mode(lambda x: group_normalise(x, group, mask, num_groups=2, scale="std"))(y) for y in (x.astype(np.float32), far)
-    )
+    near, shifted = (mode(lambda x: group_normalise(x, group, mask, num_groups=2, scale="std"))(y) for y in (x.astype(np.float32), far))
     np.testing.assert_allclose(shifted, near, rtol=1e-4, atol=1e-5)
     rows = far.reshape(50, 10), mask.reshape(50, 10)
     expected = [row[m].mean() for row, m in zip(x.reshape(50, 10), rows[1])]

@@ -79,9 +79,7 @@ def test_jit_equals_eager():
 
 def test_micro_batches_add_up_to_the_mini_batch():
     step = jax.value_and_grad(
-        lambda value, part, denominator: clipped_value_loss(
-            value[part], *(x[part] for x in ARRAYS[1:]), denominator=denominator
-        ),
+        lambda value, part, denominator: clipped_value_loss(value[part], *(x[part] for x in ARRAYS[1:]), denominator=denominator),
         has_aux=True,
     )
     whole, gradient = step(ARRAYS[0], jnp.arange(6), None)
@@ -118,9 +116,7 @@ def test_equal_returns_have_no_variance_to_explain(constant):
 
 def test_explained_variance_against_numpy():
     error = (RETURNS - VALUE)[MASK]
-    np.testing.assert_allclose(
-        explained_variance(ARRAYS[0], ARRAYS[2], ARRAYS[3]), 1 - error.var() / RETURNS[MASK].var(), rtol=1e-5
-    )
+    np.testing.assert_allclose(explained_variance(ARRAYS[0], ARRAYS[2], ARRAYS[3]), 1 - error.var() / RETURNS[MASK].var(), rtol=1e-5)
 
 
 STEPS = np.array([3, 1, 5, 2, 4, 0, 2, 3])

@@ -23,17 +23,19 @@ def strict(text):
 
 def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
-        writer.write({
-            "iteration": np.int64(3),
-            "phase": "rl",
-            "policy/loss": np.float32(0.1),
-            "prm/loss": jnp.float32(0.1),
-            "time/rollout_s": jnp.asarray(0.5, jnp.bfloat16),
-            "rollout/entropy": jnp.nan,
-            "rollout/return": np.float64("inf"),
-            "env_steps": 2**40,
-            "rollout/executed": jnp.asarray([True]),
-        })
+        writer.write(
+            {
+                "iteration": np.int64(3),
+                "phase": "rl",
+                "policy/loss": np.float32(0.1),
+                "prm/loss": jnp.float32(0.1),
+                "time/rollout_s": jnp.asarray(0.5, jnp.bfloat16),
+                "rollout/entropy": jnp.nan,
+                "rollout/return": np.float64("inf"),
+                "env_steps": 2**40,
+                "rollout/executed": jnp.asarray([True]),
+            }
+        )
     record = strict((tmp_path / "metrics.jsonl").read_text())
     assert record == {
         "iteration": 3, "phase": "rl", "policy/loss": float(np.float32(0.1)), "prm/loss": float(np.float32(0.1)),

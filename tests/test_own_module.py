@@ -23,9 +23,17 @@ def make(preset, *, max_steps=None, width=3):
     [
         ({"prompts": str}, {}, r"environment.name='my_game': the module has no function make\(preset"),
         ({"make": make}, {}, r"environment.name='my_game': the module has no function prompts\(name\)"),
-        ({"make": make, "prompts": str}, {"widht": 4}, r"my_game.make does not take environment.options.widht .did you mean 'width'..; it takes max_steps, width"),
+        (
+            {"make": make, "prompts": str},
+            {"widht": 4},
+            r"my_game.make does not take environment.options.widht .did you mean 'width'..; it takes max_steps, width",
+        ),
         ({"make": lambda preset: dict, "prompts": str}, {}, "my_game.make does not take the argument max_steps .rollout.max_steps."),
-        ({"make": lambda preset, **settings: 3, "prompts": str}, {}, "environment.name='my_game': make returned a int, not a function without arguments"),
+        (
+            {"make": lambda preset, **settings: 3, "prompts": str},
+            {},
+            "environment.name='my_game': make returned a int, not a function without arguments",
+        ),
     ],
 )
 def test_a_module_that_lacks_something_is_named(micro_config, monkeypatch, functions, options, words):

@@ -96,9 +96,7 @@ def test_failed_episodes_are_in_no_pair(model, make_batch, flat):
 def train(model, method, batch, updates, optimizer=optax.adam(3e-3)):
     state, outs = create(model[1], optimizer), []
     for _ in range(updates):
-        state, out = prm_step(
-            state, batch, graphdef=model[0], optimizer=optimizer, method=method, chunk_rows=8, temperature=1.0
-        )
+        state, out = prm_step(state, batch, graphdef=model[0], optimizer=optimizer, method=method, chunk_rows=8, temperature=1.0)
         outs.append({k: float(v) for k, v in out.items()})
     return state, outs
 

@@ -48,9 +48,7 @@ def test_a_file_gets_plain_lines_every_few_updates():
             display.update(phase="rl", completed=i, success=0.5, seconds=SECONDS)
     lines = out.file.getvalue().splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["rl 1/25", "rl 10/25", "rl 20/25", "rl 25/25"]
-    assert lines[1] == (
-        "rl 10/25 | success 50.0 % | rollout 3.00 s | scoring 0.50 s | PRM 0.50 s | policy 1.00 s | 30 s left"
-    )
+    assert lines[1] == ("rl 10/25 | success 50.0 % | rollout 3.00 s | scoring 0.50 s | PRM 0.50 s | policy 1.00 s | 30 s left")
     assert all(character.isprintable() or character == "\n" for character in out.file.getvalue())
 
 
@@ -148,7 +146,8 @@ def test_the_final_evaluation_goes_before_those_on_the_way():
 def test_the_table_says_what_lengths_cost():
     records = [{"rollout/too_long": 3.0, "rollout/row_full": 1.0, "rollout/observations_cut": 0.0}, {"rollout/too_long": 2.0}]
     assert summary_rows(start=None, end=None, wall_s=61, cut=table_facts(records)["cut"])[0] == (
-        "episodes ended by a length", "6, see the report"
+        "episodes ended by a length",
+        "6, see the report",
     )
     assert "cut" not in table_facts([{"rollout/too_long": 0.0}])
 

@@ -29,7 +29,7 @@ def make_episode(index, steps=3):
         entropy = rng.normal(size=len(tokens)).astype(np.float32)
         action = [None, "", "up"][step % 3]
         distance = [math.nan, math.inf, rng.normal()][step % 3]
-        text = f"#{step}\n@é\ud800\0\""
+        text = f'#{step}\n@é\ud800\0"'
         episode.steps.append(
             Step(prompt, tokens, log_prob, entropy, text, f"<a>{step}", action, -0.1 * step, step % 2 == 1, f"k{step}", distance)
         )

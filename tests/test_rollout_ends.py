@@ -228,7 +228,10 @@ def test_each_kind_is_warned_of_once_with_what_it_needs(chat, caplog):  # noqa: 
     said = [record.getMessage() for record in caplog.records if record.name.startswith("stepreward.rollout")]
     assert len(said) == 2
     first, long = said
-    assert "1 of 3 episodes failed" in first and f"rollout.max_prompt_tokens to at least {episodes[0].needs['rollout.max_prompt_tokens']}" in first
+    assert (
+        "1 of 3 episodes failed" in first
+        and f"rollout.max_prompt_tokens to at least {episodes[0].needs['rollout.max_prompt_tokens']}" in first
+    )
     assert "2 of 3 episodes ended early" in long and "rollout.long_observation='cut'" in long
     assert f"rollout.max_prompt_tokens to at least {episodes[2].needs['rollout.max_prompt_tokens']}" in long
     caplog.clear()

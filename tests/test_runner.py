@@ -173,7 +173,10 @@ def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
     # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
     pairs = [r["prm/pairs"] > 0 for r in records if "prm/pairs" in r]
-    assert int(runner.learner.auxiliaries["prm"].state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1]) and len(runner.learner.auxiliaries["prm"].replay) == 1
+    assert (
+        int(runner.learner.auxiliaries["prm"].state.updates) == 2 * sum(pairs) + 2 * sum(pairs[:-1])
+        and len(runner.learner.auxiliaries["prm"].replay) == 1
+    )
 
 
 def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):

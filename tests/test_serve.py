@@ -39,9 +39,7 @@ LONGEST, LENGTH = 40, 256
 def make_model(root):
     """A random Qwen2-like model of one layer with tokenizer and template in `root`; its answers seldom stop."""
     words = make_folder(root / "words", *FAMILIES["qwen2"])
-    config = decoder.DecoderConfig(
-        352, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, qkv_bias=True
-    )
+    config = decoder.DecoderConfig(352, num_layers=1, embed_dim=16, num_heads=4, num_kv_heads=2, head_dim=4, mlp_dim=24, qkv_bias=True)
     leaves, structure = jax.tree.flatten(decoder.abstract_params(config))
     rng = np.random.default_rng(0)
     params = structure.unflatten([jnp.asarray(rng.normal(0, 0.8, x.shape), x.dtype) for x in leaves])
@@ -237,7 +235,7 @@ BAD = {
     "thinking": ({"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}, 400, "thinking mode"),
     "unknown": ({"messages": HELLO, "beam": 4}, 400, "beam"),
     "large": (b" " * (4 * 2**20 + 1), 413, "larger"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -88,9 +88,7 @@ def symmetries(text):
 
 
 def test_splits_share_no_room_not_even_turned_or_mirrored():
-    rooms = {
-        split: {core.to_text(*room_for(settings("tiny"), seed, split)) for seed in range(300)} for split in SPLITS
-    }
+    rooms = {split: {core.to_text(*room_for(settings("tiny"), seed, split)) for seed in range(300)} for split in SPLITS}
     turned = {form for text in rooms["train"] for form in symmetries(text)}
     assert len(turned) > len(rooms["train"])
     assert turned.isdisjoint(rooms["held_out"])

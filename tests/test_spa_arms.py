@@ -150,7 +150,9 @@ def test_a_refreshed_estimator_goes_on_learning(spa_base, run):
     steady, _ = run({})
     refreshed, records = run({"estimator.refresh_every": 2, "train.env_steps": 300})
     assert ["estimator/loss" in r for r in rl(records)] == [False, True, False]
-    trained = StageOutput(spa_base.workdir, "estimator").read(steady.learner.auxiliaries["estimator"].best, spa_base._fingerprint("estimator"))[0]
+    trained = StageOutput(spa_base.workdir, "estimator").read(
+        steady.learner.auxiliaries["estimator"].best, spa_base._fingerprint("estimator")
+    )[0]
     np.testing.assert_array_equal(flat_params(steady.learner.auxiliaries["estimator"].params), flat_params(trained))
     estimator = refreshed.learner.auxiliaries["estimator"]
     assert np.abs(flat_params(estimator.params) - flat_params(trained)).max() > 1e-4

@@ -52,10 +52,12 @@ def edit_metadata(other, **changes):
 def test_explored_episodes_of_another_tokenizer_or_config_are_refused(spa_base, config, tmp_path):
     other = copy_of(spa_base, tmp_path, "exploration")
     found = spa_base.exploration.metadata
-    for number, (changes, words) in enumerate((
-        ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', this run has '{found['tokenizer']}'"),
-        ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, this run has 1.0"),
-    )):
+    for number, (changes, words) in enumerate(
+        (
+            ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', this run has '{found['tokenizer']}'"),
+            ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, this run has 1.0"),
+        )
+    ):
         edit_metadata(other, **changes)
         before = contents(other)
         runner = Runner(config({"stages.exploration": str(other)}, "sft"), tmp_path / str(number))

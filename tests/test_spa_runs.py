@@ -24,7 +24,9 @@ EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "es
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}
 FIT = {"mse", "mae", "within_0.1", "mse_of_mean", "explained", "calibration_error"}
 CREDIT = {f"credit/{k}" for k in QUALITY | {"step_reward_std", "explained_variance", "advantage_rank_correlation"}}
-CREDIT |= {f"credit/{k}" for k in ("flat_groups", "mixed_groups", "outcome_mean", "outcome_group_std", "step_reward_mean", "shaped_to_outcome")}
+CREDIT |= {
+    f"credit/{k}" for k in ("flat_groups", "mixed_groups", "outcome_mean", "outcome_group_std", "step_reward_mean", "shaped_to_outcome")
+}
 CREDIT |= {"credit/advantage_mean", "credit/advantage_std", "credit/advantage_max"}
 CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value_clip_fraction", "time/critic_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",

@@ -331,9 +331,7 @@ def test_a_stated_end_that_is_no_id_is_named(tmp_path, wrong):
 # --- Images ---
 
 
-@pytest.mark.parametrize(
-    "said", ["<image>", "a<image><image>", "<IMAGE>", f"<{BAD}image>", "<ima", "<", "<|image_pad|>", "<<image>>"]
-)
+@pytest.mark.parametrize("said", ["<image>", "a<image><image>", "<IMAGE>", f"<{BAD}image>", "<ima", "<", "<|image_pad|>", "<<image>>"])
 def test_only_the_prompt_places_an_image(said):
     view = unmarked({"text": said, "admissible": (said,), "n": 1})
     parts = cut_at_images(f"{view['text']}\n<image>{view['admissible'][0].lower()}", [4])

@@ -107,7 +107,9 @@ def test_the_replayed_batches_train_too(prm, monkeypatch):
     prm.model = SimpleNamespace(reads=lambda part: part)
     prm.layout.place_for_training = lambda part: part
     monkeypatch.setattr(ProcessRewardModel, "_update", lambda self, seed, update: {})
-    monkeypatch.setattr("stepreward.training.auxiliaries.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0}))
+    monkeypatch.setattr(
+        "stepreward.training.auxiliaries.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0})
+    )
     for number in range(3):
         batch = scored_batch([1.0, 2.0], [1, 0])
         metrics = prm.update(batch.replace(outcome=batch.outcome + number), [number], None)

@@ -83,9 +83,7 @@ def played():
     collector = Collector(make_engine(reader()), EnvironmentPool(factory), Prompt(), Chat(), "step", 0, 3, 4, reader=reader())
     episodes = collector.collect(model()[1], [Task(seed, "train", seed) for seed in (1, 1, 2, 2)], jax.random.key(0))
     assert all(e.failure is None for e in episodes)
-    batch = pack(
-        episodes, context="step", max_steps=3, row_length=LENGTH, row_multiple=16, pad_id=0, reader=reader()
-    )
+    batch = pack(episodes, context="step", max_steps=3, row_length=LENGTH, row_multiple=16, pad_id=0, reader=reader())
     batch_module.validate(batch)
     return episodes, batch
 

@@ -19,7 +19,7 @@ from stepreward.models.tokenizer import (
     load_tokenizer,
     train_piece_tokenizer,
     train_symbol_tokenizer,
-)  # fmt: skip
+)
 from stepreward.rollout.chat import Chat
 from stepreward.training.demonstrating import demonstration_episodes
 from stepreward.training.runner import Runner

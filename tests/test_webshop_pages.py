@@ -215,10 +215,7 @@ def test_a_value_of_two_options_belongs_to_the_last():
 @pytest.mark.skipif(not REAL.is_dir(), reason="the benchmark's data is not here")
 def test_a_walk_through_the_real_shop():
     environment = make("spa", data=str(REAL))()
-    wanted = (
-        "Find me butt lifting, light weight women's shorts with high waist, tummy control"
-        " with color: black, and size: 3x-large"
-    )
+    wanted = "Find me butt lifting, light weight women's shorts with high waist, tummy control with color: black, and size: 3x-large"
     text = environment.reset(options={"goal": 1})[0]["text"]
     assert text.startswith(f"WebShop [SEP] Instruction: [SEP] {wanted}") and text.endswith(" dollars [SEP] Search")
     text, *_ = _walk(environment, "search[high waist yoga shorts butt lifting]")

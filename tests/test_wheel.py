@@ -93,7 +93,5 @@ def test_every_job_has_its_flags(installed, tmp_path, job):
 
 
 def test_an_unknown_experiment_names_the_nearest(installed, tmp_path):
-    done = subprocess.run(
-        [installed / "stepreward", "train", "--config=istar_sokobn"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([installed / "stepreward", "train", "--config=istar_sokobn"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: no config file 'istar_sokobn'; did you mean 'istar_sokoban'?\n"

@@ -29,7 +29,9 @@ def refused(config, folder):
 
 # --- Two at once ---
 
-HOLD = "import sys, time; from stepreward.training.locks import FolderLock; lock = FolderLock(sys.argv[1]); print(flush=True); time.sleep(600)"
+HOLD = (
+    "import sys, time; from stepreward.training.locks import FolderLock; lock = FolderLock(sys.argv[1]); print(flush=True); time.sleep(600)"
+)
 
 
 def test_a_second_run_in_a_workdir_ends_with_2_and_one_line(micro_config, root, tmp_path):

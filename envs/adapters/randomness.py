@@ -12,10 +12,10 @@ import numpy as np
 class OwnRandomness:
     """What a game draws from the global generators depends on its own seed alone, whatever else runs in the process.
 
-        own = OwnRandomness()
-        own.seed(7)
-        with own.active():
-            game.step(action)
+    own = OwnRandomness()
+    own.seed(7)
+    with own.active():
+        game.step(action)
     """
 
     def __init__(self):

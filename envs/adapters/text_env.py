@@ -110,9 +110,7 @@ class TextEnv:
         self.capabilities = frozenset(name for name, there in offered.items() if there)
         self._over = True
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts the episode of a seed in options["split"] ("train" unless given); other options go to the environment."""
         others = dict(options or {})
         split = others.pop("split", "train")
@@ -262,9 +260,7 @@ def _five(found: Any) -> tuple[Any, Any, Any, Any, Mapping]:
         found = observation, reward, done and not late, late, info
     if not isinstance(found, tuple) or len(found) != 5:
         size = f" of {len(found)}" if isinstance(found, tuple) else ""
-        raise ValueError(
-            f"step returned a {type(found).__name__}{size}, not (observation, reward, terminated, truncated, info)"
-        )
+        raise ValueError(f"step returned a {type(found).__name__}{size}, not (observation, reward, terminated, truncated, info)")
     info = {} if found[4] is None else found[4]
     if not isinstance(info, Mapping):
         raise ValueError(f"the info of step is a {type(info).__name__}, not a mapping")

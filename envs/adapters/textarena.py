@@ -106,8 +106,15 @@ def random_move(heard: str, draws: random.Random) -> str:
 
 
 def make(
-    preset: str, *, max_steps: int | None = None, data: str | None = None, players: int = 1, seat: int = 0,
-    opponent: str | Callable[[str, random.Random], str] = random_move, kwargs: Mapping[str, Any] | None = None, **settings,
+    preset: str,
+    *,
+    max_steps: int | None = None,
+    data: str | None = None,
+    players: int = 1,
+    seat: int = 0,
+    opponent: str | Callable[[str, random.Random], str] = random_move,
+    kwargs: Mapping[str, Any] | None = None,
+    **settings,
 ) -> Callable[[], TextEnv]:
     """A function without arguments that makes environments of a TextArena game.
 

@@ -12,9 +12,7 @@ from stepreward.envs.extras import require
 
 FAILURE = "Nothing happens."
 # What an action can change and a later turn can notice; "checked" is only the engine's note that something was looked at.
-_CHANGING = frozenset(
-    ("atlocation", "opened", "inreceptacle", "holds", "isclean", "ishot", "iscool", "ison", "istoggled", "issliced")
-)
+_CHANGING = frozenset(("atlocation", "opened", "inreceptacle", "holds", "isclean", "ishot", "iscool", "ison", "istoggled", "issliced"))
 
 
 class Turn(NamedTuple):
@@ -89,8 +87,7 @@ class Engine:
         """What is true now, each as (predicate, names of its arguments as the text has them), in no order."""
         names = {name: info.name.strip() for name, info in self._stock._entity_infos.items()}
         return [
-            (fact.name, *(names.get(argument.name, argument.name) for argument in fact.arguments))
-            for fact in self._stock._pddl_state.facts
+            (fact.name, *(names.get(argument.name, argument.name) for argument in fact.arguments)) for fact in self._stock._pddl_state.facts
         ]
 
     def state_key(self) -> str:

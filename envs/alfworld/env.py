@@ -75,9 +75,7 @@ class AlfworldEnv:
             raise ValueError("generated games have no end: give data= to play a list of games")
         return len(games.load(self.settings, split))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts the game that `seed` names in options["split"], "train" (unless given) or "held_out".
 
         Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split,
@@ -228,9 +226,7 @@ class AlfworldEnv:
         }  # fmt: skip
 
 
-def make(
-    preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides
-) -> Callable[[], AlfworldEnv]:
+def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides) -> Callable[[], AlfworldEnv]:
     """A picklable function without arguments that makes environments of a preset; the rest replaces fields of Settings.
 
     Raises ValueError that lists what there is when the preset or a setting is unknown; FileNotFoundError when `data`

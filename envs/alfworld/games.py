@@ -146,8 +146,7 @@ def _source(data: str, split: str) -> Path:
         if candidate.exists():
             return candidate
     raise FileNotFoundError(
-        f"{root} has neither {split}/<task>/<trial>/game.tw-pddl, with or without json_2.1.1 above it, "
-        f"nor {split}.jsonl.xz: {_HOW}"
+        f"{root} has neither {split}/<task>/<trial>/game.tw-pddl, with or without json_2.1.1 above it, nor {split}.jsonl.xz: {_HOW}"
     )
 
 

@@ -42,9 +42,7 @@ class Room:
             row, column = divmod(cell, self.width)
             at_edge = row in (0, self.height - 1) or column in (0, self.width - 1)
             if at_edge and cell not in self.walls:
-                raise ValueError(
-                    f"row {row}, column {column}: the outer wall has a gap; every cell on the edge must be a wall"
-                )
+                raise ValueError(f"row {row}, column {column}: the outer wall has a gap; every cell on the edge must be a wall")
         for cell in self.targets:
             if cell in self.walls or not 0 <= cell < self.height * self.width:
                 raise ValueError(f"target cell {cell} is in a wall or off the {self.height}x{self.width} board")

@@ -74,9 +74,7 @@ class SokobanEnv:
         self._room: Room | None = None
         self._over = True
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts the room that `seed` names in options["split"] ("train" unless given), or the board options["room"].
 
         Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or

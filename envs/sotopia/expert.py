@@ -11,8 +11,13 @@ ENOUGH = 60  # the lowest worth, in hundredths, whose goal score is a success
 
 FORMS = {
     "short": {
-        "greet": "hello", "thank": "thank", "ask": "ask why", "reason": "reason {word}", "offer": "offer {label}",
-        "lower": "concede", "agree": "agree",
+        "greet": "hello",
+        "thank": "thank",
+        "ask": "ask why",
+        "reason": "reason {word}",
+        "offer": "offer {label}",
+        "lower": "concede",
+        "agree": "agree",
     },
     "full": {
         "greet": "Hello, it is good to see you.",

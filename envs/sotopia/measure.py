@@ -1,6 +1,6 @@
 """Goal scores of the scripted player and of random play in the embedded world.
 
-    python -m stepreward.envs.sotopia.measure tiny
+python -m stepreward.envs.sotopia.measure tiny
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ class PackageEnv:
         check_settings(settings)
         self.settings = settings
         pairings = data.load(settings.data)
-        self._pairings = {
-            name: data.split(pairings, name, settings.subset, settings.split_seed) for name in ("train", "held_out")
-        }
+        self._pairings = {name: data.split(pairings, name, settings.subset, settings.split_seed) for name in ("train", "held_out")}
         self._package = backend.package(settings.storage)
         self._judge = judge_endpoint(settings)
         address = (settings.partner_url, settings.partner_model)
@@ -251,9 +249,7 @@ async def ask_judge(package: SimpleNamespace, endpoint: Endpoint, history: str, 
         return found.model_dump_json()
 
     acts = [(name, silent) for name in names]  # of these it only counts the agents
-    responses = await backend.asked(
-        endpoint, accept, lambda: evaluator.__acall__(turn_number=-1, messages=acts, history=history)
-    )
+    responses = await backend.asked(endpoint, accept, lambda: evaluator.__acall__(turn_number=-1, messages=acts, history=history))
     rates = package.evaluators.unweighted_aggregate_evaluate(responses)
     try:
         return check({agent: _scores(rate) for agent, rate in zip(AGENTS, (rates.p1_rate, rates.p2_rate))})

@@ -20,9 +20,7 @@ _AGREE = re.compile(
     r"\b(agreed|accept|it'?s a deal|you have a deal|you'?ve got a deal|sounds good|let'?s do (?:it|that)|i'?ll take it|"
     r"i agree(?! that| with| about)|agree(?=[.!]*$)|we agree)\b|^(?:ok(?:ay)?,? )?deal[.!]*$|[.!,] deal[.!]*$"
 )
-_NOT = re.compile(
-    r"\b(no|not|never|don'?t|can'?t|cannot|couldn'?t|won'?t|refuse\w*|reject\w*|unable|too (?:low|high|much|little))\b"
-)
+_NOT = re.compile(r"\b(no|not|never|don'?t|can'?t|cannot|couldn'?t|won'?t|refuse\w*|reject\w*|unable|too (?:low|high|much|little))\b")
 _HARMLESS = re.compile(r"\bno (?:problem|worries|doubt|hurry|rush)\b")
 _THREAT = re.compile(
     r"\b(threat\w*|or else|you(?:'ll| will) (?:regret|be sorry)|sue|lawyer|report you|i will tell everyone|make you pay|"
@@ -33,9 +31,7 @@ _LEAVE = re.compile(
     r"^(?:leave|bye|goodbye|good bye)[.!]*$|\bleft the conversation\b|\bi(?:'m| am) leaving\b|"
     r"\bi(?:'ll| will) leave(?: now)?[.!]*$|\bwalk away\b|\bend (?:this|the) (?:talk|conversation)\b|\bgoodbye[.!]*$"
 )
-_CONCEDE = re.compile(
-    r"\b(concede|come down|go down|go up a|lower my|raise my|a little less|a bit less|give (?:in )?a (?:little|bit))\b"
-)
+_CONCEDE = re.compile(r"\b(concede|come down|go down|go up a|lower my|raise my|a little less|a bit less|give (?:in )?a (?:little|bit))\b")
 _HALFWAY = re.compile(r"\b(halfway|half way|meet in the middle|split the difference|middle ground)\b")
 _BARE_OFFER = re.compile(r"^(?:offer|propose)[.!]*$|\bmy (?:full )?(?:asking )?price\b")
 _SECRET = re.compile(r"\b(tell (?:you )?(?:my|the|a) secret|tell secret|my secret is|to be honest with you|confess)\b")

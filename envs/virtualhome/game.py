@@ -77,9 +77,7 @@ class Game:
 
     def instances(self, at: Position, command: Command) -> tuple[int, ...] | None:
         """The instances of a command's objects; None when one is not there."""
-        found = tuple(
-            self.instance(at, named, not index and command.verb in _FROM_HAND) for index, named in enumerate(command.objects)
-        )
+        found = tuple(self.instance(at, named, not index and command.verb in _FROM_HAND) for index, named in enumerate(command.objects))
         return None if None in found else found
 
     def do(self, at: Position, verb: str, ids: Sequence[int]) -> Position | None:
@@ -101,8 +99,7 @@ class Game:
         objects = tuple(Named(self.scene.names[number]) for number in ids)
         meant = self.instances(at, Command(verb, objects)) or ()
         exact = tuple(
-            named if number == wanted else Named(named.name, wanted)
-            for named, number, wanted in zip(objects, meant, ids, strict=True)
+            named if number == wanted else Named(named.name, wanted) for named, number, wanted in zip(objects, meant, ids, strict=True)
         )
         return write(verb, exact)
 

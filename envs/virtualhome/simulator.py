@@ -179,8 +179,7 @@ class Scene:
 
     def _shut_in(self, state, number: int) -> bool:
         return any(
-            up not in self.rooms and self._sim.State.CLOSED in state.get_node(up).states
-            for up in self.targets(state, number, "INSIDE")
+            up not in self.rooms and self._sim.State.CLOSED in state.get_node(up).states for up in self.targets(state, number, "INSIDE")
         )
 
     def key(self, state, *more: Any) -> str:
@@ -202,8 +201,6 @@ class Scene:
             for number, node in state._new_nodes.items()
             if node.states != graph.get_node(number).states
         )
-        taken = sorted(
-            (key[1], source.id, relation.value) for key, (source, relation) in state.executor_data.items() if source is not None
-        )
+        taken = sorted((key[1], source.id, relation.value) for key, (source, relation) in state.executor_data.items() if source is not None)
         digest = hashlib.blake2b(repr((added, gone, changed, taken, more)).encode(), digest_size=8)
         return digest.hexdigest()

@@ -155,9 +155,7 @@ def annotated() -> tuple[Task, ...]:
     """Those 342 of the packaged tasks that the Embodied Agent Interface annotates, with its goals."""
     scenes = read_json(simulator().root / _ANNOTATIONS)
     notes = {name: note["vh_goal"] for titles in scenes.values() for tasks in titles.values() for name, note in tasks.items()}
-    return tuple(
-        dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)])) for task in packaged() if _short(task) in notes
-    )
+    return tuple(dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)])) for task in packaged() if _short(task) in notes)
 
 
 def playable(tasks: Sequence[Task], unplayable: Sequence[str] = ()) -> tuple[Task, ...]:

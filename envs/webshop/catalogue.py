@@ -152,7 +152,9 @@ def _pricing(text: Any) -> tuple[list[float], str]:
 
 def _options(raw: Any) -> dict[str, tuple[str, ...]]:
     return {
-        name.lower(): tuple(_text("value", _mapping(f"option {name}", value)["value"]).strip().replace("/", " | ").lower() for value in values)
+        name.lower(): tuple(
+            _text("value", _mapping(f"option {name}", value)["value"]).strip().replace("/", " | ").lower() for value in values
+        )
         for name, values in _mapping("customization_options", raw or {}).items()
         if values is not None
     }

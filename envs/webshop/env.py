@@ -52,9 +52,7 @@ class WebShopEnv:
     def __init__(self, settings: Settings | None = None):
         self.settings = chosen = preset_settings("tiny") if settings is None else settings
         indices = None if chosen.train_indices is None else (chosen.train_indices, chosen.held_out_indices)
-        self._shop = shop.load(
-            chosen.data, chosen.goals, chosen.seed, chosen.held_out, indices, chosen.hits, chosen.page_size
-        )
+        self._shop = shop.load(chosen.data, chosen.goals, chosen.seed, chosen.held_out, indices, chosen.hits, chosen.page_size)
         self._noun_score = noun_score()
         self._rich, self._compact = chosen.observation == "text_rich", chosen.observation == "compact"
         self._goal = None
@@ -64,9 +62,7 @@ class WebShopEnv:
         """How many goals a split has. Raises ValueError for an unknown split."""
         return len(self._split(split))
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts goal number `seed` mod num_tasks of options["split"] ("train" unless given), or goal options["goal"], an
         index into all shuffled goals.
 
@@ -242,9 +238,7 @@ class WebShopEnv:
         return pages.SEPARATOR.join(("Instruction:", self._instruction, tail))
 
 
-def make(
-    preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **settings
-) -> Callable[[], WebShopEnv]:
+def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **settings) -> Callable[[], WebShopEnv]:
     """A function without arguments that makes environments of a preset; `settings` replace fields of Settings.
 
     Args:

@@ -106,9 +106,7 @@ class IStarPrompt:
         turns = list(history)[-TURNS:]
         if not turns:
             return ""
-        told = "\n\n".join(
-            f"Page: {self._page(before)}\nYour action: {self.parse(output) or output}" for before, output in turns
-        )
+        told = "\n\n".join(f"Page: {self._page(before)}\nYour action: {self.parse(output) or output}" for before, output in turns)
         return f"Your last turns, oldest first ({len(turns)}):\n\n{told}\n\n"
 
 

@@ -70,6 +70,5 @@ class Index:
             rows = rows[scores[rows] >= least]
         return rows[np.argsort(-scores[rows], kind="stable")][:hits].tolist()
 
-
     def _stems(self, text: str) -> list[str]:
         return [self._stem(word) for word in _WORD.findall(text.lower()) if word not in STOP_WORDS]

@@ -66,9 +66,7 @@ def document(product: Product) -> str:
 
 
 @functools.lru_cache(maxsize=4)
-def load(
-    data: str | None, goals: str, seed: int, held_out: int, indices: tuple[str, str] | None, hits: int, page_size: int
-) -> Shop:
+def load(data: str | None, goals: str, seed: int, held_out: int, indices: tuple[str, str] | None, hits: int, page_size: int) -> Shop:
     """The shop of a folder of the benchmark's files, or of the embedded catalogue (`data` None).
 
     Args:

@@ -143,9 +143,7 @@ class ActorCritic(Method):
             reward_ExS = reward_ExS - step_sum(penalty_RxL, batch)
         if self.has_critic:
             value_ExS = step_sum(jnp.where(first_token(batch), batch.signals["value"].astype(jnp.float32), 0.0), batch)
-            advantage_ExS, returns_ExS = generalized_advantage_estimation(
-                reward_ExS, value_ExS, mask_ExS, self.discount, self.trace
-            )
+            advantage_ExS, returns_ExS = generalized_advantage_estimation(reward_ExS, value_ExS, mask_ExS, self.discount, self.trace)
             returns_RxL = to_tokens(returns_ExS, batch)
         else:
             returns_ExS, returns_RxL = return_to_go(reward_ExS, mask_ExS, self.discount), None
@@ -165,9 +163,7 @@ class ActorCritic(Method):
         if self.observation == "decay":
             discount_1xN = discount_1xN * (self.discount * self.trace) ** self._observed_before_next(stream, shape)
         discount_1xN = jnp.where(stream.episode_end, 0.0, discount_1xN)
-        advantage_1xN, returns_1xN = generalized_advantage_estimation(
-            reward_1xN, value_1xN, stream.mask, discount_1xN, self.trace
-        )
+        advantage_1xN, returns_1xN = generalized_advantage_estimation(reward_1xN, value_1xN, stream.mask, discount_1xN, self.trace)
         if self.whiten:
             advantage_1xN = masked_whiten(advantage_1xN, stream.mask)
         advantage_RxL = stream.put(advantage_1xN, shape)

@@ -171,9 +171,7 @@ class IStar(Method):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
         if self.granularity == "token" and self.step_reward != "prm":
-            raise ValueError(
-                f"step_reward={self.step_reward!r} of '{self.name}' is a control of granularity='step' only"
-            )
+            raise ValueError(f"step_reward={self.step_reward!r} of '{self.name}' is a control of granularity='step' only")
         for field in ("alpha", "nll_coef", "eps"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
@@ -339,9 +337,7 @@ class IStar(Method):
     def _metrics(self, step_reward_ExS, log_ratio_RxL, episode_RxL, process_RxL, batch: Batch) -> Metrics:
         mask_ExS, mask_RxL = step_mask(batch), token_mask(batch)
         group_ExS = jnp.broadcast_to(batch.group_id[:, None], mask_ExS.shape)
-        _, group_std_ExS, _ = group_statistics(
-            step_reward_ExS, group_ExS, mask_ExS, num_groups=batch.num_episodes, ddof=1
-        )
+        _, group_std_ExS, _ = group_statistics(step_reward_ExS, group_ExS, mask_ExS, num_groups=batch.num_episodes, ddof=1)
         mask_E = counted_episodes(batch)
         outcome_size = jnp.where(mask_E, jnp.abs(batch.outcome), 0.0).sum()
         episode_size, process_size = jnp.abs(episode_RxL).sum(), jnp.abs(process_RxL).sum()

@@ -130,9 +130,7 @@ class ProgRM(_Potential):
         return masked_mean(loss_ExS, mask_ExS), {"labelled": masked_mean(mask_ExS.astype(jnp.float32), step_mask(batch))}
 
 
-def lcs_progress_labels(
-    sequences: Sequence[Sequence[str]], success: Sequence[bool], group_id: Sequence[int]
-) -> list[np.ndarray]:
+def lcs_progress_labels(sequences: Sequence[Sequence[str]], success: Sequence[bool], group_id: Sequence[int]) -> list[np.ndarray]:
     """Labels each step with its progress by self-annotation, on the host.
 
     The longest common subsequence of the successful episodes of a group gives its m key steps; once the first j of them have been

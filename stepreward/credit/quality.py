@@ -83,8 +83,7 @@ def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, n
     mask = np.asarray(mask, bool)
     if not reward.shape == progress.shape == mask.shape or reward.ndim != 2:
         raise ValueError(
-            f"step_reward, true_progress and mask must share one shape [E, S], not "
-            f"{reward.shape}, {progress.shape}, {mask.shape}"
+            f"step_reward, true_progress and mask must share one shape [E, S], not {reward.shape}, {progress.shape}, {mask.shape}"
         )
     return reward, progress, mask & np.isfinite(progress) & np.isfinite(reward)
 

@@ -48,9 +48,7 @@ class Demonstration:
         return {"text": self.observations[index], **(self.views[index] if self.views else {})}
 
 
-def write_demonstrations(
-    path: str | os.PathLike, records: Iterable[Demonstration], metadata: Mapping[str, Any]
-) -> None:
+def write_demonstrations(path: str | os.PathLike, records: Iterable[Demonstration], metadata: Mapping[str, Any]) -> None:
     """Writes episodes and their metadata as the folder `path`, whole or not at all.
 
     Args:
@@ -97,9 +95,7 @@ def read_demonstrations(path: str | os.PathLike) -> tuple[list[Demonstration], d
     return records, metadata
 
 
-def check_metadata(
-    found: Mapping[str, Any], expected: Mapping[str, Any], what: str = _WHAT, whole: bool = False
-) -> None:
+def check_metadata(found: Mapping[str, Any], expected: Mapping[str, Any], what: str = _WHAT, whole: bool = False) -> None:
     """Raises ValueError when the metadata of a dataset is not what the run expects.
 
     Only the keys of `expected` are compared; nested keys are named with dots, and a tuple equals the list of its items.
@@ -124,8 +120,7 @@ def check_metadata(
     for key in found if whole else ():
         if key not in expected:
             raise ValueError(
-                f"these {what} were made with {key} = {found[key]!r}, but this run has no {key}; "
-                "write them again or change the config"
+                f"these {what} were made with {key} = {found[key]!r}, but this run has no {key}; write them again or change the config"
             )
 
 

@@ -16,9 +16,7 @@ from stepreward.kernels.masked import group_normalise, weighted_whiten
 Array = jax.Array
 
 
-def grpo(
-    outcome_E: Array, group_id_E: Array, mask_E: Array, *, ddof: int = 1, eps: float = 1e-6, singleton: str = "zero"
-) -> Array:
+def grpo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, ddof: int = 1, eps: float = 1e-6, singleton: str = "zero") -> Array:
     """Group-relative advantage of GRPO: A_i = (R_i − mean_g) / (std_g + eps).
 
     Args:

@@ -70,9 +70,7 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
     return (bags(error_ExS).sum(axis=2) ** 2).sum() / jnp.maximum(counted_ExB.sum(), 1)
 
 
-def return_prediction_loss(
-    prediction_ExS: Array, outcome_E: Array, mask_ExS: Array, *, every_step: float = 0.5
-) -> Array:
+def return_prediction_loss(prediction_ExS: Array, outcome_E: Array, mask_ExS: Array, *, every_step: float = 0.5) -> Array:
     """Squared error of the return predicted from each prefix: mean over episodes of (g_T − R)² + w · mean_t (g_t − R)².
 
     Args:

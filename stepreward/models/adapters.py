@@ -78,8 +78,9 @@ class Adapted:
     lora: LoraConfig = struct.field(pytree_node=False)
 
 
-def add_adapter(module: nnx.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig | None,
-                rngs: nnx.Rngs) -> None:
+def add_adapter(
+    module: nnx.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig | None, rngs: nnx.Rngs
+) -> None:
     """Gives a module the adapter of its parameter `name`, where the config asks for one: A `[*inputs, r]` uniform in
     ±1/√inputs (as PEFT does), B `[r, *outputs]` zero."""
     if config is None or name not in config.targets:

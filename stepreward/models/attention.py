@@ -106,9 +106,7 @@ def causal_attention(
     raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS[1:])}; `resolve` names one.")
 
 
-def selected_attention(
-    query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, at_BxQ: Array
-) -> Array:
+def selected_attention(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, at_BxQ: Array) -> Array:
     """Causal attention for the queries of some tokens only, `[B, N, Q, H]`; plain XLA, in blocks where there are many.
 
     Args:

@@ -180,6 +180,7 @@ def _one_token(c: DecoderConfig, time: int) -> bool:
 
 def _write(cache_BxKxSxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
     """Writes T new slots from `start_B` on, row by row. Slots past a row's true length hold padding until overwritten."""
+
     def write_row(row, new, start):
         return jax.lax.dynamic_update_slice(row, new, (0, start, 0))
 
@@ -362,6 +363,7 @@ def in_compute_dtype(config: DecoderConfig, params):
     The scales of norms stay as they are, since norms read them in float32: around 1, bfloat16 would round a change of less than
     0.004 away.
     """
+
     def cast(path, x):
         scale = any(getattr(part, "key", None) == "scale" for part in path)
         return x if scale else x.astype(config.compute_dtype)

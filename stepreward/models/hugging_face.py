@@ -60,9 +60,9 @@ def find_folder(name, *, allow_download: bool = False, revision: str | None = No
     import huggingface_hub  # half a second, and only needed for names of the hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(
-            text, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=not allow_download
-        ))
+        return Path(
+            huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=not allow_download)
+        )
     except Exception as error:  # the library raises its own, requests' and the system's
         reason = "it is not in the hub's local cache; download it first or allow the download"
         if allow_download:
@@ -71,7 +71,12 @@ def find_folder(name, *, allow_download: bool = False, revision: str | None = No
 
 
 def load_params(
-    folder_or_name, config: DecoderConfig, *, mesh: Mesh | None = None, dtype=None, allow_download: bool = False,
+    folder_or_name,
+    config: DecoderConfig,
+    *,
+    mesh: Mesh | None = None,
+    dtype=None,
+    allow_download: bool = False,
     revision: str | None = None,
 ) -> nnx.State:
     """Loads the decoder's parameters, each on its devices.
@@ -99,8 +104,10 @@ def load_params(
     left = [n for n in left if not NOT_PARAMETERS.search(n) and not (_is_text_part(config) and n.startswith("visual."))]
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
-        raise ValueError(f"{str(checkpoint.folder)!r} holds tensors that this model has no place for: {left[0]}{more}; its "
-                         "config.json and its tensors do not belong together.")
+        raise ValueError(
+            f"{str(checkpoint.folder)!r} holds tensors that this model has no place for: {left[0]}{more}; its "
+            "config.json and its tensors do not belong together."
+        )
     if config.tie_embeddings:
         _check_tied(checkpoint)
     return fill(checkpoint, abstract, found, mesh=mesh or config.mesh, dtype=dtype)
@@ -186,7 +193,7 @@ def _file_sharding(sharding, layout: Layout, stacked: bool):
     """The sharding of the file's axes that matches ours, so that swapping axes moves nothing between devices."""
     if not isinstance(sharding, NamedSharding):
         return sharding
-    spec = tuple(sharding.spec)[int(stacked):]
+    spec = tuple(sharding.spec)[int(stacked) :]
     spec += (None,) * (len(layout.ours) - len(spec))
     return NamedSharding(sharding.mesh, PartitionSpec(*layout.fine_spec(spec)))
 
@@ -199,6 +206,7 @@ def _convert(order, shape, dtype, sharding):
 @functools.cache
 def _insert(order, shape, dtype, sharding):
     """Writes a layer into the stack, in place."""
+
     def insert(stack, raw, layer):
         return jax.lax.dynamic_update_index_in_dim(stack, raw.transpose(order).reshape(shape).astype(dtype), layer, 0)
 
@@ -226,8 +234,10 @@ def _check_tied(checkpoint: Checkpoint) -> None:
         np.array_equal(checkpoint.read(head, box), checkpoint.read(embedding, box)) for box in boxes
     )
     if not same:
-        raise ValueError(f"{str(checkpoint.folder)!r}: config.json ties the head to the embedding, but lm_head.weight differs from "
-                         "it; set tie_word_embeddings to false there.")
+        raise ValueError(
+            f"{str(checkpoint.folder)!r}: config.json ties the head to the embedding, but lm_head.weight differs from "
+            "it; set tie_word_embeddings to false there."
+        )
 
 
 __all__ = ["HubConfig", "check", "fill", "find_folder", "load_params", "load_tree", "read_config", "rules_of"]

@@ -19,8 +19,13 @@ from stepreward.models.hugging_face_tensors import DECODER_TENSORS, Checkpoint, 
 
 CONFIG, SINGLE = "adapter_config.json", "adapter_model.safetensors"
 MODULES = {
-    "query": "q_proj", "key": "k_proj", "value": "v_proj", "output": "o_proj",
-    "gate": "gate_proj", "up": "up_proj", "down": "down_proj",
+    "query": "q_proj",
+    "key": "k_proj",
+    "value": "v_proj",
+    "output": "o_proj",
+    "gate": "gate_proj",
+    "up": "up_proj",
+    "down": "down_proj",
 }
 # Settings of an adapter folder that change the computation, and the only values of them that we do.
 _PLAIN = {
@@ -50,9 +55,7 @@ def _rules() -> tuple[Rule, ...]:
 ADAPTER_TENSORS = _rules()
 
 
-def save_adapters(
-    folder, config: DecoderConfig, adapters, base_name: str, *, revision: str | None = None, dtype=None, beside=None
-) -> Path:
+def save_adapters(folder, config: DecoderConfig, adapters, base_name: str, *, revision: str | None = None, dtype=None, beside=None) -> Path:
     """Writes an adapter folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
@@ -79,8 +82,11 @@ def save_adapters(
         # In memory, a vision-language model keeps its text part one module deeper than its files say, and its tower has modules
         # of the same names, which must not be taken for targets.
         inner = prefix + "language_model."
-        modules = [t.name.replace(prefix, "language_model.").removesuffix(".lora_A.weight")
-                   for t in tensors_of(adapters, ADAPTER_TENSORS) if t.name.endswith(".lora_A.weight")]
+        modules = [
+            t.name.replace(prefix, "language_model.").removesuffix(".lora_A.weight")
+            for t in tensors_of(adapters, ADAPTER_TENSORS)
+            if t.name.endswith(".lora_A.weight")
+        ]
     tensors = [t._replace(name=t.name.replace(prefix, inner, 1)) for t in tensors_of(adapters, ADAPTER_TENSORS, dtype=dtype)]
     description = {
         "peft_type": "LORA",

@@ -32,22 +32,30 @@ class Architecture:
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-_DEFAULTS = {"head_dim": None, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False, "hidden_act": "silu",
-             "max_position_embeddings": 32_768, "max_window_layers": 28}
+_DEFAULTS = {
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "max_window_layers": 28,
+}
 VISION_LANGUAGE = "Qwen2_5_VLForConditionalGeneration"
 ARCHITECTURES = {
-    "LlamaForCausalLM": Architecture(
-        "llama", defaults=_DEFAULTS | {"num_key_value_heads": None, "max_position_embeddings": 2048}
-    ),
+    "LlamaForCausalLM": Architecture("llama", defaults=_DEFAULTS | {"num_key_value_heads": None, "max_position_embeddings": 2048}),
     "Qwen2ForCausalLM": Architecture("qwen2", qkv_bias=True, defaults=_DEFAULTS),
     "Qwen3ForCausalLM": Architecture("qwen3", qk_norm=True, defaults=_DEFAULTS | {"head_dim": 128}),
     VISION_LANGUAGE: Architecture(
-        "qwen2_5_vl", qkv_bias=True,
+        "qwen2_5_vl",
+        qkv_bias=True,
         defaults=_DEFAULTS | {"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "max_window_layers": 80},
     ),
 }
-SUPPORTED = ("supported: " + ", ".join(ARCHITECTURES) + "; dense layers, SiLU, full attention, rope types default and llama3, "
-             "no bias beside Qwen2's on query, key and value")
+SUPPORTED = (
+    "supported: " + ", ".join(ARCHITECTURES) + "; dense layers, SiLU, full attention, rope types default and llama3, "
+    "no bias beside Qwen2's on query, key and value"
+)
 
 _SIZES = {  # ours -> theirs
     "vocab_size": "vocab_size",
@@ -95,8 +103,10 @@ def read_config(folder) -> HubConfig:
         only = "; it holds adapters alone: give a whole model with them merged" if adapters else ""
         raise FileNotFoundError(f"{str(folder)!r} is not a model folder: it holds no config.json{only}")
     if adapters:
-        raise ValueError(f"{str(folder)!r} holds adapters beside a model (adapter_config.json), which would be left out: merge them "
-                         "into the model, or move that file away to take the model without them.")
+        raise ValueError(
+            f"{str(folder)!r} holds adapters beside a model (adapter_config.json), which would be left out: merge them "
+            "into the model, or move that file away to take the model without them."
+        )
     return parse_config(read_json(file), str(file))
 
 
@@ -116,8 +126,10 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
     sizes = {ours: _size(text, theirs, where) for ours, theirs in _SIZES.items()}
     kv_heads = sizes["num_heads"] if _absent(text, "num_key_value_heads", where) else _size(text, "num_key_value_heads", where)
     if text["head_dim"] is None and sizes["embed_dim"] % sizes["num_heads"]:
-        raise ValueError(f"{where}: hidden_size={sizes['embed_dim']} does not divide by num_attention_heads={sizes['num_heads']}, "
-                         "and no head_dim is given.")
+        raise ValueError(
+            f"{where}: hidden_size={sizes['embed_dim']} does not divide by num_attention_heads={sizes['num_heads']}, "
+            "and no head_dim is given."
+        )
     head_dim = sizes["embed_dim"] // sizes["num_heads"] if text["head_dim"] is None else _size(text, "head_dim", where)
     fields = {
         **sizes,
@@ -227,9 +239,7 @@ def _rope_group(stated: dict, where: str) -> dict[str, Any]:
         del new["rope_type"]  # transformers 5 writes it where a published file had none
     for key in new.keys() & old.keys():
         if new[key] != old[key]:
-            raise ValueError(
-                f"{where}: rope_parameters has {key}={new[key]!r} and rope_scaling {key}={old[key]!r}: leave one of them out."
-            )
+            raise ValueError(f"{where}: rope_parameters has {key}={new[key]!r} and rope_scaling {key}={old[key]!r}: leave one of them out.")
     return new | old
 
 
@@ -293,8 +303,13 @@ def config_json(config: DecoderConfig, *, dtype: str, max_length: int, special: 
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
     if config.rope_scaling is not None:
         s = config.rope_scaling
-        rope |= {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_frequency_factor,
-                 "high_freq_factor": s.high_frequency_factor, "original_max_position_embeddings": s.original_length}
+        rope |= {
+            "rope_type": "llama3",
+            "factor": s.factor,
+            "low_freq_factor": s.low_frequency_factor,
+            "high_freq_factor": s.high_frequency_factor,
+            "original_max_position_embeddings": s.original_length,
+        }
     return {
         "architectures": [fits[0]],
         "model_type": ARCHITECTURES[fits[0]].model_type,

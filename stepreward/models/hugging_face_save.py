@@ -39,17 +39,36 @@ from stepreward.models.hugging_face_tensors import (
 
 # What a model folder holds beside its configuration and tensors: tokenizer, chat template, image processor.
 COPIED = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
-    "tokenizer.model", "chat_template.jinja", "chat_template.json", "additional_chat_templates",
-    "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "additional_chat_templates",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
 )
 _NAMES = {np.dtype(d): name for d, name in zip(DTYPES.values(), ("float32", "float16", "bfloat16"))}
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 def save_pretrained(
-    folder, config: DecoderConfig, params, *, source_folder=None, tokenizer_folder=None, max_shard_bytes: float = 5e9, dtype=None,
-    max_length: int = 32_768, chat_template: str | None = None, generation: dict[str, Any] | None = None,
+    folder,
+    config: DecoderConfig,
+    params,
+    *,
+    source_folder=None,
+    tokenizer_folder=None,
+    max_shard_bytes: float = 5e9,
+    dtype=None,
+    max_length: int = 32_768,
+    chat_template: str | None = None,
+    generation: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a model folder: `config.json`, `generation_config.json`, safetensors, and the tokenizer's files copied.
 
@@ -206,14 +225,18 @@ def _write_shards(folder: Path | None, tensors: list[Tensor], max_shard_bytes: f
     if failure is not None:
         raise failure
     if folder is not None and len(shards) > 1:
-        write_json(folder / INDEX, {
-            "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
-            "weight_map": {tensor.name: name for name, shard in zip(names, shards) for tensor in shard},
-        })
+        write_json(
+            folder / INDEX,
+            {
+                "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors)},
+                "weight_map": {tensor.name: name for name, shard in zip(names, shards) for tensor in shard},
+            },
+        )
 
 
 def _carried(checkpoint: Checkpoint, have: set[str], config: DecoderConfig) -> list[Tensor]:
     """The source's other tensors, as they are."""
+
     def fetch(name):  # the other processes have nothing to do for these
         whole = tuple(slice(0, size) for size in checkpoint.shapes[name])
         return checkpoint.read(name, whole) if jax.process_index() == 0 else None

@@ -64,16 +64,21 @@ PUBLISHED = {
     "llama3.2-3b": _llama(28, 3072, 24, 8192, 32.0, True),
     "llama3.1-8b": _llama(32, 4096, 32, 14_336, 8.0, False),
 }
-_VISION = VisionConfig(
-    depth=32, embed_dim=1280, num_heads=16, mlp_dim=3420, out_dim=3584, full_attention_layers=(7, 15, 23, 31)
-)
+_VISION = VisionConfig(depth=32, embed_dim=1280, num_heads=16, mlp_dim=3420, out_dim=3584, full_attention_layers=(7, 15, 23, 31))
 PUBLISHED["qwen2.5-vl-7b"] = dataclasses.replace(PUBLISHED["qwen2.5-7b"], mrope_sections=(16, 24, 24), vision=_VISION)
 PRESETS = TINY | PUBLISHED
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def decoder_config(preset: str, *, vocab_size: int | None = None, compute_dtype: str = "float32", param_dtype: str = "float32",
-                   remat: str = "none", **changes) -> DecoderConfig:
+def decoder_config(
+    preset: str,
+    *,
+    vocab_size: int | None = None,
+    compute_dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: str = "none",
+    **changes,
+) -> DecoderConfig:
     """The shape of a model preset.
 
     Args:

@@ -39,9 +39,7 @@ CHAT_TEMPLATE = (
 _LONG = 20_000  # characters that take milliseconds to tokenise
 
 
-def train_symbol_tokenizer(
-    texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False
-) -> TextCodec:
+def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False) -> TextCodec:
     """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
 
     Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
@@ -69,9 +67,7 @@ def train_symbol_tokenizer(
     characters = set().union(*(set(whole(text)) for text in texts), *map(set, words))
     vocabulary = list(dict.fromkeys([*special, *words, *sorted(characters)]))
 
-    tokenizer = tokenizers.Tokenizer(
-        models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN)
-    )
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({token: index for index, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_pattern(words)), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in special])
@@ -84,9 +80,7 @@ def train_symbol_tokenizer(
 _PIECES = r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]|\s"
 
 
-def train_piece_tokenizer(
-    texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False
-) -> TextCodec:
+def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False) -> TextCodec:
     """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
 
     Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in

@@ -73,9 +73,7 @@ def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
         raise ValueError(f"{path} is not readable JSON ({error}).") from error
     episodes = record.get("episodes") if isinstance(record, dict) else None
     well_formed = isinstance(episodes, list) and all(
-        isinstance(episode, dict)
-        and isinstance(episode.get("steps"), list)
-        and all(isinstance(step, dict) for step in episode["steps"])
+        isinstance(episode, dict) and isinstance(episode.get("steps"), list) and all(isinstance(step, dict) for step in episode["steps"])
         for episode in episodes
     )
     if not well_formed or not isinstance(record.get("iteration"), int):

@@ -188,9 +188,7 @@ def _time_panel(axes, records: Records) -> None:
     rows = math.ceil(len(axes.containers) / 3)  # of the legend, which lies above the bars
     axes.set_ylim(0, (1.05 + 0.15 * rows) * bottom.max() if bottom.any() else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
-    axes.legend(
-        frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1
-    )
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1)
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:

@@ -156,10 +156,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
             for name, note, svg in figures
         )
         note = "Thin lines are single iterations, bold ones a running mean. Dotted lines part the run's phases."
-        body.append(
-            f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div>'
-            "</section>"
-        )
+        body.append(f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div></section>')
     if episodes:
         legend = (
             "Each board is what the agent saw; under it are its move, the <b>step reward</b> of that move (the bar is "
@@ -168,17 +165,13 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
         )
         body.append(f'<section><h2>Replayed episodes</h2><p class="facts">{legend}</p>{"".join(episodes)}</section>')
     if config:
-        rows = "".join(
-            f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in _flatten(config)
-        )
+        rows = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in _flatten(config))
         table = f'<table class="config">{rows}</table>'
         body.append(f"<section><h2>Config</h2><details><summary>{CONFIG_FILE}</summary>{table}</details></section>")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body></html>\n"
+        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
     )
 
 

@@ -23,9 +23,7 @@ class Bins:
     shape: tuple[int, int]
 
 
-def bin_rows(
-    batch: Batch, length: int | None = None, row_multiple: int = 1, max_actions: int | None = None
-) -> tuple[Batch, Bins]:
+def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1, max_actions: int | None = None) -> tuple[Batch, Bins]:
     """Lays several rows into one, longest first, each into the first row with room for it; on the host.
 
     Each keeps its positions and gets segment ids of its own, counted from 1, so that it attends to itself alone. Token-level

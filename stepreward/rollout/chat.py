@@ -34,9 +34,7 @@ class Dialogue(Protocol):
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer."""
 
-    def user_turn(
-        self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
         """The tokens that bring a user message and open the answer, int32 `[T]`.
 
         Args:
@@ -73,9 +71,7 @@ class Chat:
         """Tokens that end an answer."""
         return (self.codec.end_id,)
 
-    def user_turn(
-        self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
         """The tokens that bring a user message and open the answer, see `Dialogue`."""
         check_turn(first, closes_answer)
         codec, parts = self.codec, cut_at_images(text, image_tokens)

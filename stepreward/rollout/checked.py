@@ -85,7 +85,9 @@ class CheckedEnvironment:
             return math.nan  # it is not known
         found = _number("distance", found, infinite=True)
         if found < 0:
-            raise EnvironmentFailure(f"distance is {found:g}: give at least 0, inf where success is out of reach, nan where it is not known")
+            raise EnvironmentFailure(
+                f"distance is {found:g}: give at least 0, inf where success is out of reach, nan where it is not known"
+            )
         return found
 
     def num_tasks(self, *split, **arguments) -> int:

@@ -222,9 +222,7 @@ class Collector:
         by_step, later = self.context == "step", bool(game.history)
         window = game.history[-self.history :] if self.history else []
         seen = None if game.images is None else self.reader.tokens(game.images)
-        write = prompt_writer(
-            self.prompt, self.chat, by_step=by_step, first=not later, closes_answer=closes_answer, image_tokens=seen
-        )
+        write = prompt_writer(self.prompt, self.chat, by_step=by_step, first=not later, closes_answer=closes_answer, image_tokens=seen)
         said, game.cut = game.tokens, 0
         game.prompt_tokens = write(game.view, window)
         game.wanted = len(game.prompt_tokens)

@@ -177,9 +177,7 @@ class Engine:
         width, longest, c = self.buckets[-1], self.sampling.max_answer_tokens, self.config
         need = self.max_length + longest if grows else width + longest
         slots = next(size for size in self.slot_buckets if size >= need)
-        cache = lambda slots: parallel.place(
-            jax.eval_shape(lambda: empty_cache(c, rows, slots, self.cache_dtype)), self.cache_sharding
-        )
+        cache = lambda slots: parallel.place(jax.eval_shape(lambda: empty_cache(c, rows, slots, self.cache_dtype)), self.cache_sharding)
         row = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=self.sharding)
         tokens, count = row((width,), jnp.int32), row((), jnp.int32)
         keys = parallel.place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), self.sharding)

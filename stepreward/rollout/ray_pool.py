@@ -140,9 +140,7 @@ def _join(ray, address: str) -> bool:
         return False
     address = address or os.environ.get("RAY_ADDRESS", "")
     if not address:
-        raise ValueError(
-            "no Ray cluster is named: give its address HOST:PORT, 'auto' for the one of this machine, or 'local' to start one"
-        )
+        raise ValueError("no Ray cluster is named: give its address HOST:PORT, 'auto' for the one of this machine, or 'local' to start one")
     if address not in ("auto", "local"):
         _knock(address)
     own = {}

@@ -94,9 +94,7 @@ class _Turns:
         self._request_head, self._request = request[0], _ids(codec, ["", *request[1:]])
         self._end_id = codec.control[form.end]
 
-    def user_turn(
-        self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None
-    ) -> np.ndarray:
+    def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
         """The tokens that bring a user message and open the answer, see `Dialogue`.
 
         The n tokens of an image are n × `<|image_pad|>` between `<|vision_start|>` and `<|vision_end|>`, which come on top.
@@ -213,9 +211,7 @@ class _Unsplittable(Exception):
     """Why a template does not split into turns."""
 
 
-def _spoken(
-    codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str
-) -> tuple[_Form, tuple[str, ...]]:
+def _spoken(codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str) -> tuple[_Form, tuple[str, ...]]:
     """A template's form and its opening with this system message, in pieces.
 
     The form is found with a system message of known words and remembered; the real one is then put in its place, and the template

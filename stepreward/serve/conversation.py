@@ -46,9 +46,7 @@ class Conversations:
         """How many characters a conversation of so many tokens has at most: no token stands for more than its own spelling."""
         return tokens * self.chat.codec.longest_token
 
-    def prompt(
-        self, messages: Sequence[tuple[str, str]], thinking: bool | None = None, most: int | None = None
-    ) -> np.ndarray:
+    def prompt(self, messages: Sequence[tuple[str, str]], thinking: bool | None = None, most: int | None = None) -> np.ndarray:
         """The tokens up to where the next answer begins, int32 `[T]`.
 
         Args:

@@ -77,9 +77,7 @@ def load_run(
     params = engine.prepare(found.model.join(found.params))
     name = name or Path(workdir).resolve().name
     conversations = _conversations(parts.chat, c.model.system or None, c.model.thinking, name)
-    return Served(
-        name, engine, params, conversations, parts.chat.text, longest, rollout.temperature, rollout.top_k, rollout.top_p
-    )
+    return Served(name, engine, params, conversations, parts.chat.text, longest, rollout.temperature, rollout.top_k, rollout.top_p)
 
 
 def load_folder(
@@ -141,9 +139,7 @@ def _conversations(chat: Chat | TemplateChat, system: str | None, thinking: bool
         try:
             # To find a template's pieces changes settings of its tokenizer, which other threads are using.
             spare[:] = spare or [load_pretrained_tokenizer(chat.codec.folder)]
-            made = TemplateChat(
-                spare[0], system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks
-            )
+            made = TemplateChat(spare[0], system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks)
         except (ValueError, OSError) as error:
             folder = str(chat.codec.folder)
             raise ValueError(str(error).replace(repr(folder), repr(name)).replace(folder, name)) from None

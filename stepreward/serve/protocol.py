@@ -144,9 +144,7 @@ def _max_tokens(fields: _Fields, served: Served) -> int | None:
     if longest is None or longest == -1:
         return None
     if not 0 < longest <= served.max_tokens:
-        raise Refused(
-            400, f"max_tokens is {longest}: give 1 to {served.max_tokens}, this server's longest answer", param="max_tokens"
-        )
+        raise Refused(400, f"max_tokens is {longest}: give 1 to {served.max_tokens}, this server's longest answer", param="max_tokens")
     return longest
 
 
@@ -159,9 +157,7 @@ def _fitting(longest: int | None, prompt: int, served: Served) -> int:
     if longest is None:
         return min(served.max_tokens, room)
     if longest > room:
-        raise _too_long(
-            f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's {length}"
-        )
+        raise _too_long(f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's {length}")
     return longest
 
 

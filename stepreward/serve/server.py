@@ -1,6 +1,6 @@
 """The web server: OpenAI's chat interface over a batcher.
 
-    GET /health    GET /v1/models    GET /v1/models/MODEL    POST /v1/chat/completions
+GET /health    GET /v1/models    GET /v1/models/MODEL    POST /v1/chat/completions
 """
 
 from __future__ import annotations
@@ -96,9 +96,7 @@ def _prepared(served: Served, settings: Settings):
     listening = _listen(settings.host, settings.port)
     host, port = listening.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    batcher = Batcher(
-        served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting
-    )
+    batcher = Batcher(served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting)
     with contextlib.closing(listening), batcher:
         config = uvicorn.Config(
             application(served, batcher, settings), lifespan="off", log_level="critical", access_log=False, ws="none",

@@ -195,7 +195,7 @@ def _visits(found: dict[str, Computation], entry: str, trips: int, guessed: list
 
 def _trip_count(found: dict[str, Computation], loop: Instruction) -> int | None:
     """The constant that a loop counts to from 0; None where its condition is anything else."""
-    stated = re.search(r'known_trip_count[^\d]*(\d+)', loop.rest)
+    stated = re.search(r"known_trip_count[^\d]*(\d+)", loop.rest)
     if stated:
         return int(stated[1])
     condition = found[loop.attribute("condition")]

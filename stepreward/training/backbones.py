@@ -91,9 +91,7 @@ def _shape(preset: str, folder, c, mesh, vocab_size: int) -> DecoderConfig:
     m = c.model
     settings = dict(remat=m.remat, attention=m.attention, packed_rows=c.train.pack_rows, mesh=_spread(mesh))
     if folder is None:
-        return presets.decoder_config(
-            preset, vocab_size=vocab_size, compute_dtype=m.compute_dtype, param_dtype=m.param_dtype, **settings
-        )
+        return presets.decoder_config(preset, vocab_size=vocab_size, compute_dtype=m.compute_dtype, param_dtype=m.param_dtype, **settings)
     from stepreward.models import hugging_face
 
     dtypes = dict(compute_dtype=presets.dtype(m.compute_dtype), param_dtype=presets.dtype(m.param_dtype, "param"))

@@ -228,7 +228,11 @@ def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
     lost = records - len(episodes) + sum(any(step.cut for step in episode.steps) for episode in episodes)
     if lost:
         answer = engine.sampling.max_answer_tokens
-        limits = {"max_prompt_tokens": engine.buckets[-1] - left_over, "max_answer_tokens": answer, "conversation": engine.max_length - answer}
+        limits = {
+            "max_prompt_tokens": engine.buckets[-1] - left_over,
+            "max_answer_tokens": answer,
+            "conversation": engine.max_length - answer,
+        }
         return {"left out": lost} | limits
     longest = dict.fromkeys(("max_prompt_tokens", "max_answer_tokens", "conversation"), 0)
     for episode in episodes:

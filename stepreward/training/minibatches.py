@@ -94,9 +94,7 @@ def take_episodes(
     return part.map(take, table.STEP, table.EPISODE, step_id=step_id.astype(np.int32), group_id=pad_rows(group_id, size, 0))
 
 
-def group_minibatches(
-    batch: Batch, groups: int, capacity: int, rng: np.random.Generator, *, mixed_only: bool = False
-) -> Iterator[Batch]:
+def group_minibatches(batch: Batch, groups: int, capacity: int, rng: np.random.Generator, *, mixed_only: bool = False) -> Iterator[Batch]:
     """Splits the batch's groups, shuffled, into equal parts of at most `groups` groups, all of one shape.
 
     Args:

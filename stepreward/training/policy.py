@@ -88,11 +88,25 @@ def _chunked(batch: Batch, chunk_rows: int, **more: Array) -> dict[str, Array]:
     return rows | chunks.images(batch, chunk_rows)
 
 
-@partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "temperature", "max_actions", "value_loss"),
-         donate_argnames="state")
+@partial(
+    jax.jit,
+    static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "temperature", "max_actions", "value_loss"),
+    donate_argnames="state",
+)
 def policy_step(
-    state: TrainState, batch: Batch, advantage_RxL: Array, *, graphdef, optimizer, loss: PolicyLoss, chunk_rows, temperature,
-    max_actions=None, value_loss: ValueLoss | None = None, base=None, dropout_key=None,
+    state: TrainState,
+    batch: Batch,
+    advantage_RxL: Array,
+    *,
+    graphdef,
+    optimizer,
+    loss: PolicyLoss,
+    chunk_rows,
+    temperature,
+    max_actions=None,
+    value_loss: ValueLoss | None = None,
+    base=None,
+    dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One policy update on one mini-batch of rows.
 
@@ -133,8 +147,15 @@ def policy_step(
         )  # fmt: skip
         rows = dict(step_id_RxL=c["step_id"], denominator=denominator, **options)
         total, metrics = losses.ppo_clip(
-            log_prob, c["log_prob_old"], c["advantage"], c["action_mask"], ratio=loss.ratio, clip_low=loss.clip_low,
-            clip_high=loss.clip_high, dual_clip=loss.dual_clip, **rows,
+            log_prob,
+            c["log_prob_old"],
+            c["advantage"],
+            c["action_mask"],
+            ratio=loss.ratio,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            dual_clip=loss.dual_clip,
+            **rows,
         )
         share = metrics["tokens"] / tokens
         kept = {k: metrics[k] * share for k in ("clip_fraction", "approx_kl", "ratio_mean")}
@@ -165,7 +186,16 @@ def policy_arguments(layout: Layout, model: Backbone, optimizer, loss: PolicyLos
 
 
 def update_policy(
-    state: TrainState, batch: Batch, c, layout: Layout, metrics: dict, seed, *, model: Backbone, optimizer, loss: PolicyLoss,
+    state: TrainState,
+    batch: Batch,
+    c,
+    layout: Layout,
+    metrics: dict,
+    seed,
+    *,
+    model: Backbone,
+    optimizer,
+    loss: PolicyLoss,
     value_loss: ValueLoss | None,
 ) -> TrainState:
     """Several epochs of `policy_step` over shuffled rows, until the policy is `stop_kl` away from where it began.

@@ -154,9 +154,7 @@ def build(c, workdir: Path) -> Parts:
         c.rollout.max_rows, reader=reader, invalid_penalty=c.rollout.invalid_penalty,
         long_observation=c.rollout.long_observation, longest_answer=c.rollout.max_answer_tokens,
     )  # fmt: skip
-    return Parts(
-        factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations
-    )
+    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations)
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -293,9 +291,7 @@ def check(c) -> None:
         raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: give at least 0 and less than 1.")
     for name in ("exploration", "estimator"):
         if c.stages[name] and not c.stages.sft:
-            raise ValueError(
-                f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too."
-            )
+            raise ValueError(f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too.")
     if c.train.mode == "offline":
         _check_offline(c, method)
 
@@ -344,9 +340,7 @@ def recomputes_old_log_prob(c) -> bool:
 def make_policy_loss(c) -> PolicyLoss:
     """The policy's objective."""
     p = c.policy
-    return PolicyLoss(
-        p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl
-    )
+    return PolicyLoss(p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl)
 
 
 # --- Demonstrations and tokenizer ---
@@ -425,9 +419,7 @@ def task_seed(seed: int, stream: str, *index: int) -> int:
 
 def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_size: int) -> list[Task]:
     """One iteration's tasks: `groups` training tasks, each `group_size` times."""
-    return [
-        Task(task_seed(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)
-    ]
+    return [Task(task_seed(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)]
 
 
 def held_out_tasks(c, pool: Pool, episodes: int) -> list[Task]:

@@ -124,9 +124,7 @@ def digest(config) -> str:
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def check(
-    found: dict[str, Any], expected: dict[str, Any], what: str, *, borrowed: bool = False, ignored: Iterable[str] = ()
-) -> None:
+def check(found: dict[str, Any], expected: dict[str, Any], what: str, *, borrowed: bool = False, ignored: Iterable[str] = ()) -> None:
     """Raises a UserError that names the first key in which a finished stage differs from what this run asks for.
 
     What is `borrowed` from another run may come from another seed, so that several runs can start from one policy.

@@ -56,11 +56,7 @@ class OptimizerConfig:
         """The optax optimizer; equal settings give the same object, so that a second run in a process compiles nothing."""
         peak = self.learning_rate
         parts = [optax.linear_schedule(0.0, peak, self.warmup_updates)] if self.warmup_updates else []
-        parts.append(
-            optax.linear_schedule(peak, 0.1 * peak, self.decay_updates)
-            if self.decay_updates
-            else optax.constant_schedule(peak)
-        )
+        parts.append(optax.linear_schedule(peak, 0.1 * peak, self.decay_updates) if self.decay_updates else optax.constant_schedule(peak))
         schedule = optax.join_schedules(parts, [self.warmup_updates]) if len(parts) > 1 else parts[0]
         return optax.chain(
             optax.clip_by_global_norm(self.max_grad_norm),

@@ -31,9 +31,7 @@ def borrow_words(c, workdir: Path) -> None:
     for name in ("demonstrations",) if c.model.path else ("tokenizer", "demonstrations"):
         source, target = Path(c.stages.sft) / name, workdir / name
         if not source.is_dir():
-            raise UserError(
-                f"stages.sft={c.stages.sft!r} holds no {name}: give the workdir of a run whose stage sft is finished."
-            )
+            raise UserError(f"stages.sft={c.stages.sft!r} holds no {name}: give the workdir of a run whose stage sft is finished.")
         if not target.exists():
             temporary = target.with_name(f".{name}.copy")
             shutil.copytree(source, temporary)
@@ -195,6 +193,5 @@ def find(workdir: Path) -> None:
     """Raises a UserError when this process does not see the workdir that process 0 has claimed."""
     if not (workdir / "config.json").is_file():
         raise UserError(
-            f"process {processes.index()} does not see the workdir {str(workdir)!r} of process 0: give one on a file system "
-            "that all share."
+            f"process {processes.index()} does not see the workdir {str(workdir)!r} of process 0: give one on a file system that all share."
         )

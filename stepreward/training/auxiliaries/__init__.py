@@ -7,4 +7,14 @@ from stepreward.training.auxiliaries.prm import ProcessRewardModel
 
 AUXILIARIES: tuple[type[Auxiliary], ...] = (ProcessRewardModel, Critic, Estimator)  # in the order in which they are asked and learn
 
-__all__ = ["AFTER_CREDIT", "AFTER_POLICY", "AUXILIARIES", "BEFORE_CREDIT", "Auxiliary", "Critic", "Estimator", "Lesson", "ProcessRewardModel"]
+__all__ = [
+    "AFTER_CREDIT",
+    "AFTER_POLICY",
+    "AUXILIARIES",
+    "BEFORE_CREDIT",
+    "Auxiliary",
+    "Critic",
+    "Estimator",
+    "Lesson",
+    "ProcessRewardModel",
+]

@@ -44,9 +44,7 @@ class ValueLoss:
     coef: float = 0.1
 
     def __call__(self, value_RxL: Array, chunk: dict[str, Array], denominator: Array) -> tuple[Array, dict[str, Array]]:
-        return clipped_value_loss(
-            value_RxL, chunk["value"], chunk["returns"], chunk["value_mask"], clip=self.clip, denominator=denominator
-        )
+        return clipped_value_loss(value_RxL, chunk["value"], chunk["returns"], chunk["value_mask"], clip=self.clip, denominator=denominator)
 
 
 def value_signals(batch: Batch) -> dict[str, Array]:
@@ -67,15 +65,21 @@ def values(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, base
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "loss", "chunk_rows", "max_actions"), donate_argnames="state")
 def critic_step(
-    state: TrainState, batch: Batch, *, graphdef, optimizer, loss: ValueLoss, chunk_rows, max_actions=None, base=None,
+    state: TrainState,
+    batch: Batch,
+    *,
+    graphdef,
+    optimizer,
+    loss: ValueLoss,
+    chunk_rows,
+    max_actions=None,
+    base=None,
     dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of a separate critic on one mini-batch of rows, with the signals of `value_signals`."""
     count = jnp.maximum(batch.signals["value_mask"].sum(), 1)
     chunked = chunks.row_inputs(batch, chunk_rows, dropout_key) | {k: chunks.split(v, chunk_rows) for k, v in value_signals(batch).items()}
-    loss_fn = lambda params, c: loss(
-        chunks.head_outputs_of(graphdef, join(base, params), c, max_actions, before=True), c, count
-    )
+    loss_fn = lambda params, c: loss(chunks.head_outputs_of(graphdef, join(base, params), c, max_actions, before=True), c, count)
     grads, metrics = chunks.accumulate(loss_fn, state.params, chunked, chunks.used_chunks(batch.action_mask, chunk_rows))
     state, more = apply_gradients(state, grads, optimizer)
     return state, metrics | more

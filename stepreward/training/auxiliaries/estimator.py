@@ -51,7 +51,15 @@ def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, ba
 
 @partial(jax.jit, static_argnames=("graphdef", "optimizer", "method", "chunk_rows", "max_actions"), donate_argnames="state")
 def progress_step(
-    state: TrainState, batch: Batch, *, graphdef, optimizer, method, chunk_rows, max_actions=None, base=None,
+    state: TrainState,
+    batch: Batch,
+    *,
+    graphdef,
+    optimizer,
+    method,
+    chunk_rows,
+    max_actions=None,
+    base=None,
     dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the estimator on one mini-batch of whole episodes, with the method's `progress_loss`."""
@@ -232,9 +240,7 @@ class Estimator(Auxiliary):
         return out
 
     def _update(self, seed, update: int) -> dict:
-        return dict(
-            optimizer=self.optimizer, method=self.method, **self._passes, **self.layout.training(self.model, seed, update)
-        )
+        return dict(optimizer=self.optimizer, method=self.method, **self._passes, **self.layout.training(self.model, seed, update))
 
     def programs(self, stage: str) -> Iterator[Program]:
         layout, model, c = self.layout, self.model, self.layout.c

@@ -29,9 +29,7 @@ from stepreward.training.state import TrainState, apply_gradients, create, make_
 Array = jax.Array
 
 
-def prm_gradient(
-    params, batch: Batch, *, graphdef, method, chunk_rows, temperature, max_actions=None, base=None, dropout_key=None
-):
+def prm_gradient(params, batch: Batch, *, graphdef, method, chunk_rows, temperature, max_actions=None, base=None, dropout_key=None):
     """Gradient of `method.prm_loss` with respect to the PRM's parameters, and the loss's metrics.
 
     Args:
@@ -51,7 +49,16 @@ def prm_gradient(
     donate_argnames="state",
 )
 def prm_step(
-    state: TrainState, batch: Batch, *, graphdef, optimizer, method, chunk_rows, temperature, max_actions=None, base=None,
+    state: TrainState,
+    batch: Batch,
+    *,
+    graphdef,
+    optimizer,
+    method,
+    chunk_rows,
+    temperature,
+    max_actions=None,
+    base=None,
     dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One PRM update on one mini-batch of whole groups.
