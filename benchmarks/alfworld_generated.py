@@ -43,8 +43,10 @@ def play(player: str, preset: str, games: int, split: str) -> str:
     total = sum(map(sum, won.values()))
     kinds = ", ".join(f"{kind} {sum(each)}/{len(each)}" for kind, each in sorted(won.items()))
     mean = f"mean {np.mean(lengths):.1f}, longest {max(lengths)} actions" if lengths else "none"
-    return (f"{player}: {total} of {games} ({total / games:.3f}; {kinds}), {mean}; a new game {starting / games:.3f} s, "
-            f"{turns / max(stepping, 1e-9):.0f} steps/s")  # fmt: skip
+    return (
+        f"{player}: {total} of {games} ({total / games:.3f}; {kinds}), {mean}; a new game {starting / games:.3f} s, "
+        f"{turns / max(stepping, 1e-9):.0f} steps/s"
+    )
 
 
 def _kind(task: str) -> str:

@@ -59,12 +59,16 @@ def main() -> None:
     count = len(chosen)
     for name, lengths in won.items():
         if lengths:
-            print(f"{name}: won {len(lengths)} of {count} ({len(lengths) / count:.3f}), mean {np.mean(lengths):.1f} actions, "
-                  f"within 40: {sum(n <= 40 for n in lengths)}, within 50: {sum(n <= 50 for n in lengths)}")  # fmt: skip
+            print(
+                f"{name}: won {len(lengths)} of {count} ({len(lengths) / count:.3f}), mean {np.mean(lengths):.1f} actions, "
+                f"within 40: {sum(n <= 40 for n in lengths)}, within 50: {sum(n <= 50 for n in lengths)}"
+            )
         else:
             print(f"{name}: won none of {count}")
-    print(f"a new game {new / count:.2f} s, the same again {again / count:.3f} s, step {1000 * stepping / max(steps, 1):.1f} ms, "
-          f"{steps / max(stepping, 1e-9):.0f} steps/s (CPU seconds)")  # fmt: skip
+    print(
+        f"a new game {new / count:.2f} s, the same again {again / count:.3f} s, step {1000 * stepping / max(steps, 1):.1f} ms, "
+        f"{steps / max(stepping, 1e-9):.0f} steps/s (CPU seconds)"
+    )
     for environment in environments.values():
         environment.close()
 

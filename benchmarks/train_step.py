@@ -67,9 +67,7 @@ class Job:
         self.optimizer = OptimizerConfig(**ADAMW).make()
         self.epochs, self.istar, self.grpo = o.epochs, make("istar"), make("grpo")
         answers = o.length // 2
-        self.model = dict(
-            graphdef=self.graphdef, chunk_rows=o.chunk_rows, temperature=1.0, max_actions=answers if o.steps == 1 else None
-        )  # fmt: skip
+        self.model = dict(graphdef=self.graphdef, chunk_rows=o.chunk_rows, temperature=1.0, max_actions=answers if o.steps == 1 else None)
         batch = random_batch(o.rows, o.length, o.steps, o.group, self.config.vocab_size)
         old = np.asarray(score(self.params, batch, **self.model)[0])
         self.batch = jax.device_put(batch.replace(log_prob_old=old))
@@ -164,8 +162,10 @@ def main() -> None:
     options = parse()
     job, tokens = Job(options), options.rows * options.length
     facts = measure.machine()
-    print(f"{options.model}, {options.dtype}, {options.rows} rows of {options.length} tokens, {options.repeats} repeats, {facts['device']},"
-          f" {facts['cores']} cores")  # fmt: skip
+    print(
+        f"{options.model}, {options.dtype}, {options.rows} rows of {options.length} tokens, {options.repeats} repeats, {facts['device']},"
+        f" {facts['cores']} cores"
+    )
     epochs = options.epochs
     passes = {"score": 1, "prm": 3, "policy": 3, "grpo step": 3 * epochs, "istar step": 4 + 3 * epochs}  # in forward passes
     parts = {name: getattr(job, name.replace(" ", "_")) for name in passes}
@@ -188,10 +188,11 @@ def main() -> None:
         if options.peak:
             r["mfu"] = r["flops_per_s"] / 1e12 / options.peak
         results[name] = r
-        print(f"{name:>12} {r['seconds']:>9.4f} {measure.spread(r):>17} {r['tokens_per_s']:>10.0f} {r['flops_per_s'] / 1e9:>10.1f}"
-              + (f" {r['mfu']:>7.1%}" if options.peak else ""))  # fmt: skip
-    ratios = {f"{name} / grpo step": (measure.ratio(seconds[name], seconds["grpo step"]), "at most 1.50")
-              for name in ("istar step",)}  # fmt: skip
+        print(
+            f"{name:>12} {r['seconds']:>9.4f} {measure.spread(r):>17} {r['tokens_per_s']:>10.0f} {r['flops_per_s'] / 1e9:>10.1f}"
+            + (f" {r['mfu']:>7.1%}" if options.peak else "")
+        )
+    ratios = {f"{name} / grpo step": (measure.ratio(seconds[name], seconds["grpo step"]), "at most 1.50") for name in ("istar step",)}
     if tunix:
         ratios["tunix / policy"] = (measure.ratio(seconds["tunix"], seconds["policy"]), "at least 0.90")
     print()

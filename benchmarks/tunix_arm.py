@@ -71,10 +71,17 @@ class Tokens:
 def make_model(shape, weights):
     """Tunix's Llama 3 with our numbers."""
     config = ModelConfig(
-        num_layers=shape["num_layers"], vocab_size=shape["vocab_size"], embed_dim=shape["embed_dim"], hidden_dim=shape["mlp_dim"],
-        num_heads=shape["num_heads"], head_dim=shape["head_dim"], num_kv_heads=shape["num_kv_heads"], rope_theta=1_000_000,
-        norm_eps=shape["norm_eps"], weight_tying=True,
-    )  # fmt: skip
+        num_layers=shape["num_layers"],
+        vocab_size=shape["vocab_size"],
+        embed_dim=shape["embed_dim"],
+        hidden_dim=shape["mlp_dim"],
+        num_heads=shape["num_heads"],
+        head_dim=shape["head_dim"],
+        num_kv_heads=shape["num_kv_heads"],
+        rope_theta=1_000_000,
+        norm_eps=shape["norm_eps"],
+        weight_tying=True,
+    )
     model = Llama3(config, rngs=nnx.Rngs(0))
     put = lambda parameter, name: parameter.set_value(jnp.asarray(weights[name]))
     put(model.embedder.input_embedding, "embedding")
@@ -137,9 +144,11 @@ class Arm:
         config = GRPOConfig(beta=0.0, epsilon=clip, loss_agg_mode="token-mean", num_generations=2)
         config.temperature = 1.0
         trainer = Trainer(
-            make_model(self.shape, self.weights), made, TrainingConfig(eval_every_n_steps=10**9, max_steps=10**9),
+            make_model(self.shape, self.weights),
+            made,
+            TrainingConfig(eval_every_n_steps=10**9, max_steps=10**9),
             custom_checkpoint_metadata_fn=dict,
-        )  # fmt: skip
+        )
         loss = lambda model, train_example, algo_config: algo_core.grpo_loss_fn(
             model, train_example, algo_config=config, pad_id=PAD, eos_id=-1
         )
@@ -148,10 +157,14 @@ class Arm:
         self.step_fn, _ = trainer.jit_train_and_eval_step(cache_nnx_graph=True)
         self.trainer = trainer
         self.example = TrainExample(
-            prompt_ids=arrays["prompts"], prompt_mask=arrays["prompts"] != PAD, completion_ids=arrays["answers"],
-            completion_mask=jnp.ones(arrays["answers"].shape, bool), advantages=arrays["advantages"], ref_per_token_logps=None,
+            prompt_ids=arrays["prompts"],
+            prompt_mask=arrays["prompts"] != PAD,
+            completion_ids=arrays["answers"],
+            completion_mask=jnp.ones(arrays["answers"].shape, bool),
+            advantages=arrays["advantages"],
+            ref_per_token_logps=None,
             old_per_token_logps=arrays["log_prob_old"],
-        )  # fmt: skip
+        )
         return {}
 
     def step(self):

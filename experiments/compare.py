@@ -82,11 +82,22 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
             all_records = read_metrics(path)
             mean = lambda key: float(np.mean(found)) if (found := [r[key] for r in all_records if r.get(key) is not None]) else None
             rows.append(
-                dict(arm=arm, seed=seed, start=y[0], end=float(np.mean(y[-2:])), auc=area(x, y), wall_s=all_records[-1]["wall_s"],
-                     rank_correlation=mean("credit/rank_correlation"), advantage=mean("credit/advantage_rank_correlation"),
-                     score_start=scores[0] if scores else None, score_end=float(np.mean(scores[-2:])) if scores else None,
-                     grounding=records[-1].get("eval/executed"), env_steps=x.tolist(), **{measure: y.tolist()})
-            )  # fmt: skip
+                dict(
+                    arm=arm,
+                    seed=seed,
+                    start=y[0],
+                    end=float(np.mean(y[-2:])),
+                    auc=area(x, y),
+                    wall_s=all_records[-1]["wall_s"],
+                    rank_correlation=mean("credit/rank_correlation"),
+                    advantage=mean("credit/advantage_rank_correlation"),
+                    score_start=scores[0] if scores else None,
+                    score_end=float(np.mean(scores[-2:])) if scores else None,
+                    grounding=records[-1].get("eval/executed"),
+                    env_steps=x.tolist(),
+                    **{measure: y.tolist()},
+                )
+            )
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}")
     titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",

@@ -184,11 +184,15 @@ class Trial:
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         before = _processor_seconds()
         process = subprocess.Popen(
-            [*command, *(test if test.startswith("-") else f"tests/{test}" for test in tests)], cwd=self._folder, start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            [*command, *(test if test.startswith("-") else f"tests/{test}" for test in tests)],
+            cwd=self._folder,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             # An endless loop ends by its own processor time, which other load on the machine does not change.
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
-        )  # fmt: skip
+        )
         try:
             output = process.communicate(timeout=WAIT_S)[0].decode(errors="replace")
             code = None if process.returncode in (-signal.SIGXCPU, -signal.SIGKILL) else process.returncode

@@ -64,10 +64,16 @@ def main() -> int | None:
     serve(
         served,
         Settings(
-            options.host, options.port, api_key, options.max_rows, options.max_waiting, options.timeout, options.grace,
+            options.host,
+            options.port,
+            api_key,
+            options.max_rows,
+            options.max_waiting,
+            options.timeout,
+            options.grace,
             options.ignore_response_format,
         ),
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

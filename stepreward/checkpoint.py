@@ -48,9 +48,10 @@ class Checkpoints:
             check_folder_name(workdir, "workdir", read_only)
         if read_only and not opened(folder, place.is_dir):
             raise FileNotFoundError(
-                f"checkpoint.folder={folder!r} holds no checkpoints." if folder
+                f"checkpoint.folder={folder!r} holds no checkpoints."
+                if folder
                 else f"{str(workdir)!r} holds no checkpoints: is it the workdir of a run?"
-            )  # fmt: skip
+            )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
         handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "counters": ocp.JsonCheckpointHandler()}
         self._manager = opened(folder, lambda: ocp.CheckpointManager(place, options=options, item_handlers=handlers))

@@ -147,8 +147,12 @@ def published(c: ConfigDict, name: str, model: str) -> None:
     use_model(c, model)
     form = "spa" if c.credit.method == "spa" else "istar"
     c.environment.update({"name": name, "preset": form, "prompt": form})
-    steps, new, whole = {"webshop": (10, 4096, 8192), "alfworld": (50, 2048, 16_384), "virtualhome": (40, 2048, 8192),
-                         "sotopia": (20, 4096, 8192)}[name]  # fmt: skip
+    steps, new, whole = {
+        "webshop": (10, 4096, 8192),
+        "alfworld": (50, 2048, 16_384),
+        "virtualhome": (40, 2048, 8192),
+        "sotopia": (20, 4096, 8192),
+    }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})

@@ -91,8 +91,12 @@ def job_of(environment: dict[str, str]) -> dict[str, Any] | None:
         if processes == 1:
             return None
         # Without a method of detection: a variable of another launcher must not change what was said by hand.
-        return {"coordinator_address": given[_COORDINATOR], "num_processes": processes, "process_id": index,
-                "cluster_detection_method": "deactivate"}  # fmt: skip
+        return {
+            "coordinator_address": given[_COORDINATOR],
+            "num_processes": processes,
+            "process_id": index,
+            "cluster_detection_method": "deactivate",
+        }
     tasks = environment.get("SLURM_STEP_NUM_TASKS", "")
     hosts = environment.get("TPU_WORKER_HOSTNAMES", "").split(",")
     return {} if tasks.isdigit() and int(tasks) > 1 or len(hosts) > 1 else None

@@ -70,8 +70,11 @@ FAMILIES = {
 }  # fmt: skip
 SPLIT = r"(?i:'s|'t|'ll)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 CORPUS = [
-    "assistant\n\n\nuser\n\nthe box\n\n  up\n", "user\nsystem\n#### push the box \n\n", "user\n\n\n# _ O X the\r\n\n", "é√ up",
-] * 4  # fmt: skip
+    "assistant\n\n\nuser\n\nthe box\n\n  up\n",
+    "user\nsystem\n#### push the box \n\n",
+    "user\n\n\n# _ O X the\r\n\n",
+    "é√ up",
+] * 4
 
 
 def make_folder(path, special, plain, template, end, *, beside=False, ends=None, bos=None):
@@ -342,9 +345,11 @@ def test_wrong_folders_and_options_are_told(folders, tmp_path):
 
 
 def test_marks_of_turns_that_were_added_as_plain_words_are_special_too(tmp_path):
-    template = ("{{ bos_token }}" + PREFACE + "{% if turn.role == 'user' %}<｜User｜>{{ turn.content }}{% else %}<｜Assistant｜>"
-                "{{ turn.content.split('</think>')[-1] }}<|endoftext|>{% endif %}{% endfor %}"
-                "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}")  # fmt: skip
+    template = (
+        "{{ bos_token }}" + PREFACE + "{% if turn.role == 'user' %}<｜User｜>{{ turn.content }}{% else %}<｜Assistant｜>"
+        "{{ turn.content.split('</think>')[-1] }}<|endoftext|>{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<｜Assistant｜><think>\n{% endif %}"
+    )
     plain = ["<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"]
     path = make_folder(tmp_path, _CHATML, plain, template, "<|endoftext|>", bos="<|im_start|>")
     chat = load_chat(path)
@@ -407,8 +412,11 @@ def test_rows_of_a_rollout_are_the_templates_conversation(folders, reference, co
     collector = Collector(engine, pool, prompt, chat, context, 0, 3, 2)
     episodes = collector.collect(params, [Task(3, "train", 0), Task(8, "train", 1)], jax.random.key(0))
     batch = pack(episodes, context=context, max_steps=3, row_length=512, row_multiple=1, pad_id=chat.codec.pad_id)
-    rows = [episode.steps if context == "episode" else [step] for episode in episodes for step in
-            (episode.steps[:1] if context == "episode" else episode.steps)]  # fmt: skip
+    rows = [
+        episode.steps if context == "episode" else [step]
+        for episode in episodes
+        for step in (episode.steps[:1] if context == "episode" else episode.steps)
+    ]
     for row, steps in zip(batch.tokens, rows, strict=True):
         texts = [text for step in steps for text in (prompt.first({"text": step.observation}), "answer")]
         whole, expected = reference("qwen2", texts[:-1]), []

@@ -95,8 +95,11 @@ def test_loops_multiply_what_is_in_them():
 
 def test_products_that_are_written_as_convolutions():
     def flops(left, kernel, out, rest):
-        lines = [f"  %l = bf16[{left}] parameter(0)", f"  %k = bf16[{kernel}] parameter(1)",
-                 f"  ROOT %c = bf16[{out}] convolution(%l, %k), {rest}"]  # fmt: skip
+        lines = [
+            f"  %l = bf16[{left}] parameter(0)",
+            f"  %k = bf16[{kernel}] parameter(1)",
+            f"  ROOT %c = bf16[{out}] convolution(%l, %k), {rest}",
+        ]
         text = "ENTRY %main (l: bf16[1]) -> bf16[1] {\n" + "\n".join(lines) + "\n}\n"
         return hlo.read(text).flops
 

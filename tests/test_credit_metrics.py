@@ -16,9 +16,12 @@ STEP_REWARD = np.array([0.5, 0.5, -0.5, 0.25, 0.25, -0.25])
 @pytest.fixture(scope="module")
 def batch():
     return literal(
-        TOKENS, [1, 0, 1, 1], groups=[0, 0, 1, 1], log_prob_prm=[[x - 1 for x in row] for row in LOG_RATIO],
+        TOKENS,
+        [1, 0, 1, 1],
+        groups=[0, 0, 1, 1],
+        log_prob_prm=[[x - 1 for x in row] for row in LOG_RATIO],
         log_prob_old=[[-1.0] * len(row) for row in LOG_RATIO],
-    )  # fmt: skip
+    )
 
 
 def assert_metrics(credit, expected):
@@ -46,10 +49,16 @@ def test_what_step_rewards_say(batch):
     deviation = np.r_[STEP_REWARD[:3] - STEP_REWARD[:3].mean(), STEP_REWARD[3:] - STEP_REWARD[3:].mean()]
     process = np.abs(deviation[[0, 1, 1, 2, 3, 3, 4, 5]]).sum()
     expected = dict(
-        step_reward_mean=STEP_REWARD.mean(), step_reward_std=STEP_REWARD.std(ddof=1), step_reward_group_std=np.mean(within),
-        step_reward_max=0.5, shaped_to_outcome=np.abs(STEP_REWARD).sum() / 3, process_share=process / (process + 4),
-        prm_kl_k1=-log_ratio.mean(), prm_kl_k3=(np.exp(log_ratio) - log_ratio - 1).mean(), alpha=1.0,
-    )  # fmt: skip
+        step_reward_mean=STEP_REWARD.mean(),
+        step_reward_std=STEP_REWARD.std(ddof=1),
+        step_reward_group_std=np.mean(within),
+        step_reward_max=0.5,
+        shaped_to_outcome=np.abs(STEP_REWARD).sum() / 3,
+        process_share=process / (process + 4),
+        prm_kl_k1=-log_ratio.mean(),
+        prm_kl_k3=(np.exp(log_ratio) - log_ratio - 1).mean(),
+        alpha=1.0,
+    )
     assert_metrics(credit, expected)
 
 
@@ -59,7 +68,11 @@ def test_what_a_method_with_a_critic_says():
     credit = make("step_ppo", kl_in_reward=True).credit(batch.with_signals(kl_coef=np.float32(0.0)))
     error, returns = np.array([0.5, 0.5, -0.5]), np.array([1.0, 1.0, 0.0])
     expected = dict(
-        step_reward_mean=1 / 3, step_reward_std=np.std([0, 1, 0], ddof=1), shaped_to_outcome=1.0,
-        explained_variance=1 - error.var() / returns.var(), kl_initial=(-3.0 - 1.5) / 2, kl_coef=0.0,
-    )  # fmt: skip
+        step_reward_mean=1 / 3,
+        step_reward_std=np.std([0, 1, 0], ddof=1),
+        shaped_to_outcome=1.0,
+        explained_variance=1 - error.var() / returns.var(),
+        kl_initial=(-3.0 - 1.5) / 2,
+        kl_coef=0.0,
+    )
     assert_metrics(credit, expected)

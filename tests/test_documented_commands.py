@@ -65,8 +65,12 @@ def check(monkeypatch):
         if any("=…" in word for word in words):
             words = [word for word in words if "=…" not in word]
             flags = [word.split("=")[0] for word in sys.argv[1:] if "=…" in word]
-            assert all(flag in path.read_text(encoding="utf-8") or f'Option("{flag[2:]}"' in path.read_text(encoding="utf-8")
-                       or flag in ("--config", "--workdir") for flag in flags)  # fmt: skip
+            assert all(
+                flag in path.read_text(encoding="utf-8")
+                or f'Option("{flag[2:]}"' in path.read_text(encoding="utf-8")
+                or flag in ("--config", "--workdir")
+                for flag in flags
+            )
             return
         if path.parent == ROOT / "launch" and path.name == "train.py" and not words:
             return  # "the same command", with its arguments above

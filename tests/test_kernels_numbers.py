@@ -201,9 +201,16 @@ def test_the_metrics_of_ppo_clip_are_numbers():
     np.testing.assert_allclose(loss, (-1.2 - 2.4 + 0.8 + 3.0) / 4, rtol=1e-5)
     counted = ratio[mask]
     expected = dict(
-        clip_fraction=0.75, clip_fraction_high=0.5, clip_fraction_low=0.25, dual_clip_fraction=0.25, ratio_mean=counted.mean(),
-        ratio_max=4, ratio_min=0.5, tokens=4, approx_kl=(counted - np.log(counted) - 1).mean(),
-    )  # fmt: skip
+        clip_fraction=0.75,
+        clip_fraction_high=0.5,
+        clip_fraction_low=0.25,
+        dual_clip_fraction=0.25,
+        ratio_mean=counted.mean(),
+        ratio_max=4,
+        ratio_min=0.5,
+        tokens=4,
+        approx_kl=(counted - np.log(counted) - 1).mean(),
+    )
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
 

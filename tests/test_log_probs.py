@@ -190,9 +190,13 @@ print("same")
 def test_with_the_vocabulary_split_over_devices(root):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     out = subprocess.run(
-        [sys.executable, "-c", SHARDED], cwd=root, env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        [sys.executable, "-c", SHARDED],
+        cwd=root,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert out.stdout.strip().endswith("same"), out.stderr[-2000:]
 
 

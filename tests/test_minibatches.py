@@ -35,13 +35,22 @@ def make_batch():
     tokens = (10 * np.arange(R)[:, None] + np.arange(L)).astype(np.int32)
     mask = np.arange(S) < np.array(STEPS)[:, None]
     return Batch(
-        tokens=tokens, positions=np.broadcast_to(np.arange(L), (R, L)),
+        tokens=tokens,
+        positions=np.broadcast_to(np.arange(L), (R, L)),
         segment_ids=np.repeat(step_id.max(1, keepdims=True) >= 0, L, axis=1).astype(int),
-        action_mask=step_id >= 0, step_id=step_id, log_prob_old=-tokens / 7.0, step_mask=mask,
-        env_reward=np.arange(E * S).reshape(E, S) * mask * 1.0, executed=mask, episode_mask=np.array(STEPS) > 0,
-        outcome=np.arange(E) * 1.5, success=np.arange(E) % 2 == 0, truncated=np.arange(E) % 2 == 1, group_id=GROUPS,
+        action_mask=step_id >= 0,
+        step_id=step_id,
+        log_prob_old=-tokens / 7.0,
+        step_mask=mask,
+        env_reward=np.arange(E * S).reshape(E, S) * mask * 1.0,
+        executed=mask,
+        episode_mask=np.array(STEPS) > 0,
+        outcome=np.arange(E) * 1.5,
+        success=np.arange(E) % 2 == 0,
+        truncated=np.arange(E) % 2 == 1,
+        group_id=GROUPS,
         signals={"value": tokens / 3.0, "progress": np.arange(E * S).reshape(E, S) * 2.0, "weight": np.arange(E) * 4.0},
-    )  # fmt: skip
+    )
 
 
 def test_round_up_and_pad_rows():

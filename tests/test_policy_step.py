@@ -23,9 +23,15 @@ def random_advantage(batch, seed=5):
 def step(model, batch, advantage, loss=PolicyLoss(), chunk_rows=8, optimizer=SGD, temperature=1.0):
     graphdef, params = model
     return policy_step(
-        create(params, optimizer), batch, advantage, graphdef=graphdef, optimizer=optimizer, loss=loss,
-        chunk_rows=chunk_rows, temperature=temperature,
-    )  # fmt: skip
+        create(params, optimizer),
+        batch,
+        advantage,
+        graphdef=graphdef,
+        optimizer=optimizer,
+        loss=loss,
+        chunk_rows=chunk_rows,
+        temperature=temperature,
+    )
 
 
 def scored(model, params, batch):
@@ -54,9 +60,16 @@ def test_chunks_of_any_size_give_the_gradient_of_the_whole_mini_batch(model, mak
     def whole(params):
         log_prob, entropy = token_log_probs(graphdef, params, batch.tokens, batch.positions, batch.segment_ids)
         total, _ = losses.ppo_clip(
-            log_prob, batch.log_prob_old, advantage, batch.action_mask, ratio=loss.ratio, clip_low=loss.clip_low,
-            clip_high=loss.clip_high, dual_clip=loss.dual_clip, **how,
-        )  # fmt: skip
+            log_prob,
+            batch.log_prob_old,
+            advantage,
+            batch.action_mask,
+            ratio=loss.ratio,
+            clip_low=loss.clip_low,
+            clip_high=loss.clip_high,
+            dual_clip=loss.dual_clip,
+            **how,
+        )
         kl = losses.kl_k3(log_prob, batch.signals["log_prob_reference"])
         total += loss.kl_coef * losses.aggregate(kl, batch.action_mask, **how)
         return total - loss.entropy_coef * losses.aggregate(entropy, batch.action_mask, **how)
@@ -222,9 +235,15 @@ def test_the_number_of_rows_is_no_shape(model, make_batch):
         batch = make_batch(seed)
         counts.add(int(batch.action_mask.any(axis=1).sum()))
         state, _ = policy_step(
-            state, batch, random_advantage(batch), graphdef=graphdef, optimizer=optimizer, loss=PolicyLoss(), chunk_rows=8,
+            state,
+            batch,
+            random_advantage(batch),
+            graphdef=graphdef,
+            optimizer=optimizer,
+            loss=PolicyLoss(),
+            chunk_rows=8,
             temperature=1.0,
-        )  # fmt: skip
+        )
         sizes.append(policy_step._cache_size())
     assert len(counts) > 1 and len(set(sizes)) == 1
 

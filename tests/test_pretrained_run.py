@@ -34,9 +34,16 @@ def make_model(path, positions=512):
     vocabulary = len(transformers.AutoTokenizer.from_pretrained(path))
     torch.manual_seed(0)
     config = transformers.Qwen2Config(
-        vocab_size=-(-vocabulary // 64) * 64, hidden_size=24, intermediate_size=32, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, tie_word_embeddings=True, rope_theta=1e6, max_position_embeddings=positions,
-    )  # fmt: skip
+        vocab_size=-(-vocabulary // 64) * 64,
+        hidden_size=24,
+        intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        rope_theta=1e6,
+        max_position_embeddings=positions,
+    )
     transformers.Qwen2ForCausalLM(config).to(torch.bfloat16).save_pretrained(path)
     return path
 

@@ -106,9 +106,16 @@ def test_updates_lower_the_loss(headed, make_batch, name):
 
 CONFIG = decoder_config("tiny-micro", vocab_size=VOCABULARY)
 SETTINGS = dict(
-    head="mlp", learning_rate=3e-3, warmup_updates=0, decay_updates=0, weight_decay=0.0, max_grad_norm=1.0, minibatch_episodes=3,
-    patience=1, refresh_every=2,
-)  # fmt: skip
+    head="mlp",
+    learning_rate=3e-3,
+    warmup_updates=0,
+    decay_updates=0,
+    weight_decay=0.0,
+    max_grad_norm=1.0,
+    minibatch_episodes=3,
+    patience=1,
+    refresh_every=2,
+)
 
 
 class OneDevice(Layout):
@@ -128,9 +135,11 @@ def make_estimator(headed):
 
     def make(name="spa", **changes):
         estimator = Estimator(
-            ConfigDict({"estimator": SETTINGS | changes, "model": {"moment_dtype": "float32"}}), SimpleNamespace(method=METHODS[name]),
-            OneDevice(headed[0]), jax.random.key(0),
-        )  # fmt: skip
+            ConfigDict({"estimator": SETTINGS | changes, "model": {"moment_dtype": "float32"}}),
+            SimpleNamespace(method=METHODS[name]),
+            OneDevice(headed[0]),
+            jax.random.key(0),
+        )
         estimator.take(Backbone(headed[0], CONFIG), headed[1])
         return estimator
 

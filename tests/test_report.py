@@ -62,8 +62,9 @@ def test_episodes_come_back_as_they_were_written(tmp_path):
 def test_episodes_take_array_scalars_and_keep_an_unreachable_distance(tmp_path):
     written = episode(
         step(reward=np.float32(0.5), step_reward=jnp.float32(np.nan), distance=math.inf),
-        success=np.bool_(True), final_distance=np.inf,
-    )  # fmt: skip
+        success=np.bool_(True),
+        final_distance=np.inf,
+    )
     path = write_episodes(tmp_path, 1, [written])
     json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     (read,) = read_episodes(path)["episodes"]
@@ -288,8 +289,13 @@ def test_text_from_models_and_environments_is_escaped(tmp_path):
 
 
 def test_odd_values_in_an_episode_are_shown_or_left_out(tmp_path):
-    odd = {"steps": [{}, {"action": "look around", "step_reward": "high", "reward": None, "observation": 3},
-                     {"step_reward": 0.0, "executed": False, "action": "up"}]}  # fmt: skip
+    odd = {
+        "steps": [
+            {},
+            {"action": "look around", "step_reward": "high", "reward": None, "observation": 3},
+            {"step_reward": 0.0, "executed": False, "action": "up"},
+        ]
+    }
     (tmp_path / "episodes").mkdir()
     (tmp_path / "episodes/iteration_000001.json").write_text(json.dumps({"iteration": 1, "episodes": [odd]}))
     text = page_of(workdir(tmp_path, lines()), board_renderer=board_svg).text
@@ -300,7 +306,10 @@ def test_odd_values_in_an_episode_are_shown_or_left_out(tmp_path):
 def test_bars_are_scaled_within_the_episode_and_signed():
     text = episode_html(1, episode(step(step_reward=0.02), step(step_reward=-0.04), step(step_reward=0)), plain_board)
     assert re.findall(r'class="credit (\w+)".*?style="(\w+):50%;width:([\d.]+)%"', text) == [
-        ("good", "left", "25.0"), ("bad", "right", "50.0"), ("zero", "left", "0.0")]  # fmt: skip
+        ("good", "left", "25.0"),
+        ("bad", "right", "50.0"),
+        ("zero", "left", "0.0"),
+    ]
 
 
 def test_replays_show_an_early_and_a_late_try_at_one_task_and_a_failure():

@@ -92,9 +92,13 @@ def engine_answer(served, messages, tokens):
     """The greedy answer of the training engine, in one turn."""
     ours, chat = served.engine, served.conversations.chat
     engine = Engine(
-        ours.graphdef, ours.config, Sampling(chat.stop_ids, tokens, temperature=0.0), LENGTH, (LENGTH - tokens,),
+        ours.graphdef,
+        ours.config,
+        Sampling(chat.stop_ids, tokens, temperature=0.0),
+        LENGTH,
+        (LENGTH - tokens,),
         chat.codec.pad_id,
-    )  # fmt: skip
+    )
     prompt = served.conversations.prompt([(m["role"], m["content"]) for m in messages])
     _, answer = engine.turn(served.params, engine.start(1), [prompt], jax.random.split(jax.random.key(0), 1))
     return chat.text(answer.tokens[0, : answer.count[0]]), prompt, answer
@@ -102,8 +106,10 @@ def engine_answer(served, messages, tokens):
 
 def test_a_folder_is_sampled_as_it_is_unless_a_request_says_otherwise():
     assert {f.name: f.default for f in dataclasses.fields(Served) if f.default is not dataclasses.MISSING} == {
-        "temperature": 1.0, "top_k": 0, "top_p": 1.0,
-    }  # fmt: skip
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+    }
 
 
 def test_a_greedy_answer_is_the_engine_s_own(served, address):

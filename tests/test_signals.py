@@ -21,11 +21,22 @@ def square() -> Batch:
     steps = np.array([[True, True, False, False]] * 3)
     numbers = np.arange(12).reshape(3, 4)
     return Batch(
-        tokens=numbers.astype(np.int32), positions=np.tile(np.arange(4, dtype=np.int32), (3, 1)), segment_ids=np.ones((3, 4), np.int32),
-        action_mask=step_id >= 0, step_id=step_id, log_prob_old=-numbers / 10, step_mask=steps, env_reward=numbers * 1.0, executed=steps,
-        episode_mask=np.ones(3, bool), outcome=np.arange(3.0), success=np.ones(3, bool), truncated=np.zeros(3, bool),
-        group_id=np.arange(3, dtype=np.int32), signals={"value": numbers * 2.0, "progress": numbers * 3.0, "alpha_scale": np.float32(1)},
-    )  # fmt: skip
+        tokens=numbers.astype(np.int32),
+        positions=np.tile(np.arange(4, dtype=np.int32), (3, 1)),
+        segment_ids=np.ones((3, 4), np.int32),
+        action_mask=step_id >= 0,
+        step_id=step_id,
+        log_prob_old=-numbers / 10,
+        step_mask=steps,
+        env_reward=numbers * 1.0,
+        executed=steps,
+        episode_mask=np.ones(3, bool),
+        outcome=np.arange(3.0),
+        success=np.ones(3, bool),
+        truncated=np.zeros(3, bool),
+        group_id=np.arange(3, dtype=np.int32),
+        signals={"value": numbers * 2.0, "progress": numbers * 3.0, "alpha_scale": np.float32(1)},
+    )
 
 
 def test_every_field_of_a_batch_has_a_row_and_no_other():

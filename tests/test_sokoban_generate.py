@@ -47,11 +47,13 @@ def test_rooms_do_not_depend_on_the_hash_seed():
     outputs = [
         subprocess.run(
             [sys.executable, "-c", script],
-            cwd=root, env={**os.environ, "PYTHONHASHSEED": value, "PYTHONIOENCODING": "utf-8"},
-            capture_output=True, check=True,
+            cwd=root,
+            env={**os.environ, "PYTHONHASHSEED": value, "PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            check=True,
         ).stdout
         for value in ("0", "4242")
-    ]  # fmt: skip
+    ]
     assert outputs[0] == outputs[1]
     assert outputs[0].count(b"\n") == 20 * (6 + 8)
 

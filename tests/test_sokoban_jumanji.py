@@ -50,9 +50,12 @@ def test_random_play_agrees(height, width, boxes):
         fixed, moving = padded(room, state)
         row_column = jnp.array(divmod(state.player, width), jnp.int32)
         theirs = JumanjiState(
-            key=jax.random.PRNGKey(0), fixed_grid=jnp.array(fixed), variable_grid=jnp.array(moving),
-            agent_location=row_column, step_count=jnp.array(0, jnp.int32),
-        )  # fmt: skip
+            key=jax.random.PRNGKey(0),
+            fixed_grid=jnp.array(fixed),
+            variable_grid=jnp.array(moving),
+            agent_location=row_column,
+            step_count=jnp.array(0, jnp.int32),
+        )
         # Random play seldom wins: every fifth room is played to its end by the solver.
         plan = [ACTIONS.index(action) for action in solve.solve(room, state)] if seed % 5 == 0 else None
         for index in generator.integers(4, size=40).tolist() if plan is None else plan:

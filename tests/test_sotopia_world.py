@@ -46,10 +46,16 @@ def test_the_scenarios_are_told_the_same_for_ever():
 def test_tasks_do_not_depend_on_the_hash_seed(root):
     code = "from stepreward.envs.sotopia.scenarios import *; print([task_for(s, 'held_out') for s in range(20)])"
     told = {
-        subprocess.run([sys.executable, "-c", code], cwd=root, env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
-                       capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=root,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("1", "2")
-    }  # fmt: skip
+    }
     assert told == {f"{[task_for(seed, 'held_out') for seed in range(20)]}\n"}
 
 

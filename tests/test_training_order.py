@@ -35,17 +35,22 @@ def iteration(reward_from, resync):
     when = {"prm": ProcessRewardModel.when.fget(prm), "estimator": Estimator.when}
     learns = lambda name: lambda lesson: note(name)() or {}
     learner = SimpleNamespace(
-        auxiliaries={name: SimpleNamespace(when=time, learn=learns(name)) for name, time in when.items()}, policy=SimpleNamespace(params={}),
-        score=score, look=lambda batch, metrics: calls.append(("measure", batch.number)), credit=credit, update_policy=note("policy"),
-    )  # fmt: skip
+        auxiliaries={name: SimpleNamespace(when=time, learn=learns(name)) for name, time in when.items()},
+        policy=SimpleNamespace(params={}),
+        score=score,
+        look=lambda batch, metrics: calls.append(("measure", batch.number)),
+        credit=credit,
+        update_policy=note("policy"),
+    )
     learner.learn = MethodType(Learner.learn, learner)
     runner = SimpleNamespace(
-        c=SimpleNamespace(
-            seed=0, train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
-        ),
-        counters=SimpleNamespace(iteration=0, env_steps=0), learner=learner,
-        _stillness=SimpleNamespace(see=lambda metrics: None), _experience=lambda: ([], {}), _pack=lambda episodes: batch,
-    )  # fmt: skip
+        c=SimpleNamespace(seed=0, train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)),
+        counters=SimpleNamespace(iteration=0, env_steps=0),
+        learner=learner,
+        _stillness=SimpleNamespace(see=lambda metrics: None),
+        _experience=lambda: ([], {}),
+        _pack=lambda episodes: batch,
+    )
     Runner._rl_tick(runner)
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
     return calls

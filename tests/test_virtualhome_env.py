@@ -172,9 +172,11 @@ def test_goals():
     first, final = PROGRAMS["file1_1"][3:]
     facts = from_graphs(first, final).facts
     assert set(facts) == {
-        Fact("edge", 3, "INSIDE", 1), Fact("no edge", 3, "INSIDE", 2), Fact("edge", 3, "HOLDS_RH", 11),
+        Fact("edge", 3, "INSIDE", 1),
+        Fact("no edge", 3, "INSIDE", 2),
+        Fact("edge", 3, "HOLDS_RH", 11),
         Fact("no edge", 11, "ON", 10),
-    }  # fmt: skip
+    }
     assert from_graphs(first, graph(states={21: ["ON"]})).facts == (Fact("states", 21, states=frozenset({"ON"})),)
     revision = {
         "nodes": [{"id": 21, "states": ["ON"]}],

@@ -130,9 +130,13 @@ def test_episodes_do_not_depend_on_pythons_hash_seed():
     root = Path(__file__).resolve().parent.parent
     runs = [
         subprocess.run(
-            [sys.executable, "-c", _TRANSCRIPT], cwd=root, check=True, capture_output=True, text=True,
+            [sys.executable, "-c", _TRANSCRIPT],
+            cwd=root,
+            check=True,
+            capture_output=True,
+            text=True,
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
         ).stdout
         for seed in ("1", "2")
-    ]  # fmt: skip
+    ]
     assert runs[0] == runs[1] and len(json.loads(runs[0])) > 4

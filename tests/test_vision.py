@@ -16,9 +16,16 @@ from stepreward.models.vision_inputs import Images, lay_out, multimodal_position
 IMAGE, START, END = 60, 61, 62
 # A window is 2 × 2 merged squares, so 4 × 4 patches of 4 pixels.
 VISION = VisionConfig(
-    depth=3, embed_dim=16, num_heads=2, mlp_dim=24, out_dim=32, full_attention_layers=(1,), patch_size=4, window_size=16,
+    depth=3,
+    embed_dim=16,
+    num_heads=2,
+    mlp_dim=24,
+    out_dim=32,
+    full_attention_layers=(1,),
+    patch_size=4,
+    window_size=16,
     image_token_id=IMAGE,
-)  # fmt: skip
+)
 SIZES = ((1, 4, 4), (1, 6, 10), (1, 2, 2), (1, 8, 4))  # frames, rows and columns of patches
 
 

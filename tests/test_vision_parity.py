@@ -18,9 +18,19 @@ from stepreward.models.vision_inputs import multimodal_positions, vision_inputs
 torch = pytest.importorskip("torch")
 
 MODEL = DecoderConfig(
-    vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48, rope_theta=1000.0, qkv_bias=True,
-    tie_embeddings=False, mrope_sections=(2, 1, 1), vision=VISION,
-)  # fmt: skip
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_dim=48,
+    rope_theta=1000.0,
+    qkv_bias=True,
+    tie_embeddings=False,
+    mrope_sections=(2, 1, 1),
+    vision=VISION,
+)
 
 
 @functools.cache
@@ -32,16 +42,33 @@ def published():
     v = VISION
     config = Qwen2_5_VLConfig(
         vision_config=dict(
-            depth=v.depth, hidden_size=v.embed_dim, num_heads=v.num_heads, intermediate_size=v.mlp_dim, out_hidden_size=v.out_dim,
-            patch_size=v.patch_size, window_size=v.window_size, fullatt_block_indexes=list(v.full_attention_layers),
+            depth=v.depth,
+            hidden_size=v.embed_dim,
+            num_heads=v.num_heads,
+            intermediate_size=v.mlp_dim,
+            out_hidden_size=v.out_dim,
+            patch_size=v.patch_size,
+            window_size=v.window_size,
+            fullatt_block_indexes=list(v.full_attention_layers),
         ),
         text_config=dict(
-            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-            rms_norm_eps=1e-6, rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [2, 1, 1]},
-            bos_token_id=None, eos_token_id=None, pad_token_id=0,
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            rms_norm_eps=1e-6,
+            rope_parameters={"rope_type": "default", "rope_theta": 1000.0, "mrope_section": [2, 1, 1]},
+            bos_token_id=None,
+            eos_token_id=None,
+            pad_token_id=0,
         ),
-        image_token_id=IMAGE, video_token_id=63, vision_start_token_id=START, vision_end_token_id=END,
-    )  # fmt: skip
+        image_token_id=IMAGE,
+        video_token_id=63,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
     model = Qwen2_5_VLForConditionalGeneration(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms too, and large enough that everything matters
@@ -221,9 +248,14 @@ def test_greedy_generation_with_a_cache_equals_transformers():
         ids = torch.tensor(row)[None].long()
         with torch.no_grad():
             whole = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), mm_token_type_ids=(ids == IMAGE).int(),
-                pixel_values=torch.tensor(seen.patches), image_grid_thw=torch.tensor(seen.grids), max_new_tokens=64, do_sample=False,
-            )  # fmt: skip
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                mm_token_type_ids=(ids == IMAGE).int(),
+                pixel_values=torch.tensor(seen.patches),
+                image_grid_thw=torch.tensor(seen.grids),
+                max_new_tokens=64,
+                do_sample=False,
+            )
         np.testing.assert_array_equal(sampled, whole[0, len(row) :].numpy())
         assert len(set(sampled.tolist())) > 10
     wrong = _decode(graphdef, params, first, count, _prefill(graphdef, params, tokens, count, vision)[1], jnp.zeros(2, jnp.int32))

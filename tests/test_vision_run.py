@@ -27,13 +27,32 @@ def folder(tmp_path_factory):
     start, end, pad = tokenizer.convert_tokens_to_ids(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>"])
     torch.manual_seed(0)
     config = transformers.Qwen2_5_VLConfig(
-        vision_config=dict(depth=2, hidden_size=16, num_heads=2, intermediate_size=24, out_hidden_size=24, patch_size=8,
-                           window_size=32, fullatt_block_indexes=[1]),
-        text_config=dict(vocab_size=448, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=3,
-                         num_key_value_heads=1, bos_token_id=None, eos_token_id=None,
-                         rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}),
-        image_token_id=pad, video_token_id=447, vision_start_token_id=start, vision_end_token_id=end,
-    )  # fmt: skip
+        vision_config=dict(
+            depth=2,
+            hidden_size=16,
+            num_heads=2,
+            intermediate_size=24,
+            out_hidden_size=24,
+            patch_size=8,
+            window_size=32,
+            fullatt_block_indexes=[1],
+        ),
+        text_config=dict(
+            vocab_size=448,
+            hidden_size=24,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            bos_token_id=None,
+            eos_token_id=None,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]},
+        ),
+        image_token_id=pad,
+        video_token_id=447,
+        vision_start_token_id=start,
+        vision_end_token_id=end,
+    )
     transformers.Qwen2_5_VLForConditionalGeneration(config).save_pretrained(path)
     processor = {"image_processor_type": "Qwen2VLImageProcessor", "patch_size": 8, "merge_size": 2, "temporal_patch_size": 2,
                  "min_pixels": 256, "max_pixels": 2304}  # fmt: skip
@@ -66,8 +85,9 @@ def test_a_policy_that_sees_with_a_prm_of_text(folder, micro_config, tmp_path):
     """As the paper has it: the PRM is a text model with the same tokenizer, for which a picture is placeholder tokens."""
     text = make_folder(tmp_path / "text", *FAMILIES["qwen2_vl"])
     torch.manual_seed(1)
-    config = transformers.Qwen2Config(vocab_size=448, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2,
-                                      num_key_value_heads=1)  # fmt: skip
+    config = transformers.Qwen2Config(
+        vocab_size=448, hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1
+    )
     transformers.Qwen2ForCausalLM(config).save_pretrained(text)
     changes = {"model.path": str(folder), "prm.path": str(text), "prm.resync": False}
     runner = finished(micro_config(CHANGES | changes), tmp_path / "run")

@@ -30,13 +30,27 @@ from stepreward.training.state import create
 
 IMAGE, STOP = 12, 3
 VISION = VisionConfig(
-    depth=2, embed_dim=8, num_heads=1, mlp_dim=12, out_dim=16, full_attention_layers=(1,), patch_size=8, window_size=32,
+    depth=2,
+    embed_dim=8,
+    num_heads=1,
+    mlp_dim=12,
+    out_dim=16,
+    full_attention_layers=(1,),
+    patch_size=8,
+    window_size=32,
     image_token_id=IMAGE,
-)  # fmt: skip
+)
 CONFIG = DecoderConfig(
-    vocab_size=16, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24, mrope_sections=(2, 1, 1),
+    vocab_size=16,
+    num_layers=1,
+    embed_dim=16,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=8,
+    mlp_dim=24,
+    mrope_sections=(2, 1, 1),
     vision=VISION,
-)  # fmt: skip
+)
 PROCESSOR = {"patch_size": 8, "min_pixels": 256, "max_pixels": 2304}  # a 96 × 96 picture becomes 48 × 48: 6 × 6 patches
 LENGTH = 20
 
@@ -134,9 +148,16 @@ def test_a_policy_step_reaches_the_tower_and_is_the_same_in_any_chunks():
     for chunk_rows in (4, 16):
         params = jax.tree.map(jnp.copy, model()[1])
         state, metrics = policy_step(
-            create(params, optimizer), batch, advantage, graphdef=model()[0], optimizer=optimizer, loss=PolicyLoss(),
-            chunk_rows=chunk_rows, temperature=1.0, max_actions=3,
-        )  # fmt: skip
+            create(params, optimizer),
+            batch,
+            advantage,
+            graphdef=model()[0],
+            optimizer=optimizer,
+            loss=PolicyLoss(),
+            chunk_rows=chunk_rows,
+            temperature=1.0,
+            max_actions=3,
+        )
         assert abs(float(metrics["ratio_mean"]) - 1) < 1e-4
         stepped.append(state.params)
     for new, again, old in zip(*(jax.tree.leaves(tree["vision"]) for tree in (*stepped, model()[1]))):

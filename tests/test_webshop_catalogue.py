@@ -47,9 +47,11 @@ def test_goals_are_the_product_of_all_options():
     goals = synthetic_goals(_built(), random.Random(0))
     limit = max(random.Random(0).sample([20.0, 30.0, 40.0, 50.0], 2))
     assert [goal.options for goal in goals] == [
-        (("color", "red"), ("size", "small")), (("color", "red"), ("size", "large")),
-        (("color", "sky | blue"), ("size", "small")), (("color", "sky | blue"), ("size", "large")),
-    ]  # fmt: skip
+        (("color", "red"), ("size", "small")),
+        (("color", "red"), ("size", "large")),
+        (("color", "sky | blue"), ("size", "small")),
+        (("color", "sky | blue"), ("size", "large")),
+    ]
     assert goals[1].text == f"Find me hand made mugs with color: red, and size: large, and price lower than {limit:.2f} dollars"
     assert {goal.price_upper for goal in goals} == {limit}
 

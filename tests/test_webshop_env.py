@@ -207,11 +207,15 @@ def test_episodes_do_not_depend_on_the_hash_seed(root):
     )
     outputs = [
         subprocess.run(
-            [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True,
+            [sys.executable, "-c", program],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
             env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
         ).stdout
         for seed in ("1", "2")
-    ]  # fmt: skip
+    ]
     assert outputs[0] == outputs[1] and "10" in outputs[0]
 
 

@@ -17,10 +17,7 @@ def shop_in(tmp_path, monkeypatch):
 
     def made(observation="text", **settings):
         environment = make("spa", data=folder, held_out=1, observation=observation, max_steps=50, **settings)()
-        goal = next(
-            number for number, goal in enumerate(environment._shop.goals)
-            if goal.options == (("color", "red"), ("size", "small"))
-        )  # fmt: skip
+        goal = next(number for number, goal in enumerate(environment._shop.goals) if goal.options == (("color", "red"), ("size", "small")))
         environment.reset(options={"goal": goal})
         return environment
 
@@ -58,9 +55,7 @@ def test_results_and_their_pages(shop_in):
         f"{head}Page 1 (Total results: 3) [SEP] B00000000C [SEP] Clay Mug Rack [SEP] $100.0 [SEP] "
         f"B00000000B [SEP] Clay Mug with Lid [SEP] {tag} [SEP] B00000000A [SEP] Blue Clay Mug [SEP] $12.5"
     )
-    assert info["admissible"] == (
-        "click[back to search]", "click[b00000000c]", "click[b00000000b]", "click[b00000000a]"
-    )  # fmt: skip
+    assert info["admissible"] == ("click[back to search]", "click[b00000000c]", "click[b00000000b]", "click[b00000000a]")
     text, *_ = _walk(environment, "search[plain cup]")  # any page takes a search
     assert text.startswith(f"{head}Page 1 (Total results: 23) [SEP] Next > [SEP] B000000100 [SEP] Plain Cup 0 [SEP] $10.0")
     text, *_ = _walk(environment, "click[next >]")

@@ -67,9 +67,12 @@ class Folder:
         game = _parsed(file, "pddl_domain", "pddl_problem", "grammar")
         walkthrough = game.get("walkthrough")
         return Game(
-            file.parent.relative_to(self._root).as_posix(), game["pddl_domain"], game["pddl_problem"], game["grammar"],
+            file.parent.relative_to(self._root).as_posix(),
+            game["pddl_domain"],
+            game["pddl_problem"],
+            game["grammar"],
             tuple(walkthrough) if walkthrough else None,
-        )  # fmt: skip
+        )
 
 
 class Packed:

@@ -221,22 +221,26 @@ def _problem(knowledge: _Knowledge, receptacles, placed, goal: str, seed: int) -
     for index, (kind, receptacle) in enumerate(placed):
         name = _mangled(f"{kind}|+{index:02d}.00|+00.90|+00.00")
         objects.append(name)
-        facts += [f"(objectType {name} {kind}Type)", f"(inReceptacle {name} {receptacle.name})",
-                  f"(objectAtLocation {name} {receptacle.location})"]  # fmt: skip
+        facts += [
+            f"(objectType {name} {kind}Type)",
+            f"(inReceptacle {name} {receptacle.name})",
+            f"(objectAtLocation {name} {receptacle.location})",
+        ]
         if kind != _LAMP:
             facts.append(f"(pickupable {name})")
         if kind in knowledge.movable:
             facts.append(f"(isReceptacleObject {name})")
         facts += [f"({ability.lower()} {name})" for ability, kinds in sorted(knowledge.abilities.items()) if kind in kinds]
     for receptacle in receptacles:
-        facts += [f"(receptacleType {receptacle.name} {receptacle.type}Type)",
-                  f"(receptacleAtLocation {receptacle.name} {receptacle.location})"]  # fmt: skip
+        facts += [
+            f"(receptacleType {receptacle.name} {receptacle.type}Type)",
+            f"(receptacleAtLocation {receptacle.name} {receptacle.location})",
+        ]
         if receptacle.type in knowledge.openable:
             facts.append(f"(openable {receptacle.name})")
     otypes = sorted({kind for kind, _ in placed} | set(_NAMED_OBJECTS))
     rtypes = sorted({receptacle.type for receptacle in receptacles} | set(_NAMED_RECEPTACLES))
-    facts += [f"(canContain {rtype}Type {otype}Type)" for rtype in rtypes for otype in otypes
-              if otype in knowledge.contains.get(rtype, ())]  # fmt: skip
+    facts += [f"(canContain {rtype}Type {otype}Type)" for rtype in rtypes for otype in otypes if otype in knowledge.contains.get(rtype, ())]
     start = "loc_bar_0_bar_0_bar_0_bar_90"
     locations = sorted({receptacle.location for receptacle in receptacles} | {start})
     declared = (

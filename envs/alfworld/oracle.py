@@ -110,8 +110,11 @@ def plan(facts: Iterable[tuple[str, ...]], goal: Goal) -> list[str] | None:
       goal: what to reach, not reached yet.
     """
     world = _World(facts)
-    targets = [thing for thing, kind in sorted(world.kinds.items()) if kind == goal.target
-               and (("pickupable", thing) in world.is_true) and (thing in world.homes or thing == world.held)]  # fmt: skip
+    targets = [
+        thing
+        for thing, kind in sorted(world.kinds.items())
+        if kind == goal.target and (("pickupable", thing) in world.is_true) and (thing in world.homes or thing == world.held)
+    ]
     if goal.change:
         targets = [thing for thing in targets if (_ABLE[goal.change], thing) in world.is_true]
     if world.held and world.held not in targets:

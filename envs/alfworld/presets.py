@@ -73,9 +73,15 @@ class Settings:
 
 
 _TINY = Settings(
-    task_types=TASK_TYPES[:4], max_steps=20, won_reward=1.0, grammar="new", arrival=False, welcome=False,
-    max_receptacles=7, max_objects=10,
-)  # fmt: skip
+    task_types=TASK_TYPES[:4],
+    max_steps=20,
+    won_reward=1.0,
+    grammar="new",
+    arrival=False,
+    welcome=False,
+    max_receptacles=7,
+    max_objects=10,
+)
 
 PRESETS = {
     # Small generated rooms for training on a CPU: no cooling and no second object, few places to look at.

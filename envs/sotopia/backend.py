@@ -105,9 +105,14 @@ def package(storage: str | None = None) -> SimpleNamespace:
         generate.log.setLevel(logging.CRITICAL)
         evaluators.print = lambda *_, **__: None  # it prints what went wrong; here it is raised
     return SimpleNamespace(
-        agents=agents, database=database, evaluators=evaluators, messages=messages, Env=parallel.ParallelSotopiaEnv,
-        Parser=generate.PydanticOutputParser, version=importlib.metadata.version("sotopia"),
-    )  # fmt: skip
+        agents=agents,
+        database=database,
+        evaluators=evaluators,
+        messages=messages,
+        Env=parallel.ParallelSotopiaEnv,
+        Parser=generate.PydanticOutputParser,
+        version=importlib.metadata.version("sotopia"),
+    )
 
 
 async def _acompletion(*, messages: list[dict[str, str]], **_: Any) -> Any:

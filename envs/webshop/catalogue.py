@@ -112,22 +112,24 @@ def build(
             known = _mapping("attributes of the product", attributes.get(asin))
             prices, tag = _pricing(item.get("pricing"))
             small = item["small_description"]
-            products.append(Product(
-                asin=asin,
-                title=_text("name", item["name"]),
-                description=_text("full_description", item["full_description"]),
-                bullets=_texts("small_description", [small] if isinstance(small, str) else small),
-                price=prices[0] if len(prices) == 1 else draw.uniform(*prices),
-                price_tag=tag,
-                options=_options(item["customization_options"]),
-                attributes=_texts("attributes", known.get("attributes", ("DUMMY_ATTR",))),
-                query=_text("query", item["query"]).lower().strip(),
-                category=_text("category", item["category"]),
-                product_category=_text("product_category", item["product_category"]),
-                instruction=None if known.get("instruction") is None else _text("instruction", known["instruction"]),
-                instruction_attributes=_texts("instruction_attributes", known.get("instruction_attributes")),
-                human=tuple(map(_asked, human.get(asin) or ())),
-            ))  # fmt: skip
+            products.append(
+                Product(
+                    asin=asin,
+                    title=_text("name", item["name"]),
+                    description=_text("full_description", item["full_description"]),
+                    bullets=_texts("small_description", [small] if isinstance(small, str) else small),
+                    price=prices[0] if len(prices) == 1 else draw.uniform(*prices),
+                    price_tag=tag,
+                    options=_options(item["customization_options"]),
+                    attributes=_texts("attributes", known.get("attributes", ("DUMMY_ATTR",))),
+                    query=_text("query", item["query"]).lower().strip(),
+                    category=_text("category", item["category"]),
+                    product_category=_text("product_category", item["product_category"]),
+                    instruction=None if known.get("instruction") is None else _text("instruction", known["instruction"]),
+                    instruction_attributes=_texts("instruction_attributes", known.get("instruction_attributes")),
+                    human=tuple(map(_asked, human.get(asin) or ())),
+                )
+            )
         except KeyError as error:
             raise ValueError(f"product {asin} ({number} of the file) is malformed: it lacks {error}") from None
         except (_Malformed, TypeError) as error:

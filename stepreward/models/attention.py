@@ -228,9 +228,15 @@ def _splash(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segm
     query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, rest), (0, 0))) for x in (query, key_BxKxTxH, value_BxKxTxH))
     segment = jnp.pad(segment_ids_BxT, ((0, 0), (0, rest)))
     sizes = splash.BlockSizes(
-        block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-        block_q_dq=block, block_kv_dq=block,
-    )  # fmt: skip
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     mask = splash.MultiHeadMask([splash.CausalMask((length + rest, length + rest))] * heads)
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
     mixed = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(query, key, value, segment)

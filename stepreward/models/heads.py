@@ -85,9 +85,15 @@ def head_outputs(
     rows, length = tokens_RxL.shape
     shift = int(before)
     read = partial(
-        hidden_states, graphdef, params["decoder"], tokens_RxL, positions_RxL, segment_ids_RxL, dropout_key=dropout_key,
+        hidden_states,
+        graphdef,
+        params["decoder"],
+        tokens_RxL,
+        positions_RxL,
+        segment_ids_RxL,
+        dropout_key=dropout_key,
         vision=vision,
-    )  # fmt: skip
+    )
     said_RxL = action_mask_RxL & predicted(segment_ids_RxL) if before else action_mask_RxL
     if max_actions is None or max_actions >= length - 1:
         hidden, _ = read()

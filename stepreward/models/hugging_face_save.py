@@ -267,8 +267,9 @@ def _write_generation(folder: Path, source, description: dict[str, Any], setting
     file = None if source is None else Path(source) / "generation_config.json"
     stated = read_json(file) if file is not None and file.is_file() else description
     special = {key: stated[key] for key in _SPECIAL if stated.get(key) is not None}
-    write_json(folder / "generation_config.json", (stated if stated is not description else special) if settings is None
-               else special | settings)  # fmt: skip
+    write_json(
+        folder / "generation_config.json", (stated if stated is not description else special) if settings is None else special | settings
+    )
 
 
 def copy_tokenizer(folder: Path, beside, chat_template: str | None = None, *, pictures: bool = True) -> None:

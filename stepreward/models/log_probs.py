@@ -48,9 +48,19 @@ def token_log_probs(
       predicts.
     """
     return log_probs_and_values(
-        graphdef, params, None, tokens_RxL, positions_RxL, segment_ids_RxL, temperature=temperature, chunk=chunk,
-        action_mask_RxL=action_mask_RxL, max_actions=max_actions, dropout_key=dropout_key, vision=vision,
-    )[:2]  # fmt: skip
+        graphdef,
+        params,
+        None,
+        tokens_RxL,
+        positions_RxL,
+        segment_ids_RxL,
+        temperature=temperature,
+        chunk=chunk,
+        action_mask_RxL=action_mask_RxL,
+        max_actions=max_actions,
+        dropout_key=dropout_key,
+        vision=vision,
+    )[:2]
 
 
 def log_probs_and_values(

@@ -31,9 +31,18 @@ def _tiny_vision(decoder: DecoderConfig, tower: VisionConfig) -> DecoderConfig:
 def _tower(depth: int, width: int, heads: int, mlp: int, out: int, patch: int) -> VisionConfig:
     """The last layer sees the whole image, those before it windows of 2 × 2 embeddings; a still image is one frame."""
     return VisionConfig(
-        depth, width, heads, mlp, out, full_attention_layers=(depth - 1,), patch_size=patch, merge=16 // patch, temporal_patch=1,
-        window_size=32, image_token_id=PLACEHOLDER_ID,
-    )  # fmt: skip
+        depth,
+        width,
+        heads,
+        mlp,
+        out,
+        full_attention_layers=(depth - 1,),
+        patch_size=patch,
+        merge=16 // patch,
+        temporal_patch=1,
+        window_size=32,
+        image_token_id=PLACEHOLDER_ID,
+    )
 
 
 def _qwen25(layers: int, width: int, heads: int, kv_heads: int, head_dim: int, mlp: int, vocab: int, tied: bool) -> DecoderConfig:
@@ -44,9 +53,19 @@ def _qwen25(layers: int, width: int, heads: int, kv_heads: int, head_dim: int, m
 
 def _llama(layers: int, width: int, heads: int, mlp: int, factor: float, tied: bool) -> DecoderConfig:
     return DecoderConfig(
-        128_256, layers, width, heads, 8, 128, mlp, rope_theta=5e5, rope_scaling=RopeScaling(factor=factor), tie_embeddings=tied,
-        norm_eps=1e-5, scan_layers=True,
-    )  # fmt: skip
+        128_256,
+        layers,
+        width,
+        heads,
+        8,
+        128,
+        mlp,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling(factor=factor),
+        tie_embeddings=tied,
+        norm_eps=1e-5,
+        scan_layers=True,
+    )
 
 
 TINY = {

@@ -147,8 +147,9 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
             colour = _COLOURS[index]
             x, y = series(records, key)
             if key == "eval/success":
-                points = [(e["iteration"], e["low"], e["high"]) for e in evaluations(records)
-                          if "low" in e and is_number(e.get("iteration"))]  # fmt: skip
+                points = [
+                    (e["iteration"], e["low"], e["high"]) for e in evaluations(records) if "low" in e and is_number(e.get("iteration"))
+                ]
                 if points:
                     at, low, high = np.asarray(points, np.float64).T
                     axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -216,8 +217,17 @@ def _phase_marks(axes, records: Records) -> None:
         at = max(low, iteration)
         end = min(high, starts[index + 1][0]) if index + 1 < len(starts) else high
         if end - at > (0.018 * len(str(phase)) + 0.02) * (high - low):  # else it would run into the next name
-            axes.text(at + 0.01 * (high - low), 1.01, str(phase), transform=axes.get_xaxis_transform(),
-                      fontsize=7.5, color=_INK, alpha=0.7, va="bottom", parse_math=False)  # fmt: skip
+            axes.text(
+                at + 0.01 * (high - low),
+                1.01,
+                str(phase),
+                transform=axes.get_xaxis_transform(),
+                fontsize=7.5,
+                color=_INK,
+                alpha=0.7,
+                va="bottom",
+                parse_math=False,
+            )
 
 
 def _draw(name: str, records: Records, draw) -> str:

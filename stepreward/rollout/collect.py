@@ -153,9 +153,15 @@ class Collector:
         action = cleaned(self.prompt.parse(output))
         shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
         return Step(
-            *shown, reward=0.0, executed=False, state_key=game.state_key, distance=game.distance, images=game.images, cut=game.cut,
+            *shown,
+            reward=0.0,
+            executed=False,
+            state_key=game.state_key,
+            distance=game.distance,
+            images=game.images,
+            cut=game.cut,
             stopped=game.stopped,
-        )  # fmt: skip
+        )
 
     def _act(self, games: list[_Game]) -> None:
         """Brings every game's answer to its environment and writes the next prompts."""

@@ -221,9 +221,14 @@ class _Server:
         code = f"import sys; sys.path[:] = {paths!r}; from stepreward.rollout.fork_server import main; main({far.fileno()})"
         with far, open(output, "ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", code], pass_fds=[far.fileno()], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True, env=ONE_THREAD | os.environ,
-            )  # fmt: skip
+                [sys.executable, "-c", code],
+                pass_fds=[far.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env=ONE_THREAD | os.environ,
+            )
         self._open: dict[int, Connection] = {}
         self._closer = weakref.finalize(self, _finish, self._open, self._control, self._process, grace_s + KILL_S + DEATH_S)
         self.selector.register(self._control, selectors.EVENT_READ, None)

@@ -44,8 +44,11 @@ REWRITES = {
 DATE = "26 Jul 2024"  # what the templates of Llama 3.1 and 3.2 show when they know no date
 # Beyond blanks: capitals, runs of spaces, line ends, marks of HTML and templates, and a length at which templates cut.
 _RICH = (
-    "The RED Door,  3 m² Éß中", "a\r\nb\n\n\n\nc\td", "<b>&amp; 'x' \"y\"</b> {{ z }} {% q %} \\n", "Up, down. " * 3_000,
-)  # fmt: skip
+    "The RED Door,  3 m² Éß中",
+    "a\r\nb\n\n\n\nc\td",
+    "<b>&amp; 'x' \"y\"</b> {{ z }} {% q %} \\n",
+    "Up, down. " * 3_000,
+)
 _TRIMS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"))  # what templates do to a message
 _BLANKS = ("{}", " \n\t{} \n", "\n{}\n\n", "  {}  ", "<think>\nwhy\n</think>\n\n{}", "{{}}")
 _USERS, _ANSWERS = ("first-question", "second-question", "third-question"), ("first-answer", "second-answer")

@@ -71,9 +71,15 @@ def load_run(
     length, longest = _limits(max_length or rollout.max_row_tokens, max_tokens or rollout.max_answer_tokens)
     trained, lora = parts.collector.engine, backbones.lora_config(c)
     engine = make_engine(
-        found.model.graphdef, found.model.config, parts.chat.stop_ids, parts.chat.codec.pad_id, length, sharding=trained.sharding,
-        rows_multiple=trained.rows_multiple, lora=lora,
-    )  # fmt: skip
+        found.model.graphdef,
+        found.model.config,
+        parts.chat.stop_ids,
+        parts.chat.codec.pad_id,
+        length,
+        sharding=trained.sharding,
+        rows_multiple=trained.rows_multiple,
+        lora=lora,
+    )
     params = engine.prepare(found.model.join(found.params))
     name = name or Path(workdir).resolve().name
     conversations = _conversations(parts.chat, c.model.system or None, c.model.thinking, name)

@@ -212,9 +212,11 @@ def _check_format(said: dict, ignore: bool) -> None:
     if kind == "text" or (ignore and kind in ("json_object", "json_schema")):
         return
     raise Refused(
-        400, f"response_format {str(kind)[:100]!r} is not offered: answers are free text. Ask for JSON in the messages and leave "
-        "response_format out, or start the server with --ignore-response-format", param="response_format",
-    )  # fmt: skip
+        400,
+        f"response_format {str(kind)[:100]!r} is not offered: answers are free text. Ask for JSON in the messages and leave "
+        "response_format out, or start the server with --ignore-response-format",
+        param="response_format",
+    )
 
 
 class _Fields:

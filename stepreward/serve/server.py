@@ -99,9 +99,15 @@ def _prepared(served: Served, settings: Settings):
     batcher = Batcher(served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting)
     with contextlib.closing(listening), batcher:
         config = uvicorn.Config(
-            application(served, batcher, settings), lifespan="off", log_level="critical", access_log=False, ws="none",
-            proxy_headers=False, server_header=False, timeout_graceful_shutdown=max(1, round(settings.grace)),
-        )  # fmt: skip
+            application(served, batcher, settings),
+            lifespan="off",
+            log_level="critical",
+            access_log=False,
+            ws="none",
+            proxy_headers=False,
+            server_header=False,
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
+        )
         yield uvicorn.Server(config), listening, address
 
 

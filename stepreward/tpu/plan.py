@@ -53,8 +53,11 @@ class Estimate:
     def seconds(self, chip: Chip, devices: int) -> dict[str, float]:
         """The least time of a call: of products, of memory and of links, each at its peak."""
         flops = self.cost.flops + self.program.kernel_flops / devices
-        return {"compute": flops / chip.flops, "memory": self.cost.bytes / chip.hbm_bandwidth,
-                "links": self.cost.collective_bytes / chip.ici_bandwidth}  # fmt: skip
+        return {
+            "compute": flops / chip.flops,
+            "memory": self.cost.bytes / chip.hbm_bandwidth,
+            "links": self.cost.collective_bytes / chip.ici_bandwidth,
+        }
 
 
 def make_mesh(c, devices):

@@ -77,19 +77,33 @@ def log_probs(graphdef, params, batch, chunk_rows: int, temperature: float, max_
 def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tuple[Array, Array]:
     """`token_log_probs` of one chunk, as `row_inputs` names its arrays."""
     return token_log_probs(
-        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], temperature=temperature,
-        action_mask_RxL=rows["action_mask"], max_actions=max_actions, dropout_key=rows.get("dropout_key"),
+        graphdef,
+        params,
+        rows["tokens"],
+        rows["positions"],
+        rows["segment_ids"],
+        temperature=temperature,
+        action_mask_RxL=rows["action_mask"],
+        max_actions=max_actions,
+        dropout_key=rows.get("dropout_key"),
         vision=rows.get("vision"),
-    )  # fmt: skip
+    )
 
 
 def head_outputs_of(graphdef, params, rows, max_actions, *, before: bool) -> Array:
     """`head_outputs` of one chunk, as `row_inputs` names its arrays."""
     return head_outputs(
-        graphdef, params, rows["tokens"], rows["positions"], rows["segment_ids"], action_mask_RxL=rows["action_mask"], before=before,
-        max_actions=max_actions, dropout_key=rows.get("dropout_key"),
+        graphdef,
+        params,
+        rows["tokens"],
+        rows["positions"],
+        rows["segment_ids"],
+        action_mask_RxL=rows["action_mask"],
+        before=before,
+        max_actions=max_actions,
+        dropout_key=rows.get("dropout_key"),
         vision=rows.get("vision"),
-    )  # fmt: skip
+    )
 
 
 def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int, dropout_key: Array | None = None):

@@ -39,8 +39,11 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
         return []
     environment = c.environment.to_dict()
     about = {name: environment[name] for name in ("preset", "data", "options")} | {
-        "environment": environment["name"], "max_steps": c.rollout.max_steps, "episodes": c.sft.episodes, "seed": c.seed,
-    }  # fmt: skip
+        "environment": environment["name"],
+        "max_steps": c.rollout.max_steps,
+        "episodes": c.sft.episodes,
+        "seed": c.seed,
+    }
     about |= {name: value for name, value in identity.of_environment(c).items() if name.endswith("content")}
     if c.stages.sft:  # those of the run that the supervised policy comes from, which may have another seed
         del about["seed"]

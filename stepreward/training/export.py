@@ -103,8 +103,10 @@ def _merged(found: Played, dtype) -> Any:
         _log.warning(
             "rounded to %s, the weights keep %.0f %% of the adapters' change, with rounding errors of %.0f %% of its size: "
             "export with --dtype=float32, or the adapters alone with --adapters",
-            jax.numpy.dtype(kind).name, 100 * share, 100 * noise,
-        )  # fmt: skip
+            jax.numpy.dtype(kind).name,
+            100 * share,
+            100 * noise,
+        )
     return whole
 
 

@@ -106,8 +106,11 @@ def fit(c, devices: Devices):
     parts = c.mesh.data * c.mesh.fsdp
     if c.mesh.data < 1 or parts * c.mesh.tensor > devices.count:  # setup.check says what is wrong with it
         return _with(c, {}, closed=True), ""
-    fixed = {name: value for name, value in (("rollout.max_rows", c.rollout.max_rows), ("train.chunk_rows", c.train.chunk_rows))
-             if name not in left}  # fmt: skip
+    fixed = {
+        name: value
+        for name, value in (("rollout.max_rows", c.rollout.max_rows), ("train.chunk_rows", c.train.chunk_rows))
+        if name not in left
+    }
     for name, value in fixed.items():
         if value % parts:
             raise ValueError(
@@ -275,8 +278,10 @@ def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
         while plays[-1] > parts:
             plays.append(round_up(plays[-1] // 2, parts))
     limit = USABLE * memory
-    fitting = [next((rows for rows in passes if needs.updating(rows // parts) <= limit), None),
-               next((rows for rows in plays if needs.playing(rows // parts) <= limit), None)]  # fmt: skip
+    fitting = [
+        next((rows for rows in passes if needs.updating(rows // parts) <= limit), None),
+        next((rows for rows in plays if needs.playing(rows // parts) <= limit), None),
+    ]
     if None in fitting:
         return None
     return {"train.chunk_rows": fitting[0], "rollout.max_rows": fitting[1]}
@@ -326,8 +331,7 @@ def _trained(c) -> str:
 
 def _said(before, chosen, left: list[str], refused, needs: Needs, devices: Devices) -> str:
     parts, old, new = chosen.mesh.data * chosen.mesh.fsdp, leaves(before), leaves(chosen)
-    shown = [f"{key}={new[key]}" for key in left
-             if new[key] != old[key] or key in ("rollout.max_rows", "train.chunk_rows")]  # fmt: skip
+    shown = [f"{key}={new[key]}" for key in left if new[key] != old[key] or key in ("rollout.max_rows", "train.chunk_rows")]
     line = f"fitted to {devices}: {', '.join(shown) or 'nothing was left to choose'}"
     if math.isinf(devices.memory):
         return line
@@ -339,8 +343,7 @@ def _said(before, chosen, left: list[str], refused, needs: Needs, devices: Devic
 
 def _refusal(c, left: list[str], refused, devices: Devices) -> str:
     way, needs = refused[-1]
-    line = (f"{c.model.preset} with {_trained(way)} needs about {_gib(_least(way, needs))} GiB a device, more than there is "
-            f"({devices})")  # fmt: skip
+    line = f"{c.model.preset} with {_trained(way)} needs about {_gib(_least(way, needs))} GiB a device, more than there is ({devices})"
     better = list(_would_fit(way, left, devices))
     return f"{line}; {'; '.join(better) or 'a smaller model is needed'}."
 

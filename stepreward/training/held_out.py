@@ -60,9 +60,12 @@ def choose_held_out(pool: Pool, episodes: int, seed_of: Callable[[int], int]) ->
         _log.warning("%d of %d held-out tasks were left out, because their environments failed: %s", failed, tried, failure)
     if len(seeds) < episodes:
         _log.warning(
-            "%d resets showed %d different held-out tasks; %d of the %d tasks to evaluate repeat them", tried, len(seeds),
-            episodes - len(seeds), episodes,
-        )  # fmt: skip
+            "%d resets showed %d different held-out tasks; %d of the %d tasks to evaluate repeat them",
+            tried,
+            len(seeds),
+            episodes - len(seeds),
+            episodes,
+        )
         seeds += [seed_of(_MOST_RESETS * episodes + extra) for extra in range(episodes - len(seeds))]
     return [Task(seed, "held_out", place) for place, seed in enumerate(seeds)]
 

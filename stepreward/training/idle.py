@@ -77,20 +77,23 @@ class Stillness:
         trains = self._method.has_prm and not self._method.prm_frozen and self._method.needs_pairs
         outcome = metrics.get("rollout/success", float("nan"))
         self._count(
-            "groups", flat,
+            "groups",
+            flat,
             f"in {PATIENCE} iterations in a row all episodes of every group ended alike (success {100 * outcome:.1f} %): they show no "
             "difference to learn from. Choose tasks that are neither too hard nor too easy, train the warm start longer, or raise "
             "rollout.group_size or rollout.temperature.",
-        )  # fmt: skip
+        )
         self._count(
-            "advantages", none and not flat,
+            "advantages",
+            none and not flat,
             f"in {PATIENCE} iterations in a row every advantage was 0: the policy has had nothing to learn from.",
-        )  # fmt: skip
+        )
         self._count(
-            "pairs", trains and not flat and metrics.get("prm/pairs") == 0,
+            "pairs",
+            trains and not flat and metrics.get("prm/pairs") == 0,
             f"in {PATIENCE} iterations in a row no group held both a success and a failure: the process reward model has had no pair to "
             "learn from.",
-        )  # fmt: skip
+        )
 
     def _count(self, reason: str, now: bool, sentence: str) -> None:
         self._rows[reason] = self._rows.get(reason, 0) + 1 if now else 0

@@ -68,10 +68,17 @@ class Layout:
         """Episodes as a batch, with the outcome that the config names."""
         c = self.c
         return pack(
-            episodes, context=c.rollout.context, max_steps=c.rollout.max_steps, row_length=c.rollout.max_row_tokens,
-            row_multiple=row_multiple or self.capacity, pad_id=self._pad_id, outcome=c.credit.outcome,
-            outcome_scale=c.credit.outcome_scale, reader=self._reader, check=c.train.check_batches,
-        )  # fmt: skip
+            episodes,
+            context=c.rollout.context,
+            max_steps=c.rollout.max_steps,
+            row_length=c.rollout.max_row_tokens,
+            row_multiple=row_multiple or self.capacity,
+            pad_id=self._pad_id,
+            outcome=c.credit.outcome,
+            outcome_scale=c.credit.outcome_scale,
+            reader=self._reader,
+            check=c.train.check_batches,
+        )
 
     def place(self, batch):
         """Rows split over the mesh, the rest on every device."""

@@ -206,9 +206,12 @@ class Learner(Component):
                 metrics.pop(name)  # the policy that sampled is another one
         if "kl_initial" in credited.metrics and c.policy.kl_reward_target:
             self.kl_coef = adaptive_kl_coefficient(
-                self.kl_coef, float(credited.metrics["kl_initial"]), target=c.policy.kl_reward_target,
-                horizon=c.policy.kl_reward_horizon, episodes=int(batch.episode_mask.sum()),
-            )  # fmt: skip
+                self.kl_coef,
+                float(credited.metrics["kl_initial"]),
+                target=c.policy.kl_reward_target,
+                horizon=c.policy.kl_reward_horizon,
+                episodes=int(batch.episode_mask.sum()),
+            )
 
     def _policy_update(self) -> dict:
         return {"model": self.model, "optimizer": self.policy_optimizer, "loss": self.policy_loss, "value_loss": self._value_loss}
@@ -237,32 +240,45 @@ class Learner(Component):
         if stage == "sft" and c.sft.updates:
             rows = layout.demonstrated_capacity
             yield Program(
-                "policy/sft", sft_step, (self.policy, layout.shapes(rows, 1)), self.sft_arguments(0), trips=layout.chunks(rows),
+                "policy/sft",
+                sft_step,
+                (self.policy, layout.shapes(rows, 1)),
+                self.sft_arguments(0),
+                trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, passes),
-            )  # fmt: skip
+            )
         if stage == "train":
             for name, params in self._scored.items():
                 yield Program(
-                    f"policy/{name}", score, (params, layout.shapes()), layout.scoring(model), trips=layout.chunks(),
+                    f"policy/{name}",
+                    score,
+                    (params, layout.shapes()),
+                    layout.scoring(model),
+                    trips=layout.chunks(),
                     kernel_flops=layout.kernel_flops(model),
-                )  # fmt: skip
+                )
             rows, update = layout.minibatch_capacity(c.policy.minibatch_rows), self._policy_update()
             signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef) + [*VALUE_SIGNALS] * (self._value_loss is not None)
             batch = layout.shapes(rows, signals=signals)
             arrays, arguments = (self.policy, batch, batch.signals["advantage"]), policy_arguments(layout, seed=[0], update=0, **update)
             yield Program(
-                "policy/update", policy_step, arrays, arguments,
-                times=c.policy.epochs * -(-layout.capacity // rows), trips=layout.chunks(rows),
+                "policy/update",
+                policy_step,
+                arrays,
+                arguments,
+                times=c.policy.epochs * -(-layout.capacity // rows),
+                trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, passes),
-            )  # fmt: skip
+            )
         for component in self.components.values():
             shared = getattr(component, "shared", False) and stage == "train"
             yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
         """What the supervised update takes besides state and rows."""
-        return dict(optimizer=self.sft_optimizer, **self.layout.passes(self.model),
-                    **self.layout.training(self.model, [self.c.seed, 11], update))  # fmt: skip
+        return dict(
+            optimizer=self.sft_optimizer, **self.layout.passes(self.model), **self.layout.training(self.model, [self.c.seed, 11], update)
+        )
 
     # --- Checkpoints ---
 

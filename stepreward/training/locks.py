@@ -53,9 +53,11 @@ class FolderLock:
             if error.errno not in _NO_LOCKS:
                 raise
             _log.warning(
-                "%s %r lies on a file system without locks (%s): nothing stops a second run there, so start none", what, str(folder),
+                "%s %r lies on a file system without locks (%s): nothing stops a second run there, so start none",
+                what,
+                str(folder),
                 error.strerror,
-            )  # fmt: skip
+            )
             return
         self._lock, self._held = lock, True
         if first:

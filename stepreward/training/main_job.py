@@ -113,9 +113,13 @@ def _show(display: RunDisplay, runner, metrics: dict) -> None:
     success = metrics.get("eval/success", metrics.get("rollout/success"))
     seconds = {name: metrics[f"time/{name}_s"] for name in _SECONDS if f"time/{name}_s" in metrics}
     display.update(
-        phase=phase, completed=done, total=total, success=success, tokens_per_second=metrics.get("rollout/tokens_per_s"),
+        phase=phase,
+        completed=done,
+        total=total,
+        success=success,
+        tokens_per_second=metrics.get("rollout/tokens_per_s"),
         seconds=seconds or None,
-    )  # fmt: skip
+    )
 
 
 def _table(display: RunDisplay, workdir: Path, wall_s: float, report: Path, title: str) -> None:

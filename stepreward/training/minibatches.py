@@ -45,9 +45,9 @@ def take_images(vision, index: np.ndarray, capacity: int):
     """The images of the rows `index`, padded with rows that have none; None stays None."""
     if vision is None:
         return None
-    return vision.replace(**{
-        name: pad_rows(np.asarray(x)[index], capacity, -1 if name == "source" else 0) for name, x in vars(vision).items()
-    })  # fmt: skip
+    return vision.replace(
+        **{name: pad_rows(np.asarray(x)[index], capacity, -1 if name == "source" else 0) for name, x in vars(vision).items()}
+    )
 
 
 def pad_rows(x: np.ndarray, capacity: int, value) -> np.ndarray:

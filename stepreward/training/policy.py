@@ -141,10 +141,18 @@ def policy_step(
         params = join(base, params)
         decoder, head = (params, None) if value_loss is None else (params["decoder"], params["scalar_head"])
         log_prob, entropy, value = log_probs_and_values(
-            graphdef, decoder, head, c["tokens"], c["positions"], c["segment_ids"], temperature=temperature,
-            action_mask_RxL=c["action_mask"], max_actions=max_actions, dropout_key=c.get("dropout_key"),
+            graphdef,
+            decoder,
+            head,
+            c["tokens"],
+            c["positions"],
+            c["segment_ids"],
+            temperature=temperature,
+            action_mask_RxL=c["action_mask"],
+            max_actions=max_actions,
+            dropout_key=c.get("dropout_key"),
             vision=c.get("vision"),
-        )  # fmt: skip
+        )
         rows = dict(step_id_RxL=c["step_id"], denominator=denominator, **options)
         total, metrics = losses.ppo_clip(
             log_prob,
@@ -181,8 +189,7 @@ def policy_step(
 
 def policy_arguments(layout: Layout, model: Backbone, optimizer, loss: PolicyLoss, value_loss, seed, update: int) -> dict:
     """What `policy_step` takes besides state, batch and advantages."""
-    return dict(optimizer=optimizer, loss=loss, value_loss=value_loss, **layout.scoring(model),
-                **layout.training(model, seed, update))  # fmt: skip
+    return dict(optimizer=optimizer, loss=loss, value_loss=value_loss, **layout.scoring(model), **layout.training(model, seed, update))
 
 
 def update_policy(
@@ -234,10 +241,16 @@ def sft_step(
 
     def loss_fn(params, c):
         log_prob, entropy = token_log_probs(
-            graphdef, join(base, params), c["tokens"], c["positions"], c["segment_ids"],
-            action_mask_RxL=c["action_mask"], max_actions=max_actions, dropout_key=c.get("dropout_key"),
+            graphdef,
+            join(base, params),
+            c["tokens"],
+            c["positions"],
+            c["segment_ids"],
+            action_mask_RxL=c["action_mask"],
+            max_actions=max_actions,
+            dropout_key=c.get("dropout_key"),
             vision=c.get("vision"),
-        )  # fmt: skip
+        )
         loss = losses.negative_log_likelihood(log_prob, c["action_mask"], denominator=denominator)
         return loss, {"entropy": losses.aggregate(entropy, c["action_mask"], denominator=denominator)}
 

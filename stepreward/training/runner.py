@@ -296,8 +296,10 @@ class Runner:
         last = counters.env_steps >= c.train.env_steps or (c.train.mode == "offline" and self._offline_tasks() is None)
         if last or counters.iteration % c.eval.every == 0:
             metrics |= self._evaluate()
-            record = [to_record(e, *(np.asarray(x)[i] for x in (credited.step_reward, credited.step_advantage)))
-                      for i, e in list(enumerate(episodes))[: c.rollout.group_size]]  # fmt: skip
+            record = [
+                to_record(e, *(np.asarray(x)[i] for x in (credited.step_reward, credited.step_advantage)))
+                for i, e in list(enumerate(episodes))[: c.rollout.group_size]
+            ]
             if processes.is_writer():
                 write_episodes(self.workdir, counters.tick, telling(record, c.eval.record))
         if last:

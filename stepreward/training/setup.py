@@ -150,10 +150,19 @@ def build(c, workdir: Path) -> Parts:
     reader = image_reader(model_config, folder, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
     engine = make_engine(c, graphdef, model_config, mesh, chat.stop_ids, codec.pad_id, reader)
     collector = Collector(
-        engine, pool, prompt, chat, c.rollout.context, c.rollout.history, c.rollout.max_steps,
-        c.rollout.max_rows, reader=reader, invalid_penalty=c.rollout.invalid_penalty,
-        long_observation=c.rollout.long_observation, longest_answer=c.rollout.max_answer_tokens,
-    )  # fmt: skip
+        engine,
+        pool,
+        prompt,
+        chat,
+        c.rollout.context,
+        c.rollout.history,
+        c.rollout.max_steps,
+        c.rollout.max_rows,
+        reader=reader,
+        invalid_penalty=c.rollout.invalid_penalty,
+        long_observation=c.rollout.long_observation,
+        longest_answer=c.rollout.max_answer_tokens,
+    )
     return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations)
 
 

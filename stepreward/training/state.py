@@ -67,10 +67,13 @@ class OptimizerConfig:
 def make_optimizer(group, moment_dtype: str = "float32") -> optax.GradientTransformation:
     """AdamW as a config group states it; `moment_dtype` is the `model` group's."""
     return OptimizerConfig(
-        group.learning_rate, group.warmup_updates, max_grad_norm=group.max_grad_norm,
+        group.learning_rate,
+        group.warmup_updates,
+        max_grad_norm=group.max_grad_norm,
         weight_decay=group.weight_decay if "weight_decay" in group else 0.0,
-        decay_updates=group.decay_updates if "decay_updates" in group else 0, moment_dtype=moment_dtype,
-    ).make()  # fmt: skip
+        decay_updates=group.decay_updates if "decay_updates" in group else 0,
+        moment_dtype=moment_dtype,
+    ).make()
 
 
 def create(params, optimizer: optax.GradientTransformation) -> TrainState:
@@ -114,8 +117,9 @@ def _add(params, updates, key: jax.Array):
     than 1/512 of its weight would be lost every time, and those of reinforcement learning are."""
     leaves, structure = jax.tree.flatten(params)
     keys = [jax.random.fold_in(key, n) for n in range(len(leaves))]
-    added = [_round(p + u, k) if p.dtype == jnp.bfloat16 else (p + u).astype(p.dtype)
-             for p, u, k in zip(leaves, jax.tree.leaves(updates), keys)]  # fmt: skip
+    added = [
+        _round(p + u, k) if p.dtype == jnp.bfloat16 else (p + u).astype(p.dtype) for p, u, k in zip(leaves, jax.tree.leaves(updates), keys)
+    ]
     return jax.tree.unflatten(structure, added)
 
 

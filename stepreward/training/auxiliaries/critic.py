@@ -169,9 +169,11 @@ class Critic(Auxiliary):
 
     def _update(self, seed, update: int) -> dict:
         return dict(
-            optimizer=self.optimizer, loss=self.loss, **self.layout.passes(self.model),
+            optimizer=self.optimizer,
+            loss=self.loss,
+            **self.layout.passes(self.model),
             **self.layout.training(self.model, seed, update),
-        )  # fmt: skip
+        )
 
     def programs(self, stage: str, policy_params=None) -> Iterator[Program]:
         """As of every component; a critic that shares the policy's backbone reads the policy's parameters."""
@@ -179,16 +181,24 @@ class Critic(Auxiliary):
             return
         layout, model = self.layout, self.model
         yield Program(
-            "critic/values", values, (policy_params if self.shared else self.state.params, layout.shapes()), layout.passes(model),
-            trips=layout.chunks(), kernel_flops=layout.kernel_flops(model),
-        )  # fmt: skip
+            "critic/values",
+            values,
+            (policy_params if self.shared else self.state.params, layout.shapes()),
+            layout.passes(model),
+            trips=layout.chunks(),
+            kernel_flops=layout.kernel_flops(model),
+        )
         if not self.shared:
             rows = layout.minibatch_capacity(self.c.minibatch_rows)
             yield Program(
-                "critic/update", critic_step, (self.state, layout.shapes(rows, signals=VALUE_SIGNALS)), self._update([0], 0),
-                times=self.c.epochs * -(-layout.capacity // rows), trips=layout.chunks(rows),
+                "critic/update",
+                critic_step,
+                (self.state, layout.shapes(rows, signals=VALUE_SIGNALS)),
+                self._update([0], 0),
+                times=self.c.epochs * -(-layout.capacity // rows),
+                trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, layout.training_passes(model)),
-            )  # fmt: skip
+            )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -250,23 +250,36 @@ class Estimator(Auxiliary):
             held_out = round(self.c.held_out * c.exploration.tasks)
             updates = -(-(c.exploration.tasks - held_out) * c.exploration.rollouts // size)
             yield Program(
-                "estimator/measure", estimate, (self.state.params, layout.shapes(rows, size, self.method.label_signals)), self._passes,
-                times=-(-(held_out or c.exploration.tasks) * c.exploration.rollouts // size), trips=layout.chunks(rows),
+                "estimator/measure",
+                estimate,
+                (self.state.params, layout.shapes(rows, size, self.method.label_signals)),
+                self._passes,
+                times=-(-(held_out or c.exploration.tasks) * c.exploration.rollouts // size),
+                trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows),
-            )  # fmt: skip
+            )
         elif stage == "train":
             yield Program(
-                "estimator/estimate", estimate, (self.best, layout.shapes()), self._passes, trips=layout.chunks(),
+                "estimator/estimate",
+                estimate,
+                (self.best, layout.shapes()),
+                self._passes,
+                trips=layout.chunks(),
                 kernel_flops=layout.kernel_flops(model),
-            )  # fmt: skip
+            )
             if self.c.refresh_every and c.train.mode == "online":  # as often as batches come in
                 updates = -(-c.rollout.groups * c.rollout.group_size // size)
         if updates:
             passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
             yield Program(
-                "estimator/update", progress_step, (self.state, layout.shapes(rows, size, self.method.label_signals)),
-                self._update([0], 0), times=updates, trips=layout.chunks(rows), kernel_flops=layout.kernel_flops(model, rows, passes),
-            )  # fmt: skip
+                "estimator/update",
+                progress_step,
+                (self.state, layout.shapes(rows, size, self.method.label_signals)),
+                self._update([0], 0),
+                times=updates,
+                trips=layout.chunks(rows),
+                kernel_flops=layout.kernel_flops(model, rows, passes),
+            )
 
     def _parts(self, batch: Batch, episodes: np.ndarray) -> Iterator[tuple[Batch, int]]:
         """Episodes in mini-batches of one shape, with the number of episodes in each."""

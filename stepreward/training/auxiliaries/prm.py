@@ -66,9 +66,16 @@ def prm_step(
     With `prm_frozen`, the gradient is exactly zero and the parameters stay as they are.
     """
     grads, metrics = prm_gradient(
-        state.params, batch, graphdef=graphdef, method=method, chunk_rows=chunk_rows, temperature=temperature,
-        max_actions=max_actions, base=base, dropout_key=dropout_key,
-    )  # fmt: skip
+        state.params,
+        batch,
+        graphdef=graphdef,
+        method=method,
+        chunk_rows=chunk_rows,
+        temperature=temperature,
+        max_actions=max_actions,
+        base=base,
+        dropout_key=dropout_key,
+    )
     state, more = apply_gradients(state, grads, optimizer)
     return state, metrics | more
 
@@ -187,9 +194,11 @@ class ProcessRewardModel(Auxiliary):
 
     def _update(self, seed, update: int) -> dict:
         return dict(
-            optimizer=self.optimizer, method=self.method, **self.layout.scoring(self.model),
+            optimizer=self.optimizer,
+            method=self.method,
+            **self.layout.scoring(self.model),
             **self.layout.training(self.model, seed, update),
-        )  # fmt: skip
+        )
 
     def programs(self, stage: str) -> Iterator[Program]:
         if stage != "train":
@@ -197,9 +206,14 @@ class ProcessRewardModel(Auxiliary):
         layout, model, c = self.layout, self.model, self.c
         twice = self.method.reward_from == "post"
         yield Program(
-            "prm/score", score, (self.params, model.reads(layout.shapes())), layout.scoring(model), times=2 if twice else 1,
-            trips=layout.chunks(), kernel_flops=layout.kernel_flops(model),
-        )  # fmt: skip
+            "prm/score",
+            score,
+            (self.params, model.reads(layout.shapes())),
+            layout.scoring(model),
+            times=2 if twice else 1,
+            trips=layout.chunks(),
+            kernel_flops=layout.kernel_flops(model),
+        )
         if self.method.prm_frozen:
             return
         (groups, rows), signals = self._minibatch, ("log_prob_initial",) if needs_initial(c, self.method) else ()
@@ -207,10 +221,14 @@ class ProcessRewardModel(Auxiliary):
         # Outputs of all rows first, then forward and backward once more, where rows are more than a chunk.
         passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
         yield Program(
-            "prm/update", prm_step, (self.state, batch), self._update([0], 0),
-            times=c.prm.epochs * (1 + c.prm.replay) * -(-c.rollout.groups // groups), trips=layout.chunks(rows),
+            "prm/update",
+            prm_step,
+            (self.state, batch),
+            self._update([0], 0),
+            times=c.prm.epochs * (1 + c.prm.replay) * -(-c.rollout.groups // groups),
+            trips=layout.chunks(rows),
             kernel_flops=layout.kernel_flops(model, rows, passes),
-        )  # fmt: skip
+        )
 
 
 @partial(jax.jit, static_argnums=0)
