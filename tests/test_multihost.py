@@ -213,6 +213,8 @@ def assert_same(found, expected):
                 assert b[name] == a[name], where
             elif fresh and (name == "prm/pair_accuracy" or name.startswith("credit/")):
                 continue
+            elif name == "prm/train_pair_accuracy":  # of a PRM that was just set to the policy: nothing but rounding
+                continue
             elif name.startswith("credit/") and ("correlation" in name or "accuracy" in name):  # all but equal numbers change places
                 assert b[name] == pytest.approx(a[name], abs=5e-2), where
             else:
