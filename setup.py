@@ -27,7 +27,7 @@ def read_requirements() -> list[str]:
 
 
 TEST = ["pytest>=8,<10", "build>=1.2,<2", "setuptools>=77"]  # the last two build the wheel that is tested
-PARITY = ["torch>=2.6,<2.14", "peft>=0.17,<1", "jumanji>=1.1,<2"]  # tests compare models, adapters and Sokoban with these
+PARITY = ["torch>=2.6,<2.14", "peft>=0.17,<1", "jumanji>=1.1,<2", "fastapi>=0.110,<1"]  # what tests compare with
 TPU_COMPILE = ["jax[tpu]"]  # the libtpu that belongs to the jax: another one refuses flags
 NOTEBOOK = ["nbclient", "ipykernel"]
 # Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
