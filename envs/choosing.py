@@ -40,12 +40,20 @@ def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting")
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"unknown {what} {', '.join(unknown)}; the settings are {', '.join(known)}{hint}")
     found = dataclasses.replace(settings, **overrides)
-    for field in dataclasses.fields(found):
+    if wrong := misfit(found, {name: getattr(found, name) for name in overrides}):
+        name, annotation = wrong
+        raise ValueError(f"{what} {name}={overrides[name]!r}: give a value of type {annotation}")
+    return found
+
+
+def misfit(settings: Any, values: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first field of a dataclass for which `values` holds a value of another type, and the field's type; None where all fit."""
+    for field in dataclasses.fields(settings):
         # A type, or its text in a module that has `from __future__ import annotations`.
         annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("collections.abc.", "")
-        if field.name in overrides and not _is_of(getattr(found, field.name), annotation):
-            raise ValueError(f"{what} {field.name}={overrides[field.name]!r}: give a value of type {annotation}")
-    return found
+        if field.name in values and not _is_of(values[field.name], annotation):
+            return field.name, annotation
+    return None
 
 
 _TYPES = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": (str, os.PathLike), "None": type(None)}

@@ -20,10 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kill_trial import measured
+
 from stepreward import credit
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
-from stepreward.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
@@ -32,7 +33,6 @@ OPTIONS = (
     Option("only", "comma-separated names of runs (default: all)"),
     Option("renamed", "metrics that have another name now: old=new,old=new"),
 )
-CLOCKS = ("wall_s", "tokens_per_s", "steps_per_s")
 
 _SPA, _ISTAR = "configs/spa_sokoban.py:micro", "configs/istar_sokoban.py:micro"
 # Features that no experiment's micro preset turns on: (config, flags).
@@ -107,8 +107,7 @@ def record(flags: list[str]) -> list[dict]:
         done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         if done.returncode:
             return [{"exit code": done.returncode, "error": (done.stderr.strip().splitlines() or [""])[-1].replace(folder, "FOLDER")}]
-        lines = read_metrics(Path(folder) / "run" / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if not k.startswith("time/") and k.rpartition("/")[2] not in CLOCKS} for line in lines]
+        return measured(Path(folder) / "run")
 
 
 def read(path: Path) -> list[dict]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import numbers
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from stepreward.batch import Batch
+from stepreward.envs.choosing import misfit
 from stepreward.kernels import steps_to_tokens, token_stream, tokens_to_steps
 
 Array = jax.Array
@@ -192,21 +192,10 @@ def make(name: str, **options: Any) -> Method:
     variant = options.pop("variant", None)
     if variant is not None and variant not in method.variants:
         raise ValueError(f"unknown variant '{variant}' of '{name}'; there are: {', '.join(sorted(method.variants))}")
-    for field in dataclasses.fields(method):
-        if field.name in options and not _is_of(options[field.name], str(getattr(field.type, "__name__", field.type))):
-            raise ValueError(f"{field.name} of '{name}' must be of type {field.type}, not {options[field.name]!r}")
+    if wrong := misfit(method, options):
+        option, annotation = wrong
+        raise ValueError(f"{option} of '{name}' must be of type {annotation}, not {options[option]!r}")
     return method(**{**method.variants.get(variant, {}), **options})
-
-
-_TYPES = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": str, "None": type(None)}
-
-
-def _is_of(value: Any, annotation: str) -> bool:
-    """Whether a value is of one of the types in `float | None` and the like; True and False are no numbers."""
-    kinds = annotation.split(" | ")
-    if isinstance(value, bool):
-        return "bool" in kinds
-    return any(kind not in _TYPES or isinstance(value, _TYPES[kind]) for kind in kinds)
 
 
 def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
