@@ -12,7 +12,8 @@ from stepreward.credit.base import (
     step_mask,
     token_mask,
 )
-from stepreward.credit.istar import PRIME, IStar, step_permutation
+from stepreward.credit.controls import step_permutation
+from stepreward.credit.istar import PRIME, IStar
 from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels
 from stepreward.credit.quality import credit_quality, outcome_fit, rank_correlation

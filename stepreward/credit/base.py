@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from stepreward.batch import Batch
@@ -75,6 +76,24 @@ class Method:
     def label_signals(self) -> frozenset[str]:
         """Names of the arrays that `progress_loss` reads beside the batch itself."""
         return frozenset()
+
+    @property
+    def losses(self) -> Mapping[str, Callable[[Array, Batch], tuple[Array, Metrics]]]:
+        """The losses of the models that learn beside the policy, by auxiliary's name: `(its outputs, batch) -> (loss, metrics)`."""
+        return {}
+
+    def host_signals(self, batch: Batch, episodes: Sequence[Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """The signals that the method reads off the episodes themselves, on the host.
+
+        Args:
+          batch: what the episodes were packed into.
+          episodes: one for each row of the episode level, with `steps` and `failure` (`rollout.episode.Episode`).
+          rng: for what is drawn at random; another one in each iteration.
+
+        Returns:
+          Arrays by name; only those that `requires` or `label_signals` name are used.
+        """
+        return {}
 
     @property
     def needs_group(self) -> bool:

@@ -33,6 +33,7 @@ from stepreward.credit.base import (
     token_count,
     token_mask,
 )
+from stepreward.credit.controls import step_permutation
 from stepreward.credit.outcome import (
     EPISODE_ADVANTAGES,
     advantage_metrics,
@@ -207,6 +208,15 @@ class IStar(Method):
             needed.add("alpha_scale")
         return frozenset(needed)
 
+    @property
+    def losses(self) -> dict:
+        return {"prm": self.prm_loss}
+
+    def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.step_reward != "shuffled":
+            return {}
+        return {"step_permutation": step_permutation(rng, batch.step_mask)}
+
     def assign(self, batch: Batch) -> Credit:
         log_ratio_RxL = self._log_ratio(batch.signals["log_prob_prm"], batch)
         if self.granularity == "step":
@@ -377,23 +387,6 @@ class PRIME(IStar):
     baseline: str = "episode_mean"
     merge: str = "reward"
     reference: str = "initial"
-
-
-def step_permutation(rng: np.random.Generator, step_mask_ExS: np.ndarray) -> np.ndarray:
-    """Draws the signal `step_permutation` of the "shuffled" control: a random permutation of the steps of each episode.
-
-    Args:
-      rng: NumPy random generator.
-      step_mask_ExS: bool `[E, S]`.
-
-    Returns:
-      int32 `[E, S]`; the True entries of a row permute among themselves, the others stay in place.
-    """
-    mask_ExS = np.asarray(step_mask_ExS, bool)
-    permutation_ExS = np.tile(np.arange(mask_ExS.shape[1], dtype=np.int32), (mask_ExS.shape[0], 1))
-    for row, mask in zip(permutation_ExS, mask_ExS):
-        row[mask] = rng.permutation(np.flatnonzero(mask))
-    return permutation_ExS
 
 
 def _at_tokens(x_ExS: Array, batch: Batch) -> Array:

@@ -36,6 +36,10 @@ class _Potential(ActorCritic):
         return True
 
     @property
+    def losses(self) -> dict:
+        return {"estimator": self.progress_loss}
+
+    @property
     def requires(self) -> frozenset[str]:
         return super().requires | {"progress"}
 
@@ -113,6 +117,14 @@ class ProgRM(_Potential):
     @property
     def label_signals(self) -> frozenset[str]:
         return frozenset({"progress_label"})
+
+    def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        sequences = [[f"{step.state_key}|{step.action}" for step in e.steps] if e.failure is None else [] for e in episodes]
+        labels = lcs_progress_labels(sequences, np.asarray(batch.success).tolist(), np.asarray(batch.group_id).tolist())
+        label_ExS = np.full(batch.step_mask.shape, -1.0, np.float32)
+        for row, label in zip(label_ExS, labels):
+            row[: len(label)] = label
+        return {"progress_label": label_ExS}
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
         mask_ExS = step_mask(batch)

@@ -11,10 +11,12 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit.actor_critic import ActorCritic
 from stepreward.credit.base import Metrics, check_choice, last_step, per_step, register, step_mask
+from stepreward.credit.controls import step_permutation
 from stepreward.credit.outcome import episode_advantage, outcome_reward
 from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual, steps_to_go
 from stepreward.kernels.masked import SINGLETON
@@ -122,6 +124,15 @@ class SPA(ActorCritic):
     def requires(self) -> frozenset[str]:
         needed = super().requires | ({"progress"} if self.has_progress else set())
         return frozenset(needed | ({"step_permutation"} if self.has_progress and self.step_reward == "shuffled" else set()))
+
+    @property
+    def losses(self) -> dict:
+        return {"estimator": self.progress_loss} if self.has_progress else {}
+
+    def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        if self.step_reward != "shuffled":
+            return {}
+        return {"step_permutation": step_permutation(rng, batch.step_mask)}
 
     @property
     def progress_options(self) -> dict:

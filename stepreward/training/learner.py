@@ -16,7 +16,7 @@ import numpy as np
 
 from stepreward import parallel
 from stepreward.batch import Batch, validate
-from stepreward.credit import credit_quality, rank_correlation, step_permutation
+from stepreward.credit import credit_quality, rank_correlation
 from stepreward.errors import UserError
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
@@ -170,8 +170,8 @@ class Learner(Component):
         """
         started = time.monotonic()
         extra = {name: value for name, value in signals.items() if name in self.method.requires}
-        if "step_permutation" in self.method.requires:
-            extra["step_permutation"] = step_permutation(np.random.default_rng(seed), batch.step_mask)
+        found = self.method.host_signals(batch, episodes, np.random.default_rng(seed))
+        extra |= {name: value for name, value in found.items() if name in self.method.requires}
         credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
         metrics |= {f"credit/{name}": float(value) for name, value in credited.metrics.items()}
         if "prm_kl_k3" in credited.metrics:

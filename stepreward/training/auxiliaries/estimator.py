@@ -17,7 +17,6 @@ import numpy as np
 
 from stepreward import parallel, processes
 from stepreward.batch import Batch
-from stepreward.credit import lcs_progress_labels
 from stepreward.credit.base import last_token, step_sum
 from stepreward.credit.quality import credit_quality, outcome_fit
 from stepreward.errors import UserError
@@ -298,15 +297,11 @@ def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray
 
 
 def with_labels(batch: Batch, episodes, method) -> Batch:
-    """Adds the labels that the method's loss reads."""
-    if "progress_label" not in method.label_signals:
+    """Adds the labels that the method's loss reads; no label is drawn at random."""
+    if not method.label_signals:
         return batch
-    sequences = [[f"{step.state_key}|{step.action}" for step in e.steps] if e.failure is None else [] for e in episodes]
-    labels = lcs_progress_labels(sequences, np.asarray(batch.success).tolist(), np.asarray(batch.group_id).tolist())
-    label_ExS = np.full(batch.step_mask.shape, -1.0, np.float32)
-    for row, label in zip(label_ExS, labels):
-        row[: len(label)] = label
-    return batch.with_signals(progress_label=label_ExS)
+    found = method.host_signals(batch, episodes, np.random.default_rng(0))
+    return batch.with_signals(**{name: value for name, value in found.items() if name in method.label_signals})
 
 
 def check_outcomes(batch: Batch) -> None:
