@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from stepreward.config import load_config_file
 from stepreward.training import chunks
-from stepreward.training.auxiliaries import estimator as estimating
+from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.minibatches import row_episodes, take_episodes
 from stepreward.training.runner import Runner
 from stepreward.training.state import apply_gradients, create
@@ -78,7 +78,7 @@ def step_in_one_piece(state, batch, *, optimizer, method, graphdef, max_actions)
     output = lambda params: chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
 
     def loss(params):
-        return method.progress_loss(estimating._at_steps(output(params), batch), batch)[0]
+        return method.progress_loss(StepOutputs().of_batch(output(params), batch), batch)[0]
 
     return apply_gradients(state, jax.grad(loss)(state.params), optimizer)
 
@@ -93,8 +93,9 @@ def estimator_steps(runner: Runner, repeats: int) -> dict[str, float]:
     placed, steps = layout.place(part), int(part.step_mask.sum())
     passes = {k: v for k, v in layout.passes(estimator.model).items() if k not in ("chunk_rows", "base")}
     common = dict(optimizer=estimator.optimizer, method=estimator.method)
+    chunked = dict(name=estimator.name, outputs=StepOutputs())
     arms = {
-        "chunked": lambda state: estimating.progress_step(state, placed, **common, **layout.passes(estimator.model))[0],
+        "chunked": lambda state: auxiliary_step(state, placed, **chunked, **common, **layout.passes(estimator.model))[0],
         "one piece": lambda state: step_in_one_piece(state, placed, **common, **passes)[0],
     }
     speed = {}

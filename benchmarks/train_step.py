@@ -34,7 +34,8 @@ from stepreward.errors import UserError, launcher
 from stepreward.models import decoder
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.packing import pack
-from stepreward.training.auxiliaries.prm import prm_step, score
+from stepreward.training.auxiliaries.prm import score
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.state import OptimizerConfig, create
 
@@ -81,7 +82,9 @@ class Job:
 
     def prm(self):
         """Update of the PRM."""
-        self.prm_state, out = prm_step(self.prm_state, self.batch, optimizer=self.optimizer, method=self.istar, **self.model)
+        passes = {name: value for name, value in self.model.items() if name != "temperature"}
+        what = dict(name="prm", outputs=LogProbs(self.model["temperature"]), method=self.istar)
+        self.prm_state, out = auxiliary_step(self.prm_state, self.batch, optimizer=self.optimizer, **what, **passes)
         return self.prm_state, out
 
     def policy(self, advantage=None, epochs=1):

@@ -127,11 +127,12 @@ def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, ro
 def spa_base(spa_config, tmp_path_factory):
     """A finished run of SPA's micro preset, whose stages other runs take; `programs`: compiled steps after each tick."""
     from stepreward.training.auxiliaries.critic import critic_step, values
-    from stepreward.training.auxiliaries.estimator import estimate, progress_step
+    from stepreward.training.auxiliaries.estimator import estimate
+    from stepreward.training.auxiliaries.update import auxiliary_step
     from stepreward.training.policy import policy_step
     from stepreward.training.runner import Runner
 
-    steps = (progress_step, estimate, critic_step, values, policy_step)
+    steps = (auxiliary_step, estimate, critic_step, values, policy_step)
     runner = Runner(spa_config(), tmp_path_factory.mktemp("spa") / "run")
     runner.programs = []
     runner.on_tick = lambda r, _: r.programs.append([step._cache_size() for step in steps])

@@ -13,7 +13,8 @@ from stepreward.batch import TOKEN_LEVEL, validate
 from stepreward.models.heads import head_outputs
 from stepreward.models.log_probs import log_probs_and_values
 from stepreward.rollout.bins import bin_rows, first_fit, unbin
-from stepreward.training.auxiliaries.prm import prm_gradient, score
+from stepreward.training.auxiliaries.prm import score
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_gradient
 from stepreward.training.policy import PolicyLoss, policy_step
 from stepreward.training.state import create
 
@@ -171,7 +172,8 @@ def test_the_policys_loss_and_gradient_stay(model, batch, packed, flat):
 
 def test_the_prms_loss_and_gradient_stay(model, batch, packed, flat):
     graphdef, params = model
-    gradient = partial(prm_gradient, graphdef=graphdef, method=credit.make("istar", beta=1.0), temperature=1.0)
+    what = dict(name="prm", outputs=LogProbs(1.0), method=credit.make("istar", beta=1.0))
+    gradient = partial(auxiliary_gradient, graphdef=graphdef, **what)
     (expected, metrics), (found, of_packed) = (
         jax.jit(partial(gradient, chunk_rows=rows))(params, b) for b, rows in ((batch, 8), (packed[0], 2))
     )

@@ -14,9 +14,11 @@ import pytest
 
 from stepreward import credit
 from stepreward.models.log_probs import token_log_probs
-from stepreward.training.auxiliaries.prm import prm_gradient, prm_step, score
+from stepreward.training.auxiliaries.prm import score
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_gradient, auxiliary_step
 from stepreward.training.state import create
 
+PRM = {"name": "prm", "outputs": LogProbs(temperature=1.0)}
 METHODS = {
     "istar": credit.make("istar", beta=1.0),
     "istar of the release, but trained": credit.make("istar", variant="released", prm_frozen=False, beta=1.0),
@@ -38,7 +40,7 @@ def whole_loss(params, graphdef, method, batch):
 
 
 def gradient_of(model, method, batch, chunk_rows=8):
-    function = partial(prm_gradient, graphdef=model[0], method=method, chunk_rows=chunk_rows, temperature=1.0)
+    function = partial(auxiliary_gradient, graphdef=model[0], method=method, chunk_rows=chunk_rows, **PRM)
     return jax.jit(function)(model[1], batch)
 
 
@@ -96,7 +98,7 @@ def test_failed_episodes_are_in_no_pair(model, make_batch, flat):
 def train(model, method, batch, updates, optimizer=optax.adam(3e-3)):
     state, outs = create(model[1], optimizer), []
     for _ in range(updates):
-        state, out = prm_step(state, batch, graphdef=model[0], optimizer=optimizer, method=method, chunk_rows=8, temperature=1.0)
+        state, out = auxiliary_step(state, batch, graphdef=model[0], optimizer=optimizer, method=method, chunk_rows=8, **PRM)
         outs.append({k: float(v) for k, v in out.items()})
     return state, outs
 

@@ -18,7 +18,8 @@ from stepreward.errors import UserError
 from stepreward.models.heads import head_outputs
 from stepreward.models.presets import decoder_config
 from stepreward.rollout.episode import Episode, Step, Task
-from stepreward.training.auxiliaries.estimator import Estimator, check_outcomes, estimate, held_out_groups, progress_step, with_labels
+from stepreward.training.auxiliaries.estimator import Estimator, check_outcomes, estimate, held_out_groups, with_labels
+from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import round_up, take_rows
@@ -49,7 +50,8 @@ def whole_loss(params, graphdef, method, batch):
 
 def step(headed, method, batch, chunk_rows=8, optimizer=SGD, state=None, **options):
     state = create(headed[1], optimizer) if state is None else state
-    return progress_step(state, batch, graphdef=headed[0], optimizer=optimizer, method=method, chunk_rows=chunk_rows, **options)
+    what = dict(name="estimator", outputs=StepOutputs(), method=method)
+    return auxiliary_step(state, batch, graphdef=headed[0], optimizer=optimizer, chunk_rows=chunk_rows, **what, **options)
 
 
 @pytest.mark.parametrize("name", METHODS)

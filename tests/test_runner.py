@@ -14,7 +14,8 @@ from stepreward.metrics import read_metrics
 from stepreward.report.page import summarize
 from stepreward.report.tables import failed_episodes
 from stepreward.training import main_job, setup
-from stepreward.training.auxiliaries.prm import prm_step, score
+from stepreward.training.auxiliaries.prm import score
+from stepreward.training.auxiliaries.update import auxiliary_step
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
 from stepreward.training.runner import Runner, TrainingDiverged
@@ -64,7 +65,7 @@ def run(micro_config, tmp_path_factory):
 
             learner.begin_rl = begin_rl
             runner.programs = []
-            runner.on_tick = lambda r, _: r.programs.append([f._cache_size() for f in (sft_step, policy_step, prm_step, score)])
+            runner.on_tick = lambda r, _: r.programs.append([f._cache_size() for f in (sft_step, policy_step, auxiliary_step, score)])
             runner.run()
         return made[key], made[key].history()
 

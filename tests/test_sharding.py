@@ -17,7 +17,7 @@ from stepreward import credit, parallel
 from stepreward.models import decoder
 from stepreward.models.presets import decoder_config
 from stepreward.training.policy import PolicyLoss, policy_step, sft_step
-from stepreward.training.auxiliaries.prm import prm_step
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.state import create
 import conftest
 
@@ -28,13 +28,13 @@ advantage = np.random.default_rng(5).normal(size=batch.tokens.shape).astype(np.f
 optimizer = optax.sgd(0.1, momentum=0.9)
 common = dict(graphdef=graphdef, optimizer=optimizer, chunk_rows=8)
 policy = dict(loss=PolicyLoss(entropy_coef=0.1), temperature=1.0, **common)
-prm = dict(method=credit.make("istar", beta=1.0), temperature=1.0, **common)
+prm = dict(name="prm", outputs=LogProbs(1.0), method=credit.make("istar", beta=1.0), **common)
 steps = {
     "policy": lambda state, place: policy_step(state, place(batch), place(advantage), **policy),
-    "prm": lambda state, place: prm_step(state, place(batch), **prm),
+    "prm": lambda state, place: auxiliary_step(state, place(batch), **prm),
     "sft": lambda state, place: sft_step(state, place(batch), **common),
 }
-jitted = {"policy": policy_step, "prm": prm_step, "sft": sft_step}
+jitted = {"policy": policy_step, "prm": auxiliary_step, "sft": sft_step}
 
 def placed(mesh):
     rows, whole = parallel.row_sharding(mesh), parallel.replicated(mesh)

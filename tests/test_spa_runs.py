@@ -97,7 +97,7 @@ def test_every_explored_episode_is_recorded_and_only_some_tasks_train(spa_base):
 
 
 def test_nothing_compiles_after_the_first_iterations(spa_base):
-    """Of `progress_step`, `estimate`, `critic_step`, `values` and `policy_step`; batches differ in their numbers of rows."""
+    """Of `auxiliary_step`, `estimate`, `critic_step`, `values` and `policy_step`; batches differ in their numbers of rows."""
     phases = [r["phase"] for r in spa_base.history()]
     first = {phase: spa_base.programs[phases.index(phase)] for phase in phases}
     assert spa_base.programs[6] == first["estimator"]

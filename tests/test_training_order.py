@@ -113,7 +113,8 @@ def test_the_replayed_batches_train_too(prm, monkeypatch):
     prm.layout.place_for_training = lambda part: part
     monkeypatch.setattr(ProcessRewardModel, "_update", lambda self, seed, update: {})
     monkeypatch.setattr(
-        "stepreward.training.auxiliaries.prm.prm_step", lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0})
+        "stepreward.training.auxiliaries.prm.auxiliary_step",
+        lambda state, part: trained.append(part) or (state, {"grad_norm": 1.0, "loss": 2.0}),
     )
     for number in range(3):
         batch = scored_batch([1.0, 2.0], [1, 0])

@@ -1,7 +1,6 @@
 """The progress estimator: a language model with a scalar head, trained so that its outputs over an episode explain the outcome.
 
-The loss is the credit method's (`Method.progress_loss`): it couples the steps of an episode, whose rows may lie in different
-chunks, see `chunks.gradient_through_outputs`.
+The loss is the credit method's, `Method.progress_loss`: it couples the steps of an episode.
 """
 
 from __future__ import annotations
@@ -17,24 +16,21 @@ import numpy as np
 
 from stepreward import parallel, processes
 from stepreward.batch import Batch
-from stepreward.credit.base import last_token, step_sum
 from stepreward.credit.quality import credit_quality, outcome_fit
 from stepreward.errors import UserError
 from stepreward.models.adapters import join
 from stepreward.programs import Program
 from stepreward.training import chunks
 from stepreward.training.auxiliaries.base import AFTER_POLICY, Auxiliary, Lesson
+from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import row_episodes, take_episodes
-from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
+from stepreward.training.state import TrainState, create, make_optimizer
 
 Array = jax.Array
 
-
-def _at_steps(output_RxL: Array, batch: Batch) -> Array:
-    """`[E, S]`: the output at the last action token of each step."""
-    return step_sum(jnp.where(last_token(batch), output_RxL, 0.0), batch)
+OUTPUTS = StepOutputs()
 
 
 @partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
@@ -44,29 +40,8 @@ def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, ba
     Args:
       params: `{"decoder", "scalar_head"}`.
     """
-    apply = lambda rows: (chunks.head_outputs_of(graphdef, join(base, params), rows, max_actions, before=False),)
-    return _at_steps(chunks.map_rows(apply, batch, chunk_rows)[0], batch)
-
-
-@partial(jax.jit, static_argnames=("graphdef", "optimizer", "method", "chunk_rows", "max_actions"), donate_argnames="state")
-def progress_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    graphdef,
-    optimizer,
-    method,
-    chunk_rows,
-    max_actions=None,
-    base=None,
-    dropout_key=None,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One update of the estimator on one mini-batch of whole episodes, with the method's `progress_loss`."""
-    apply = lambda params, rows: chunks.head_outputs_of(graphdef, join(base, params), rows, max_actions, before=False)
-    loss = lambda output_RxL: method.progress_loss(_at_steps(output_RxL, batch), batch)
-    grads, metrics = chunks.gradient_through_outputs(apply, loss, state.params, batch, chunk_rows, dropout_key)
-    state, more = apply_gradients(state, grads, optimizer)
-    return state, metrics | more
+    apply = lambda rows: (OUTPUTS.of_rows(graphdef, join(base, params), rows, max_actions),)
+    return OUTPUTS.of_batch(chunks.map_rows(apply, batch, chunk_rows)[0], batch)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -235,11 +210,12 @@ class Estimator(Auxiliary):
         return self.layout.passes(self.model)
 
     def _step(self, part: Batch, seed, update: int) -> dict:
-        self.state, out = progress_step(self.state, self.layout.place_for_training(part), **self._update(seed, update))
+        self.state, out = auxiliary_step(self.state, self.layout.place_for_training(part), **self._update(seed, update))
         return out
 
     def _update(self, seed, update: int) -> dict:
-        return dict(optimizer=self.optimizer, method=self.method, **self._passes, **self.layout.training(self.model, seed, update))
+        training = self.layout.training(self.model, seed, update)
+        return dict(name=self.name, outputs=OUTPUTS, optimizer=self.optimizer, method=self.method, **self._passes, **training)
 
     def programs(self, stage: str) -> Iterator[Program]:
         layout, model, c = self.layout, self.model, self.layout.c
@@ -272,7 +248,7 @@ class Estimator(Auxiliary):
             passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
             yield Program(
                 "estimator/update",
-                progress_step,
+                auxiliary_step,
                 (self.state, layout.shapes(rows, size, self.method.label_signals)),
                 self._update([0], 0),
                 times=updates,

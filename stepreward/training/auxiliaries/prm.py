@@ -1,8 +1,4 @@
-"""The implicit process reward model's update, and scoring.
-
-The loss compares whole episodes (all success × failure pairs of a group), whose rows may lie in different chunks: see
-`chunks.gradient_through_outputs`.
-"""
+"""The implicit process reward model (PRM): it scores tokens, and learns from pairs or labels of whole episodes."""
 
 from __future__ import annotations
 
@@ -16,68 +12,17 @@ import numpy as np
 
 from stepreward import processes
 from stepreward.batch import Batch
-from stepreward.models.adapters import join
 from stepreward.programs import Program
-from stepreward.training import backbones, chunks
+from stepreward.training import backbones
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import group_minibatches
 from stepreward.training.scoring import needs_initial, score
-from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
+from stepreward.training.state import TrainState, create, make_optimizer
 
 Array = jax.Array
-
-
-def prm_gradient(params, batch: Batch, *, graphdef, method, chunk_rows, temperature, max_actions=None, base=None, dropout_key=None):
-    """Gradient of `method.prm_loss` with respect to the PRM's parameters, and the loss's metrics.
-
-    Args:
-      params: of the PRM.
-      batch: whole groups; carries the reference log-probabilities that the method names in `requires`.
-      method: has `prm_loss(log_prob_RxL, batch) -> (loss, metrics)`.
-      base, dropout_key: see `policy_step`.
-    """
-    apply = lambda params, rows: chunks.token_log_probs_of(graphdef, join(base, params), rows, temperature, max_actions)[0]
-    loss = lambda log_prob: method.prm_loss(log_prob, batch)
-    return chunks.gradient_through_outputs(apply, loss, params, batch, chunk_rows, dropout_key)
-
-
-@partial(
-    jax.jit,
-    static_argnames=("graphdef", "optimizer", "method", "chunk_rows", "temperature", "max_actions"),
-    donate_argnames="state",
-)
-def prm_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    graphdef,
-    optimizer,
-    method,
-    chunk_rows,
-    temperature,
-    max_actions=None,
-    base=None,
-    dropout_key=None,
-) -> tuple[TrainState, dict[str, Array]]:
-    """One PRM update on one mini-batch of whole groups.
-
-    With `prm_frozen`, the gradient is exactly zero and the parameters stay as they are.
-    """
-    grads, metrics = prm_gradient(
-        state.params,
-        batch,
-        graphdef=graphdef,
-        method=method,
-        chunk_rows=chunk_rows,
-        temperature=temperature,
-        max_actions=max_actions,
-        base=base,
-        dropout_key=dropout_key,
-    )
-    state, more = apply_gradients(state, grads, optimizer)
-    return state, metrics | more
 
 
 class ProcessRewardModel(Auxiliary):
@@ -164,7 +109,7 @@ class ProcessRewardModel(Auxiliary):
             parts = [p for b in [batch, *self.replay] for p in group_minibatches(b, groups, capacity, rng, mixed_only=mixed)]
             for index in rng.permutation(len(parts)):
                 part = self.layout.place_for_training(self.model.reads(parts[index]))
-                self.state, out = prm_step(self.state, part, **self._update(seed, len(outs)))
+                self.state, out = auxiliary_step(self.state, part, **self._update(seed, len(outs)))
                 outs.append(out)
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
@@ -194,9 +139,11 @@ class ProcessRewardModel(Auxiliary):
 
     def _update(self, seed, update: int) -> dict:
         return dict(
+            name=self.name,
+            outputs=LogProbs(self.layout.c.rollout.temperature),
             optimizer=self.optimizer,
             method=self.method,
-            **self.layout.scoring(self.model),
+            **self.layout.passes(self.model),
             **self.layout.training(self.model, seed, update),
         )
 
@@ -222,7 +169,7 @@ class ProcessRewardModel(Auxiliary):
         passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
         yield Program(
             "prm/update",
-            prm_step,
+            auxiliary_step,
             (self.state, batch),
             self._update([0], 0),
             times=c.prm.epochs * (1 + c.prm.replay) * -(-c.rollout.groups // groups),
