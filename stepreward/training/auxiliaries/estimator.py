@@ -26,7 +26,7 @@ from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import row_episodes, take_episodes
-from stepreward.training.state import TrainState, create, make_optimizer
+from stepreward.training.state import create, make_optimizer
 
 Array = jax.Array
 
