@@ -32,8 +32,8 @@ from stepreward.config import load_config_file
 from stepreward.training import chunks
 from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.minibatches import row_episodes, take_episodes
-from stepreward.training.runner import Runner
 from stepreward.training.state import apply_gradients, create
+from stepreward.training.train import Runner
 
 ARMS = {
     "separate critic": {},
@@ -55,13 +55,13 @@ def make_runner(preset: str, folder: Path, changes: dict) -> Runner:
 
 def iterations(runner: Runner, repeats: int) -> dict[str, float]:
     """Median seconds of each phase, and of whole iterations."""
-    while runner.counters.phase != "rl":
-        runner._tick()
+    while runner.counters.stage != "train":
+        runner.tick()
     times: dict[str, list[float]] = {name: [] for name in (*PHASES, "iteration")}
     steps = []
     for repeat in range(repeats + 2):
         started, before = time.perf_counter(), runner.counters.env_steps
-        metrics = runner._rl_tick()
+        metrics = runner.tick()
         if repeat >= 2:
             times["iteration"].append(time.perf_counter() - started)
             steps.append(runner.counters.env_steps - before)

@@ -1,6 +1,7 @@
 """What a run measured: `workdir/metrics.jsonl`, its mirror in TensorBoard, and the interval of a success rate.
 
-A line of `metrics.jsonl` is one JSON object: `iteration` (int; one sequence over all phases of the run), `phase`,
+A line of `metrics.jsonl` is one JSON object: `tick` (int; one sequence over all stages of the run), `iteration`
+(int; finished iterations of reinforcement learning), `stage`,
 `step`, `env_steps`, `wall_s`, and measurements under `group/name`. A process may be killed, and its machine taken away, at
 any byte: every line reaches the disk before `write` returns, so at most the last line is torn, and readers drop it.
 """
@@ -104,12 +105,12 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 class MetricsWriter:
     """Appends records to `workdir/metrics.jsonl` and mirrors their numbers to `workdir/tensorboard/`.
 
-    One process of a job writes. A run that resumes from the checkpoint of iteration k repeats everything after k, so
-    the lines of later iterations are dropped first; write what belongs to iteration k before its checkpoint is saved.
+    One process of a job writes. A run that resumes from the checkpoint of tick k repeats everything after k, so
+    the lines of later ticks are dropped first; write what belongs to tick k before its checkpoint is saved.
 
     Args:
       workdir: the run's folder; made if it is not there.
-      resume_iteration: iteration of the checkpoint that the run continues from, or None for a run that starts at its
+      resume_tick: tick of the checkpoint that the run continues from, or None for a run that starts at its
         beginning (every earlier line is dropped).
       tensorboard: False writes no TensorBoard events.
 
@@ -117,12 +118,12 @@ class MetricsWriter:
       ValueError: the existing file has a corrupt line before its last one.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_iteration: int | None = None, *, tensorboard: bool = True):
+    def __init__(self, workdir: str | os.PathLike, resume_tick: int | None = None, *, tensorboard: bool = True):
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        first = 0 if resume_iteration is None else int(resume_iteration) + 1
+        first = 0 if resume_tick is None else int(resume_tick) + 1
         if self.path.exists():
-            kept = [] if resume_iteration is None else [r for r in read_metrics(self.path) if _iteration(r) < first]
+            kept = [] if resume_tick is None else [r for r in read_metrics(self.path) if _tick(r) < first]
             write_atomically(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "ab")
         self._tensorboard = _tensorboard_writer(self.path.parent / TENSORBOARD_FOLDER, first) if tensorboard else None
@@ -131,26 +132,26 @@ class MetricsWriter:
         """Appends one line.
 
         Args:
-          record: `iteration` (int ≥ 0) and any other names with numbers, one-element arrays, strings or None. NaN and
+          record: `tick` (int ≥ 0) and any other names with numbers, one-element arrays, strings or None. NaN and
             ±infinity are stored as null.
 
         Returns:
           The record as it was stored.
 
         Raises:
-          ValueError: no `iteration`, or a value that is no scalar.
+          ValueError: no `tick`, or a value that is no scalar.
         """
         stored = {str(name): to_json(value, name) for name, value in record.items()}
-        iteration = stored.get("iteration")
-        if not isinstance(iteration, int) or isinstance(iteration, bool) or iteration < 0:
-            raise ValueError(f"A metrics record needs `iteration`, an integer of at least 0; got {iteration!r}.")
+        tick = stored.get("tick")
+        if not isinstance(tick, int) or isinstance(tick, bool) or tick < 0:
+            raise ValueError(f"A metrics record needs `tick`, an integer of at least 0; got {tick!r}.")
         self._file.write(_line(stored).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._tensorboard is not None:
             for name, value in stored.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "iteration":
-                    self._tensorboard.add_scalar(name, value, iteration)
+                if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "tick":
+                    self._tensorboard.add_scalar(name, value, tick)
             self._tensorboard.flush()
         return stored
 
@@ -195,7 +196,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     return float(interval.low), float(interval.high)
 
 
-def series(records: Sequence[Mapping[str, Any]], name: str, x: str = "iteration") -> tuple[np.ndarray, np.ndarray]:
+def series(records: Sequence[Mapping[str, Any]], name: str, x: str = "tick") -> tuple[np.ndarray, np.ndarray]:
     """Returns the finite values of one metric and where they stand: (x, y), float64 `[N]` each, in record order."""
     pairs = [(record.get(x), record.get(name)) for record in records]
     pairs = [pair for pair in pairs if all(is_number(value) for value in pair)]
@@ -212,9 +213,9 @@ def _line(record: Mapping[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _iteration(record: Mapping[str, Any]) -> float:
-    """A record that does not say its iteration cannot be placed, so a resumed run drops it."""
-    value = record.get("iteration")
+def _tick(record: Mapping[str, Any]) -> float:
+    """A record that does not say its tick cannot be placed, so a resumed run drops it."""
+    value = record.get("tick")
     return value if is_number(value) else math.inf
 
 

@@ -130,7 +130,7 @@ def spa_base(spa_config, tmp_path_factory):
     from stepreward.training.auxiliaries.estimator import estimate
     from stepreward.training.auxiliaries.update import auxiliary_step
     from stepreward.training.policy import policy_step
-    from stepreward.training.runner import Runner
+    from stepreward.training.train import Runner
 
     steps = (auxiliary_step, estimate, critic_step, values, policy_step)
     runner = Runner(spa_config(), tmp_path_factory.mktemp("spa") / "run")

@@ -8,7 +8,7 @@ from stepreward.models.adapters import join, merge_adapters
 from stepreward.models.heads import decoder_of
 from stepreward.training.auxiliaries.prm import score
 from stepreward.training.evaluate import evaluate_workdir
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 TIMES = ("time/", "wall_s", "rollout/tokens_per_s")
 LORA = {"lora.rank": 2, "lora.targets": ("query", "value", "down"), "train.env_steps": 200}
@@ -62,7 +62,7 @@ def test_a_run_with_adapters_resumes_and_is_evaluated(run, micro_config, tmp_pat
 
     def stop(runner, _):
         if runner.counters.iteration == 2:
-            runner._save(wait=True)
+            runner.save(wait=True)
             raise Killed
 
     with pytest.raises(Killed):

@@ -18,7 +18,7 @@ from stepreward import parallel
 from stepreward.errors import UserError
 from stepreward.programs import Component, Program
 from stepreward.tpu import hlo, plan, slices, table
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 GIB = 2**30
 HLO = """HloModule jit_step, entry_computation_layout={(f32[8,16]{1,0})->f32[8,16]{1,0}}

@@ -4,7 +4,7 @@ import pytest
 
 from stepreward.config import load_config_file
 from stepreward.metrics import read_metrics
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from stepreward.rollout.template_chat import TemplateChat, load_chat
 from stepreward.training import export, setup
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.export import export_workdir
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 SYSTEM = 'Say one "word", 😀.'
 TOKENS = np.random.default_rng(0).integers(0, 200, (2, 24)).astype(np.int32)
@@ -146,7 +146,7 @@ def test_adapters_are_written_in_the_type_that_is_asked(exported):
 
 
 def test_the_gap_of_sampler_and_trainer_is_logged_every_iteration(run):
-    gaps = [r["policy/sampler_gap_nats"] for r in run.history() if r["phase"] == "rl"]
+    gaps = [r["policy/sampler_gap_nats"] for r in run.history() if r["stage"] == "train"]
     assert gaps and 0 < max(gaps) < 0.05  # of bfloat16 alone
 
 
@@ -209,7 +209,7 @@ def test_a_warm_start_of_whole_weights_has_no_adapters_yet(micro_config, tmp_pat
         pass
 
     def stop(runner, _):
-        runner._save(wait=True)
+        runner.save(wait=True)
         raise Enough
 
     config = micro_config({"lora.rank": 2, "sft.updates": 10, "sft.log_every": 5, "sft.episodes": 10})

@@ -9,7 +9,7 @@ from stepreward.envs import sokoban
 from stepreward.rollout.checked import checked
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.training.held_out import choose_held_out, first_pictures
-from stepreward.training.setup import task_seed
+from stepreward.training.streams import task as task_seed
 
 
 class Numbers:

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from stepreward.errors import UserError
-from stepreward.training import identity, stages
+from stepreward.training import decisions, identity, outputs
 
 
 @pytest.fixture
@@ -82,20 +82,20 @@ def test_a_config_s_paths_are_replaced_by_what_they_hold(micro_config, folder, t
     assert set(found) - set(identity.DECIDED_FROM) == {"model.path", "prm.path", "environment.data"}
     assert found["environment.options content"] == {"rooms": found["environment.data content"]}
     assert str(tmp_path) not in json.dumps(found)
-    assert "prm.path weights" not in identity.deciding(found, "estimator") and "prm.path weights" in identity.deciding(found, "train")
+    assert "prm.path weights" not in decisions.deciding(found, "estimator") and "prm.path weights" in decisions.deciding(found, "train")
     assert identity.of(micro_config()) == {}
 
 
 def test_a_change_of_what_a_begun_stage_read_is_named():
     old, new = {"model.path tokenizer": "12ab", "prm.path weights": "1"}, {"model.path tokenizer": "34cd", "prm.path weights": "2"}
-    identity.check(old, new, [], "it")
+    decisions.check_inputs(old, new, [], "it")
     with pytest.raises(UserError, match="model.path tokenizer: it was made with 12ab, this run has 34cd: the content has changed since"):
-        identity.check(old, new, ["sft"], "it")
-    identity.check(old, old | {"prm.path weights": "2"}, ["sft", "estimator"], "it")
+        decisions.check_inputs(old, new, ["sft"], "it")
+    decisions.check_inputs(old, old | {"prm.path weights": "2"}, ["sft", "estimator"], "it")
     with pytest.raises(UserError, match="prm.path weights"):
-        identity.check(old, old | {"prm.path weights": "2"}, ["train"], "it")
+        decisions.check_inputs(old, old | {"prm.path weights": "2"}, ["train"], "it")
     with pytest.raises(UserError, match=r"environment.data content: it was made with \(none\), this run has 5"):
-        identity.check(old, old | {"environment.data content": "5"}, ["sft"], "it")
+        decisions.check_inputs(old, old | {"environment.data content": "5"}, ["sft"], "it")
 
 
 # --- In runs ---
@@ -105,7 +105,7 @@ SHORT = {"sft.episodes": 20, "sft.updates": 10, "sft.log_every": 5, "eval.episod
 
 def test_a_changed_prompt_of_one_name_is_refused_on_resuming_and_on_borrowing(spa_config, tmp_path, monkeypatch):
     from stepreward.training import setup
-    from stepreward.training.runner import Runner
+    from stepreward.training.train import Runner
 
     class Other:
         def __init__(self, prompt):
@@ -136,14 +136,14 @@ def test_a_published_model_s_folder_may_move_but_not_change(spa_config, tmp_path
     pytest.importorskip("transformers")
     from test_pretrained_run import CHANGES, make_model
 
-    from stepreward.training.runner import Runner
+    from stepreward.training.train import Runner
 
     model = make_model(tmp_path / "Qwen2.5-tiny-Instruct")
     changes = CHANGES | SHORT | {"exploration.tasks": 4, "exploration.part_tasks": 4}
     config = lambda path=model, **more: spa_config(changes | {"model.path": str(path)} | more)
     Runner(config(), tmp_path / "run").run("sft")
     facts = json.loads((tmp_path / "run" / "stages" / "sft" / "facts.json").read_text())["facts"]
-    assert {"model.system", "model.thinking", "model.path tokenizer", "model.path weights", "prompt words", stages.FIT} <= set(facts)
+    assert {"model.system", "model.thinking", "model.path tokenizer", "model.path weights", "prompt words", outputs.FIT} <= set(facts)
 
     moved = shutil.move(model, tmp_path / "moved")
     Runner(config(moved), tmp_path / "run").run("explore")

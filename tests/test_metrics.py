@@ -25,8 +25,8 @@ def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         writer.write(
             {
-                "iteration": np.int64(3),
-                "phase": "rl",
+                "tick": np.int64(3),
+                "stage": "train",
                 "policy/loss": np.float32(0.1),
                 "prm/loss": jnp.float32(0.1),
                 "time/rollout_s": jnp.asarray(0.5, jnp.bfloat16),
@@ -38,7 +38,7 @@ def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
         )
     record = strict((tmp_path / "metrics.jsonl").read_text())
     assert record == {
-        "iteration": 3, "phase": "rl", "policy/loss": float(np.float32(0.1)), "prm/loss": float(np.float32(0.1)),
+        "tick": 3, "stage": "train", "policy/loss": float(np.float32(0.1)), "prm/loss": float(np.float32(0.1)),
         "time/rollout_s": 0.5, "rollout/entropy": None, "rollout/return": None, "env_steps": 2**40,
         "rollout/executed": True,
     }  # fmt: skip
@@ -49,13 +49,13 @@ def test_resume_gives_the_same_file_as_an_uninterrupted_run(tmp_path):
     def write(folder, iterations, resume=None):
         with MetricsWriter(tmp_path / folder, resume, tensorboard=False) as writer:
             for i in iterations:
-                writer.write({"iteration": i, "phase": "sft", "sft/loss": 1 / (i + 3)})
-                writer.write({"iteration": i, "phase": "sft", "eval/success": i / 7})
+                writer.write({"tick": i, "stage": "sft", "sft/loss": 1 / (i + 3)})
+                writer.write({"tick": i, "stage": "sft", "eval/success": i / 7})
 
     write("whole", range(6))
     write("parts", range(5))
     with open(tmp_path / "parts" / "metrics.jsonl", "ab") as file:
-        file.write(b'{"iteration": 5, "sft/lo')
+        file.write(b'{"tick": 5, "sft/lo')
     write("parts", range(3, 6), resume=2)
     assert (tmp_path / "parts/metrics.jsonl").read_bytes() == (tmp_path / "whole/metrics.jsonl").read_bytes()
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["metrics.jsonl"]
@@ -64,9 +64,9 @@ def test_resume_gives_the_same_file_as_an_uninterrupted_run(tmp_path):
 def test_resume_at_iteration_zero_keeps_that_iteration_alone(tmp_path):
     with MetricsWriter(tmp_path, tensorboard=False) as writer:
         for i in range(3):
-            writer.write({"iteration": i})
+            writer.write({"tick": i})
     MetricsWriter(tmp_path, 0, tensorboard=False).close()
-    assert [record["iteration"] for record in read_metrics(tmp_path)] == [0]
+    assert [record["tick"] for record in read_metrics(tmp_path)] == [0]
 
 
 def test_a_run_from_its_beginning_starts_an_empty_file_even_over_a_corrupt_one(tmp_path):
@@ -76,10 +76,10 @@ def test_a_run_from_its_beginning_starts_an_empty_file_even_over_a_corrupt_one(t
 
 
 def test_a_complete_last_line_without_its_newline_is_kept(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n{"iteration": 2}')
+    (tmp_path / "metrics.jsonl").write_text('{"tick": 1}\n{"tick": 2}')
     with MetricsWriter(tmp_path, 2, tensorboard=False) as writer:
-        writer.write({"iteration": 3})
-    assert [record["iteration"] for record in read_metrics(tmp_path)] == [1, 2, 3]
+        writer.write({"tick": 3})
+    assert [record["tick"] for record in read_metrics(tmp_path)] == [1, 2, 3]
 
 
 def test_every_line_survives_a_kill(tmp_path):
@@ -88,39 +88,39 @@ def test_every_line_survives_a_kill(tmp_path):
         from stepreward.metrics import MetricsWriter
         writer = MetricsWriter({str(tmp_path)!r}, tensorboard=False)
         for i in range(5):
-            writer.write({{"iteration": i}})
+            writer.write({{"tick": i}})
         os.kill(os.getpid(), signal.SIGKILL)
     """
     result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=Path(__file__).parents[1])
     assert result.returncode != 0
-    assert [record["iteration"] for record in read_metrics(tmp_path)] == list(range(5))
+    assert [record["tick"] for record in read_metrics(tmp_path)] == list(range(5))
 
 
 def test_read_names_the_missing_file_and_the_corrupt_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="metrics.jsonl"):
         read_metrics(tmp_path)
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"iteration": 1}\n{"iterat\n{"iteration": 3}\n')
+    path.write_text('{"tick": 1}\n{"tic\n{"tick": 3}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3"):
         read_metrics(path)
     with pytest.raises(ValueError, match="line 2 of 3"):
         MetricsWriter(tmp_path, 3, tensorboard=False)
-    path.write_text('{"iteration": 1}\n3\n{"iteration": 3}\n')
+    path.write_text('{"tick": 1}\n3\n{"tick": 3}\n')
     with pytest.raises(ValueError, match="line 2 of 3.*not a JSON object"):
         read_metrics(path)
 
 
-@pytest.mark.parametrize("tail", [b'{"iteration": 2, "a', b"\xff\xfe\n", b"\x00\x00\x00", b"3\n"])
+@pytest.mark.parametrize("tail", [b'{"tick": 2, "a', b"\xff\xfe\n", b"\x00\x00\x00", b"3\n"])
 def test_read_drops_a_torn_last_line(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"iteration": 1}\n' + tail)
-    assert read_metrics(path) == [{"iteration": 1}]
+    path.write_bytes(b'{"tick": 1}\n' + tail)
+    assert read_metrics(path) == [{"tick": 1}]
 
 
-@pytest.mark.parametrize("iteration", [None, -1, True, 1.5, "3"])
-def test_a_record_needs_an_iteration(tmp_path, iteration):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer, pytest.raises(ValueError, match="iteration"):
-        writer.write({"iteration": iteration})
+@pytest.mark.parametrize("tick", [None, -1, True, 1.5, "3"])
+def test_a_record_needs_a_tick(tmp_path, tick):
+    with MetricsWriter(tmp_path, tensorboard=False) as writer, pytest.raises(ValueError, match="tick"):
+        writer.write({"tick": tick})
     assert read_metrics(tmp_path) == []
 
 
@@ -144,7 +144,7 @@ def test_tensorboard_mirrors_numbers_and_is_told_what_to_forget(tmp_path):
     folder = tmp_path / "tensorboard"
     with MetricsWriter(tmp_path) as writer:
         for i in range(3):
-            writer.write({"iteration": i, "phase": "rl", "policy/loss": i / 4, "prm/loss": math.nan})
+            writer.write({"tick": i, "stage": "train", "policy/loss": i / 4, "prm/loss": math.nan})
     (first,) = folder.iterdir()
     scalars = [(e.step, v.tag, v.simple_value) for e in events(first) for v in e.summary.value]
     assert scalars == [(0, "policy/loss", 0.0), (1, "policy/loss", 0.25), (2, "policy/loss", 0.5)]
@@ -156,8 +156,8 @@ def test_tensorboard_mirrors_numbers_and_is_told_what_to_forget(tmp_path):
 
 
 def test_series_keeps_finite_numbers_in_order():
-    records = [{"iteration": 0, "a": 1}, {"iteration": 1}, {"iteration": 2, "a": None}, {"iteration": 3, "a": 2.5},
-               {"iteration": 4, "a": "high"}, {"a": 9}]  # fmt: skip
+    records = [{"tick": 0, "a": 1}, {"tick": 1}, {"tick": 2, "a": None}, {"tick": 3, "a": 2.5},
+               {"tick": 4, "a": "high"}, {"a": 9}]  # fmt: skip
     x, y = series(records, "a")
     np.testing.assert_array_equal(x, [0, 3])
     np.testing.assert_array_equal(y, [1, 2.5])

@@ -32,7 +32,7 @@ import tensorboardX
 del sys.modules["torch"]
 processes.initialize()
 from stepreward.config import load_config
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 if processes.count() > 1:
     exec(open(f"{folder}/together.py").read())
@@ -203,13 +203,13 @@ def measured(workdir):
 
 def assert_same(found, expected):
     """What was played is the same; what was computed differs by rounding alone."""
-    assert [r["iteration"] for r in found] == list(range(1, len(expected) + 1))
+    assert [r["tick"] for r in found] == list(range(1, len(expected) + 1))
     for a, b in zip(expected, found, strict=True):
         assert set(a) == set(b)
         fresh = a.get("credit/step_reward_std", 1) < 1e-5  # a PRM that has not learnt yet gives nothing but rounding
         for name in a:
             where = f"{name} in tick {a['iteration']} ({a['phase']})"
-            if name in ("phase", "env_steps") or name.startswith(("rollout/", "eval/", "final/")) and "entropy" not in name:
+            if name in ("stage", "env_steps") or name.startswith(("rollout/", "eval/", "final/")) and "entropy" not in name:
                 assert b[name] == a[name], where
             elif fresh and (name == "prm/pair_accuracy" or name.startswith("credit/")):
                 continue
@@ -231,7 +231,7 @@ def test_two_processes_play_as_one_does(folder):
 
 def test_two_processes_train_as_one_does(folder):
     found, expected = measured(folder / "istar-2"), measured(folder / "istar-1")
-    assert [r["phase"] for r in expected] == ["sft", "sft", "rl", "rl", "rl", "evaluate"]
+    assert [r["stage"] for r in expected] == ["sft", "sft", "train", "train", "train", "evaluate"]
     assert expected[-2]["credit/step_reward_std"] > 1e-4  # the PRM has learnt
     assert_same(found, expected)
     names = {path.name for path in (folder / "istar-1").iterdir()}
@@ -240,7 +240,7 @@ def test_two_processes_train_as_one_does(folder):
 
 def test_two_processes_explore_and_train_estimator_and_critic_as_one_does(folder):
     found, expected = measured(folder / "spa-2"), measured(folder / "spa-1")
-    assert [r["phase"] for r in expected] == ["start", "explore", "explore", "estimator", "rl"]
+    assert [r["stage"] for r in expected] == ["start", "explore", "explore", "estimator", "train"]
     assert_same(found, expected)
 
 
@@ -250,7 +250,7 @@ def test_a_run_that_two_processes_began_is_finished_by_one(folder):
 
 
 def test_a_process_that_dies_ends_the_job_after_its_last_tick(folder):
-    assert [r["iteration"] for r in read_metrics(folder / "killed")] == [1]
+    assert [r["tick"] for r in read_metrics(folder / "killed")] == [1]
 
 
 # --- One process ---

@@ -10,7 +10,7 @@ import pytest
 from stepreward.checkpoint import Checkpoints
 from stepreward.errors import Terminated, UserError, launcher
 from stepreward.metrics import read_metrics
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 RUN = ("--config=configs/istar_sokoban.py:micro", "--config.checkpoint.every=100", "--config.train.env_steps=100", "--quiet")
 CHANGES = {"checkpoint.every": 100, "train.env_steps": 100}  # no checkpoint but the last and the asked one
@@ -46,7 +46,7 @@ def test_sigterm_saves_the_tick_and_the_same_command_goes_on(micro_config, root,
     assert errors.splitlines()[-1] == "terminated" and "Traceback" not in errors
     stopped = read_metrics(workdir)
     assert Checkpoints(workdir, read_only=True, folder=str(tmp_path / "disk" / "a")).steps() == [len(stopped)]
-    assert not (workdir / "checkpoints").exists() and stopped[-1]["phase"] != "done"
+    assert not (workdir / "checkpoints").exists() and stopped[-1]["stage"] != "done"
 
     again = start(root, workdir, elsewhere)
     shown, errors = again.communicate()
@@ -78,7 +78,7 @@ def test_the_runner_tells_them_apart(micro_config, tmp_path, number, kind):
 def test_checkpoints_of_another_run_are_not_taken_over(micro_config, tmp_path):
     changes = {"checkpoint.folder": str(tmp_path / "disk")}
     runner = Runner(micro_config(changes), tmp_path / "run")
-    runner._save(wait=True)
+    runner.save(wait=True)
     runner.close()
     with pytest.raises(UserError, match="holds the checkpoints of a run, and workdir '.*other' is new: give another folder"):
         Runner(micro_config(changes), tmp_path / "other")

@@ -18,7 +18,7 @@ from stepreward.models import decoder
 from stepreward.training import setup
 from stepreward.training.evaluate import load_checkpoint
 from stepreward.training.export import export_workdir
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 CHANGES = {
     "model.preset": "checkpoint", "environment.prompt": "compact", "rollout.max_prompt_tokens": 100, "rollout.max_answer_tokens": 6,
@@ -72,7 +72,7 @@ def test_a_published_model_is_trained_saved_and_read_by_transformers(run, folder
     records = run.history()
     sft = [r["sft/loss"] for r in records if "sft/loss" in r]
     assert sft[-1] < 0.8 * sft[0]
-    rl = [r for r in records if r["phase"] == "rl"]
+    rl = [r for r in records if r["stage"] == "train"]
     assert rl and max(r["policy/sampler_gap"] for r in rl) < 1e-4 and any(r["policy/grad_norm"] > 0 for r in rl)
     out = tmp_path / "exported"
     assert export_workdir(run.workdir, out, None, "policy", False, "") == 0

@@ -52,9 +52,9 @@ def test_longer_successes_are_told_before_shorter_ones_and_failures_as_they_came
 
 
 def test_episodes_come_back_as_they_were_written(tmp_path):
-    path = write_episodes(tmp_path, 123, [episode(step(), step(action=None, distance=None))])
-    assert path == tmp_path / "episodes" / "iteration_000123.json"
-    expected = {"iteration": 123, "episodes": [episode(step(), step(action=None, distance=None))]}
+    path = write_episodes(tmp_path, 123, 120, [episode(step(), step(action=None, distance=None))])
+    assert path == tmp_path / "episodes" / "tick_000123.json"
+    expected = {"tick": 123, "iteration": 120, "episodes": [episode(step(), step(action=None, distance=None))]}
     assert read_episodes(path) == expected
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
@@ -65,7 +65,7 @@ def test_episodes_take_array_scalars_and_keep_an_unreachable_distance(tmp_path):
         success=np.bool_(True),
         final_distance=np.inf,
     )
-    path = write_episodes(tmp_path, 1, [written])
+    path = write_episodes(tmp_path, 1, 1, [written])
     json.loads(path.read_text(), parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
     (read,) = read_episodes(path)["episodes"]
     assert read["success"] is True and read["final_distance"] == math.inf
@@ -76,15 +76,15 @@ def test_episodes_take_array_scalars_and_keep_an_unreachable_distance(tmp_path):
 
 def test_episodes_name_what_is_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"episodes\[1\] has no list of `steps`"):
-        write_episodes(tmp_path, 0, [episode(), {"task": "x"}])
+        write_episodes(tmp_path, 0, 0, [episode(), {"task": "x"}])
     with pytest.raises(ValueError, match=r"steps\[0\]\.reward is an array"):
-        write_episodes(tmp_path, 0, [episode(step(reward=np.zeros(2)))])
+        write_episodes(tmp_path, 0, 0, [episode(step(reward=np.zeros(2)))])
     with pytest.raises(FileNotFoundError, match="iteration_7"):
         read_episodes(tmp_path / "iteration_7.json")
-    path = tmp_path / "iteration_000001.json"
+    path = tmp_path / "tick_000001.json"
     for text in ['{"iteration": 1, "epi', "[]", '{"iteration": 1, "episodes": [{"steps": [3]}]}', '{"episodes": []}']:
         path.write_text(text)
-        with pytest.raises(ValueError, match="iteration_000001.json"):
+        with pytest.raises(ValueError, match="tick_000001.json"):
             read_episodes(path)
 
 
@@ -94,14 +94,14 @@ BOARD = "#####\n#P_O#\n#_X_#\n#_√S#\n#####"
 
 
 def lines(count=80):
-    """A run of three phases whose evaluations start at 4 and end at 82 of 200."""
+    """A run of three stages whose evaluations start at 4 and end at 82 of 200."""
     records = []
     for i in range(count):
-        phase = "sft" if i < 10 else "prm" if i < 15 else "rl"
-        record = {"iteration": i, "phase": phase, "step": i, "env_steps": 100 * i, "wall_s": 2.0 * i}
-        if phase == "sft":
+        stage = "sft" if i < 10 else "prm_warmup" if i < 15 else "train"
+        record = {"tick": i, "iteration": i + 1, "stage": stage, "step": i, "env_steps": 100 * i, "wall_s": 2.0 * i}
+        if stage == "sft":
             record["sft/loss"] = 1 / (1 + i)
-        if phase == "rl":
+        if stage == "train":
             record |= {"rollout/success": i / 100, "time/rollout_s": 2.0, "time/policy_s": 1.0}
         if i in (0, 9, count - 1):
             record |= {"eval/success": {0: 4, 9: 40}.get(i, 82) / 200, "eval/episodes": 200}
@@ -115,7 +115,7 @@ def workdir(folder, records=None, config=None, episodes=None):
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config))
     for iteration, recorded in (episodes or {}).items():
-        write_episodes(folder, iteration, recorded)
+        write_episodes(folder, iteration, iteration, recorded)
     return folder
 
 
@@ -191,7 +191,7 @@ def test_each_new_panel_and_each_share_of_the_time_appears_where_it_was_recorded
     estimator = {f"estimator/{key}": 0.1 for key in ("loss", "held_out_loss")} | {"time/estimator_s": 1.0}
     learned = {key: 0.4 if key.endswith("/score") else 0.5 for panel in PANELS for key in panel.keys if not key.startswith("estimator/")}
     seconds = dict.fromkeys(TIMES, 1.0)
-    records = [{"iteration": i, **(estimator if i < 3 else learned | seconds)} for i in range(6)]
+    records = [{"tick": i, "iteration": i, **(estimator if i < 3 else learned | seconds)} for i in range(6)]
     drawn = {title: svg for title, _, svg in learning_curves(records)}
     assert [*drawn] == [panel.title for panel in PANELS] + ["Where the time goes"]
     for title, labels in [("Grounding accuracy", ["held-out tasks", "rollouts"]),
@@ -204,13 +204,13 @@ def test_each_new_panel_and_each_share_of_the_time_appears_where_it_was_recorded
 
 
 def test_a_lone_curve_of_a_panel_of_several_is_named():
-    ((_, _, svg),) = learning_curves([{"iteration": i, "credit/advantage_rank_correlation": 0.1 * i} for i in range(3)])
+    ((_, _, svg),) = learning_curves([{"tick": i, "iteration": i, "credit/advantage_rank_correlation": 0.1 * i} for i in range(3)])
     assert ">advantages</text>" in svg and ">step rewards</text>" not in svg
 
 
 def test_a_critic_that_starts_far_off_leaves_its_later_curve_readable():
     values = [-5000.0, -3.0, 0.2, 0.5]
-    ((_, _, svg),) = learning_curves([{"iteration": i, "credit/explained_variance": v} for i, v in enumerate(values)])
+    ((_, _, svg),) = learning_curves([{"tick": i, "iteration": i, "credit/explained_variance": v} for i, v in enumerate(values)])
     ticks = [float(text.replace("−", "-")) for text in re.findall(r">(−?\d+\.\d+)</text>", svg)]
     assert -1.05 <= min(ticks) < 0 < max(ticks) < 0.6
 
@@ -220,14 +220,14 @@ def evaluated(**changes):
     found = {"success": (0.25, 0.5), "success_low": (0.232, 0.478), "success_high": (0.269, 0.522), "return": (-2.0719, 2.784),
              "steps_per_episode": (6.78, 6.53), "executed": (0.6359, 0.722), "episodes": (2048.0, 2047.0)}  # fmt: skip
     both = {f"final/{name}_{key}": value[i] for key, value in found.items() for i, name in enumerate(("start", "end"))}
-    return {"iteration": 80, "phase": "evaluate", "wall_s": 160.0, **both, **changes}
+    return {"tick": 80, "iteration": 80, "stage": "evaluate", "wall_s": 160.0, **both, **changes}
 
 
 def test_scores_are_shown_where_they_say_more_than_success(tmp_path):
     graded = {"final/start_score": 0.61, "final/end_score": 0.83}
     workdir(tmp_path, [*lines(), evaluated(**graded)])
     assert "61" in page_of(tmp_path).text and "policy success score return" in page_of(tmp_path).text.replace("\u00a0", " ")
-    plain = [{"iteration": i, "env_steps": i, "eval/success": 0.1 * i, "eval/score": 0.1 * i} for i in range(3)]
+    plain = [{"tick": i, "iteration": i, "env_steps": i, "eval/success": 0.1 * i, "eval/score": 0.1 * i} for i in range(3)]
     assert "Score" not in [title for title, _, _ in learning_curves(plain)]
     assert "Score" in [title for title, _, _ in learning_curves([r | {"eval/score": 0.5} for r in plain])]
 
@@ -247,12 +247,12 @@ def test_a_final_evaluation_is_a_table_and_the_headline(tmp_path):
 
 
 def test_what_a_final_evaluation_lacks_is_a_dash_and_the_last_one_counts(tmp_path):
-    bare = {"iteration": 9, "final/start_success": 0.1, "final/end_success": 0.2}
+    bare = {"tick": 9, "iteration": 9, "final/start_success": 0.1, "final/end_success": 0.2}
     bare |= {"final/end_return": "<b>", "final/start_executed": None}
     assert final_evaluation([evaluated(), bare]) == {"start": {"success": 0.1}, "end": {"success": 0.2}}
     text = page_of(workdir(tmp_path, [bare])).text.replace("\u00a0", " ")
     assert "supervised policy (start) 10.0 % – – – –" in text and "Wilson, over" not in text
-    assert final_evaluation([{"iteration": 1, "final/end_success": 0.2}]) == final_evaluation(lines()) == {}
+    assert final_evaluation([{"tick": 1, "iteration": 1, "final/end_success": 0.2}]) == final_evaluation(lines()) == {}
 
 
 MEASURED = {"mse": 0.01234, "mse_of_mean": 0.2, "mae": 0.0523, "within_0.1": 0.875, "calibration_error": 0.031, "explained": 0.9,
@@ -260,8 +260,8 @@ MEASURED = {"mse": 0.01234, "mse_of_mean": 0.2, "mae": 0.0523, "within_0.1": 0.8
 
 
 def test_the_estimator_has_a_table_that_explains_itself(tmp_path):
-    record = {"iteration": 7, "phase": "estimator", **{f"estimator/{key}": value for key, value in MEASURED.items()}}
-    later = {"iteration": 8, "estimator/loss": 0.3}
+    record = {"tick": 7, "iteration": 7, "stage": "estimator", **{f"estimator/{key}": value for key, value in MEASURED.items()}}
+    later = {"tick": 8, "iteration": 8, "estimator/loss": 0.3}
     assert estimator_quality([record, later]) == MEASURED and estimator_quality([later]) == {}
     text = page_of(workdir(tmp_path, [record, later], {"estimator": {"held_out": 0.25}})).text.replace("\u00a0", " ")
     for part in ["Progress estimator", "mean squared error 0.0123", "of predicting the mean 0.2000",
@@ -280,7 +280,7 @@ def test_the_estimator_has_a_table_that_explains_itself(tmp_path):
 def test_text_from_models_and_environments_is_escaped(tmp_path):
     nasty = "<script>alert('x')</script>&\"'"
     bad = episode(step(nasty, action=nasty, output=nasty), task=nasty, final_observation=nasty)
-    records = [{"iteration": i, "phase": f"$\\frac{nasty}{i}", "policy/loss": 1.0 * i} for i in range(3)]
+    records = [{"tick": i, "iteration": i, "stage": f"$\\frac{nasty}{i}", "policy/loss": 1.0 * i} for i in range(3)]
     folder = workdir(tmp_path, records, {"name": nasty, nasty: nasty}, {1: [bad]})
     for renderer in (board_svg, plain_board):
         page = page_of(folder, board_renderer=renderer)
@@ -297,7 +297,7 @@ def test_odd_values_in_an_episode_are_shown_or_left_out(tmp_path):
         ]
     }
     (tmp_path / "episodes").mkdir()
-    (tmp_path / "episodes/iteration_000001.json").write_text(json.dumps({"iteration": 1, "episodes": [odd]}))
+    (tmp_path / "episodes/tick_000001.json").write_text(json.dumps({"iteration": 1, "episodes": [odd]}))
     text = page_of(workdir(tmp_path, lines()), board_renderer=board_svg).text
     for part in ["no action", "look around", "no effect", "failed", "3 steps"]:
         assert part in text
@@ -337,12 +337,12 @@ def test_empty_metrics_give_a_page_that_says_so(tmp_path):
 def test_unreadable_sources_are_named_and_the_rest_is_shown(tmp_path):
     workdir(tmp_path, lines(), episodes={2: [episode(step())]})
     (tmp_path / "config.json").write_text("{")
-    (tmp_path / "episodes/iteration_000001.json").write_text("[3")
+    (tmp_path / "episodes/tick_000001.json").write_text("[3")
     text = page_of(tmp_path).text
-    for part in ["config.json is not readable JSON", "iteration_000001.json is not readable JSON", "held_out seed 5",
+    for part in ["config.json is not readable JSON", "tick_000001.json is not readable JSON", "held_out seed 5",
                  "Success on held-out tasks"]:  # fmt: skip
         assert part in text
-    (tmp_path / "metrics.jsonl").write_text('{"iteration": 0}\n{"itera\n{"iteration": 2}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"tick": 0}\n{"tic\n{"tick": 2}\n')
     text = page_of(tmp_path).text
     assert "metrics.jsonl, line 2 of 3 is corrupt" in text and "held_out seed 5" in text
 
@@ -353,7 +353,7 @@ def test_a_missing_workdir_is_an_error(tmp_path):
 
 
 def test_a_single_evaluation_without_a_count_has_no_interval():
-    paragraph, cards = summarize([{"iteration": 4, "eval/success": 0.25}, {"iteration": 5, "eval/success": None}])
+    paragraph, cards = summarize([{"tick": 4, "iteration": 4, "eval/success": 0.25}, {"tick": 5, "iteration": 5, "eval/success": None}])
     assert "25.0" in paragraph and "Wilson" not in paragraph
     assert cards == [("25.0\u00a0%", "held-out success", "iteration 4")]
 

@@ -9,8 +9,8 @@ from stepreward.report import write_episodes
 from stepreward.report.notebook import LiveCurves, show_episodes
 
 RECORDS = [
-    {"iteration": 1, "phase": "sft", "env_steps": 0, "wall_s": 1.5, "eval/success": 0.25},
-    {"iteration": 2, "phase": "rl", "env_steps": 1234, "wall_s": 65.0, "rollout/success": 0.5, "prm/pair_accuracy": 0.75},
+    {"tick": 1, "iteration": 0, "stage": "sft", "env_steps": 0, "wall_s": 1.5, "eval/success": 0.25},
+    {"tick": 2, "iteration": 1, "stage": "train", "env_steps": 1234, "wall_s": 65.0, "rollout/success": 0.5, "prm/pair_accuracy": 0.75},
 ]
 
 
@@ -44,7 +44,7 @@ def test_episodes_are_framed_and_escaped(tmp_path):
         show_episodes(tmp_path)
     step = {"observation": "a <b> & c", "action": "up", "output": "<script>", "reward": 0.0, "executed": True, "step_reward": 0.125}
     episode = {"task": "room 1", "success": True, "outcome": 1.0, "steps": [step], "final_observation": "end"}
-    write_episodes(tmp_path, 3, [episode, episode | {"success": False, "task": "room 2"}])
+    write_episodes(tmp_path, 3, 2, [episode, episode | {"success": False, "task": "room 2"}])
     shown = show_episodes(tmp_path, lambda text: f"<i>{len(text)}</i>", limit=1)._repr_html_()
     assert shown.startswith("<iframe srcdoc=") and shown.count("<") == 2 and "+0.125" in shown and "room 1" in shown
     assert "room 2" not in shown and "&amp;lt;script&amp;gt;" in shown

@@ -11,7 +11,7 @@ from stepreward.config import save_config
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
 from stepreward.training import main_job
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 # Every phase, a replayed batch, the reference of PRIME's kind: all that a checkpoint can hold.
 CHANGES = {"prm.warmup_batches": 1, "prm.replay": 1, "prm.resync": True, "credit.options.reference": "initial", "train.env_steps": 400}
@@ -19,12 +19,12 @@ CHANGES = {"prm.warmup_batches": 1, "prm.replay": 1, "prm.resync": True, "credit
 DRIVER = """
 import os, signal, sys
 from stepreward.config import load_config
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 workdir, config, when = sys.argv[1:]
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 runner = Runner(load_config(config), workdir)
-print("resumed at", runner.counters.tick, runner.counters.phase, flush=True)
+print("resumed at", runner.counters.tick, runner.counters.stage, flush=True)
 if when == "after the first sft tick":
     runner.on_tick = kill
 elif when == "in the prm warm-up":
@@ -33,11 +33,11 @@ elif when == "while a checkpoint is written":
     save = runner.checkpoints.save
     def save_and_kill(*args):
         save(*args)
-        if runner.counters.phase == "rl" and runner.counters.iteration:
+        if runner.counters.stage == "train" and runner.counters.iteration:
             kill()
     runner.checkpoints.save = save_and_kill
 elif when == "in an evaluation":
-    runner._evaluate = lambda: (runner.checkpoints.wait(), kill()) if runner.counters.iteration > 1 else {}
+    runner.evaluate = lambda: (runner.checkpoints.wait(), kill()) if runner.counters.iteration > 1 else {}
 runner.run()
 """
 WHEN = ("after the first sft tick", "in the prm warm-up", "while a checkpoint is written", "in an evaluation")
@@ -54,7 +54,7 @@ def whole(micro_config, tmp_path_factory):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     Runner(micro_config(CHANGES), workdir).run()
-    assert [r["phase"] for r in read_metrics(workdir)] == ["sft", "sft", "prm", "rl", "rl", "rl"]
+    assert [r["stage"] for r in read_metrics(workdir)] == ["sft", "sft", "prm_warmup", "train", "train", "train"]
     return workdir
 
 
@@ -89,13 +89,13 @@ def test_an_interrupt_saves_the_tick_and_loses_nothing(whole, micro_config, tmp_
 
 
 def test_an_interrupted_job_says_how_to_go_on(whole, micro_config, tmp_path, monkeypatch, capsys):
-    tick = Runner._tick
+    tick = Runner.tick
 
     def interrupted(self):
         tick(self)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Runner, "_tick", interrupted)
+    monkeypatch.setattr(Runner, "tick", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main_job.train(micro_config(CHANGES), tmp_path / "run")
     assert "stopped after tick 1; the same command goes on from here" in " ".join(capsys.readouterr().out.split())

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 from stepreward.training.workdir import borrow_words, claim, release
 
 
@@ -15,13 +15,13 @@ def finished(micro_config, tmp_path_factory):
     """(runner, [(where, key) of each rollout]) of a run with every phase that samples."""
     changes = {"train.env_steps": 150, "prm.warmup_batches": 2, "eval.final_episodes": 8, "eval.episodes": 8}
     runner, keys = Runner(micro_config(changes), tmp_path_factory.mktemp("streams") / "run"), []
-    sample = runner._rollout
+    sample = runner.play
 
     def rollout(tasks, key):
         keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
         return sample(tasks, key)
 
-    runner._rollout = rollout
+    runner.play = rollout
     began = time.monotonic()
     runner.run()
     runner.took = time.monotonic() - began
@@ -30,8 +30,8 @@ def finished(micro_config, tmp_path_factory):
 
 def test_each_rollout_that_trains_has_a_key_of_its_own(finished):
     runner, keys = finished
-    phases = [record["phase"] for record in runner.history()]
-    assert len(keys) == len(set(keys)) == phases.count("prm") + phases.count("rl") >= 3
+    phases = [record["stage"] for record in runner.history()]
+    assert len(keys) == len(set(keys)) == phases.count("prm_warmup") + phases.count("train") >= 3
 
     def key(*path):
         made = runner.key
@@ -57,7 +57,7 @@ def test_times_are_parts_of_the_run(finished):
 def test_the_estimator_s_speed_counts_the_steps_that_it_was_trained_on(spa_base):
     epochs = [record for record in spa_base.history() if "estimator/steps_per_s" in record]
     steps = {round(record["estimator/steps_per_s"] * record["time/estimator_s"], 3) for record in epochs}
-    assert epochs and all(count == round(count) > 0 for count in steps) and max(steps) <= spa_base.counters.explored_steps
+    assert epochs and all(count == round(count) > 0 for count in steps) and max(steps) <= spa_base.counters.of("explored_steps")
 
 
 def test_a_copy_that_was_cut_off_is_made_again(micro_config, tmp_path):

@@ -18,9 +18,9 @@ from stepreward.training.auxiliaries.prm import score
 from stepreward.training.auxiliaries.update import auxiliary_step
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
-from stepreward.training.runner import Runner, TrainingDiverged
+from stepreward.training.train import Runner, TrainingDiverged
 
-EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
+EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
 ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
            "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
@@ -74,8 +74,8 @@ def run(micro_config, tmp_path_factory):
 
 def test_the_default_run_passes_through_its_phases(run):
     runner, records = run({"train.env_steps": 300})
-    assert runner.finished and [r["phase"] for r in records] == ["sft", "sft", "rl", "rl", "rl"]
-    assert [r["iteration"] for r in records] == [1, 2, 3, 4, 5]
+    assert runner.finished and [r["stage"] for r in records] == ["sft", "sft", "train", "train", "train"]
+    assert [r["tick"] for r in records] == [1, 2, 3, 4, 5]
     assert set(records[0]) == EVERY_TICK | SFT
     assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
     quality = {k for k in records[2] if k.startswith("credit/")} - CREDIT - {ADVANTAGE_QUALITY}
@@ -107,13 +107,13 @@ def test_the_times_of_a_tick_are_parts_of_the_run_s_time(run):
 def test_sampler_and_trainer_agree_at_a_temperature_other_than_one(run):
     """The first ratios of each iteration are 1: both divide logits by the same temperature."""
     _, records = run({"credit.method": "rloo", "rollout.temperature": 0.7, "train.env_steps": 60})
-    gaps = [r["policy/sampler_gap"] for r in records if r["phase"] == "rl"]
+    gaps = [r["policy/sampler_gap"] for r in records if r["stage"] == "train"]
     assert gaps and max(gaps) < 1e-4
 
 
 def test_alpha_follows_the_pair_accuracy_of_each_batch(run):
     _, records = run({"train.env_steps": 300})
-    for r in (r for r in records if r["phase"] == "rl"):
+    for r in (r for r in records if r["stage"] == "train"):
         np.testing.assert_allclose(r["credit/alpha"], 0.3 * max(0.0, 2 * r["prm/pair_accuracy"] - 1), atol=1e-6)
 
 
@@ -145,8 +145,8 @@ def test_nothing_compiles_after_the_first_iterations(run):
 )  # fmt: skip
 def test_a_run_ends_with_finite_metrics(run, changes):
     runner, records = run(changes)
-    phases = ["sft", "sft"] + ["prm"] * changes.get("prm.warmup_batches", 0) + ["rl"]
-    assert runner.finished and [r["phase"] for r in records][: len(phases)] == phases
+    phases = ["sft", "sft"] + ["prm_warmup"] * changes.get("prm.warmup_batches", 0) + ["train"]
+    assert runner.finished and [r["stage"] for r in records][: len(phases)] == phases
     assert all(v is not None for r in records for v in r.values())
     last = records[-1]
     prm = runner.learner.auxiliaries.get("prm")
@@ -161,15 +161,15 @@ def test_a_run_ends_with_finite_metrics(run, changes):
 
 
 def test_imitation_ends_when_its_loss_is_low_enough(run):
-    whole = [r["sft/loss"] for r in run({"train.env_steps": 300})[1] if r["phase"] == "sft"]
+    whole = [r["sft/loss"] for r in run({"train.env_steps": 300})[1] if r["stage"] == "sft"]
     runner, records = run({"sft.stop_loss": whole[0] + 0.01})
-    assert [r["phase"] for r in records][:2] == ["sft", "rl"] and records[0]["sft/loss"] == whole[0]
-    assert "eval/success" in records[0] and runner.counters.sft_updates == runner.c.sft.log_every < runner.c.sft.updates
+    assert [r["stage"] for r in records][:2] == ["sft", "train"] and records[0]["sft/loss"] == whole[0]
+    assert "eval/success" in records[0] and runner.counters.of("sft_updates") == runner.c.sft.log_every < runner.c.sft.updates
 
 
 def test_the_prm_is_replayed_and_warmed_up_as_asked(run):
     runner, records = run(REPLAY)
-    warm = [r for r in records if r["phase"] == "prm"]
+    warm = [r for r in records if r["stage"] == "prm_warmup"]
     assert all(PRM | ROLLOUT <= set(r) and not POLICY & set(r) for r in warm)
     assert warm[1]["env_steps"] > warm[0]["env_steps"] > 0
     # Two epochs over the new batch and, from the second on, the one before it; a batch without a pair makes no update.
@@ -187,7 +187,7 @@ def test_a_resynchronised_prm_starts_each_training_from_the_policy(run):
     assert int(prm.state.updates) > 0 and np.abs(flat_params(policy) - runner.start).max() > 1e-4
     np.testing.assert_allclose(flat_params(prm), flat_params(policy), atol=1e-9)
     # The first step rewards are exactly 0, and all later ones too, since this PRM does not learn.
-    assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["phase"] == "rl")
+    assert all(r["credit/step_reward_std"] < 1e-4 for r in records if r["stage"] == "train")
     runner, _ = run(still)
     np.testing.assert_allclose(flat_params(runner.learner.auxiliaries["prm"]), runner.start, atol=1e-9)
 
@@ -219,7 +219,7 @@ def test_packed_rows_train_the_same(run):
     assert len(expected) == len(found) and expected[-1]["policy/grad_norm"] > 0
     for before, after in zip(expected, found):
         assert set(before) == set(after)
-        for name in set(before) - {"phase", "wall_s"}:
+        for name in set(before) - {"stage", "wall_s"}:
             if not name.startswith("time/") and "per_s" not in name:
                 np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
@@ -257,15 +257,15 @@ def test_a_failing_environment_is_masked_counted_and_survived(micro_config, tmp_
     play, calls = SokobanEnv.step, []
 
     def broken(self, action):
-        if runner.counters.phase == "rl" and runner.counters.iteration == 1:
+        if runner.counters.stage == "train" and runner.counters.iteration == 1:
             calls.append(action)
             if len(calls) == 20:
                 raise RuntimeError("the game server went away")
         return play(self, action)
 
     monkeypatch.setattr(SokobanEnv, "step", broken)
-    masks, pack = [], runner._pack
-    runner._pack = lambda *a, **k: masks.append(pack(*a, **k)) or masks[-1]
+    masks, pack = [], runner.pack
+    runner.pack = lambda *a, **k: masks.append(pack(*a, **k)) or masks[-1]
     with caplog.at_level(logging.WARNING):
         runner.run()
     failed = [m for m in masks if not m.episode_mask.all()]
@@ -316,7 +316,7 @@ def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, mo
     from stepreward.envs.sokoban.env import SokobanEnv
 
     runner = Runner(micro_config(), tmp_path / "run")
-    runner.counters.phase = "rl"
+    runner.counters.stage = "train"
 
     def broken(self, action):
         raise RuntimeError("no licence")
@@ -329,18 +329,18 @@ def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, mo
 def test_a_loss_that_is_not_finite_stops_the_run(micro_config, tmp_path):
     changes = {"policy.learning_rate": 1e30, "policy.warmup_updates": 0, "policy.max_grad_norm": 1e9}
     runner = Runner(micro_config(changes), tmp_path / "run")
-    with pytest.raises(TrainingDiverged, match=r"not finite at rl tick \d \(iteration \d\).*last good checkpoint is tick \d"):
+    with pytest.raises(TrainingDiverged, match=r"not finite at tick \d \(stage train, iteration \d\).*last good checkpoint is tick \d"):
         runner.run()
     records = read_metrics(tmp_path / "run")
     assert records and all(v is not None for r in records for v in r.values())  # what diverged was neither written nor saved
     kept = Runner(micro_config(changes), tmp_path / "run")
-    assert 2 <= kept.counters.tick <= records[-1]["iteration"] and np.isfinite(flat_params(kept.learner.policy)).all()
+    assert 2 <= kept.counters.tick <= records[-1]["tick"] and np.isfinite(flat_params(kept.learner.policy)).all()
     kept.close()
 
 
 def test_the_supervised_phase_notices_too(micro_config, tmp_path):
     runner = Runner(micro_config({"sft.learning_rate": 1e30, "sft.warmup_updates": 0}), tmp_path / "run")
-    with pytest.raises(TrainingDiverged, match="sft/grad_norm.* not finite at sft tick 1 .*No checkpoint had been written"):
+    with pytest.raises(TrainingDiverged, match="sft/grad_norm.* not finite at tick 1 .stage sft.*No checkpoint had been written"):
         runner.run()
 
 

@@ -32,7 +32,7 @@ from stepreward import checkpoint, metrics
 from stepreward.config import load_config
 from stepreward.data import demonstrations
 from stepreward.report import page
-from stepreward.training import demonstrating, exploration, main_job, runner, setup, stages, workdir
+from stepreward.training import demonstrating, exploration, main_job, outputs, setup, workdir
 
 config, folder, *wanted = sys.argv[1:]
 pipe, done = os.pipe(), []
@@ -52,10 +52,10 @@ path = lambda path, *_: path.name
 for place, name, told in (
     (workdir, "save_config", lambda *_: ""), (demonstrating, "write_demonstrations", lambda *_: ""), (setup, "make_codec", lambda *_: ""),
     (exploration, "begin_recording", lambda *_: ""), (exploration, "write_part", lambda folder, index, *_: index),
-    (stages, "write_atomically", lambda path, text: path.name + text[-20:].strip() * (path.name == "begun.json")),
-    (stages.StageOutput, "_clear", lambda self: self.stage), (runner, "write_atomically", path),
-    (runner, "write_episodes", lambda folder, tick, *_: tick), (page, "write_atomically", path),
-    (metrics.MetricsWriter, "write", lambda self, record: record["iteration"]),
+    (outputs, "write_atomically", path), (outputs.StageOutput, "_clear", lambda self: self.stage),
+    (workdir, "write_atomically", lambda path, text: path.name + text[-20:].strip() * (path.name == "begun.json")),
+    (workdir, "write_episodes", lambda folder, tick, *_: tick), (page, "write_atomically", path),
+    (metrics.MetricsWriter, "write", lambda self, record: record["tick"]),
     (checkpoint.Checkpoints, "save", lambda self, step, *_: f"{self._manager.directory.parent.name} {step}"),
     (checkpoint.Checkpoints, "wait", lambda self: max(self.steps(), default=0)),
 ):
@@ -90,7 +90,7 @@ def parameters(workdir):
 
 @pytest.mark.parametrize("kind", ["istar", "spa"])
 def test_a_run_killed_after_each_of_its_writes_ends_as_if_nothing_had_happened(kind, micro_config, spa_config, root, tmp_path):
-    from stepreward.training.runner import Runner
+    from stepreward.training.train import Runner
 
     config = micro_config(ISTAR) if kind == "istar" else spa_config(SPA)
     save_config(config, tmp_path / "config.json")

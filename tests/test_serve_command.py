@@ -17,7 +17,7 @@ pytest.importorskip("uvicorn")
 from test_serve import HELLO, call, make_model, text_of
 
 from stepreward.training.evaluate import load_checkpoint
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 
 @pytest.fixture

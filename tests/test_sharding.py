@@ -70,7 +70,7 @@ print(json.dumps(found))
 RUN = """
 import json, sys
 from stepreward.config import load_config_file
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 config = load_config_file("configs/istar_sokoban.py:micro")
 config.update_from_flattened_dict({"mesh.data": -1, "mesh.fsdp": 2, "mesh.tensor": 2, "train.env_steps": 200})
@@ -84,7 +84,7 @@ print(json.dumps(runner.history()))
 SPA = """
 import json, sys
 from stepreward.config import load_config_file
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 found = {}
 for name, shape in (("one", (1, 1, 1)), ("eight", (2, 2, 2))):
@@ -144,7 +144,7 @@ def test_a_step_compiles_once_a_mesh(found, name):
 
 def test_a_run_works_on_the_mesh(root, tmp_path):
     records = on_eight_devices(root, RUN, str(tmp_path / "run"))
-    assert [r["phase"] for r in records] == ["sft", "sft", "rl", "rl"]
+    assert [r["stage"] for r in records] == ["sft", "sft", "train", "train"]
     assert records[1]["sft/loss"] < records[0]["sft/loss"]
     assert records[-1]["env_steps"] >= 200 and 0 <= records[-1]["eval/success"] <= 1
     assert max(r["policy/sampler_gap"] for r in records[2:]) < 1e-4
@@ -155,12 +155,12 @@ def test_a_run_with_critic_and_estimator_is_the_same_on_the_mesh(root, tmp_path)
     """Every phase: what is sampled is the same, what is computed differs by rounding alone."""
     found = on_eight_devices(root, SPA, str(tmp_path))
     one, eight = found["one"], found["eight"]
-    assert [r["phase"] for r in one] == ["sft", "explore", "estimator", "estimator", "rl", "rl"]
+    assert [r["stage"] for r in one] == ["sft", "explore", "estimator", "estimator", "train", "train"]
     timed = lambda name: name == "wall_s" or name.startswith("time/") or name.endswith("_per_s")
     for a, b in zip(one, eight, strict=True):
         assert set(a) == set(b)
         for name in a:
-            played = name in ("phase", "env_steps") or name.startswith("rollout/") and name != "rollout/entropy"
+            played = name in ("stage", "env_steps") or name.startswith("rollout/") and name != "rollout/entropy"
             if played and not timed(name):
                 assert b[name] == a[name], name
             elif "rank_correlation" in name:  # advantages that are all but equal change places by rounding

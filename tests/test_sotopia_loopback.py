@@ -21,7 +21,7 @@ from stepreward.rollout.pools import make_pool
 from stepreward.serve import load_run, running
 from stepreward.serve.server import Settings
 from stepreward.training.evaluate import load_checkpoint
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 # Tokens: the package's words are spelt with the few pieces of an embedded world, and a judge reads the form of its answer too.
 LENGTH, JUDGED = 2048, 8192

@@ -11,7 +11,7 @@ from sotopia_stub import judges, serving, write_data
 from test_pretrained_run import make_model
 
 from stepreward.config import load_config_file
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 SMALL = {
     "model.preset": "checkpoint", "model.compute_dtype": "float32", "model.remat": "none", "rollout.groups": 1, "rollout.group_size": 4, "rollout.max_rows": 4,
@@ -33,6 +33,6 @@ def test_the_papers_experiment_runs_on_a_published_model(root, tmp_path):
         runner.run()
         assert runner.finished and stub.count("judge") and stub.count("partner")
         assert set(stub.models) == {("partner", 0.7), ("judge", 0.0)}
-    (first, *_) = [r for r in runner.history() if r["phase"] == "rl"]
+    (first, *_) = [r for r in runner.history() if r["stage"] == "train"]
     assert first["rollout/failed_episodes"] == 0 and first["rollout/score"] > 0
     assert first["prm/pairs"] > 0 and first["prm/grad_norm"] > 0 and first["policy/grad_norm"] > 0

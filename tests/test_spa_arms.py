@@ -6,8 +6,8 @@ import pytest
 
 from stepreward.metrics import read_metrics
 from stepreward.report.episodes import list_episodes, read_episodes
-from stepreward.training.runner import Runner
-from stepreward.training.stages import StageOutput
+from stepreward.training.outputs import StageOutput
+from stepreward.training.train import Runner
 
 SHORT = {"train.env_steps": 200, "eval.final_episodes": 0, "eval.episodes": 4}
 OWN_ESTIMATOR = {"stages.estimator": ""}
@@ -60,7 +60,7 @@ def run(spa_base, spa_config, tmp_path_factory):
 
 
 def rl(records):
-    return [r for r in records if r["phase"] == "rl"]
+    return [r for r in records if r["stage"] == "train"]
 
 
 def rewards(runner):
@@ -74,9 +74,9 @@ def rewards(runner):
 def test_every_arm_ends_with_finite_metrics(run, name):
     changes = ARMS[name]
     runner, records = run(changes)
-    learner, phases = runner.learner, [r["phase"] for r in records]
+    learner, phases = runner.learner, [r["stage"] for r in records]
     assert runner.finished and all(v is not None for r in records for v in r.values())
-    assert phases == ["start"] + ["estimator"] * (2 if "stages.estimator" in changes else 0) + ["rl"] * 2
+    assert phases == ["start"] + ["estimator"] * (2 if "stages.estimator" in changes else 0) + ["train"] * 2
     has_critic = name not in ("no critic", "rudder", "progrm", "rloo", "istar")
     separate = has_critic and name != "shared backbone"
     estimates = name not in UNESTIMATED
@@ -88,7 +88,7 @@ def test_every_arm_ends_with_finite_metrics(run, name):
         assert ("prm/pairs" in r) == (name == "istar")
         assert not any(k.startswith("estimator/") for k in r)
     assert any(r["policy/grad_norm"] > 0 for r in rl(records)) and rl(records)[-1]["eval/episodes"] == 4
-    begun = StageOutput(runner.c.stages.sft, "sft").read(learner.actor, runner._fingerprint("sft"))[0]
+    begun = StageOutput(runner.c.stages.sft, "sft").read(learner.actor, runner.fingerprint("sft"))[0]
     assert np.abs(flat_params(learner.actor) - flat_params(begun)).max() > 1e-5
 
 
@@ -143,7 +143,7 @@ def test_updates_end_early_where_the_policy_went_too_far(run):
     _, free = run(ARMS["KL as a loss"] | {"policy.stop_kl": 1e9})
     assert all(r["policy/updates"] >= 4 for r in rl(free))
     assert all(a < r["policy/updates"] for a, r in zip(counts, rl(free)))
-    assert all("policy/kl_reference" in r for r in records if r["phase"] == "rl")
+    assert all("policy/kl_reference" in r for r in records if r["stage"] == "train")
 
 
 def test_a_refreshed_estimator_goes_on_learning(spa_base, run):
@@ -151,7 +151,7 @@ def test_a_refreshed_estimator_goes_on_learning(spa_base, run):
     refreshed, records = run({"estimator.refresh_every": 2, "train.env_steps": 300})
     assert ["estimator/loss" in r for r in rl(records)] == [False, True, False]
     trained = StageOutput(spa_base.workdir, "estimator").read(
-        steady.learner.auxiliaries["estimator"].best, spa_base._fingerprint("estimator")
+        steady.learner.auxiliaries["estimator"].best, spa_base.fingerprint("estimator")
     )[0]
     np.testing.assert_array_equal(flat_params(steady.learner.auxiliaries["estimator"].params), flat_params(trained))
     estimator = refreshed.learner.auxiliaries["estimator"]

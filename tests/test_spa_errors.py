@@ -7,8 +7,8 @@ import pytest
 
 from stepreward.errors import UserError
 from stepreward.training.exploration import Exploration, tokenizer_fingerprint
-from stepreward.training.runner import Runner
-from stepreward.training.stages import StageOutput
+from stepreward.training.outputs import StageOutput
+from stepreward.training.train import Runner
 
 SHORT = {"train.env_steps": 1, "eval.final_episodes": 0, "eval.episodes": 4}
 
@@ -114,9 +114,9 @@ def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp
     saved["facts"]["model.preset"] = "tiny-0.1m"
     path.write_text(json.dumps(saved))
     sft = StageOutput(spa_base.workdir, "sft")
-    params, _ = sft.read(spa_base.learner.actor, spa_base._fingerprint("sft"))
+    params, _ = sft.read(spa_base.learner.actor, spa_base.fingerprint("sft"))
     runner = Runner(config({"model.preset": "tiny-0.1m"}), tmp_path / "larger")
-    StageOutput(tmp_path / "larger", "sft").save(runner.learner.policy.params, runner._fingerprint("sft"), {})
+    StageOutput(tmp_path / "larger", "sft").save(runner.learner.policy.params, runner.fingerprint("sft"), {})
     runner.close()
     large = config({"model.preset": "tiny-0.1m", "stages.sft": str(tmp_path / "larger"), "stages.estimator": str(other)})
     before = contents(other)

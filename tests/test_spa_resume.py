@@ -8,18 +8,18 @@ import pytest
 
 from stepreward.config import save_config
 from stepreward.metrics import read_metrics
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 DRIVER = """
 import os, signal, sys
 from stepreward.config import load_config
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 workdir, config, when = sys.argv[1:]
 kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 runner = Runner(load_config(config), workdir)
 learner, counters = runner.learner, runner.counters
-print("resumed at", counters.tick, counters.phase, flush=True)
+print("resumed at", counters.tick, counters.stage, flush=True)
 if when == "a part is written and no checkpoint after it":
     record = runner.exploration.record
     def record_and_kill(part, episodes):
@@ -32,7 +32,7 @@ elif when == "in the second epoch of the estimator":
     train = learner.auxiliaries["estimator"].epoch
     def train_and_kill(*args):
         found = train(*args)
-        if counters.estimator_epochs == 1:
+        if counters.of("estimator_epochs") == 1:
             runner.checkpoints.wait()
             kill()
         return found
@@ -71,8 +71,8 @@ def whole(config, tmp_path_factory):
     """The workdir of a run that nothing disturbed."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
     Runner(config, workdir).run()
-    phases = [r["phase"] for r in read_metrics(workdir)]
-    assert phases == ["start", *["explore"] * 3, *["estimator"] * 2, *["rl"] * 3, "evaluate"]
+    phases = [r["stage"] for r in read_metrics(workdir)]
+    assert phases == ["start", *["explore"] * 3, *["estimator"] * 2, *["train"] * 3, "evaluate"]
     return workdir
 
 

@@ -12,10 +12,11 @@ from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.rollout.episode import summary
 from stepreward.training import main_job, setup
 from stepreward.training.auxiliaries.estimator import held_out_groups
-from stepreward.training.runner import Runner
-from stepreward.training.stages import StageOutput
+from stepreward.training.outputs import StageOutput
+from stepreward.training.tasks import held_out_tasks
+from stepreward.training.train import Runner
 
-EVERY_TICK = {"iteration", "phase", "env_steps", "wall_s"}
+EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy"}
 CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations_cut", "answers_cut", "longest_prompt"}
 ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
@@ -48,9 +49,9 @@ def borrow(runner, *names):
 
 def test_a_run_passes_through_its_phases(spa_base):
     records = spa_base.history()
-    phases = ["sft"] * 2 + ["explore"] * 3 + ["estimator"] * 2 + ["rl"] * 3 + ["evaluate"]
-    assert spa_base.finished and [r["phase"] for r in records] == phases
-    assert [r["iteration"] for r in records] == list(range(1, 12))
+    phases = ["sft"] * 2 + ["explore"] * 3 + ["estimator"] * 2 + ["train"] * 3 + ["evaluate"]
+    assert spa_base.finished and [r["stage"] for r in records] == phases
+    assert [r["tick"] for r in records] == list(range(1, 12))
     sft, explore, estimator, rl = records[:2], records[2:5], records[5:7], records[7:10]
     assert set(sft[1]) == EVERY_TICK | EVAL | {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
     assert sft[1]["sft/loss"] < sft[0]["sft/loss"]
@@ -72,9 +73,9 @@ def test_packed_rows_train_estimator_critic_and_policy_the_same(spa_base, spa_co
     runner = Runner(spa_config({"train.pack_rows": True, "train.env_steps": 100}), tmp_path / "run")
     runner.run()
     expected, found = measured(spa_base.workdir)[:8], measured(runner.workdir)[:8]
-    assert found[-1]["phase"] == "rl"
+    assert found[-1]["stage"] == "train"
     for before, after in zip(expected, found):
-        assert before.pop("phase") == after.pop("phase") and set(before) - {"eval/success"} <= set(after)
+        assert before.pop("stage") == after.pop("stage") and set(before) - {"eval/success"} <= set(after)
         for name in set(before) & set(after) - {"credit/advantage_rank_correlation"}:  # which ranks what is all but equal
             np.testing.assert_allclose(after[name], before[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
@@ -84,7 +85,7 @@ def test_every_explored_episode_is_recorded_and_only_some_tasks_train(spa_base):
     assert [e.task.group for e in episodes] == np.repeat(np.arange(8), 4).tolist()
     assert len({e.task.seed for e in episodes}) == 8 and {e.task.split for e in episodes} == {"train"}
     steps = [sum(len(e.steps) for e in episodes if e.task.group in part) for part in ((0, 1, 2), (3, 4, 5), (6, 7))]
-    explored = [r["explore/env_steps"] for r in spa_base.history() if r["phase"] == "explore"]
+    explored = [r["explore/env_steps"] for r in spa_base.history() if r["stage"] == "explore"]
     assert explored == np.cumsum(steps).tolist()
     # The estimator is measured on the two tasks that are held out, of eight.
     (last,) = [r for r in spa_base.history() if "estimator/steps" in r]
@@ -98,11 +99,11 @@ def test_every_explored_episode_is_recorded_and_only_some_tasks_train(spa_base):
 
 def test_nothing_compiles_after_the_first_iterations(spa_base):
     """Of `auxiliary_step`, `estimate`, `critic_step`, `values` and `policy_step`; batches differ in their numbers of rows."""
-    phases = [r["phase"] for r in spa_base.history()]
+    phases = [r["stage"] for r in spa_base.history()]
     first = {phase: spa_base.programs[phases.index(phase)] for phase in phases}
     assert spa_base.programs[6] == first["estimator"]
-    assert spa_base.programs[-1] == first["rl"]
-    grown = np.array(first["rl"]) - np.array(first["estimator"])
+    assert spa_base.programs[-1] == first["train"]
+    grown = np.array(first["train"]) - np.array(first["estimator"])
     assert (grown <= [0, 1, 1, 1, 1]).all()  # the estimator's passes over parts and over whole batches are two
 
 
@@ -115,8 +116,8 @@ def test_the_evaluation_compares_the_supervised_policy_with_the_trained_one(spa_
         assert table[end]["success_low"] <= table[end]["success"] <= table[end]["success_high"] and table[end]["episodes"] == 32
     config = spa_config()
     parts = setup.build(config, spa_base.workdir)
-    tasks = setup.held_out_tasks(config, parts.collector.pool, 32)
-    supervised, _ = StageOutput(spa_base.workdir, "sft").read(spa_base.learner.actor, spa_base._fingerprint("sft"))
+    tasks = held_out_tasks(config, parts.collector.pool, 32)
+    supervised, _ = StageOutput(spa_base.workdir, "sft").read(spa_base.learner.actor, spa_base.fingerprint("sft"))
     for end, params in (("start", supervised), ("end", spa_base.learner.actor)):
         found = summary(parts.collector.collect(params, tasks, jax.random.fold_in(jax.random.key(0), 3)))
         assert found.items() <= table[end].items()
@@ -191,12 +192,12 @@ def test_a_run_with_another_s_stages_begins_where_it_ended(spa_base, spa_config,
         theirs, mine = measured(spa_base.workdir), measured(tmp_path / str(number))
         made = [] if "estimator" in names else ["estimator"] * 2
         made = (["explore"] * 3 + made) if names == ("sft",) else made
-        assert [r["phase"] for r in mine] == ["start", *made, *["rl"] * 3, "evaluate"]
+        assert [r["stage"] for r in mine] == ["start", *made, *["train"] * 3, "evaluate"]
         looked = {k: v for k, v in theirs[1].items() if k.startswith("eval/")}
-        assert mine[0] == {"iteration": 1, "phase": "start", "env_steps": 0} | looked
-        without = lambda r: {k: v for k, v in r.items() if k != "iteration"}
+        assert mine[0] == {"tick": 1, "iteration": 0, "stage": "start", "env_steps": 0} | looked
+        without = lambda r: {k: v for k, v in r.items() if k != "tick"}
         same = theirs[-len(mine) + 1 :]
-        assert [r["phase"] for r in same] == [r["phase"] for r in mine[1:]]
+        assert [r["stage"] for r in same] == [r["stage"] for r in mine[1:]]
         assert [without(r) for r in mine[1:]] == [without(r) for r in same]
 
 
@@ -218,8 +219,8 @@ def test_what_trains_may_change_until_it_has_begun_and_what_is_made_may_not(spa_
         Runner(spa_config(shared | {"credit.method": "rudder"}), tmp_path / "run")
     changed = shared | {"policy.learning_rate": 2e-3, "credit.options.beta": 0.1, "train.env_steps": 100}
     Runner(spa_config(changed), tmp_path / "run").run()
-    theirs = [r for r in measured(spa_base.workdir) if r["phase"] == "rl"]
-    mine = [r for r in measured(tmp_path / "run") if r["phase"] == "rl"]
+    theirs = [r for r in measured(spa_base.workdir) if r["stage"] == "train"]
+    mine = [r for r in measured(tmp_path / "run") if r["stage"] == "train"]
     assert len(mine) == 1 and mine[0]["rollout/return"] == theirs[0]["rollout/return"]
     assert mine[0]["credit/step_reward_std"] != theirs[0]["credit/step_reward_std"]
     late = {"policy.learning_rate": (3e-3, "policy.learning_rate: 0.002 -> 0.003"), "sft.log_every": (7, "sft.log_every: 50 -> 7")}

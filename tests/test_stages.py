@@ -10,20 +10,9 @@ import pytest
 from stepreward.base_config import base_config
 from stepreward.config import TrackedConfig, leaves, unread_keys
 from stepreward.errors import UserError
-from stepreward.training.stages import (
-    DECIDED_FROM,
-    FREE,
-    STAGES,
-    StageOutput,
-    begun,
-    check,
-    check_fit,
-    covers,
-    digest,
-    fingerprint,
-    first_stage,
-    mark_begun,
-)
+from stepreward.training.decisions import DECIDED_FROM, FREE, STAGES, covers, digest, fingerprint, first_stage
+from stepreward.training.outputs import StageOutput, check, check_fit
+from stepreward.training.workdir import begun, mark_begun
 
 FIRST_STAGE = {
     "seed": "sft", "environment.preset": "sft", "model.preset": "sft", "model.compute_dtype": "sft", "sft.updates": "sft",
@@ -51,7 +40,7 @@ def test_every_key_has_one_first_stage_or_is_free():
     unknown = set(listed) - keys
     assert not unknown, f"these are keys no more: {sorted(unknown)}"
     forgotten = {key for key in keys - set(listed) if not key.startswith(groups)}
-    assert not forgotten, f"say in training/stages.py which stage's output these decide first: {sorted(forgotten)}"
+    assert not forgotten, f"name the stage whose output these decide first, in training/stages/: {sorted(forgotten)}"
 
 
 @pytest.mark.parametrize("key, stage", [("model.system", "sft"), ("model.thinking", "sft"), ("environment.options.size", "sft"),

@@ -123,7 +123,7 @@ def test_demonstrations_of_one_s_own_are_cleaned_as_they_are_written(tmp_path):
 
 
 def test_told_episodes_are_written_with_odd_text(tmp_path):
-    path = write_episodes(tmp_path, 1, [{"steps": [{"observation": "a" + HALF}], "failure": HALF}])
+    path = write_episodes(tmp_path, 1, 1, [{"steps": [{"observation": "a" + HALF}], "failure": HALF}])
     assert json.loads(path.read_text(encoding="utf-8"))["episodes"][0]["steps"][0]["observation"] == f"a{BAD}"
 
 

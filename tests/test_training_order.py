@@ -9,7 +9,7 @@ from references import literal
 from stepreward.credit import make
 from stepreward.training.auxiliaries import Estimator, ProcessRewardModel
 from stepreward.training.learner import Learner
-from stepreward.training.runner import Runner
+from stepreward.training.stages.reinforce import Reinforce
 
 
 def iteration(reward_from, resync):
@@ -47,11 +47,12 @@ def iteration(reward_from, resync):
         c=SimpleNamespace(seed=0, train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)),
         counters=SimpleNamespace(iteration=0, env_steps=0),
         learner=learner,
-        _stillness=SimpleNamespace(see=lambda metrics: None),
-        _experience=lambda: ([], {}),
-        _pack=lambda episodes: batch,
+        watch=lambda metrics: None,
+        pack=lambda episodes: batch,
     )
-    Runner._rl_tick(runner)
+    stage = Reinforce(runner)
+    stage.experience = lambda: ([], {})
+    stage.tick()
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
     return calls
 

@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 from test_chat_templates import FAMILIES, make_folder
 
 from stepreward.training import demonstrating
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 CHANGES = {
     "environment.name": "picture_game", "model.preset": "checkpoint", "rollout.max_prompt_tokens": 96, "rollout.max_answer_tokens": 6,
@@ -66,7 +66,7 @@ def finished(config, workdir):
     records = runner.history()
     sft = [r["sft/loss"] for r in records if "sft/loss" in r]
     assert sft[-1] < 0.8 * sft[0]
-    rl = [r for r in records if r["phase"] == "rl"]
+    rl = [r for r in records if r["stage"] == "train"]
     assert rl and max(r["policy/sampler_gap"] for r in rl) < 1e-4  # the trainer sees the pictures that the sampler saw
     return runner
 

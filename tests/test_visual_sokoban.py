@@ -22,7 +22,7 @@ from stepreward.models.tokenizer import (
 )
 from stepreward.rollout.chat import Chat
 from stepreward.training.demonstrating import demonstration_episodes
-from stepreward.training.runner import Runner
+from stepreward.training.train import Runner
 
 WORDS = ("up", "down", "left", "right")
 
@@ -172,7 +172,7 @@ def test_a_run_from_pixels(root, tmp_path):
     records = runner.history()
     sft = [r["sft/loss"] for r in records if "sft/loss" in r]
     assert sft[-1] < sft[0]
-    rl = [r for r in records if r["phase"] == "rl"]
+    rl = [r for r in records if r["stage"] == "train"]
     assert rl and max(r["policy/sampler_gap"] for r in rl) < 1e-4 and rl[-1]["eval/episodes"] == 8
     assert runner.parts.collector.reader.blocks == 9 and runner.learner.auxiliaries["prm"].model.config.vision is not None
     episode = demonstration_episodes(runner.parts.demonstrations[:1], runner.parts)[0]

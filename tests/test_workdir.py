@@ -11,7 +11,7 @@ import pytest
 from stepreward.checkpoint import check_folder_name
 from stepreward.config import leaves
 from stepreward.errors import UserError
-from stepreward.training import stages, workdir
+from stepreward.training import decisions, workdir
 from stepreward.training.locks import LOCK_FILE
 
 
@@ -50,14 +50,14 @@ def test_a_second_run_in_a_workdir_ends_with_2_and_one_line(micro_config, root, 
 
 
 def test_a_run_that_fails_to_begin_frees_its_workdir(micro_config, tmp_path, monkeypatch):
-    from stepreward.training import runner, setup
+    from stepreward.training import setup, train
 
     def broken(*_):
         raise ValueError("no such tokenizer")
 
     monkeypatch.setattr(setup, "build", broken)
     with pytest.raises(ValueError, match="no such tokenizer"):
-        runner.Runner(micro_config(), tmp_path / "run")
+        train.Runner(micro_config(), tmp_path / "run")
     locks = workdir.claim(micro_config(), tmp_path / "run")
     assert [lock._lock.lock_counter for lock in locks] == [1]
     workdir.release(locks)
@@ -121,9 +121,9 @@ def test_another_workdir_s_own_checkpoints_are_not_a_checkpoint_folder(micro_con
 
 def test_keys_that_decide_no_output_may_change_at_any_time(micro_config, tmp_path):
     claimed(micro_config(), tmp_path / "run")
-    stages.mark_begun(tmp_path / "run", stages.STAGES)
+    workdir.mark_begun(tmp_path / "run", decisions.STAGES)
     keys = leaves(micro_config())
-    changed = {key: {bool: True, int: 7, float: 7.0, str: "inline"}[type(keys[key])] for key in stages.FREE}
+    changed = {key: {bool: True, int: 7, float: 7.0, str: "inline"}[type(keys[key])] for key in decisions.FREE}
     claimed(micro_config(changed), tmp_path / "run")
 
 
@@ -141,7 +141,7 @@ def test_what_is_said_to_the_model_may_not_change_once_there_are_demonstrations(
 
 def test_a_model_folder_may_move_since_its_content_is_what_counts(micro_config, tmp_path):
     claimed(micro_config({"model.path": "a/model"}), tmp_path / "run")
-    stages.mark_begun(tmp_path / "run", ["sft"])
+    workdir.mark_begun(tmp_path / "run", ["sft"])
     claimed(micro_config({"model.path": "b/model"}), tmp_path / "run")
     assert "model.path" in refused(micro_config(), tmp_path / "run")
 
@@ -150,7 +150,7 @@ def test_a_model_folder_may_move_since_its_content_is_what_counts(micro_config, 
 def test_what_has_been_borrowed_may_not_be_exchanged(micro_config, tmp_path, key, begun):
     claimed(micro_config({key: "runs/a"}), tmp_path / "run")
     claimed(micro_config({key: "runs/b"}), tmp_path / "run")
-    stages.mark_begun(tmp_path / "run", [begun])
+    workdir.mark_begun(tmp_path / "run", [begun])
     assert f"{key}: 'runs/b' -> 'runs/a'" in refused(micro_config({key: "runs/a"}), tmp_path / "run")
 
 
@@ -195,7 +195,7 @@ def test_checkpoints_stages_and_datasets_are_stored_under_any_fine_name(micro_co
         assert again.arrays()["a"].tolist() == [1, 1, 1]
         again.close()
     with MetricsWriter(run) as metrics:
-        metrics.write({"iteration": 1, "a": 2.0})
+        metrics.write({"tick": 1, "a": 2.0})
     assert write_report(run).is_file() and any((run / "tensorboard").iterdir())
 
 

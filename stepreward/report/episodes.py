@@ -1,6 +1,6 @@
-"""Recorded episodes: `workdir/episodes/iteration_000123.json`.
+"""Recorded episodes: `workdir/episodes/tick_000123.json`.
 
-    {"iteration": 123, "episodes": [
+    {"tick": 123, "iteration": 121, "episodes": [
       {"task": "held_out seed 5", "success": true, "outcome": 10.4, "truncated": false, "end": "terminated",
        "steps": [{"observation": "board", "action": "up", "output": "raw model text", "reward": -0.1, "executed": true,
                   "step_reward": 0.013, "step_advantage": 0.8, "distance": 5.0}],
@@ -27,12 +27,13 @@ from stepreward.text import cleaned
 EPISODES_FOLDER = "episodes"
 
 
-def write_episodes(workdir: str | os.PathLike, iteration: int, episodes: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes the episodes that were recorded at one iteration, whole or not at all.
+def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episodes: Sequence[Mapping[str, Any]]) -> Path:
+    """Writes the episodes that were recorded at one tick, whole or not at all.
 
     Args:
       workdir: the run's folder.
-      iteration: int ≥ 0; a file of the same iteration is replaced.
+      tick: int ≥ 0; a file of the same tick is replaced.
+      iteration: int ≥ 0, how many iterations of reinforcement learning were finished then.
       episodes: dicts as the module's docstring shows; NumPy and JAX scalars are converted, `math.inf` as a distance is
         kept as "inf", and any other NaN or infinity becomes null.
 
@@ -50,9 +51,9 @@ def write_episodes(workdir: str | os.PathLike, iteration: int, episodes: Sequenc
         steps = [_with_distance(step, "distance", f"{name}.steps[{s}]") for s, step in enumerate(episode["steps"])]
         rest = {key: value for key, value in episode.items() if key != "steps"}
         stored.append({**_with_distance(rest, "final_distance", name), "steps": steps})
-    path = Path(workdir) / EPISODES_FOLDER / f"iteration_{int(iteration):06d}.json"
+    path = Path(workdir) / EPISODES_FOLDER / f"tick_{int(tick):06d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"iteration": int(iteration), "episodes": stored}
+    record = {"tick": int(tick), "iteration": int(iteration), "episodes": stored}
     write_atomically(path, json.dumps(cleaned(record), ensure_ascii=False, allow_nan=False, indent=1))
     return path
 
@@ -86,15 +87,15 @@ def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def list_episodes(workdir: str | os.PathLike) -> list[Path]:
-    """Returns the files of recorded episodes, first iteration first; empty where there are none."""
-    paths = (Path(workdir) / EPISODES_FOLDER).glob("iteration_*.json")
+    """Returns the files of recorded episodes, first tick first; empty where there are none."""
+    paths = (Path(workdir) / EPISODES_FOLDER).glob("tick_*.json")
     return sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def drop_episodes(workdir: str | os.PathLike, after: int) -> None:
-    """Removes the files of later iterations than `after`, which a resumed run makes again."""
+    """Removes the files of later ticks than `after`, which a resumed run makes again."""
     for path in list_episodes(workdir):
-        number = path.stem.removeprefix("iteration_")
+        number = path.stem.removeprefix("tick_")
         if number.isdigit() and int(number) > after:
             path.unlink()
 

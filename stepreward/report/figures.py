@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -117,10 +118,16 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
             continue  # as it should be
         if present:
             figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
-    if any(series(records, key)[0].size for key in TIMES):
+    if any(series(records, key)[0].size for key in _times(records)):
         note = "Mean seconds an iteration, by what they were spent on."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
     return figures
+
+
+def _times(records: Records) -> dict[str, str]:
+    """What the time of a run was spent on: metric and label, with those of models that are not in `TIMES`."""
+    found = {key for record in records for key in record if key.startswith("time/")}
+    return TIMES | {key: key.removeprefix("time/").removesuffix("_s") for key in sorted(found - set(TIMES) - {"time/sft_s"})}
 
 
 def _same(records: Records, one: str, other: str) -> bool:
@@ -147,9 +154,7 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
             colour = _COLOURS[index]
             x, y = series(records, key)
             if key == "eval/success":
-                points = [
-                    (e["iteration"], e["low"], e["high"]) for e in evaluations(records) if "low" in e and is_number(e.get("iteration"))
-                ]
+                points = [(e["tick"], e["low"], e["high"]) for e in evaluations(records) if "low" in e and is_number(e.get("tick"))]
                 if points:
                     at, low, high = np.asarray(points, np.float64).T
                     axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
@@ -172,14 +177,15 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
 
 def _time_panel(axes, records: Records) -> None:
     """Stacked bars, each the mean over a run of iterations: evaluations come seldom and would be lone spikes."""
-    timed = [r for r in records if is_number(r.get("iteration")) and any(is_number(r.get(key)) for key in TIMES)]
-    iterations = np.array([record["iteration"] for record in timed], np.float64)
+    times = _times(records)
+    timed = [r for r in records if is_number(r.get("tick")) and any(is_number(r.get(key)) for key in times)]
+    iterations = np.array([record["tick"] for record in timed], np.float64)
     distinct = np.unique(iterations)
     bins = min(40, distinct.size)
     edges = np.linspace(distinct[0] - 0.5, distinct[-1] + 0.5, bins + 1)
     counts = np.histogram(distinct, edges)[0]
     bottom = np.zeros(bins)
-    for colour, (key, label) in zip(_COLOURS, TIMES.items()):
+    for colour, (key, label) in zip(itertools.cycle(_COLOURS), times.items()):
         seconds = np.array([record[key] if is_number(record.get(key)) else 0.0 for record in timed])
         if not seconds.any():
             continue
@@ -201,26 +207,26 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def _phase_marks(axes, records: Records) -> None:
-    """Dotted lines where one phase of the run ends and the next begins, named at the top."""
+def _stage_marks(axes, records: Records) -> None:
+    """Dotted lines where one stage of the run ends and the next begins, named at the top."""
     starts = []
     for record in records:
-        phase, iteration = record.get("phase"), record.get("iteration")
-        if phase and is_number(iteration) and (not starts or starts[-1][1] != phase):
-            starts.append((iteration, phase))
+        stage, tick = record.get("stage"), record.get("tick")
+        if stage and is_number(tick) and (not starts or starts[-1][1] != stage):
+            starts.append((tick, stage))
     low, high = axes.get_xlim()
     if len(starts) < 2:
         return
-    for index, (iteration, phase) in enumerate(starts):
-        if low < iteration < high and index:
-            axes.axvline(iteration, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
-        at = max(low, iteration)
+    for index, (tick, stage) in enumerate(starts):
+        if low < tick < high and index:
+            axes.axvline(tick, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
+        at = max(low, tick)
         end = min(high, starts[index + 1][0]) if index + 1 < len(starts) else high
-        if end - at > (0.018 * len(str(phase)) + 0.02) * (high - low):  # else it would run into the next name
+        if end - at > (0.018 * len(str(stage)) + 0.02) * (high - low):  # else it would run into the next name
             axes.text(
                 at + 0.01 * (high - low),
                 1.01,
-                str(phase),
+                str(stage),
                 transform=axes.get_xaxis_transform(),
                 fontsize=7.5,
                 color=_INK,
@@ -258,8 +264,8 @@ def _draw(name: str, records: Records, draw) -> str:
         axes.grid(axis="y", alpha=0.5, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("iteration")
-        _phase_marks(axes, records)
+        axes.set_xlabel("tick")
+        _stage_marks(axes, records)
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()

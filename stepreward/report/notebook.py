@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from stepreward.display import format_duration
 from stepreward.metrics import read_metrics, series
-from stepreward.progress import format_duration
 from stepreward.report.curves import COLOURS
 from stepreward.report.episode_html import BoardRenderer, choose_episodes, episode_html, plain_board
 from stepreward.report.episodes import list_episodes, read_episodes
@@ -50,13 +50,13 @@ class LiveCurves:
 
         figure = Figure(figsize=(10, 3.4), layout="constrained")
         last = records[-1]
-        figure.suptitle(f"{last['phase']}, {last['env_steps']:,} environment steps, {format_duration(last['wall_s'])}", fontsize=10)
+        figure.suptitle(f"{last['stage']}, {last['env_steps']:,} environment steps, {format_duration(last['wall_s'])}", fontsize=10)
         for axes, (title, keys) in zip(figure.subplots(1, 2), self._panels):
             for (key, label), colour in zip(keys.items(), COLOURS):
                 x, y = series(records, key)
                 marker = "o" if x.size < 20 else None
                 axes.plot(x, y, label=label, color=colour, linewidth=1.4, marker=marker, markersize=3)
-            axes.set(title=title, xlabel="tick", xlim=(0, 1.02 * max(2, last["iteration"])))
+            axes.set(title=title, xlabel="tick", xlim=(0, 1.02 * max(2, last["tick"])))
             axes.xaxis.get_major_locator().set_params(integer=True)
             if keys is _SUCCESS:
                 axes.set_ylim(0, 1)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stepreward.display import format_duration
 from stepreward.metrics import is_number, read_metrics, write_atomically
-from stepreward.progress import format_duration
 from stepreward.report.episode_html import BoardRenderer, choose_episodes, episode_html, plain_board
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
@@ -102,9 +102,9 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str
         cards = [(_rate(only), "held-out success", _detail(only))]
     else:
         sentences.append("No evaluation on held-out tasks has been recorded.")
-    iterations = {record["iteration"] for record in records if is_number(record.get("iteration"))}
-    if iterations:
-        spent = [f"{len(iterations):,} iteration{'s' if len(iterations) > 1 else ''}"]
+    iterations = max((record["iteration"] for record in records if is_number(record.get("iteration"))), default=None)
+    if iterations is not None:
+        spent = [f"{iterations:,} iteration{'' if iterations == 1 else 's'}"]
         steps = [record["env_steps"] for record in records if is_number(record.get("env_steps"))]
         seconds = [record["wall_s"] for record in records if is_number(record.get("wall_s"))]
         if steps:
@@ -129,11 +129,11 @@ def _as_evaluation(row: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _before_rl(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The last evaluation before the phase "rl", or else the first one in it; None for a run of one phase."""
-    phases = {record.get("phase") for record in records if record.get("phase")}
-    if "rl" not in phases or len(phases) < 2:
+    """The last evaluation before the stage "train", or else the first one in it; None for a run of one stage."""
+    names = {record.get("stage") for record in records if record.get("stage")}
+    if "train" not in names or len(names) < 2:
         return None
-    inside = [index for index, entry in enumerate(found) if entry.get("phase") == "rl"]
+    inside = [index for index, entry in enumerate(found) if entry.get("stage") == "train"]
     if not inside:
         return None
     return found[max(0, inside[0] - 1)]
@@ -155,7 +155,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
             f'<figure role="group" aria-label="{name}"><figcaption>{name}<span>{note}</span></figcaption>{svg}</figure>'
             for name, note, svg in figures
         )
-        note = "Thin lines are single iterations, bold ones a running mean. Dotted lines part the run's phases."
+        note = "Thin lines are single iterations, bold ones a running mean. Dotted lines separate the run's stages."
         body.append(f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div></section>')
     if episodes:
         legend = (

@@ -16,9 +16,8 @@ from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
 from stepreward.training import setup
 from stepreward.training.abstract import abstract_parts, bytes_per_device, without_folders
+from stepreward.training.decisions import DECIDED_FROM, reached
 from stepreward.training.learner import Learner
-
-_COMPILED_STAGES = ("sft", "explore", "estimator", "train")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +87,10 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
       vocabulary: of a tiny preset, whose tokenizer is not made here.
     """
     c = without_folders(c)
-    for stage in _COMPILED_STAGES:
+    for stage in DECIDED_FROM:  # a final evaluation compiles nothing of its own
         parts = abstract_parts(c, mesh, vocabulary)
         learner = Learner(c, parts, jax.random.key(c.seed))
-        if stage == "estimator" and not parts.method.has_progress:
-            continue
-        learner.reach(stage, lambda: learner.start)
+        learner.reach(reached(stage), lambda: learner.start)
         held, offline = learner.held(), c.train.mode == "offline"
         # An online run's exploration plays as its iterations do, beside less.
         if stage == ("explore" if offline else "train"):

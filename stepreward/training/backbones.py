@@ -14,6 +14,7 @@ from stepreward.models import decoder, presets
 from stepreward.models.adapters import LoraConfig, join, split_adapters
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.vision import vision_config
+from stepreward.training import streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +120,7 @@ def lora_config(c) -> LoraConfig | None:
 def initial_model(c, parts) -> tuple[Backbone, Any]:
     """The model that a run starts from, and the parameters that its warm start trains, on the mesh."""
     config = parts.model_config
-    params = _weights(find_model(c.model.path, c.model.download), config, jax.random.fold_in(jax.random.key(c.seed), 0), parts)
+    params = _weights(find_model(c.model.path, c.model.download), config, streams.device(jax.random.key(c.seed), "policy_weights"), parts)
     model = Backbone(parts.graphdef, config)
     return adapted(c, model, params) if c.lora.rank and c.lora.sft else (model, params)
 
@@ -142,7 +143,7 @@ def adapted(c, model: Backbone, params) -> tuple[Backbone, Any]:
     config = dataclasses.replace(model.config, lora=lora_config(c))
     base = parallel.compute(jax.jit(partial(decoder.in_compute_dtype, config)), params, mesh=config.mesh)
     adapters = lambda key: split_adapters(decoder.initial_params(config, key))[1]
-    key = jax.random.fold_in(jax.random.key(c.seed), 7)
+    key = streams.device(jax.random.key(c.seed), "adapters")
     shapes = jax.eval_shape(adapters, key)
     model = Backbone(decoder.graph(config), config, base)
     if parallel.is_abstract(base):
@@ -158,5 +159,5 @@ def prm_model(c, parts, model: Backbone, params) -> tuple[Backbone, Any]:
     folder = find_model(c.prm.path, c.model.download)
     config = _shape(c.prm.preset, folder, c, parts.mesh, parts.model_config.vocab_size)
     own = Backbone(decoder.graph(config), config)
-    params = _weights(folder, config, jax.random.fold_in(jax.random.key(c.seed), 8), parts)
+    params = _weights(folder, config, streams.device(jax.random.key(c.seed), "prm_weights"), parts)
     return adapted(c, own, params) if c.lora.rank else (own, params)

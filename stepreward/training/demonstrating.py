@@ -13,7 +13,7 @@ from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
 from stepreward.text import clean
-from stepreward.training import identity
+from stepreward.training import identity, streams
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that play demonstrations side by side
@@ -24,13 +24,10 @@ _WITHOUT = (
 NO_EXPERT = f"this environment has no expert to imitate: give it the capability 'expert' and an expert() method, or {_WITHOUT}."
 
 
-def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstration]:
+def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:
     """The expert's episodes: read from `folder`, or made there; none where a published model starts without imitation.
 
     Where a model from random weights starts without imitation and the environment has no expert, they are what `look_around` sees.
-
-    Args:
-      task_seed: (seed, stream, index) -> the seed of a task.
 
     Raises:
       ValueError: what lies there was made with another config, or there is no expert.
@@ -52,14 +49,14 @@ def load_demonstrations(c, pool: Pool, folder: Path, task_seed) -> list[Demonstr
         check_metadata(found, about)
         return records
     if not c.sft.updates and EXPERT not in pool.capabilities():
-        records = look_around(pool, c.sft.episodes, c.rollout.max_steps, c.seed, task_seed)
+        records = look_around(pool, c.sft.episodes, c.rollout.max_steps, c.seed)
     else:
-        records = make_demonstrations(pool, c.sft.episodes, c.seed, task_seed)
+        records = make_demonstrations(pool, c.sft.episodes, c.seed)
     write_demonstrations(folder, records, about)
     return read_demonstrations(folder)[0]  # as a resumed run has them: what goes through JSON may come back as another type
 
 
-def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list[Demonstration]:
+def make_demonstrations(pool: Pool, episodes: int, seed: int) -> list[Demonstration]:
     """Plays the environments' own expert on `episodes` training tasks; ties among best actions are drawn at random.
 
     Episodes that the expert does not win, and those whose environment fails, are left out, counted and logged.
@@ -71,7 +68,7 @@ def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list
         raise ValueError(NO_EXPERT)
     records: list[Demonstration] = []
     failed, failure = 0, None
-    for first, plays in _plays(episodes, seed, task_seed):
+    for first, plays in _plays(episodes, seed):
         going = _reset(pool, plays)
         going = _round(pool, going, lambda p: Call(p.slot, "expert", (np.random.default_rng(p.entropy),)), _Play.plan)
         while going := [play for play in going if play.todo]:
@@ -90,7 +87,7 @@ def make_demonstrations(pool: Pool, episodes: int, seed: int, task_seed) -> list
     return records
 
 
-def look_around(pool: Pool, episodes: int, max_steps: int, seed: int, task_seed) -> list[Demonstration]:
+def look_around(pool: Pool, episodes: int, max_steps: int, seed: int) -> list[Demonstration]:
     """What an environment without an expert shows on `episodes` training tasks, so that a tokenizer can be made of it.
 
     Where the environment lists admissible actions, they are drawn at random for at most `max_steps` turns, and kept; else only the
@@ -101,7 +98,7 @@ def look_around(pool: Pool, episodes: int, max_steps: int, seed: int, task_seed)
     """
     records: list[Demonstration] = []
     failed, failure = 0, None
-    for first, plays in _plays(episodes, seed, task_seed):
+    for first, plays in _plays(episodes, seed):
         draws = {play.slot: np.random.default_rng(play.entropy) for play in plays}
         going = _reset(pool, plays)
         for _ in range(max_steps):
@@ -118,11 +115,11 @@ def look_around(pool: Pool, episodes: int, max_steps: int, seed: int, task_seed)
     return records
 
 
-def _plays(episodes: int, seed: int, task_seed):
+def _plays(episodes: int, seed: int):
     """Yields the tasks of the demonstrations in rounds: the index of the first one, and all of them."""
     for first in range(0, episodes, _AT_ONCE):
         indices = range(first, min(first + _AT_ONCE, episodes))
-        yield first, [_Play(i - first, task_seed(seed, "demonstrations", i), [seed, 1, i]) for i in indices]
+        yield first, [_Play(i - first, streams.task(seed, "demonstrations", i), streams.host(seed, "demonstrations", i)) for i in indices]
 
 
 def _reset(pool: Pool, plays: list[_Play]) -> list[_Play]:
@@ -215,7 +212,7 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
 
 
 def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
-    """Which demonstrations are trained on, for `stages.check_fit`.
+    """Which demonstrations are trained on, for `outputs.check_fit`.
 
     Args:
       episodes: those that are trained on.

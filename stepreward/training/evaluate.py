@@ -18,11 +18,12 @@ from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
 from stepreward.rollout.episode import ROW_FULL, TOO_LONG, lost, summary
-from stepreward.training import fitting, setup
+from stepreward.training import decisions, fitting, setup
 from stepreward.training.backbones import Backbone
+from stepreward.training.counters import Counters
 from stepreward.training.learner import Learner
 from stepreward.training.main_job import use_compilation_cache
-from stepreward.training.runner import PHASES
+from stepreward.training.tasks import held_out_tasks
 
 _GROUPS = ("environment", "model", "lora", "mesh", "rollout", "sft", "credit", "policy", "critic", "stages", "checkpoint")
 
@@ -74,15 +75,16 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     parts = setup.build(config, workdir)
     learner = Learner(config, parts, jax.random.key(config.seed))
     facts = checkpoints.counters(step) if step in (None, *checkpoints.steps()) else None
-    start = lambda: setup.read_start(config, workdir, learner.start)
+    start = lambda: decisions.read_start(config, workdir, learner.start)
     if facts is not None:  # a missing one is found, and named, below
+        stages = decisions.reached(Counters.read(facts).stage)
         if which == "initial" and not learner.needs_initial:  # then checkpoints do not repeat what the warm start left behind
             learner.take(start())
-            learner.reach(PHASES[facts["counters"]["phase"]], lambda: learner.policy.params)
+            learner.reach(stages, lambda: learner.policy.params)
             step = checkpoints.steps()[-1] if step is None else step
             params = decoder_of(learner.policy.params)
             return Played(config, parts, learner.model, params, config.model.path, step, facts["counters"])
-        learner.reach(PHASES[facts["counters"]["phase"]], start)
+        learner.reach(stages, start)
     model, template = _template(which, learner)
     step, tree, facts = checkpoints.restore(template, step)
     params = jax.tree.leaves(tree, is_leaf=lambda x: not isinstance(x, dict))[0]
@@ -116,7 +118,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     if processes.is_writer():
         print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
     with parts.collector.pool as pool:
-        tasks = setup.held_out_tasks(config, pool, episodes)
+        tasks = held_out_tasks(config, pool, episodes)
         collector = setup.collector_of(config, parts, found.model)
         played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
@@ -128,7 +130,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     low, high = wilson_interval(won, len(good))
     found = summary(good)
     print(f"workdir     {workdir}")
-    print(f"checkpoint  {step} ({counters['phase']}, {counters['env_steps']:,} environment steps), {which}")
+    print(f"checkpoint  {step} ({counters['stage']}, {counters['env_steps']:,} environment steps), {which}")
     print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
     print(f"score       {found['score']:.3f}")
     print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")

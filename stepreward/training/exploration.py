@@ -12,7 +12,8 @@ from stepreward.data.recordings import begin_recording, read_recordings, write_p
 from stepreward.errors import UserError
 from stepreward.rollout.episode import Episode, Task
 from stepreward.rollout.recording import from_recording, to_recording
-from stepreward.training import identity, setup, stages
+from stepreward.training import outputs, streams
+from stepreward.training.tasks import training_tasks
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
@@ -28,20 +29,20 @@ class Exploration:
 
     Args:
       c: the config.
-      workdir: of the run.
-      inputs: what the run reads from outside its config, see `identity.of`.
+      workdir: the folder of the run.
+      facts: everything that decides the episodes but the tokenizer, see `decisions.fingerprint`.
 
     Attributes:
       folder: where they are; in the run's workdir, or in that of `stages.exploration`.
       borrowed: whether they are another run's.
     """
 
-    def __init__(self, c, workdir: Path, inputs: dict | None = None):
+    def __init__(self, c, workdir: Path, facts: dict):
         self.c, self.borrowed = c, bool(c.stages.exploration)
         self.folder = Path(c.stages.exploration or workdir) / "exploration"
         self.parts = -(-c.exploration.tasks // c.exploration.part_tasks)
         tokenizer = tokenizer_fingerprint(workdir / "tokenizer")
-        self.metadata = stages.fingerprint(c, "explore", tokenizer=tokenizer, **identity.deciding(inputs or {}, "explore"))
+        self.metadata = facts | {"tokenizer": tokenizer}
 
     def finished_parts(self) -> int:
         """How many parts are there; makes the folder where there is none.
@@ -58,7 +59,7 @@ class Exploration:
         x = self.c.exploration
         first = part * x.part_tasks
         groups = min(x.part_tasks, x.tasks - first)
-        played = setup.training_tasks(self.c.seed, "explore", part, groups, x.rollouts)
+        played = training_tasks(self.c.seed, "explore", part, groups, x.rollouts)
         return [Task(task.seed, task.split, first + task.group) for task in played]
 
     def record(self, part: int, episodes: list[Episode]) -> None:
@@ -75,7 +76,7 @@ class Exploration:
             recordings, metadata = processes.together(lambda: read_recordings(self.folder))
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from error
-        stages.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed)
+        outputs.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed)
         return [from_recording(r) for r in recordings]
 
 
@@ -89,6 +90,6 @@ def by_task(episodes: list[Episode]) -> dict[int, list[Episode]]:
 
 def offline_groups(tasks: list[int], groups: int, iteration: int, seed: int) -> list[int] | None:
     """The tasks of one iteration of an offline run: a shuffled pass in pieces of `groups`; None once the pass is over."""
-    order = np.random.default_rng([seed, 9]).permutation(tasks)
+    order = np.random.default_rng(streams.host(seed, "offline")).permutation(tasks)
     first = iteration * groups
     return order[first : first + groups].tolist() if first < len(order) else None

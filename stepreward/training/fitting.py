@@ -25,6 +25,7 @@ from stepreward.config import TrackedConfig, leaves, load_config
 from stepreward.errors import UserError
 from stepreward.models import presets
 from stepreward.training.abstract import abstract_parts, bytes_per_device, update_bytes, without_folders
+from stepreward.training.decisions import DECIDED_FROM, reached
 from stepreward.training.learner import Learner
 from stepreward.training.minibatches import round_up
 
@@ -177,11 +178,11 @@ class Needs:
         shape, shards = parts.model_config, c.mesh.fsdp * c.mesh.tensor
         byte = jnp.dtype(shape.compute_dtype).itemsize
         update = play = 0.0
-        for stage in ("sft", "explore", "estimator", "train"):
+        for stage in DECIDED_FROM:
             learner = Learner(c, parts, jax.random.key(0))
             if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and not parts.method.has_progress):
                 continue
-            learner.reach(stage, lambda: learner.start)
+            learner.reach(reached(stage), lambda: learner.start)
             seen: set[int] = set()
             held = sum(bytes_per_device(tree, seen) for tree in learner.held().values())
             states = [learner.policy, *(getattr(part, "state", None) for part in learner.components.values())]

@@ -16,9 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from stepreward.errors import UserError
 from stepreward.training import backbones
-from stepreward.training.stages import STAGES
 
 _DIGITS = 16
 _WHOLE = 1 << 16  # files of at most so many bytes are read whole
@@ -44,7 +42,7 @@ def of(c, parts=None) -> dict[str, Any]:
       parts: `setup.Parts` of the run; None leaves out what the model is told.
 
     Returns:
-      Digests by name, and for each of `stages.PATHS` a value that does not depend on the path; plain JSON values.
+      Digests by name, and for each of `decisions.PATHS` a value that does not depend on the path; plain JSON values.
     """
     c = getattr(c, "untracked", c)
     found: dict[str, Any] = {}
@@ -68,22 +66,6 @@ def of_environment(c) -> dict[str, Any]:
     if options:
         found["environment.options content"] = {name: data(value) for name, value in sorted(options.items())}
     return found
-
-
-def deciding(found: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The part of what `of` returns that decides a stage's output."""
-    return {k: v for k, v in found.items() if STAGES.index(DECIDED_FROM.get(k, "sft")) <= STAGES.index(stage) and k != "prm.path"}
-
-
-def check(found: dict[str, Any], expected: dict[str, Any], begun: Iterable[str], where: str) -> None:
-    """Raises a UserError when what a run reads from outside has changed since one of the stages that it decides began."""
-    last = max((STAGES.index(stage) for stage in begun), default=-1)
-    for name, stage in DECIDED_FROM.items():
-        if STAGES.index(stage) <= last and found.get(name) != expected.get(name):
-            raise UserError(
-                f"{name}: {where} was made with {found.get(name, '(none)')}, this run has {expected.get(name, '(none)')}: the content has "
-                "changed since. Put it back, or give another --workdir."
-            )
 
 
 # --- Digests ---

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import jax
@@ -17,18 +17,17 @@ import numpy as np
 from stepreward import parallel
 from stepreward.batch import Batch, validate
 from stepreward.credit import credit_quality, rank_correlation
-from stepreward.errors import UserError
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
 from stepreward.rollout.episode import Episode, true_progress
-from stepreward.training import backbones, setup, stages
+from stepreward.training import backbones, setup, streams
 from stepreward.training.auxiliaries import AUXILIARIES, Auxiliary, Lesson
-from stepreward.training.auxiliaries.critic import VALUE_SIGNALS
 from stepreward.training.layout import Layout
 from stepreward.training.policy import normalise_advantage, policy_arguments, policy_step, sft_step, update_policy
 from stepreward.training.scoring import needs_initial, score
 from stepreward.training.state import create, make_optimizer
+from stepreward.training.tasks import training_tasks
 
 
 class Learner(Component):
@@ -59,6 +58,7 @@ class Learner(Component):
             kind.name: kind(c, parts, self.layout, key) for kind in AUXILIARIES if kind.wanted(self.method)
         }
         self.kl_coef = c.policy.kl_reward_coef
+        self.reinforcing = False  # whether `begin_rl` has been called
 
     @property
     def start(self):
@@ -76,7 +76,7 @@ class Learner(Component):
 
     def begin_rl(self) -> None:
         """The supervised policy becomes the start of policy, auxiliaries and reference."""
-        params = self.policy.params
+        params, self.reinforcing = self.policy.params, True
         self.policy = None  # its optimizer is not needed any more, and the memory is
         if self.c.lora.rank and self.model.base is None:
             self.model, params = backbones.adapted(self.c, self.model, params)
@@ -98,17 +98,16 @@ class Learner(Component):
             if auxiliary.stage == stage != "train":
                 auxiliary.begin(self.model, self.policy.params)
 
-    def reach(self, stage: str | None, read_start) -> None:
-        """Brings the models, whatever they hold, into the structure that they have in a stage.
+    def reach(self, stages: Iterable[str], read_start) -> None:
+        """Brings the models, whatever they hold, into the structure that they have in the last of some stages.
 
         Args:
-          stage: one of `stages.STAGES`, or None behind the last.
+          stages: the stages that have begun, in order.
           read_start: returns the supervised policy's parameters, which adapters may sit on.
         """
-        passed = stages.STAGES if stage is None else stages.STAGES[: stages.STAGES.index(stage) + 1]
-        for earlier in passed:
-            self.begin_stage(earlier)
-        if "train" not in passed:
+        for stage in stages:
+            self.begin_stage(stage)
+        if "train" not in stages:
             return
         if self.c.lora.rank and not self.c.lora.sft:
             self.take(read_start())
@@ -174,8 +173,8 @@ class Learner(Component):
         extra |= {name: value for name, value in found.items() if name in self.method.requires}
         credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
         metrics |= {f"credit/{name}": float(value) for name, value in credited.metrics.items()}
-        if "prm_kl_k3" in credited.metrics:
-            metrics["prm/kl_policy"] = float(credited.metrics["prm_kl_k3"])
+        for auxiliary in self.auxiliaries.values():
+            metrics |= auxiliary.credited(credited)
         metrics |= self._quality(credited, batch, episodes)
         metrics["time/scoring_s"] += time.monotonic() - started
         return credited
@@ -258,7 +257,8 @@ class Learner(Component):
                     kernel_flops=layout.kernel_flops(model),
                 )
             rows, update = layout.minibatch_capacity(c.policy.minibatch_rows), self._policy_update()
-            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef) + [*VALUE_SIGNALS] * (self._value_loss is not None)
+            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef)
+            signals += [name for auxiliary in self.auxiliaries.values() for name in auxiliary.reads_with_policy]
             batch = layout.shapes(rows, signals=signals)
             arrays, arguments = (self.policy, batch, batch.signals["advantage"]), policy_arguments(layout, seed=[0], update=0, **update)
             yield Program(
@@ -277,7 +277,9 @@ class Learner(Component):
     def sft_arguments(self, update: int) -> dict:
         """What the supervised update takes besides state and rows."""
         return dict(
-            optimizer=self.sft_optimizer, **self.layout.passes(self.model), **self.layout.training(self.model, [self.c.seed, 11], update)
+            optimizer=self.sft_optimizer,
+            **self.layout.passes(self.model),
+            **self.layout.training(self.model, streams.host(self.c.seed, "sft_dropout"), update),
         )
 
     # --- Checkpoints ---
@@ -294,13 +296,7 @@ class Learner(Component):
         return {"kl_coef": self.kl_coef, "auxiliaries": begun}
 
     def template(self, facts: dict) -> dict:
-        """A tree of the structure that `tree` had when `facts` were saved.
-
-        Raises:
-          UserError: another version saved them.
-        """
-        if "auxiliaries" not in facts:
-            raise UserError("the checkpoint was made by an earlier version, whose runs this one cannot go on with: start in a new workdir.")
+        """A tree of the structure that `tree` had when `facts` were saved."""
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].expect(found, self._empty_batch)
         return self.tree()
@@ -319,7 +315,7 @@ class Learner(Component):
     def _empty_batch(self, signals):
         """A batch of the shapes that a rollout packs into, as the template of a remembered one."""
         c = self.c.rollout
-        tasks = setup.training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
+        tasks = training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
         batch = self.layout.pack([Episode(task) for task in tasks])
         empty = self.layout.shapes(len(batch.tokens), batch.num_episodes, signals).signals
         return batch.with_signals(**{name: np.zeros(x.shape, x.dtype) for name, x in empty.items()})

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from stepreward import processes
 from stepreward.config import clean_config
+from stepreward.display import RunDisplay, summary_rows
 from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number, read_metrics
-from stepreward.progress import RunDisplay, summary_rows
 from stepreward.report import write_report
 from stepreward.report.tables import estimator_quality, failed_episodes, final_evaluation
-
-_SECONDS = ("rollout", "scoring", "prm", "estimator", "critic", "policy")
 
 
 def use_compilation_cache() -> None:
@@ -38,7 +36,7 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
       config: see `configs/`.
       workdir: folder of the run.
       quiet: print only the last line.
-      stage: run this stage alone, see `training/stages.py`.
+      stage: run this stage alone, see `decisions.STAGES`.
 
     Returns:
       The exit code: 0.
@@ -50,7 +48,7 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     use_compilation_cache()
     processes.initialize()
     from stepreward.training.fitting import settle
-    from stepreward.training.runner import Runner
+    from stepreward.training.train import Runner
 
     clean_config(config)  # a caller in Python has not come through the command line
     workdir = Path(workdir)
@@ -85,7 +83,7 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     report = _report(config, workdir)
     _table(display, workdir, runner.counters.wall_s, report, "Run finished" if runner.finished else f"Stage {stage} finished")
     if not runner.finished:
-        _say(display, f"next: --stage={runner.stage}, or the same command without --stage for all that is left")
+        _say(display, f"next: --stage={runner.stage.command}, or the same command without --stage for all that is left")
     return 0
 
 
@@ -101,19 +99,14 @@ def _report(config, workdir: Path) -> Path:
 
 
 def _show(display: RunDisplay, runner, metrics: dict) -> None:
-    counters, c = runner.counters, runner.c
-    phase, done, total = {
-        "sft": ("warm start", counters.sft_updates, c.sft.updates),
-        "start": ("first look", 0, 1),
-        "explore": ("exploration", counters.explored_parts, runner.exploration.parts if runner.exploration else 1),
-        "estimator": ("estimator", counters.estimator_epochs, c.estimator.epochs),
-        "prm": ("PRM warm-up", counters.prm_batches, c.prm.warmup_batches),
-        "evaluate": ("evaluation", 0, 1),
-    }.get(counters.phase, ("reinforcement", min(counters.env_steps, c.train.env_steps), c.train.env_steps))
+    words, done, total = runner.progress()
     success = metrics.get("eval/success", metrics.get("rollout/success"))
-    seconds = {name: metrics[f"time/{name}_s"] for name in _SECONDS if f"time/{name}_s" in metrics}
+    names = (
+        {"rollout": "rollout", "scoring": "scoring"} | {n: a.title for n, a in runner.learner.auxiliaries.items()} | {"policy": "policy"}
+    )
+    seconds = {title: metrics[f"time/{name}_s"] for name, title in names.items() if f"time/{name}_s" in metrics}
     display.update(
-        phase=phase,
+        stage=words,
         completed=done,
         total=total,
         success=success,

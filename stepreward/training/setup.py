@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jax.sharding import Mesh
 
 from stepreward import credit, parallel, processes
@@ -31,16 +30,15 @@ from stepreward.rollout.checked import checked
 from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
-from stepreward.rollout.episode import Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, identity, stages
+from stepreward.training import backbones, streams
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
-from stepreward.training.held_out import choose_held_out, first_pictures
+from stepreward.training.held_out import first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
@@ -136,7 +134,7 @@ def build(c, workdir: Path) -> Parts:
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
     pool = environment_pool(c, factory)
-    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations", task_seed))
+    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations"))
     folder = processes.together(lambda: backbones.find_model(c.model.path, c.model.download))
     chat = load_words(c, folder, workdir / "tokenizer", demonstrations, prompt)
     codec = chat.codec
@@ -181,7 +179,7 @@ def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: 
     """
     if model_config.vision is None or IMAGE not in pool.capabilities():
         return None
-    pictures = processes.on_writer(lambda: first_pictures(pool, lambda index: task_seed(0, "pictures", index)))
+    pictures = processes.on_writer(lambda: first_pictures(pool, lambda index: streams.task(0, "pictures", index)))
     try:
         reader = ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), pictures, most)
     except ValueError as error:
@@ -399,49 +397,3 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     else:
         train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
     temporary.rename(folder)
-
-
-def read_start(c, workdir: Path, template, inputs: dict | None = None):
-    """The supervised policy's parameters, made here or in the workdir that the config names, in the structure of `template`.
-
-    Args:
-      inputs: what the run reads from outside its config, see `identity.of`; None where only the config's part of it is known.
-    """
-    output = stages.StageOutput(workdir, "sft", c.stages.sft)
-    ignored = ("prompt words",) if inputs is None else ()
-    facts = stages.fingerprint(c, "sft", **identity.deciding(identity.of(c) if inputs is None else inputs, "sft"))
-    params = output.read(template, facts, ignored)[0]
-    stages.check_fit(output.fit(), c, output.where)
-    return params
-
-
-# --- Tasks ---
-
-_STREAMS = {"demonstrations": 1, "train": 2, "prm": 3, "held_out": 4, "explore": 5, "pictures": 6}
-
-
-def task_seed(seed: int, stream: str, *index: int) -> int:
-    """A task seed drawn from the run's seed, a named stream and an index; the held-out set is the same for every run."""
-    entropy = [0 if stream == "held_out" else seed, _STREAMS[stream], *index]
-    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint32)[0])
-
-
-def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_size: int) -> list[Task]:
-    """One iteration's tasks: `groups` training tasks, each `group_size` times."""
-    return [Task(task_seed(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)]
-
-
-def held_out_tasks(c, pool: Pool, episodes: int) -> list[Task]:
-    """The fixed held-out set, which does not depend on the run's seed; see `held_out.choose_held_out` for which tasks it has and what
-    is raised."""
-    name = json.dumps(c.environment.to_dict(), sort_keys=True)
-    return list(processes.on_writer(lambda: _held_out(name, pool, episodes)))
-
-
-_SETS: dict[str, tuple[Task, ...]] = {}
-
-
-def _held_out(name: str, pool: Pool, episodes: int) -> tuple[Task, ...]:
-    if len(_SETS.get(name, ())) < episodes:
-        _SETS[name] = tuple(choose_held_out(pool, episodes, lambda index: task_seed(0, "held_out", index)))
-    return _SETS[name][:episodes]

@@ -6,22 +6,92 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from stepreward import processes
-from stepreward.checkpoint import check_folder_name, find_folder, holds_checkpoints, opened
+from stepreward.checkpoint import Checkpoints, check_folder_name, find_folder, holds_checkpoints, opened
 from stepreward.config import config_difference, leaves, load_config, save_config
 from stepreward.errors import UserError
-from stepreward.metrics import write_atomically
-from stepreward.training import stages
+from stepreward.metrics import MetricsWriter, write_atomically
+from stepreward.report import drop_episodes, write_episodes
+from stepreward.training import decisions
 from stepreward.training.locks import LOCK_FILE, FolderLock
+from stepreward.training.outputs import StageOutput
 
 # Keys that may differ when a workdir is resumed, whatever has begun: they decide no output, or only how far the run goes.
-RESUMABLE_CHANGES = stages.FREE
+RESUMABLE_CHANGES = decisions.FREE
 # What a process that is killed while it writes leaves behind: every writer of a workdir begins its temporary names so.
 _LEFTOVER = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+")
 _IDENTITY = ".identity"
 _OWNER = "run.json"  # in checkpoint.folder
+
+
+class Workdir:
+    """The folder of a run, open for writing. All processes of a job call the same methods; the writer alone writes.
+
+    Args:
+      c: the config of the run, which is saved in the folder or compared with the one there.
+      path: the folder.
+
+    Attributes:
+      path: the folder.
+
+    Raises:
+      UserError: the folder or checkpoint.folder belongs to another run, is in use, or cannot be written.
+    """
+
+    def __init__(self, c, path: str | Path):
+        self.path, self._c, self._locks = Path(path), c, []
+        processes.on_writer(lambda: self._locks.extend(claim(c, self.path)))
+        try:
+            processes.together(lambda: find(self.path))
+            processes.on_writer(lambda: borrow_words(c, self.path))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Lets another run use the folder; safe to call twice."""
+        release(self._locks)
+
+    @property
+    def begun(self) -> set[str]:
+        """The stages that have begun here."""
+        return processes.on_writer(lambda: begun(self.path))
+
+    def mark_begun(self, stage: str) -> None:
+        """Notes that a stage has begun: from now on the config may not change in what decides it."""
+        processes.on_writer(lambda: mark_begun(self.path, [stage]))
+
+    def output(self, stage: str, borrowed_from: str = "") -> StageOutput:
+        """What a finished stage left here, or in the workdir that it is borrowed from."""
+        return StageOutput(self.path, stage, borrowed_from)
+
+    def checkpoints(self) -> Checkpoints:
+        """The run's checkpoints, which all processes write together."""
+        return Checkpoints(self.path, keep=self._c.checkpoint.keep, folder=self._c.checkpoint.folder)
+
+    def open_metrics(self, resumed_tick: int | None) -> MetricsWriter | None:
+        """Opens metrics.jsonl and drops what lies behind a checkpoint, recorded episodes included; None but in the writer.
+
+        Args:
+          resumed_tick: tick of the checkpoint that the run resumes from; None for a run that starts at its beginning.
+        """
+        if not processes.is_writer():
+            return None
+        drop_episodes(self.path, after=resumed_tick or 0)
+        return MetricsWriter(self.path, resumed_tick)
+
+    def write_episodes(self, tick: int, iteration: int, episodes: list[dict]) -> None:
+        """Keeps recorded episodes for the report."""
+        if processes.is_writer():
+            write_episodes(self.path, tick, iteration, episodes)
+
+    def write_json(self, name: str, value) -> None:
+        """Writes a JSON file, whole or not at all."""
+        text = json.dumps(value, indent=2) + "\n"
+        processes.on_writer(lambda: write_atomically(self.path / name, text))
 
 
 def borrow_words(c, workdir: Path) -> None:
@@ -86,10 +156,10 @@ def _check(c, workdir: Path) -> None:
     if path.exists():
         old = load_config(path)
         found = {line.split(":")[0]: line for line in config_difference(old, c)}
-        moved = [key for key in stages.PATHS if leaves(old).get(key) and leaves(c).get(key)]  # their content is compared on resuming
+        moved = [key for key in decisions.PATHS if leaves(old).get(key) and leaves(c).get(key)]  # their content is compared on resuming
         found = {key: line for key, line in found.items() if key not in moved}
         made = {"sft"} if (workdir / "demonstrations").exists() else set()  # they are the beginning of it
-        done = stages.begun(workdir) | made
+        done = begun(workdir) | made
         found = [line for key, line in found.items() if any(_forbids(stage, key) for stage in done)]
         if found:
             raise UserError(
@@ -98,7 +168,7 @@ def _check(c, workdir: Path) -> None:
             )
     elif workdir.is_dir() and any(not _begins(p.name) for p in workdir.iterdir()):
         raise UserError(f"workdir {str(workdir)!r} is not empty and holds no run: give another --workdir.")
-    if elsewhere and not stages.begun(workdir) and holds_checkpoints(elsewhere):
+    if elsewhere and not begun(workdir) and holds_checkpoints(elsewhere):
         raise UserError(
             f"checkpoint.folder={elsewhere!r} holds the checkpoints of a run, and workdir {str(workdir)!r} is new: give another "
             "folder, or the workdir of that run."
@@ -116,9 +186,9 @@ def _forbids(stage: str, key: str) -> bool:
     """Whether a key may not change once a stage has begun."""
     if key == "checkpoint.folder":  # what is there would be left behind
         return True
-    if key in stages.BORROWED_FOR:
-        return stages.covers(stage, key) or stage == stages.BORROWED_FOR[key]
-    return stages.covers(stage, key) and key not in RESUMABLE_CHANGES
+    if key in decisions.BORROWED_FOR:
+        return decisions.covers(stage, key) or stage == decisions.BORROWED_FOR[key]
+    return decisions.covers(stage, key) and key not in RESUMABLE_CHANGES
 
 
 def _remove_leftovers(workdir: Path) -> None:
@@ -183,7 +253,7 @@ def check_not_lost(workdir: Path, c, begun: set[str]) -> None:
     if begun - {"sft"}:
         place = c.checkpoint.folder or str(workdir / "checkpoints")
         raise UserError(
-            f"workdir {str(workdir)!r} has begun {', '.join(s for s in stages.STAGES if s in begun)}, but there is no checkpoint in "
+            f"workdir {str(workdir)!r} has begun {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no checkpoint in "
             f"{place!r}: put the checkpoints back, or give a new --workdir, with --config.stages.sft={str(workdir)!r} for this one's "
             "supervised policy."
         )
@@ -195,3 +265,19 @@ def find(workdir: Path) -> None:
         raise UserError(
             f"process {processes.index()} does not see the workdir {str(workdir)!r} of process 0: give one on a file system that all share."
         )
+
+
+def begun(workdir: Path) -> set[str]:
+    """The stages that a workdir has begun."""
+    path = Path(workdir) / "stages" / "begun.json"
+    return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
+
+
+def mark_begun(workdir: Path, stages: Iterable[str]) -> None:
+    """Notes that stages have begun: from now on the workdir's config may not change in what decides them."""
+    found = begun(workdir)
+    if set(stages) <= found:
+        return
+    path = Path(workdir) / "stages" / "begun.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(sorted(found | set(stages))) + "\n")

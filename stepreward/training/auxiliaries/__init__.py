@@ -1,11 +1,20 @@
-"""The models that learn beside the policy, one file each. A run has those that its credit method asks for."""
+"""The models that learn beside the policy, one file each. A run has those that its credit method asks for.
+
+Every module of this folder is imported, and each class of `Auxiliary` in it is one of `AUXILIARIES`: a new file needs no line here.
+"""
+
+import importlib
+import pkgutil
 
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
 from stepreward.training.auxiliaries.critic import Critic
 from stepreward.training.auxiliaries.estimator import Estimator
 from stepreward.training.auxiliaries.prm import ProcessRewardModel
 
-AUXILIARIES: tuple[type[Auxiliary], ...] = (ProcessRewardModel, Critic, Estimator)  # in the order in which they are asked and learn
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+# In the order in which they are asked for signals and learn.
+AUXILIARIES: tuple[type[Auxiliary], ...] = tuple(sorted(Auxiliary.__subclasses__(), key=lambda kind: (kind.order, kind.name)))
 
 __all__ = [
     "AFTER_CREDIT",

@@ -40,18 +40,26 @@ class Auxiliary(Component):
     """A model that learns beside the policy. Its attributes that hold parameters are None until it begins.
 
     Attributes:
-      name: of its config group, of its metrics, and of its part of a checkpoint.
+      name: the name of its config group, the prefix of its metrics, and the key of its part of a checkpoint.
+      title: what the display and errors call it.
       provides: the signals that it computes.
       stage: the first stage that it takes part in.
+      order: its place among the auxiliaries; those of smaller numbers are asked for signals, and learn, first.
       when: when it learns in an iteration; None where it does not.
       shared: whether it sits on the policy's own backbone and learns with the policy.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""
     provides: ClassVar[frozenset[str]] = frozenset()
     stage: ClassVar[str] = "train"
+    order: ClassVar[int] = 10
     when: str | None = AFTER_CREDIT
     shared: bool = False
+
+    def __init_subclass__(cls, **keywords):
+        super().__init_subclass__(**keywords)
+        cls.title = cls.__dict__.get("title") or cls.name
 
     @classmethod
     def wanted(cls, method) -> bool:
@@ -87,6 +95,14 @@ class Auxiliary(Component):
         """What it finds in a batch before it learns from it: scalar signals, and metrics."""
         return {}, {}
 
+    def credited(self, credit: Credit) -> dict:
+        """Metrics of a batch's credit that concern this model."""
+        return {}
+
+    def plays(self, iteration: int) -> bool:
+        """Whether an evaluation after so many iterations also plays this model, a decoder: `actor` on `model`."""
+        return False
+
     def learn(self, lesson: Lesson) -> dict:
         """Learns from an iteration; returns metrics."""
         return {}
@@ -94,6 +110,7 @@ class Auxiliary(Component):
     # --- A model that shares the policy's backbone learns with the policy ---
 
     value_loss = None  # added to the policy's loss
+    reads_with_policy: tuple[str, ...] = ()  # names of the arrays that `policy_signals` returns
 
     def joined(self, params):
         """The policy's parameters with what this model adds to them."""

@@ -19,7 +19,7 @@ from stepreward.batch import Batch
 from stepreward.kernels import clipped_value_loss
 from stepreward.models.adapters import join
 from stepreward.programs import Program
-from stepreward.training import chunks
+from stepreward.training import chunks, streams
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, Auxiliary, Lesson
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
@@ -95,10 +95,11 @@ class Critic(Auxiliary):
     """
 
     name = "critic"
+    order = 1
     provides = frozenset({"value"})
 
     def __init__(self, c, parts, layout: Layout, key: jax.Array):
-        self.c, self.seed, self.method, self.layout, self.key = c.critic, c.seed, parts.method, layout, jax.random.fold_in(key, 5)
+        self.c, self.seed, self.method, self.layout, self.key = c.critic, c.seed, parts.method, layout, streams.device(key, "critic_head")
         self.shared = c.critic.backbone == "shared"
         self.loss = value_loss(c)
         self.optimizer = make_optimizer(c.critic, c.model.moment_dtype)
@@ -120,6 +121,10 @@ class Critic(Auxiliary):
     @property
     def value_loss(self) -> ValueLoss | None:
         return self.loss if self.shared else None
+
+    @property
+    def reads_with_policy(self) -> tuple[str, ...]:
+        return VALUE_SIGNALS if self.shared else ()
 
     def joined(self, params):
         return self.headed(params) if self.shared else params
@@ -149,7 +154,7 @@ class Critic(Auxiliary):
     def learn(self, lesson: Lesson) -> dict:
         """Trains a separate critic towards the returns."""
         batch = lesson.batch.with_signals(**self._signals(lesson.batch, lesson.credit))
-        return self.update(batch, [self.seed, 5, lesson.iteration, 1])
+        return self.update(batch, streams.host(self.seed, "policy", lesson.iteration, 1))
 
     def update(self, batch: Batch, seed) -> dict:
         """Trains a separate critic on the signals of `value_signals`, several epochs of shuffled rows; returns metrics."""

@@ -20,7 +20,7 @@ from stepreward.credit.quality import credit_quality, outcome_fit
 from stepreward.errors import UserError
 from stepreward.models.adapters import join
 from stepreward.programs import Program
-from stepreward.training import chunks
+from stepreward.training import chunks, streams
 from stepreward.training.auxiliaries.base import AFTER_POLICY, Auxiliary, Lesson
 from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
@@ -66,12 +66,13 @@ class Estimator(Auxiliary):
     """
 
     name = "estimator"
+    order = 2
     provides = frozenset({"progress"})
     stage = "estimator"
     when = AFTER_POLICY
 
     def __init__(self, c, parts, layout: Layout, key: jax.Array):
-        self.c, self.method, self.layout, self.key = c.estimator, parts.method, layout, jax.random.fold_in(key, 6)
+        self.c, self.method, self.layout, self.key = c.estimator, parts.method, layout, streams.device(key, "estimator_head")
         self.optimizer = make_optimizer(c.estimator, c.model.moment_dtype)
         self.replay: list[Batch] = []
         self.model: Backbone | None = None
@@ -174,7 +175,7 @@ class Estimator(Auxiliary):
             return {}
         self.remember(with_labels(lesson.batch, lesson.episodes, self.method))
         number = lesson.iteration + 1
-        return {} if number % self.c.refresh_every else self.refresh([self.layout.c.seed, 10, number])
+        return {} if number % self.c.refresh_every else self.refresh(streams.host(self.layout.c.seed, "estimator_refresh", number))
 
     def remember(self, batch: Batch) -> None:
         """Keeps a batch for the next refresh."""
@@ -269,7 +270,7 @@ def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray
     """A random share of the tasks, which the estimator never trains on."""
     groups = np.unique(group_id)
     count = int(round(share * len(groups)))
-    return np.sort(np.random.default_rng([seed, 8]).permutation(groups)[:count])
+    return np.sort(np.random.default_rng(streams.host(seed, "estimator_held_out")).permutation(groups)[:count])
 
 
 def with_labels(batch: Batch, episodes, method) -> Batch:

@@ -13,7 +13,7 @@ import numpy as np
 from stepreward import processes
 from stepreward.batch import Batch
 from stepreward.programs import Program
-from stepreward.training import backbones
+from stepreward.training import backbones, streams
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
 from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.backbones import Backbone
@@ -35,6 +35,8 @@ class ProcessRewardModel(Auxiliary):
     """
 
     name = "prm"
+    title = "PRM"
+    order = 0
     provides = frozenset({"log_prob_prm"})
 
     def __init__(self, c, parts, layout: Layout, key: jax.Array | None = None):
@@ -86,13 +88,21 @@ class ProcessRewardModel(Auxiliary):
         metrics = {f"prm/{name}": float(value) for name, value in found.items()} | {"prm/pair_accuracy": accuracy, "prm/loss": float(loss)}
         return {"alpha_scale": np.float32(np.clip(2 * accuracy - 1, 0, 1))}, metrics
 
+    def credited(self, credit) -> dict:
+        """An estimate of KL(policy that played ‖ PRM), in nats a token."""
+        return {"prm/kl_policy": float(credit.metrics["prm_kl_k3"])} if "prm_kl_k3" in credit.metrics else {}
+
+    def plays(self, iteration: int) -> bool:
+        every = self.c.eval.prm_as_policy_every
+        return bool(every) and iteration % every == 0 and not self.method.prm_frozen
+
     def learn(self, lesson: Lesson) -> dict:
         """Trains on this batch and the replayed ones."""
-        return self.update(lesson.batch, [self.c.seed, 4, lesson.iteration], lesson.policy)
+        return self.update(lesson.batch, streams.host(self.c.seed, "prm", lesson.iteration), lesson.policy)
 
     def warm_up(self, batch: Batch, number: int, policy_params) -> dict:
         """The same before the first iteration; number: of the batch, from 0."""
-        return self.update(batch, [self.c.seed, 3, number], policy_params)
+        return self.update(batch, streams.host(self.c.seed, "prm_warmup", number), policy_params)
 
     def update(self, batch: Batch, seed, policy_params) -> dict:
         """Trains on this batch and the replayed ones, each with the log-probabilities it was collected under; returns metrics."""

@@ -15,23 +15,21 @@ from rich.text import Text
 
 from stepreward.metrics import wilson_interval
 
-_SECONDS_STYLES = {
-    "rollout": "cyan", "scoring": "magenta", "prm": "yellow", "estimator": "yellow", "critic": "red", "policy": "green",
-}  # fmt: skip
-_SECONDS_NAMES = {"prm": "PRM"}
+_STYLES = {"rollout": "cyan", "scoring": "magenta", "policy": "green"}
+_OTHER_STYLES = ("yellow", "red", "blue")
 
 
 class RunDisplay:
-    """Shows how far a run is: phase, bar, success rate, tokens a second, where the seconds go, time left.
+    """Shows how far a run is: stage, bar, success rate, tokens a second, where the seconds go, time left.
 
     In a terminal the display stays in place and `print` goes above it. Elsewhere (a file, a pipe, a notebook) one plain
-    line is printed every `every` updates, at each change of phase and at the end of a phase.
+    line is printed every `every` updates, when the stage changes and when it ends.
 
         with RunDisplay(total=300) as display:
-            display.update(phase="rl", completed=12, success=0.4, seconds={"rollout": 3.2, "policy": 1.1})
+            display.update(stage="reinforcement", completed=12, success=0.4, seconds={"rollout": 3.2, "policy": 1.1})
 
     Args:
-      total: number of iterations of the first phase, or None where it is not known.
+      total: units of work of the first stage, or None where that is not known.
       quiet: True shows nothing at all.
       console: where to write; standard output by default.
       every: updates between two plain lines.
@@ -50,7 +48,7 @@ class RunDisplay:
         self.console = console or Console()
         self.quiet = quiet
         self.live = not quiet and self.console.is_terminal and not self.console.is_dumb_terminal
-        self.phase = ""
+        self.stage = ""
         self.completed = 0
         self.total = total
         self.success: float | None = None
@@ -77,7 +75,7 @@ class RunDisplay:
     def update(
         self,
         *,
-        phase: str | None = None,
+        stage: str | None = None,
         completed: int | None = None,
         total: int | None = None,
         success: float | None = None,
@@ -87,16 +85,16 @@ class RunDisplay:
         """Takes over what is given and keeps the rest.
 
         Args:
-          phase: name of the phase ("sft", "prm", "rl"); a new one starts the time left anew.
-          completed: iterations of this phase that are done.
-          total: iterations of this phase.
+          stage: what the stage is called, such as "warm start"; a new one restarts the estimate of the time left.
+          completed: finished units of the stage's work.
+          total: all units of the stage's work.
           success: success rate in [0, 1].
           tokens_per_second: sampled tokens a second.
-          seconds: seconds of the last iteration under "rollout", "scoring", "prm", "estimator", "critic", "policy".
+          seconds: seconds of the last iteration by part, such as "rollout", "scoring" and "policy".
         """
-        new_phase = phase is not None and phase != self.phase
-        if new_phase:
-            self.phase, self.seconds = phase, {}
+        new_stage = stage is not None and stage != self.stage
+        if new_stage:
+            self.stage, self.seconds = stage, {}
             self.completed = completed if completed is not None else 0
             # Time left counts from what this process did, not from what a checkpoint brought.
             self._start = (self._clock(), self.completed)
@@ -113,11 +111,11 @@ class RunDisplay:
         self._updates += 1
         if self.live or self.quiet:
             return
-        if new_phase or self._updates % self._every == 0 or self.completed == self.total:
+        if new_stage or self._updates % self._every == 0 or self.completed == self.total:
             self._print_line()
 
     def seconds_left(self) -> float | None:
-        """Returns (total − completed) × seconds an iteration took so far in this phase; None until one is done."""
+        """Returns (total − completed) × seconds an iteration took so far in this stage; None until one is done."""
         if self._start is None or self.total is None:
             return None
         since, already = self._start
@@ -151,20 +149,21 @@ class RunDisplay:
         head.add_column(no_wrap=True, justify="right")
         head.add_column(no_wrap=True, justify="right", style="dim")
         bar = ProgressBar(total=self.total, completed=self.completed, pulse=self.total is None)
-        head.add_row(Text(self.phase or "starting"), bar, Text(self._count()), Text(self._left()))
+        head.add_row(Text(self.stage or "starting"), bar, Text(self._count()), Text(self._left()))
         facts = Text("  ").join([Text(fact) for fact in self._facts()])
         parts = []
         whole = sum(self.seconds.values())
+        others = [name for name in self.seconds if name not in _STYLES]
+        styles = _STYLES | {name: _OTHER_STYLES[index % len(_OTHER_STYLES)] for index, name in enumerate(others)}
         for name, value in self.seconds.items():
             share = f" {value / whole:.0%}" if whole > 0 else ""
-            style = _SECONDS_STYLES.get(name, "blue")
-            parts.append(Text.assemble((_SECONDS_NAMES.get(name, name), style), f" {value:.2f} s{share}"))
+            parts.append(Text.assemble((name, styles[name]), f" {value:.2f} s{share}"))
         lines = [head, *([facts] if facts else []), *([Text("  ").join(parts)] if parts else [])]
         yield Group(*lines)
 
     def _print_line(self) -> None:
-        seconds = [f"{_SECONDS_NAMES.get(name, name)} {value:.2f} s" for name, value in self.seconds.items()]
-        fields = [f"{self.phase or 'run'} {self._count()}", *self._facts(), *seconds, self._left()]
+        seconds = [f"{name} {value:.2f} s" for name, value in self.seconds.items()]
+        fields = [f"{self.stage or 'run'} {self._count()}", *self._facts(), *seconds, self._left()]
         line = " | ".join(field for field in fields if field)
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from stepreward.progress import RunDisplay, format_duration, format_success, summary_rows
+from stepreward.display import RunDisplay, format_duration, format_success, summary_rows
 from stepreward.training.main_job import table_facts
 
 
@@ -21,13 +21,13 @@ def console(terminal, width=100):
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system="truecolor", _environ={})
 
 
-SECONDS = {"rollout": 3.0, "scoring": 0.5, "prm": 0.5, "policy": 1.0}
+SECONDS = {"rollout": 3.0, "scoring": 0.5, "PRM": 0.5, "policy": 1.0}
 
 
 def test_a_terminal_shows_every_figure():
     clock, out = Clock(), console(terminal=True)
     with RunDisplay(total=40, console=out, clock=clock) as display:
-        display.update(phase="rl", completed=0)
+        display.update(stage="rl", completed=0)
         clock.now += 20
         display.update(completed=10, success=0.425, tokens_per_second=12345.6, seconds=SECONDS)
         page = Console(file=io.StringIO(), width=100, _environ={})
@@ -45,7 +45,7 @@ def test_a_file_gets_plain_lines_every_few_updates():
     with RunDisplay(total=25, console=out, every=10, clock=clock) as display:
         for i in range(1, 26):
             clock.now += 2
-            display.update(phase="rl", completed=i, success=0.5, seconds=SECONDS)
+            display.update(stage="rl", completed=i, success=0.5, seconds=SECONDS)
     lines = out.file.getvalue().splitlines()
     assert [line.split(" | ")[0] for line in lines] == ["rl 1/25", "rl 10/25", "rl 20/25", "rl 25/25"]
     assert lines[1] == ("rl 10/25 | success 50.0 % | rollout 3.00 s | scoring 0.50 s | PRM 0.50 s | policy 1.00 s | 30 s left")
@@ -55,19 +55,19 @@ def test_a_file_gets_plain_lines_every_few_updates():
 def test_a_long_plain_line_is_not_wrapped():
     out = console(terminal=False, width=20)
     with RunDisplay(total=1, console=out) as display:
-        display.update(phase="rl", completed=1, success=0.5, tokens_per_second=1e6, seconds=SECONDS)
+        display.update(stage="rl", completed=1, success=0.5, tokens_per_second=1e6, seconds=SECONDS)
     assert len(out.file.getvalue().splitlines()) == 1
 
 
 def test_a_new_phase_starts_its_time_anew_and_a_resumed_run_counts_its_own_iterations_only():
     clock = Clock()
     with RunDisplay(total=10, quiet=True, clock=clock) as display:
-        display.update(phase="sft", completed=0)
+        display.update(stage="sft", completed=0)
         assert display.seconds_left() is None
         clock.now += 5
         display.update(completed=10)
         assert display.seconds_left() == 0
-        display.update(phase="rl", completed=60, total=100)
+        display.update(stage="rl", completed=60, total=100)
         clock.now += 30
         display.update(completed=70)
         assert display.seconds_left() == 90
@@ -77,7 +77,7 @@ def test_a_new_phase_starts_its_time_anew_and_a_resumed_run_counts_its_own_itera
 def test_quiet_prints_nothing(terminal):
     out = console(terminal)
     with RunDisplay(total=1, quiet=True, console=out) as display:
-        display.update(phase="rl", completed=1)
+        display.update(stage="rl", completed=1)
         display.final_table([("wall time", "3 s")])
     assert out.file.getvalue() == ""
 
@@ -85,10 +85,10 @@ def test_quiet_prints_nothing(terminal):
 def test_an_unknown_total_and_names_with_markup_are_shown_as_they_are():
     page = Console(file=io.StringIO(), width=100, _environ={})
     display = RunDisplay(total=None, quiet=True)
-    display.update(phase="[red]rl", completed=1500, seconds={"[b]": 0.0})
+    display.update(stage="[red]rl", completed=1500, seconds={"[b]": 0.0})
     page.print(display)
     display = RunDisplay(console=page, quiet=False)
-    display.update(phase="[red]rl", completed=1500)
+    display.update(stage="[red]rl", completed=1500)
     display.final_table([("[b]", "[i]")])
     assert page.file.getvalue().count("1,500") == 2
     assert page.file.getvalue().count("[red]rl") == 2

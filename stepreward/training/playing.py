@@ -1,0 +1,64 @@
+"""Rollouts of a run with what is measured of them: training episodes, and the fixed held-out set."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from stepreward.errors import UserError
+from stepreward.rollout.episode import cuts, lost, summary
+from stepreward.training import setup, streams
+
+
+def play(run, tasks, key) -> tuple[list, dict]:
+    """Plays training tasks with the policy; returns episodes and metrics.
+
+    Raises:
+      UserError: every environment failed.
+    """
+    started = time.monotonic()
+    episodes = run.parts.collector.collect(run.learner.actor, tasks, key)
+    seconds = time.monotonic() - started
+    good = healthy(episodes, "batch")
+    run.counters.failed_episodes += len(episodes) - len(good)
+    tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
+    metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
+        "rollout/failed_episodes": run.counters.failed_episodes,
+        "rollout/tokens_per_s": tokens / seconds,
+        "time/rollout_s": seconds,
+    }
+    return episodes, {k: float(v) for k, v in metrics.items()}
+
+
+def evaluate(run) -> dict:
+    """Plays the fixed held-out set exactly as in training, with the same draws each time; returns metrics."""
+    started, learner, key = time.monotonic(), run.learner, streams.device(run.key, "evaluate")
+    played = run.parts.collector.collect(learner.actor, run.held_out, key)
+    good = healthy(played, "evaluation")
+    found = summary(good)
+    metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
+    metrics |= {f"eval/{k}": v for k, v in lost(good).items()}
+    metrics["eval/episodes"] = len(good)
+    if len(good) < len(played):
+        metrics["eval/failed_episodes"] = len(played) - len(good)
+    for name, auxiliary in learner.auxiliaries.items():
+        if auxiliary.plays(run.counters.iteration):
+            collector = setup.collector_of(run.c, run.parts, auxiliary.model)
+            played = collector.collect(auxiliary.actor, run.held_out, key)
+            what = f"evaluation of the {auxiliary.title}"
+            metrics[f"{name}/policy_success"] = float(np.mean([e.success for e in healthy(played, what)]))
+    metrics["time/eval_s"] = time.monotonic() - started
+    return metrics
+
+
+def healthy(episodes: list, what: str) -> list:
+    """The episodes whose environment did not fail.
+
+    Raises:
+      UserError: there are none.
+    """
+    good = [e for e in episodes if e.failure is None]
+    if not good:
+        raise UserError(f"every environment of the {what} failed; the first one: {episodes[0].failure}")
+    return good

@@ -1,0 +1,62 @@
+"""Exploration: episodes of the supervised policy on training tasks, recorded part by part."""
+
+from __future__ import annotations
+
+from stepreward.training import streams
+from stepreward.training.auxiliaries import estimator as estimating
+from stepreward.training.stages.base import Progress, Stage
+
+
+class Explore(Stage):
+    """A tick plays and records one part. A part that a killed run had recorded is played again, to the same end, and kept."""
+
+    name = "explore"
+    decides = (
+        "exploration.tasks", "exploration.rollouts", "exploration.part_tasks",
+        "rollout.invalid_penalty", "rollout.temperature", "rollout.top_k", "rollout.top_p",
+        "rollout.max_answer_tokens", "rollout.max_prompt_tokens", "rollout.max_row_tokens",
+    )  # fmt: skip
+    saves_every_tick = True
+
+    def __init__(self, run):
+        super().__init__(run)
+        self._explored = None
+
+    def wanted(self) -> bool:
+        return self.run.method.has_progress or self.c.train.mode == "offline"
+
+    @property
+    def finished(self) -> bool:
+        return self.counters.of("explored_parts") >= self.run.exploration.parts
+
+    def take(self) -> set[str]:
+        exploration = self.run.exploration
+        return {self.name} if exploration is not None and exploration.finished_parts() == exploration.parts else set()
+
+    def tick(self) -> dict:
+        counters, exploration, part = self.counters, self.run.exploration, self.counters.of("explored_parts")
+        recorded = exploration.finished_parts()
+        episodes, metrics = self.run.play(exploration.tasks(part), streams.device(self.run.key, "explore", part))
+        if part >= recorded:
+            exploration.record(part, episodes)
+        counters.add("explored_parts")
+        counters.add("explored_steps", sum(len(e.steps) for e in episodes if e.failure is None))
+        return metrics | {"explore/env_steps": counters.of("explored_steps")}
+
+    def progress(self) -> Progress:
+        return Progress("exploration", self.counters.of("explored_parts"), self.run.exploration.parts)
+
+    def episodes(self) -> tuple[list, object]:
+        """The recorded episodes, and all of them as one batch with the labels that the estimator needs."""
+        if self._explored is None:
+            episodes, method = self.run.exploration.read(), self.run.method
+            batch = self.run.learner.layout.pack(episodes, row_multiple=1)
+            if method.has_progress:
+                estimating.check_outcomes(batch)
+                batch = estimating.with_labels(batch, episodes, method)
+            self._explored = episodes, batch
+        return self._explored
+
+    def forget(self) -> None:
+        """Frees the memory of the recorded episodes."""
+        self._explored = None

@@ -1,0 +1,102 @@
+"""Reinforcement learning: the page that says what an iteration is.
+
+    play → pack → signals → (teach) → credit → (teach) → improve → (teach)
+
+*Play* the iteration's tasks with the policy; *pack* the episodes into rows of tokens; add the *signals* that the credit method reads;
+turn them into *credit*, an advantage for every action; *improve* the policy on it. The models that learn beside the policy are *taught*
+at the time that each of them names.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stepreward.models.heads import decoder_of
+from stepreward.report import telling
+from stepreward.rollout.episode import cuts, summary, to_record
+from stepreward.training import streams
+from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
+from stepreward.training.exploration import by_task, offline_groups
+from stepreward.training.playing import healthy
+from stepreward.training.stages.base import Progress, Stage
+from stepreward.training.tasks import training_tasks
+
+
+class Reinforce(Stage):
+    """A tick is one iteration."""
+
+    name = "train"
+    decides = (
+        # These change an earlier stage's output by rounding errors alone, so that a finished one can be taken on another machine.
+        "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
+        "rollout.max_rows",
+        # What is borrowed carries a fingerprint of its own.
+        "stages.sft", "stages.exploration", "stages.estimator",
+        # `decisions.fingerprint` tells in which cases these decide an earlier stage.
+        "lora.rank", "lora.alpha", "lora.targets", "lora.dropout", "lora.share_base", "sft.log_every",
+        "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
+        "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
+        "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
+        "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
+        "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
+        "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
+        "policy.epochs", "policy.stop_kl", "policy.old_log_prob", "policy.advantage_norm", "policy.ratio", "policy.clip_low",
+        "policy.clip_high", "policy.dual_clip", "policy.aggregation", "policy.constant", "policy.entropy_coef", "policy.kl_coef",
+        "policy.kl", "policy.kl_reward_coef", "policy.kl_reward_target", "policy.kl_reward_horizon",
+        "train.mode", "eval.episodes", "eval.final_episodes", "eval.final_temperature", "checkpoint.folder",
+    )  # fmt: skip
+    borrows = ("stages.estimator",)
+
+    def begin(self) -> None:
+        self.run.begin_reinforcement()
+
+    def tick(self) -> dict:
+        c, counters, learner, iteration = self.c, self.counters, self.run.learner, self.counters.iteration
+        episodes, metrics = self.experience()
+        batch = learner.score(self.run.pack(episodes), metrics)
+        signals, credited = learner.look(batch, metrics), None
+        lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration)
+        if learner.learn(BEFORE_CREDIT, lesson(), metrics):
+            batch = learner.score(batch, metrics)
+        credited = learner.credit(batch, episodes, signals, metrics, streams.host(c.seed, "credit", iteration))
+        learner.learn(AFTER_CREDIT, lesson(), metrics)
+        learner.update_policy(batch, credited, metrics, streams.host(c.seed, "policy", iteration))
+        learner.learn(AFTER_POLICY, lesson(), metrics)
+        self.run.watch(metrics)
+        counters.iteration += 1
+        counters.env_steps += int(batch.step_mask.sum())
+        if self.finished or counters.iteration % c.eval.every == 0:
+            metrics |= self.run.evaluate()
+            self._record(episodes, credited)
+        return metrics
+
+    @property
+    def finished(self) -> bool:
+        return self.counters.env_steps >= self.c.train.env_steps or (self.c.train.mode == "offline" and self._offline_tasks() is None)
+
+    def reopened(self) -> bool:
+        return self.counters.env_steps < self.c.train.env_steps and self.c.train.mode == "online"
+
+    def progress(self) -> Progress:
+        budget = self.c.train.env_steps
+        return Progress("reinforcement", min(self.counters.env_steps, budget), budget)
+
+    def experience(self) -> tuple[list, dict]:
+        """The episodes of one iteration: played now, or the next ones of the exploration; and metrics."""
+        c, iteration = self.c, self.counters.iteration
+        if c.train.mode == "online":
+            tasks = training_tasks(c.seed, "train", iteration, c.rollout.groups, c.rollout.group_size)
+            return self.run.play(tasks, streams.device(self.run.key, "train", iteration))
+        tasks = by_task(self.run.explored()[0])
+        episodes = [e for task in self._offline_tasks() for e in tasks[task]]
+        good = healthy(episodes, "batch of explored episodes")
+        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
+
+    def _offline_tasks(self) -> list[int] | None:
+        return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
+
+    def _record(self, episodes, credited) -> None:
+        """Writes the first group with its credit, for the report."""
+        rewards = [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
+        record = [to_record(e, *(x[i] for x in rewards)) for i, e in enumerate(episodes[: self.c.rollout.group_size])]
+        self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, telling(record, self.c.eval.record))
