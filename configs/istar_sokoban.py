@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/istar_sokoban.py            # tiny: a small model from scratch, on a CPU
     python launch/train.py --config=configs/istar_sokoban.py:micro      # seconds; for tests
-    python launch/train.py --config=configs/istar_sokoban.py:qwen2.5-1.5b      # a published model: any of base_config.MODELS
+    python launch/train.py --config=configs/istar_sokoban.py:qwen2.5-1.5b      # a published model: any in docs/models.md
 
 `get_config("paper")` states the numbers of the paper (arXiv 2509.19199) for VisualSokoban: policy Qwen2.5-VL-7B-Instruct, PRM the
 text-only Qwen2.5-7B-Instruct, which reads the same tokens and sees no picture. `configs/istar_visual_sokoban.py` trains on pictures.
@@ -10,8 +10,9 @@ text-only Qwen2.5-7B-Instruct, which reads the same tokens and sees no picture. 
 
 from ml_collections import ConfigDict
 
-from stepreward import paper_config
-from stepreward.base_config import MODELS, base_config, use_model
+from stepreward.configs.common import paper
+from stepreward.configs.common.base import base_config, use_model
+from stepreward.models.published import MODELS
 
 PRESETS = ("tiny", "micro", "paper", *MODELS)
 
@@ -46,7 +47,7 @@ def micro(c: ConfigDict) -> None:
 
 def _paper(c: ConfigDict) -> None:
     """VisualSokoban as the paper and its release state it."""
-    paper_config.istar(c, "qwen2.5-vl-7b")
+    paper.istar(c, "qwen2.5-vl-7b")
     c.environment.preset = "istar_image"  # 6 × 6 cells, one box; -0.1 for an answer without an action
     c.environment.prompt = "istar_image"
     c.prm.update({"preset": "qwen2.5-7b", "path": MODELS["qwen2.5-7b"]})

@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/istar_sotopia.py            # tiny: an embedded world of short talks, on a CPU, no server
     python launch/train.py --config=configs/istar_sotopia.py:micro      # seconds; for tests
-    python launch/train.py --config=configs/istar_sotopia.py:qwen2.5-7b      # a published model in that world: any of base_config.MODELS
+    python launch/train.py --config=configs/istar_sotopia.py:qwen2.5-7b      # a published model in that world: any in docs/models.md
     python launch/train.py --config=configs/istar_sotopia.py:paper --config.environment.data=FOLDER \\
         --config.environment.options.partner_url=URL --config.environment.options.judge_url=URL      # the benchmark; pip install -e '.[sotopia]'
 
@@ -14,15 +14,15 @@ own, less those held out, stand for them.
 
 from ml_collections import ConfigDict
 
-from stepreward import environment_config, paper_config
+from stepreward.configs.common import environments, paper
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    return environment_config.experiment("sotopia", "istar", preset, _paper)
+    return environments.experiment("sotopia", "istar", preset, _paper)
 
 
 def _paper(c: ConfigDict) -> None:
-    paper_config.istar(c)
+    paper.istar(c)
     c.environment.update({"name": "sotopia", "preset": "sotopia", "prompt": "istar"})
     endpoints = {"partner_url": "", "partner_model": "gpt-4o", "judge_url": "", "judge_model": "gpt-4o", "key_variable": "OPENAI_API_KEY"}
     c.environment.options = ConfigDict(endpoints | {"partner_prompt": "", "subset": "all", "cache": "", "timeout_s": 60.0})

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import MODELS, base_config, use_model
 from stepreward.config import load_config_file
+from stepreward.configs.common.base import base_config, use_model
+from stepreward.models.published import MODELS
 
 SEEING = tuple(name for name in MODELS if "-vl-" in name)
 PRESETS = ("tiny", "micro", "paper", *SEEING)

@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/istar_webshop.py            # tiny: an embedded shop, a small model from scratch, on a CPU
     python launch/train.py --config=configs/istar_webshop.py:micro      # seconds; for tests
     python launch/train.py --config=configs/istar_webshop.py:real --config.environment.data=FOLDER      # the benchmark's 1,000 products
-    python launch/train.py --config=configs/istar_webshop.py:qwen2.5-7b --config.environment.data=FOLDER      # any of base_config.MODELS
+    python launch/train.py --config=configs/istar_webshop.py:qwen2.5-7b --config.environment.data=FOLDER      # any in docs/models.md
 
 `get_config("paper")` states the numbers of the paper (arXiv 2509.19199): Qwen2.5-7B-Instruct as policy and PRM, 16 groups of 8, the
 benchmark's 1,000 products, whose folder `environment.data` names (docs/environments/webshop.md).
@@ -11,12 +11,12 @@ benchmark's 1,000 products, whose folder `environment.data` names (docs/environm
 
 from ml_collections import ConfigDict
 
-from stepreward import environment_config, paper_config
+from stepreward.configs.common import environments, paper
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    return environment_config.experiment("webshop", "istar", preset, _paper)
+    return environments.experiment("webshop", "istar", preset, _paper)
 
 
 def _paper(c: ConfigDict) -> None:
-    paper_config.istar_text(c, "webshop", steps=10, prompt_tokens=4096, tested=128)
+    paper.istar_text(c, "webshop", steps=10, prompt_tokens=4096, tested=128)

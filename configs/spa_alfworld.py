@@ -4,7 +4,7 @@
     python launch/train.py --config=configs/spa_alfworld.py            # tiny: the whole pipeline from scratch, on a CPU
     python launch/train.py --config=configs/spa_alfworld.py:micro      # seconds; for tests
     python launch/train.py --config=configs/spa_alfworld.py:real --config.environment.data=FOLDER      # the benchmark's own tasks
-    python launch/train.py --config=configs/spa_alfworld.py:llama3.2-3b --config.environment.data=FOLDER      # with adapters; any of base_config.MODELS
+    python launch/train.py --config=configs/spa_alfworld.py:llama3.2-3b --config.environment.data=FOLDER      # with adapters; any in docs/models.md
 
 `get_config("paper")` states the numbers of the paper (arXiv 2505.20732) with Llama-3.2-3B: 3,119 training games, the 134 of
 valid_unseen for the evaluation (`environment.data` names the benchmark's folder).
@@ -12,13 +12,13 @@ valid_unseen for the evaluation (`environment.data` names the benchmark's folder
 
 from ml_collections import ConfigDict
 
-from stepreward import environment_config, paper_config
+from stepreward.configs.common import environments, paper
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
-    return environment_config.experiment("alfworld", "spa", preset, _paper)
+    return environments.experiment("alfworld", "spa", preset, _paper)
 
 
 def _paper(c: ConfigDict) -> None:
-    paper_config.spa(c, "alfworld", tasks=3119, rollouts=10, steps=40, tested=134, outcome="success")
+    paper.spa(c, "alfworld", tasks=3119, rollouts=10, steps=40, tested=134, outcome="success")
     c.environment.options = ConfigDict({"held_out": "valid_unseen"})

@@ -6,14 +6,15 @@
     python launch/train.py --config=configs/spa_sokoban.py --stage=sft      # one stage alone; then explore, estimator, train, evaluate
 
 The paper (arXiv 2505.20732) plays ALFWorld, WebShop and VirtualHome: its numbers are the presets "paper" of `spa_alfworld.py`,
-`spa_webshop.py` and `spa_virtualhome.py`. A published model (any of base_config.MODELS) takes the paper's adapters and shared critic
+`spa_webshop.py` and `spa_virtualhome.py`. A published model (any in docs/models.md) takes the paper's adapters and shared critic
 here too.
 """
 
 from ml_collections import ConfigDict
 
-from stepreward import paper_config
-from stepreward.base_config import MODELS, base_config, use_model
+from stepreward.configs.common import paper
+from stepreward.configs.common.base import base_config, use_model
+from stepreward.models.published import MODELS
 
 PRESETS = ("tiny", "micro", *MODELS)
 
@@ -37,7 +38,7 @@ def _published(c: ConfigDict, name: str) -> None:
     use_model(c, name)
     if not name.startswith("qwen2.5-vl"):
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": 4096})
-    paper_config.spa_adapters(c)
+    paper.spa_adapters(c)
 
 
 def _micro(c: ConfigDict) -> None:

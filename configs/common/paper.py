@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import FITS_ROWS, use_model
+from stepreward.configs.common.base import FITS_ROWS, use_model
 
 
 def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:

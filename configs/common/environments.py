@@ -10,9 +10,10 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import MODELS, base_config, use_model
 from stepreward.config import check_preset
-from stepreward.paper_config import spa_adapters
+from stepreward.configs.common.base import base_config, use_model
+from stepreward.configs.common.paper import spa_adapters
+from stepreward.models.published import MODELS
 
 
 def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict], None]) -> ConfigDict:

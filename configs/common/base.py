@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-# Published models that every experiment takes as its preset, and their names on the Hugging Face hub.
-MODELS = {
-    "qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B-Instruct",
-    "qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
-    "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
-    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
-    "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
-    "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
-}
-
+from stepreward.models.published import MODELS
 
 # What a published model's preset leaves to the devices that a run finds: how rows and weights are split over them, and whether the
 # model is trained whole or through adapters, with learning rates for either.
