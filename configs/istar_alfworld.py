@@ -9,8 +9,8 @@
 Needs: the extra `alfworld`, which compiles for some minutes. "real" needs the benchmark's games (docs/environments/alfworld.md).
 
 Expected (docs/log.md), each run on one CPU core, demonstrations not counted:
-* "tiny": 20 minutes for 61,400 environment steps. Success on 128 held-out games rises from 53.9 to 61.5 % (seed 0), and from 39.8 to 54.4
-  % in 40,100 steps and 12 minutes (seed 1). The final figures are means of the last three evaluations.
+* "tiny": 20 minutes for 61,400 environment steps. Success on 128 held-out games rises from 53.9 to 61.5 % (seed 0), and from 39.8 to
+  54.4 % in 40,100 steps and 12 minutes (seed 1). The final figures are means of the last three evaluations.
 * "real", measured as `configs/spa_alfworld.py:real` with `credit.method=istar`: 20 minutes for 18,000 to 19,000 steps, after 8 minutes of
   warm start. Success on the 140 games of valid_seen falls from 60.0 to 45.0 % (seed 0).
 * Published models and "paper": not measured.
