@@ -10,7 +10,8 @@ Needs: the extra `alfworld`, which compiles for some minutes. "real" and "paper"
 
 Expected (docs/log.md), each run on one CPU core:
 * "tiny" with `train.env_steps=20000` and `estimator.epochs=4`: 11 minutes (seed 0). Success on 128 held-out games rises from 53.9 to
-  58.1 % and from 39.1 to 46.5 % (seeds 0, 1; at the end: mean of two evaluations). Seed 1 took 27 minutes with demonstrations, beside tests.
+  58.1 % and from 39.1 to 46.5 % (seeds 0, 1; at the end: mean of two evaluations).
+  Seed 1 took 27 minutes with demonstrations, beside tests.
 * "real" with the settings in docs/log.md: 26 minutes with exploration and estimator for 18,000 to 19,000 steps, after 8 minutes of warm
   start. Success on the 140 games of valid_seen is 60.0 % before and 57.1 % after (seed 0).
 * Published models and "paper": not measured.
