@@ -39,7 +39,7 @@ RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
-BESIDE = find_packages(include=["envs", "envs.*", "configs", "launch"])
+BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
 
 setup(
     name="stepreward",

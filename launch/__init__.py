@@ -1,1 +1,1 @@
-"""One module a job. Each is a script, and a subcommand of `stepreward`."""
+"""One module for each job. Each is a script and a subcommand of `stepreward`."""

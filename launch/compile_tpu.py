@@ -1,12 +1,12 @@
-"""Compiles every jitted step of a run for a TPU slice, on a machine that needs no TPU, and prints what each would take of it.
+"""Compiles every jitted step of a run for a TPU slice, on a machine without a TPU, and prints the memory and time that each step needs.
 
     python launch/compile_tpu.py --config=configs/istar_sokoban.py:qwen2.5-7b --topology=v5e:4x4 [--config.KEY=VALUE …]
 
-Needs XLA's TPU compiler: pip install -e '.[tpu-compile]'. Nothing of the model is allocated, weights and tokenizer are not needed.
-A published model's preset fits itself to the slice, as a run does; the line "fitted to" says how (--config.mesh.fit= switches that off).
-Other configs are taken as they are; if they name no mesh, parameters and rows are split over all chips (mesh.fsdp). The exit code is 0
-if every program fits the chips' memory, 1 if one does not, and 2 if nothing that may be chosen would fit. --programs picks programs by
-the beginning of their names; docs/tpu.md explains the columns.
+Needs XLA's TPU compiler: pip install -e '.[tpu-compile]'. The model is not allocated, and neither weights nor tokenizer are needed.
+With the preset of a published model, some settings are chosen for the slice, as in a run; the line "fitted to" shows them
+(--config.mesh.fit= switches this off). Other configs are compiled as they are; if they set no mesh, parameters and rows are split over all
+chips (mesh.fsdp). The exit code is 0 if every program fits the chips' memory, 1 if one does not, and 2 if no choice of settings would fit.
+--programs selects programs by the beginning of their names; docs/tpu.md explains the columns.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from stepreward.tpu import slices
 
 OPTIONS = (
     Option("topology", f"the slice: {slices.EXAMPLES}, …"),
-    Option("programs", "compile only programs whose names begin so, separated by commas: rollout,policy/update (default: all)", default=""),
-    Option("detail", "also compile parts of programs by themselves: the prefill and one decoding step of a turn", default=False, type=bool),
+    Option(
+        "programs", "compile only programs whose names begin with one of these, such as rollout,policy/update (default: all)", default=""
+    ),
+    Option("detail", "also compile parts of programs separately: the prefill and one decoding step of a turn", default=False, type=bool),
     Option("list", "only list the programs", default=False, type=bool),
     Option("markdown", "print a Markdown table", default=False, type=bool),
-    Option("hlo", "folder to write the compiled programs' text to"),
+    Option("hlo", "folder for the text of the compiled programs"),
 )
 
 
@@ -56,7 +58,7 @@ def main() -> int:
     if options.list:
         return 0
     if not found:
-        raise UserError(f"--programs={options.programs!r} names no program of this run: --list shows their names.")
+        raise UserError(f"--programs={options.programs!r} matches no program of this run: --list shows their names.")
     rows = [table.row(e, chip, len(devices)) for _, e in found]
     print(table.text(rows, options.markdown), table.summary(found, chip, len(devices)), sep="\n\n")
     return 0 if all(e.fits(chip) for _, e in found) else 1

@@ -1,8 +1,8 @@
-"""Evaluates a run's checkpoint with exactly the training rollout, on the fixed held-out set.
+"""Evaluates a run's checkpoint on the fixed held-out set, with the same rollout as in training.
 
     python launch/evaluate.py --workdir=runs/istar_sokoban [--episodes=2048] [--step=120] [--which=policy]
 
-Prints the success rate with its 95 % interval. The first tasks of the set are those that the run itself evaluated on.
+Prints the success rate with its 95 % interval. The set begins with the tasks on which the run itself evaluates.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ def main() -> int | None:
             Option("workdir", "folder of the run"),
             Option("episodes", "held-out episodes to play", default=2048, type=int),
             Option("step", "checkpoint to evaluate (default: the latest)", type=int),
-            Option("which", "whose parameters to play", default="policy", choices=("policy", "prm", "initial")),
-            Option("seed", "seed of the policy's draws", default=0, type=int),
+            Option(
+                "which", "model to play: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")
+            ),
+            Option("seed", "seed for sampling the policy's answers", default=0, type=int),
         ),
     )
     from stepreward.training.evaluate import evaluate_workdir

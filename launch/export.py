@@ -1,6 +1,8 @@
 """Writes a run's model as a Hugging Face folder, which transformers and serving engines load.
 
-python launch/export.py --workdir=runs/a --out=models/a [--which=prm] [--adapters] [--dtype=bfloat16]
+    python launch/export.py --workdir=runs/a --out=models/a [--which=prm] [--adapters] [--dtype=bfloat16]
+
+docs/models.md describes the folder.
 """
 
 from __future__ import annotations
@@ -19,10 +21,17 @@ def main() -> int | None:
         options=(
             Option("workdir", "folder of the run"),
             Option("out", "folder to write; it must not exist"),
-            Option("step", "checkpoint to take (default: the latest)", type=int),
-            Option("which", "whose parameters", default="policy", choices=("policy", "prm", "initial")),
-            Option("adapters", "write the adapters alone, as PEFT reads them", default=False, type=bool),
-            Option("dtype", "type of the tensors (default: the parameters' own)", default="", choices=("", "float32", "bfloat16")),
+            Option("step", "checkpoint to export (default: the latest)", type=int),
+            Option(
+                "which",
+                "model to export: the policy, the PRM or the initial policy",
+                default="policy",
+                choices=("policy", "prm", "initial"),
+            ),
+            Option("adapters", "write only the adapters, in PEFT's format", default=False, type=bool),
+            Option(
+                "dtype", "dtype of the written tensors (default: that of the parameters)", default="", choices=("", "float32", "bfloat16")
+            ),
         ),
     )
     from stepreward.training.export import export_workdir

@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--stage=sft] [--config.KEY=VALUE …]
 
-The same command on the same workdir resumes the run, or says that it is finished. A run goes through its stages in order: sft,
-explore, estimator, train, evaluate, as far as its credit method has them; --stage runs one of them alone.
+The same command on the same workdir resumes the run, or says that it is finished. A run executes the stages that its credit method
+needs, in this order: sft, explore, estimator, train, evaluate. --stage runs one of them alone.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import sys
 from stepreward.config import QUIET, WORKDIR, Option, parse_command_line
 from stepreward.errors import launcher
 
-STAGE = Option("stage", "run this stage alone", choices=("sft", "explore", "estimator", "train", "evaluate"))
+STAGE = Option("stage", "run only this stage", choices=("sft", "explore", "estimator", "train", "evaluate"))
 
 
 def main() -> int | None:
     config, options = parse_command_line(sys.argv[1:], extra=(WORKDIR, QUIET, STAGE), description=__doc__)
-    from stepreward.training.main_job import train  # jax loads only once the command line is known to be right
+    from stepreward.training.main_job import train  # jax is imported only after the command line was checked
 
     return train(config, options.workdir, quiet=options.quiet, stage=options.stage)
 

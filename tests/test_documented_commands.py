@@ -14,8 +14,8 @@ import pytest
 from documented_commands import in_markdown, in_repository
 
 from stepreward import cli, config, credit
-from stepreward.base_config import base_config
 from stepreward.config import installed_configs, leaves, load_config_file
+from stepreward.configs.common.base import base_config
 from stepreward.errors import UserError
 from stepreward.tpu import slices
 from stepreward.training import fitting

@@ -2,9 +2,9 @@
 
 import pytest
 
-from stepreward.base_config import MODELS
 from stepreward.config import load_config_file
 from stepreward.errors import UserError
+from stepreward.models.published import MODELS
 from stepreward.training import setup
 
 ENVIRONMENTS = {"istar": ("webshop", "alfworld", "virtualhome", "sotopia"), "spa": ("webshop", "alfworld", "virtualhome")}

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from stepreward.base_config import base_config
+from stepreward.configs.common.base import base_config
 from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
 from stepreward.rollout.pools import make_pool
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from stepreward.base_config import FITS_MODEL, FITS_ROWS
 from stepreward.config import TrackedConfig, leaves, load_config_file, override, parse_command_line
+from stepreward.configs.common.base import FITS_MODEL, FITS_ROWS
 from stepreward.errors import UserError
 from stepreward.tpu.slices import CHIPS, GIB
 from stepreward.training import fitting

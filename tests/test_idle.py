@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from stepreward import credit
-from stepreward.base_config import base_config
+from stepreward.configs.common.base import base_config
 from stepreward.training import setup
 from stepreward.training.idle import PATIENCE, Stillness, idle_settings, warn_of_idle_settings
 

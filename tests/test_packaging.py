@@ -59,8 +59,13 @@ def test_envs_know_nothing_of_the_library():
         assert not re.search(r"^\s*(import|from) stepreward\b(?!\.envs| import envs)", file.read_text(encoding="utf-8"), re.MULTILINE), file
 
 
+def test_the_library_imports_no_experiment():
+    for file in (ROOT / "stepreward").rglob("*.py"):
+        assert not re.search(r"^\s*(import|from) (stepreward\.)?configs\b", file.read_text(encoding="utf-8"), re.MULTILINE), file
+
+
 def test_every_folder_of_modules_is_a_package():
-    for package in ("stepreward", "envs"):
+    for package in ("stepreward", "envs", "configs"):
         for file in (ROOT / package).rglob("*.py"):
             assert (file.parent / "__init__.py").is_file(), f"{file.parent} has no __init__.py: an install leaves it out"
 

@@ -134,7 +134,7 @@ def test_what_a_model_config_gets_wrong_is_told(changes, words, folder, micro_co
 
 @pytest.mark.parametrize("file", ["istar_sokoban", "spa_sokoban"])
 def test_every_experiment_takes_every_model(root, file):
-    from stepreward.base_config import MODELS
+    from stepreward.models.published import MODELS
 
     for name in MODELS:
         spec = f"{root}/configs/{file}.py:{name}"

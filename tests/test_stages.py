@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from stepreward.base_config import base_config
 from stepreward.config import TrackedConfig, leaves, unread_keys
+from stepreward.configs.common.base import base_config
 from stepreward.errors import UserError
 from stepreward.training.decisions import DECIDED_FROM, FREE, STAGES, covers, digest, fingerprint, first_stage
 from stepreward.training.outputs import StageOutput, check, check_fit

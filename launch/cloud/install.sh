@@ -4,7 +4,7 @@
 #     bash launch/cloud/install.sh tpu        # or cuda, cuda13
 set -euo pipefail
 
-extra="${1:?say which: tpu, cuda or cuda13}"
+extra="${1:?name the accelerator: tpu, cuda or cuda13}"
 venv="$HOME/stepreward-venv"
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The same slice with XPK, which makes the cluster too (pip install xpk; gcloud and kubectl must be there):
+# The same slice with XPK, which also creates the cluster (pip install xpk; needs gcloud and kubectl):
 #
 #     PROJECT=… ZONE=… CLUSTER=… IMAGE=… BUCKET=… bash launch/cloud/xpk.sh cluster      # once
-#     PROJECT=… ZONE=… CLUSTER=… IMAGE=… BUCKET=… bash launch/cloud/xpk.sh istar        # a run; the same name again goes on
+#     PROJECT=… ZONE=… CLUSTER=… IMAGE=… BUCKET=… bash launch/cloud/xpk.sh istar        # a run; the same name resumes it
 #
-# XPK starts a job again on the exit codes 127 to 255, so on the 143 of a run that was asked to stop.
+# XPK restarts a job that exits with a code from 127 to 255, and so a run that exits with 143 after SIGTERM.
 set -euo pipefail
 
-name="${1:?say cluster, or the name of a run}"
+name="${1:?give the word cluster, or the name of a run}"
 type=v5litepod-16  # 16 chips: mesh.fsdp below
 where=(--project="$PROJECT" --zone="$ZONE" --cluster="$CLUSTER")
 

@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from stepreward import parallel, processes
-from stepreward.base_config import MODELS
 from stepreward.config import TrackedConfig, leaves, load_config
 from stepreward.errors import UserError
 from stepreward.models import presets
+from stepreward.models.published import MODELS
 from stepreward.training.abstract import abstract_parts, bytes_per_device, update_bytes, without_folders
 from stepreward.training.decisions import DECIDED_FROM, reached
 from stepreward.training.learner import Learner

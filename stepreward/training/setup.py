@@ -16,7 +16,6 @@ from typing import Any
 from jax.sharding import Mesh
 
 from stepreward import credit, parallel, processes
-from stepreward.base_config import MODELS
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
@@ -24,6 +23,7 @@ from stepreward.envs.protocol import IMAGE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
+from stepreward.models.published import MODELS
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked

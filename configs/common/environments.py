@@ -1,7 +1,7 @@
-"""What the experiments on one environment share, whatever their method: tiny models from scratch, and published ones.
+"""Settings that depend on the environment alone, shared by the experiments of both methods: for tiny models and for published ones.
 
-The tiny models read the environments' compact prompts in pieces of words. Their sizes are chosen so that a run of half an hour on two
-cores goes through some hundred iterations.
+The tiny models read the environments' compact prompts through a word-piece tokenizer. Their sizes are chosen so that half an hour on two
+cores is enough for about a hundred iterations.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import MODELS, base_config, use_model
 from stepreward.config import check_preset
-from stepreward.paper_config import spa_adapters
+from stepreward.configs.common.base import base_config, use_model
+from stepreward.configs.common.paper import spa_adapters
+from stepreward.models.published import MODELS
 
 
 def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict], None]) -> ConfigDict:
-    """The config of a method on an environment.
+    """Returns the config of a method on an environment.
 
     Args:
-      name: of the environment.
-      method: "istar" or "spa", as `credit.method`; its "auto" variant is "stable", see docs/log.md.
-      preset: "tiny"; "micro"; "real", where a small model can learn from the benchmark's own data; "paper"; or one of MODELS.
-      paper: sets what the method's paper states.
+      name: name of the environment.
+      method: `credit.method`, "istar" or "spa"; its "auto" variant is "stable", see docs/log.md.
+      preset: "tiny"; "micro"; "paper"; "real" (the benchmark's own data with a tiny model; WebShop and ALFWorld only); or one of MODELS.
+      paper: sets the values that the method's paper states.
 
     Raises:
-      ValueError: an unknown preset; those there are are listed.
+      ValueError: the preset is unknown; the message lists the known ones.
     """
     forms = {"tiny": tiny, "micro": micro} | ({"real": real} if name in _REAL else {})
     check_preset(preset, (*forms, "paper", *MODELS))
@@ -56,12 +57,12 @@ def tiny(c: ConfigDict, name: str) -> None:
     c.eval.update({"episodes": 256, "every": 10, "prm_as_policy_every": 0})
     c.policy.update({"learning_rate": 3e-4, "warmup_updates": 10, "minibatch_rows": 64})
     c.critic.update({"minibatch_rows": 512})
-    c.prm.update({"minibatch_groups": 8, "replay": 0})  # earlier batches would take most of an iteration
+    c.prm.update({"minibatch_groups": 8, "replay": 0})  # training on earlier batches would take most of an iteration
     _TINY[name](c)
 
 
 def _webshop(c: ConfigDict) -> None:
-    """Five pages an episode, each a prompt of its own: a page of results is far longer than the others, so rows are packed."""
+    """An episode shows about five pages, each in a prompt of its own. A results page is much longer than the others, so rows are packed."""
     c.model.pieces = 1000
     c.rollout.update({"context": "step", "max_steps": 8, "max_answer_tokens": 24, "max_prompt_tokens": 208, "max_row_tokens": 256})
     c.sft.update({"episodes": 1500, "updates": 220, "rows": 128})
@@ -71,8 +72,11 @@ def _webshop(c: ConfigDict) -> None:
 
 
 def _alfworld(c: ConfigDict) -> None:
-    """Games of the package's floor plans. Each turn's prompt says what all earlier ones found (some 90 tokens): a conversation is
-    shorter, but in one a small model does not recover from a first command that did nothing."""
+    """Games generated from the package's floor plans.
+
+    Each prompt lists what all earlier turns found (about 90 tokens). A growing conversation is shorter, but in it a small model does not
+    recover from its first command that did nothing.
+    """
     c.model.pieces = 600
     c.rollout.update({"context": "step", "history": 20, "max_steps": 20})
     c.rollout.update({"max_answer_tokens": 20, "max_prompt_tokens": 236, "max_row_tokens": 256})
@@ -83,7 +87,7 @@ def _alfworld(c: ConfigDict) -> None:
 
 
 def _virtualhome(c: ConfigDict) -> None:
-    """An episode is a conversation of some eighty tokens, seldom of four hundred: rows are packed."""
+    """An episode is a conversation of about 80 tokens, in rare cases of 400, so rows are packed."""
     c.model.pieces = 600
     c.rollout.update({"max_steps": 12, "max_answer_tokens": 12, "max_prompt_tokens": 112, "max_row_tokens": 416})
     c.sft.update({"episodes": 500, "updates": 60, "rows": 64, "warmup_updates": 10})
@@ -92,7 +96,7 @@ def _virtualhome(c: ConfigDict) -> None:
 
 
 def _sotopia(c: ConfigDict) -> None:
-    """A talk of five turns is a conversation of some eighty tokens. Its outcome is graded."""
+    """A talk of five turns is a conversation of about 80 tokens. Its outcome is a graded score."""
     c.model.pieces = 500
     c.rollout.update({"max_steps": 6, "max_answer_tokens": 6, "max_prompt_tokens": 64, "max_row_tokens": 160})
     c.sft.update({"updates": 60, "rows": 64, "warmup_updates": 10})
@@ -104,7 +108,7 @@ _TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome
 
 
 def real(c: ConfigDict, name: str) -> None:
-    """`tiny` on the benchmark's own tasks, whose files `environment.data` names; more words, longer pages."""
+    """The preset "tiny" on the benchmark's own tasks (`environment.data`), with a larger vocabulary and longer prompts."""
     tiny(c, name)
     _REAL[name](c)
 
@@ -127,7 +131,7 @@ _REAL = {"webshop": _webshop_real, "alfworld": _alfworld_real}
 
 
 def micro(c: ConfigDict, name: str) -> None:
-    """A run of some seconds through every phase, for tests."""
+    """A run of a few seconds through every phase, for tests."""
     tiny(c, name)
     c.model.preset = "tiny-micro"
     c.rollout.update({"groups": 2, "group_size": 4, "max_rows": 8, "max_steps": min(6, c.rollout.max_steps)})
@@ -143,7 +147,7 @@ def micro(c: ConfigDict, name: str) -> None:
 
 
 def published(c: ConfigDict, name: str, model: str) -> None:
-    """A published model, spoken to in the form of the paper whose method it is: `credit.method` says which."""
+    """A published model with the prompts of the paper that `credit.method` comes from."""
     use_model(c, model)
     form = "spa" if c.credit.method == "spa" else "istar"
     c.environment.update({"name": name, "preset": form, "prompt": form})
@@ -157,7 +161,7 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
     if name == "sotopia":
-        c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal's score, of ten
+        c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal score, 0 to 10
     c.train.env_steps = 200 * 16 * 8 * steps
     if form == "spa":
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})

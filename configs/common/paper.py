@@ -1,20 +1,24 @@
-"""The numbers that the two papers state for all of their environments; a config adds those of its own."""
+"""The settings that the papers of iStar and SPA-RL use in all their environments. A config adds those of its environment."""
 
 from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from stepreward.base_config import FITS_ROWS, use_model
+from stepreward.configs.common.base import FITS_ROWS, use_model
 
 
 def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
-    """iStar (arXiv 2509.19199): no warm start, no KL, constant learning rates, batches of one update.
+    """iStar (arXiv 2509.19199): no warm start, no KL, constant learning rates, one PRM update a batch.
 
-    What has no key: the iterations are stated as their environment steps, and the paper evaluates at temperature 0.4, where
-    `eval` plays as in training.
+    Two settings of the paper have no key. The number of iterations is given in environment steps (`train.env_steps`). The paper
+    evaluates at temperature 0.4, while `eval` samples at the temperature of training.
+
+    Args:
+      c: the config to change.
+      model: preset of the policy.
     """
     use_model(c, model)
-    c.mesh.fit = FITS_ROWS  # what is trained is the paper's: whole weights, on devices that hold them
+    c.mesh.fit = FITS_ROWS  # the paper trains whole weights, so the run must not switch to adapters
     c.rollout.update({"context": "step", "group_size": 8, "temperature": 1.0, "top_k": 0, "top_p": 1.0})
     c.sft.update({"episodes": 1, "updates": 0})
     c.credit.update({"method": "istar", "variant": "paper", "outcome": "return", "outcome_scale": 1.0})
@@ -29,13 +33,14 @@ def istar(c: ConfigDict, model: str = "qwen2.5-7b") -> None:
 
 
 def istar_text(c: ConfigDict, environment: str, *, steps: int, prompt_tokens: int, tested: int) -> None:
-    """iStar's numbers for WebShop, the paper's environment with text prompts and verl-agent's window of two turns.
+    """iStar's settings for WebShop: text prompts that show the last two turns, as in verl-agent.
 
     Args:
+      c: the config to change.
       environment: name of the environment.
-      steps: of an episode.
-      prompt_tokens: of the longest prompt.
-      tested: tasks of an evaluation.
+      steps: steps an episode, at most.
+      prompt_tokens: tokens of the longest prompt.
+      tested: tasks an evaluation.
     """
     istar(c)
     c.environment.update({"name": environment, "preset": "istar", "prompt": "istar"})
@@ -46,15 +51,18 @@ def istar_text(c: ConfigDict, environment: str, *, steps: int, prompt_tokens: in
 
 
 def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: int, tested: int, outcome: str) -> None:
-    """SPA-RL (arXiv 2505.20732) with Llama-3.2-3B; what the paper leaves open is the public release's.
+    """SPA-RL (arXiv 2505.20732) with Llama-3.2-3B. Settings that the paper does not state are taken from its public release.
 
-    That is everything of the optimizers, LoRA (rank 8 on q and v) in PPO, and PPO at the level of tokens as TRL does it. What has
-    no key: cosine decay of the supervised rate, and batches of 32 episodes, which here are whole tasks (30).
+    These are all optimizer settings, LoRA in PPO (rank 8 on queries and values), and token-level PPO as in TRL. Two settings have no
+    key: the supervised learning rate does not decay along a cosine, and a batch has 30 episodes, since it consists of
+    whole tasks, in place of 32.
 
     Args:
+      c: the config to change.
       environment: name of the environment.
-      tasks, rollouts: training tasks, and how often each is explored.
-      steps: of an episode.
+      tasks: training tasks.
+      rollouts: explored episodes a task.
+      steps: steps an episode, at most.
       tested: tasks of the final evaluation.
       outcome: `credit.outcome`.
     """
@@ -80,8 +88,10 @@ def spa(c: ConfigDict, environment: str, *, tasks: int, rollouts: int, steps: in
 
 
 def spa_adapters(c: ConfigDict) -> None:
-    """What SPA-RL trains of a published model: adapters, and a value head on the policy's own backbone. The warm start trains whole
-    weights where they fit."""
+    """Trains a published model as SPA-RL does: adapters, and a value head on the policy's backbone.
+
+    The warm start trains whole weights if they fit into the devices' memory, and adapters otherwise.
+    """
     c.mesh.fit = FITS_ROWS + ("lora.sft", "sft.learning_rate")
     c.lora.update({"rank": 8, "alpha": 16.0, "targets": ("query", "value")})
     c.critic.update({"backbone": "shared", "head": "linear", "clip": 0.2, "coef": 0.1})

@@ -1,0 +1,1 @@
+"""What experiments share: every key with a neutral value, the papers' numbers, and the settings of each environment."""
