@@ -257,7 +257,7 @@ def test_the_report_names_the_end_and_what_was_not_shown(chat):  # noqa: F811
 def test_the_report_sums_up_what_was_cut():
     records = [{"iteration": i, "rollout/too_long": 2.0, "rollout/answers_cut": 0.0, "rollout/longest_prompt": 90.0 + i} for i in (1, 2)]
     page = losses_html(records)
-    assert "a prompt ended which was too long" in page and "<td>4</td>" in page and "92 tokens" in page and "answers" not in page
+    assert "because a prompt was too long" in page and "<td>4</td>" in page and "92 tokens" in page and "answers" not in page
     assert losses_html([{"iteration": 1, "rollout/too_long": 0.0}]) == ""
 
 
