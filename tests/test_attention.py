@@ -143,11 +143,11 @@ def test_what_auto_stands_for():
 @pytest.mark.parametrize(
     "asked, platform, head_dim, dtype, message",
     [
-        ("flash", "cpu", 64, jnp.float32, "model.attention='flash' is unknown; there are: auto, plain, blocked, cudnn, splash"),
-        ("cudnn", "cpu", 64, jnp.bfloat16, "'cudnn' needs an NVIDIA GPU, this runs on cpu"),
-        ("cudnn", "gpu", 64, jnp.float32, "needs bfloat16 or float16, model.compute_dtype is float32"),
-        ("cudnn", "gpu", 20, jnp.bfloat16, "needs a head width that is a multiple of 8 and at most 128, this model's is 20"),
-        ("splash", "gpu", 64, jnp.bfloat16, "'splash' needs a TPU, this runs on gpu; 'auto' picks one that fits"),
+        ("flash", "cpu", 64, jnp.float32, "model.attention='flash' is unknown; choose one of auto, plain, blocked, cudnn, splash"),
+        ("cudnn", "cpu", 64, jnp.bfloat16, "'cudnn' needs an NVIDIA GPU, but this runs on cpu"),
+        ("cudnn", "gpu", 64, jnp.float32, "needs bfloat16 or float16, but model.compute_dtype is float32"),
+        ("cudnn", "gpu", 20, jnp.bfloat16, "needs a head width that is a multiple of 8 and at most 128, but this model's is 20"),
+        ("splash", "gpu", 64, jnp.bfloat16, "'splash' needs a TPU, but this runs on gpu; 'auto' picks one that can run"),
     ],
 )
 def test_what_cannot_run_is_said_in_words(asked, platform, head_dim, dtype, message):

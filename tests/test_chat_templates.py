@@ -330,7 +330,7 @@ def test_wrong_folders_and_options_are_told(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no tokenizer.json"):
         load_chat(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match="does not hold a tokenizer that can be read"):
+    with pytest.raises(ValueError, match="the tokenizer in .* cannot be read"):
         load_chat(tmp_path)
     bare = make_folder(tmp_path / "bare", *FAMILIES["qwen2"][:2], None, "<|im_end|>")
     with pytest.raises(ValueError, match="holds no chat template"):

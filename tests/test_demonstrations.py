@@ -188,5 +188,5 @@ def test_check_metadata():
     check_metadata(METADATA, {"size": (6, 6), "solver": {"seed": 1}})
     with pytest.raises(ValueError, match=r"made with solver.seed = 1, but this run has solver.seed = 2"):
         check_metadata(METADATA, {"solver": {"seed": 2}})
-    with pytest.raises(ValueError, match="do not say 'boxes', which must be 2"):
+    with pytest.raises(ValueError, match="has no 'boxes', which must be 2"):
         check_metadata(METADATA, {"boxes": 2})

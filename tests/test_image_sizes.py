@@ -70,7 +70,7 @@ def test_the_largest_of_several_sizes_decides():
 
 def test_a_larger_picture_is_named_with_the_keys():
     reader = ImageReader.sized(VISION, SETTINGS, [picture(2, 2)])
-    with pytest.raises(ValueError, match="64 × 64 pixels has 16 tokens, .* for 4: set rollout.max_image_tokens .*max_prompt_tokens"):
+    with pytest.raises(ValueError, match="64 × 64 pixels has 16 tokens, .* for only 4: set rollout.max_image_tokens .*max_prompt_tokens"):
         reader.read(picture(4, 4))
 
 
@@ -81,13 +81,13 @@ def test_room_may_be_asked_for(rows, columns):
 
 
 def test_more_than_was_asked_for_is_refused():
-    with pytest.raises(ValueError, match="an image has 36 tokens, more than the 12"):
+    with pytest.raises(ValueError, match="an image has 36 tokens, more than the limit of 12"):
         ImageReader.sized(VISION, SETTINGS, [picture(6, 6)], 12)
 
 
 @pytest.mark.parametrize("image", [np.zeros((0, 16, 3), np.uint8), np.zeros((1, 400, 3), np.uint8)])
 def test_pictures_that_no_processor_takes_are_named(image):
-    with pytest.raises(ValueError, match="give uint8|does not take images of 1 × 400 pixels"):
+    with pytest.raises(ValueError, match="must be a non-empty uint8|refuses images of 1 × 400 pixels"):
         preprocess_images([image], {})
 
 
@@ -101,7 +101,7 @@ def test_a_run_sizes_its_reader_by_many_tasks():
     "most, prompt, words",
     [
         (0, 12, "a picture has up to 12 tokens, a prompt rollout.max_prompt_tokens=12: raise rollout.max_prompt_tokens"),
-        (8, 40, "an image has 12 tokens, more than the 8 .*rollout.max_image_tokens=8; 0 makes room for all"),
+        (8, 40, "an image has 12 tokens, more than the limit of 8.*rollout.max_image_tokens=8; 0 makes room for all"),
     ],
 )
 def test_pictures_without_room_are_refused_at_the_start(most, prompt, words):

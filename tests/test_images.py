@@ -47,5 +47,5 @@ def test_settings_come_from_the_model_folder(tmp_path):
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
 def test_what_is_no_image_is_named(image):
-    with pytest.raises(ValueError, match=r"image 0 is .*; give uint8 \[H, W, 3\]"):
+    with pytest.raises(ValueError, match=r"image 0 is .*; it must be a non-empty uint8 \[H, W, 3\]"):
         preprocess_images([image], PLAIN)

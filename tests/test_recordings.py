@@ -158,8 +158,8 @@ def test_a_folder_is_begun_whole_or_not_at_all(tmp_path, monkeypatch):
     [
         ({**METADATA, "tokenizer": "cd34"}, 3, "made with tokenizer = 'ab12', but this run has tokenizer = 'cd34'; "),
         ({**METADATA, "policy": {"seed": 2}}, 3, "made with policy.seed = 1, but this run has policy.seed = 2; "),
-        ({"tokenizer": "ab12"}, 3, "made with policy.seed = 1, but this run has no policy.seed; "),
-        ({**METADATA, "boxes": 2}, 3, "do not say 'boxes', which must be 2; "),
+        ({"tokenizer": "ab12"}, 3, "made with policy.seed = 1, but this run has no key policy.seed; "),
+        ({**METADATA, "boxes": 2}, 3, "has no 'boxes', which must be 2; "),
         (METADATA, 4, "made with parts = 3, but this run has parts = 4; "),
     ],
 )
@@ -183,7 +183,7 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="part-00001' already exists"):
         write_part(tmp_path / "r", 1, make_recordings(1))
     for outside in (-1, 2):
-        with pytest.raises(ValueError, match=f"has parts 0 to 1; got {outside}"):
+        with pytest.raises(ValueError, match=f"has parts 0 to 1; got part {outside}"):
             write_part(tmp_path / "r", outside, make_recordings(1))
     assert bits(read_recordings(tmp_path / "r")[0]) == bits(written)
     begin_recording(tmp_path / "s", {}, 1)
@@ -198,8 +198,8 @@ def test_what_cannot_be_written(tmp_path):
         ({"split": 3}, "recording 1: split must be a str; got int"),
         ({"outputs": ["a", None, "b"]}, "recording 1: outputs must hold str; got NoneType"),
         ({"actions": ["up"]}, "recording 1: actions has 1 items for 3 observations"),
-        ({"rewards": np.zeros(3, np.float32)}, r"recording 1: rewards must hold float64 in one dimension; got float32 \[3\]"),
-        ({"distances": [0.0, 0.0, 0.0]}, "recording 1: distances must hold float64 in one dimension; got list"),
+        ({"rewards": np.zeros(3, np.float32)}, r"recording 1: rewards must be a one-dimensional array of float64; got float32 \[3\]"),
+        ({"distances": [0.0, 0.0, 0.0]}, "recording 1: distances must be a one-dimensional array of float64; got list"),
         ({"entropy": [np.zeros(9, np.float32)] * 3}, "recording 1: entropy and action_tokens have different lengths"),
     ],
 )

@@ -268,11 +268,11 @@ def test_the_estimator_has_a_table_that_explains_itself(tmp_path):
                  "mean absolute error 0.052", "errors of at most 0.1 87.5 %", "calibration error 0.031",
                  "rank correlation with true progress +0.42",
                  "within episodes −0.08", "right sign 68.0 %", "6,400 of their steps",
-                 "tasks that it did not train on"]:  # fmt: skip
+                 "tasks that it was not trained on"]:  # fmt: skip
         assert part in text, part
     del record["estimator/rank_correlation"], record["estimator/steps"]  # an environment that knows no distance
     text = page_of(workdir(tmp_path, [record], {"estimator": {"held_out": 0}})).text
-    assert "rank correlation with" not in text and "on the tasks that it trained on" in text
+    assert "rank correlation with" not in text and "on the tasks that it was trained on" in text
     for config in ({"estimator": "<b>"}, {}):
         assert "Measured" not in page_of(workdir(tmp_path, [record], config)).text
 
@@ -339,7 +339,7 @@ def test_unreadable_sources_are_named_and_the_rest_is_shown(tmp_path):
     (tmp_path / "config.json").write_text("{")
     (tmp_path / "episodes/tick_000001.json").write_text("[3")
     text = page_of(tmp_path).text
-    for part in ["config.json is not readable JSON", "tick_000001.json is not readable JSON", "held_out seed 5",
+    for part in ["config.json is not valid JSON", "tick_000001.json is not valid JSON", "held_out seed 5",
                  "Success on held-out tasks"]:  # fmt: skip
         assert part in text
     (tmp_path / "metrics.jsonl").write_text('{"tick": 0}\n{"tic\n{"tick": 2}\n')
@@ -415,10 +415,10 @@ def test_plot_curves_writes_an_image_or_draws_on_axes(tmp_path):
 
 @pytest.mark.parametrize("arms, words", [
     ({}, "no arm"),
-    ({"a": []}, "'a': There is no run"),
+    ({"a": []}, "'a': There are no runs"),
     ({"a": [([0, 1], [1])]}, "'a': Run 0 has x of shape"),
     ({"a": [([0], [math.nan])]}, "'a': Run 0 has no finite point"),
-    ({"a": [([0, 1], [1, 2]), ([5, 6], [1, 2])]}, "'a': The runs share no range"),
+    ({"a": [([0, 1], [1, 2]), ([5, 6], [1, 2])]}, "'a': There is no x that lies within"),
 ])  # fmt: skip
 def test_plot_curves_names_the_arm_that_is_wrong(tmp_path, arms, words):
     with pytest.raises(ValueError, match=words):

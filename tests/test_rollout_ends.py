@@ -259,7 +259,7 @@ def test_the_report_sums_up_what_was_cut():
         {"tick": i, "iteration": i, "rollout/too_long": 2.0, "rollout/answers_cut": 0.0, "rollout/longest_prompt": 90.0 + i} for i in (1, 2)
     ]
     page = losses_html(records)
-    assert "a prompt ended which was too long" in page and "<td>4</td>" in page and "92 tokens" in page and "answers" not in page
+    assert "because a prompt was too long" in page and "<td>4</td>" in page and "92 tokens" in page and "answers" not in page
     assert losses_html([{"iteration": 1, "rollout/too_long": 0.0}]) == ""
 
 

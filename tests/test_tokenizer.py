@@ -102,7 +102,7 @@ def test_auto_tokenizer_loads_the_folder_and_agrees(codec, folder, monkeypatch):
 
 def test_words_must_be_words(tmp_path):
     for word in ("", END):
-        with pytest.raises(ValueError, match="may not be empty or a special token"):
+        with pytest.raises(ValueError, match="must not be empty or a special token"):
             train_symbol_tokenizer(TEXTS, ["up", word], tmp_path)
 
 

@@ -94,10 +94,10 @@ def test_a_placeholder_that_the_model_said_is_text():
 @pytest.mark.parametrize(
     "tokens, grid, words",
     [
-        ([IMAGE, 1, 2], (1, 4, 4), "needs 4 placeholder tokens"),
-        ([IMAGE, 1, IMAGE], (1, 2, 4), "next to each other"),
+        ([IMAGE, 1, 2], (1, 4, 4), "needs 4 consecutive placeholder tokens"),
+        ([IMAGE, 1, IMAGE], (1, 2, 4), "needs 2 consecutive placeholder tokens"),
         ([IMAGE], (2, 2, 2), "still images"),
-        ([IMAGE], (1, 3, 2), "does not divide"),
+        ([IMAGE], (1, 3, 2), "cannot be divided"),
     ],
 )
 def test_images_that_do_not_fit_their_placeholders_are_named(tokens, grid, words):
@@ -111,15 +111,15 @@ def test_windows_share_blocks_and_lie_in_one():
     assert [[len(squares) for _, squares in block] for block in blocks] == [[4], [4], [2, 2], [2, 1]]
     np.testing.assert_array_equal(blocks[0][0][1], [0, 1, 5, 6])
     assert sorted(np.concatenate([squares for block in blocks for _, squares in block])) == list(range(15))
-    with pytest.raises(ValueError, match="16 are always enough"):
+    with pytest.raises(ValueError, match="16 is always enough"):
         lay_out(VISION, [(1, 4, 4)], 8)
 
 
 def test_too_few_blocks_and_patches_that_do_not_fit_are_named():
     images = random_images([(1, 6, 10)])
-    with pytest.raises(ValueError, match="need 4 blocks of 16 patches; there are 3"):
+    with pytest.raises(ValueError, match="need 4 blocks of 16 patches, but there are only 3"):
         vision_inputs([prompt(*images.grids)], [images], VISION, length=40, blocks=3)
-    with pytest.raises(ValueError, match="come as patches of shape"):
+    with pytest.raises(ValueError, match="must have patches of shape"):
         vision_inputs([prompt(*images.grids)], [images._replace(patches=images.patches[1:])], VISION, length=40, blocks=4)
 
 
@@ -195,13 +195,13 @@ def test_the_configuration_of_a_published_model():
     config = vision_config(source)
     assert (config.embed_dim, config.head_dim, config.patch_dim, config.window_patches) == (1280, 80, 1176, 64)
     assert config.full_attention_layers == (7, 15, 23, 31) and config.image_token_id == 151_655
-    with pytest.raises(ValueError, match="sees no images"):
+    with pytest.raises(ValueError, match="cannot read images"):
         vision_config({})
     with pytest.raises(ValueError, match="vision_config.depth=None must be a positive"):
         vision_config({"vision_config": {}})
     with pytest.raises(ValueError, match="multiple of 4 × num_heads=3"):
         dataclasses.replace(VISION, num_heads=3)
-    with pytest.raises(ValueError, match="must lie below depth=3"):
+    with pytest.raises(ValueError, match="must be at least 0 and below depth=3"):
         dataclasses.replace(VISION, full_attention_layers=(3,))
 
 

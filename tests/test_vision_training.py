@@ -124,7 +124,7 @@ def test_a_model_of_text_reads_the_same_rows_and_says_so_when_shown_images():
     options = dict(graphdef=graphdef, chunk_rows=16, temperature=1.0)
     log_prob, _ = score(params, batch.replace(vision=None), **options)
     assert np.isfinite(log_prob).all() and (np.asarray(log_prob)[batch.action_mask] < 0).all()
-    with pytest.raises(ValueError, match="without a vision tower"):
+    with pytest.raises(ValueError, match="has no vision tower"):
         score(params, batch, **options)
 
 

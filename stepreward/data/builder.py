@@ -1,4 +1,4 @@
-"""The TFDS builders behind `storage.py`; a module of its own, so that TensorFlow Datasets is imported on use."""
+"""The TFDS builders that `storage.py` uses. They are in a separate module so that TensorFlow Datasets is imported only when needed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class _Episodes(tfds.core.GeneratorBasedBuilder):
 
     @abc.abstractmethod
     def _info(self) -> tfds.core.DatasetInfo:
-        """The subclass's features."""
+        """The description and features of the dataset."""
 
     def _info_of(self, description: str, features: Mapping[str, Any]) -> tfds.core.DatasetInfo:
-        # The direct constructor: the usual helper looks for a metadata folder beside the module.
+        # The constructor is called directly because TFDS's usual helper looks for a metadata folder next to the module.
         features = tfds.features.FeaturesDict(features)
         return tfds.core.DatasetInfo(builder=self, description=description, features=features, disable_shuffling=True)
 
@@ -40,7 +40,7 @@ class _Episodes(tfds.core.GeneratorBasedBuilder):
 
 
 class Demonstrations(_Episodes):
-    """Text observations and text actions."""
+    """Episodes of text observations and text actions."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._info_of(
@@ -58,7 +58,7 @@ class Demonstrations(_Episodes):
 
 
 class Recordings(_Episodes):
-    """Episodes as they were sampled: `S` steps, whose tokens are stored end to end with the length of each step's."""
+    """Sampled episodes of `S` steps. The tokens of all steps are concatenated and stored with the length of each step."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self._info_of(
@@ -95,10 +95,10 @@ class Recordings(_Episodes):
 
 
 def _array(dtype, shape=(None,)) -> tfds.features.Tensor:
-    # As bytes: a tf.Example's own lists round float64 to float32, and are slower to write.
+    # Stored as bytes because the lists of a tf.Example round float64 to float32 and are slower to write.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding=tfds.features.Encoding.BYTES)
 
 
 def _json() -> tfds.features.Text:
-    # All steps as one JSON text: it knows None, and takes two thirds of the time of Sequence(Text).
+    # All steps in one JSON text: JSON can represent None, and takes two thirds of the time of Sequence(Text).
     return _text()

@@ -1,7 +1,7 @@
-"""Demonstrations: episodes written once, by a solver or from a run, and read back to train on.
+"""Demonstrations: episodes of a solver or of a run, written to disk once and read back for training.
 
-They are stored as a TFDS dataset in `array_record` format, which Grain and TFDS read too, with `metadata.json` beside
-it that tells which environment made them. Neither writing nor reading imports TensorFlow or touches the network.
+They are stored as a TFDS dataset in `array_record` format, which Grain and TFDS can also read. Its `metadata.json` says which
+environment made them. Neither writing nor reading imports TensorFlow or uses the network.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class Demonstration:
     """One episode.
 
     Attributes:
-      task: which task of the environment this is, such as its state key or its seed.
-      split: the environment's split that the task is from, "train" or "held_out".
-      observations: the text that the environment showed before each action, and after the last one if it was kept.
-      actions: the actions taken, as the environment takes them.
-      views: of each observation, what else a prompt saw (`stepreward.envs.protocol.prompt_view` without text and image), plain JSON
-        values; empty where that is nothing at all.
+      task: identifies the task of the environment, such as its state key or its seed.
+      split: the environment's split that contains the task, "train" or "held_out".
+      observations: the environment's text before each action, and optionally after the last one.
+      actions: the actions, in the form that the environment's `step` takes.
+      views: for each observation, the other fields that a prompt sees (`stepreward.envs.protocol.prompt_view` without text and image),
+        plain JSON values; empty if no observation has any.
       success: whether the task was solved.
       outcome: the return of the episode; stored as float32.
     """
@@ -44,24 +44,24 @@ class Demonstration:
     views: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     def view(self, index: int) -> dict[str, Any]:
-        """Observation `index` as a prompt sees it, but for images."""
+        """Observation `index` as a prompt sees it, without images."""
         return {"text": self.observations[index], **(self.views[index] if self.views else {})}
 
 
 def write_demonstrations(path: str | os.PathLike, records: Iterable[Demonstration], metadata: Mapping[str, Any]) -> None:
-    """Writes episodes and their metadata as the folder `path`, whole or not at all.
+    """Writes episodes and their metadata as the folder `path`, completely or not at all.
 
     Args:
-      path: a folder that does not exist yet; its parents are made.
+      path: a folder that does not exist yet; its parents are created.
       records: the episodes, at least one; their order is kept.
-      metadata: what made them, such as the environment's settings and the number of tasks; plain JSON values.
+      metadata: what produced the episodes, such as the environment's settings and the number of tasks; plain JSON values.
 
     Raises:
-      ValueError: the folder exists, there are no records, a field has the wrong type, or the metadata is not JSON.
+      ValueError: if the folder exists, there are no records, a field has the wrong type, or the metadata is not JSON.
     """
     path = Path(path)
     if path.exists():
-        raise ValueError(f"{str(path)!r} already exists; delete it or name another folder")
+        raise ValueError(f"{str(path)!r} already exists; delete it or give another folder")
     rows = [_checked(index, record) for index, record in enumerate(records)]
     if not rows:
         raise ValueError(f"no demonstrations to write to {str(path)!r}")
@@ -70,14 +70,14 @@ def write_demonstrations(path: str | os.PathLike, records: Iterable[Demonstratio
 
 
 def read_demonstrations(path: str | os.PathLike) -> tuple[list[Demonstration], dict[str, Any]]:
-    """Reads what `write_demonstrations` wrote.
+    """Reads a folder that `write_demonstrations` wrote.
 
     Returns:
-      The episodes in the order written, and the metadata; tuples in it come back as lists.
+      The episodes in the order written, and the metadata, whose tuples come back as lists.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: the folder holds no demonstrations, or they are damaged.
+      FileNotFoundError: if there is no such folder.
+      ValueError: if the folder holds no demonstrations, or they are damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -96,22 +96,22 @@ def read_demonstrations(path: str | os.PathLike) -> tuple[list[Demonstration], d
 
 
 def check_metadata(found: Mapping[str, Any], expected: Mapping[str, Any], what: str = _WHAT, whole: bool = False) -> None:
-    """Raises ValueError when the metadata of a dataset is not what the run expects.
+    """Checks that the metadata of a dataset is what the run expects.
 
-    Only the keys of `expected` are compared; nested keys are named with dots, and a tuple equals the list of its items.
+    Only the keys of `expected` are compared. Nested keys are joined with dots, and a tuple equals the list of its items.
 
     Args:
       found, expected: the metadata of the dataset and of the run.
-      what: what the dataset holds, as the message names it.
-      whole: a key that only `found` has is an error too.
+      what: what the dataset holds, for the message.
+      whole: whether a key that only `found` has is also an error.
 
     Raises:
-      ValueError: the first key that is missing or differs, with both values.
+      ValueError: if a key is missing or differs; the message names the first one and both values.
     """
     found, expected = flatten(plain(found, what)), flatten(plain(expected, what))
     for key, value in expected.items():
         if key not in found:
-            raise ValueError(f"these {what} do not say {key!r}, which must be {value!r}; write them again")
+            raise ValueError(f"the metadata of these {what} has no {key!r}, which must be {value!r}; write them again")
         if found[key] != value:
             raise ValueError(
                 f"these {what} were made with {key} = {found[key]!r}, but this run has {key} = {value!r}; "
@@ -120,13 +120,13 @@ def check_metadata(found: Mapping[str, Any], expected: Mapping[str, Any], what: 
     for key in found if whole else ():
         if key not in expected:
             raise ValueError(
-                f"these {what} were made with {key} = {found[key]!r}, but this run has no {key}; write them again or change the config"
+                f"these {what} were made with {key} = {found[key]!r}, but this run has no key {key}; write them again or change the config"
             )
 
 
 def _checked(index: int, record: Demonstration) -> dict[str, Any]:
-    """The record as a dict of the stored types; ValueError names the field that is of another type."""
-    row = cleaned(dataclasses.asdict(record))  # demonstrations may also come from files of one's own
+    """Converts a record to a dict of the stored types; raises ValueError naming a field of the wrong type."""
+    row = cleaned(dataclasses.asdict(record))  # demonstrations may also come from a user's own files
     for name in ("task", "split"):
         if not isinstance(row[name], str):
             raise ValueError(f"demonstration {index}: {name} must be a str; got {type(row[name]).__name__}")

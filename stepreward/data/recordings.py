@@ -1,7 +1,7 @@
-"""Recordings: the episodes that a policy explored, token by token as sampled, kept to train on later.
+"""Recordings: the episodes of a policy's exploration with their sampled tokens, stored for later training.
 
-The folder is written in parts, so that an interrupted exploration loses nothing finished: `metadata.json` tells what made
-the episodes and how many parts there will be; each part is a TFDS dataset of its own, whole or absent.
+The folder is written in parts, so that an interrupted exploration loses no finished part. `metadata.json` says what produced the
+episodes and how many parts there will be. Each part is a separate TFDS dataset, either complete or absent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WHAT = "recorded episodes"
 _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
 _PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_}
-# The arrays of one length per step, and under which name that length is stored.
+# Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
     "prompt_tokens": (np.int32, "prompt_lengths"),
     "action_tokens": (np.int32, "action_lengths"),
@@ -41,19 +41,19 @@ class Recording:
       seed, split, group: the task: its seed, "train" or "held_out", and the group of episodes that share it.
       success, truncated, score: how the episode ended.
       failure: what the environment raised, or None.
-      end, needs: why it ended, and what would have had to be larger (see `rollout.episode.Episode`).
-      final_observation, final_distance: after the last action; a distance is NaN where unknown, inf where out of reach.
+      end, needs: why it ended, and which limits would have had to be larger (see `rollout.episode.Episode`).
+      final_observation, final_distance: after the last action. A distance is NaN if unknown, inf if success is out of reach.
       prompt_tokens: `S` int32 arrays, the tokens before each answer.
-      action_tokens, log_prob, entropy: `S` arrays `[A]` each, int32 / float32 / float32; `A` is the answer's length.
+      action_tokens, log_prob, entropy: `S` arrays `[A]` each, int32 / float32 / float32; `A` is the length of the answer.
       observations: the text before each action.
       outputs: the model's answers as text.
-      actions: the parsed actions; None where the answer held none.
+      actions: the parsed actions; None if the answer contained none.
       rewards: float64 `[S]`, the environment's rewards.
       executed: bool `[S]`, the action was understood, ran and took effect.
       state_keys: the state before each action.
       distances: float64 `[S]`, steps to success before each action.
-      cut: int64 `[S]`, characters of observations that each prompt leaves out.
-      stopped: bool `[S]`, the answer ended by itself.
+      cut: int64 `[S]`, characters of observations that were cut from each prompt.
+      stopped: bool `[S]`, the answer ended with a stop token and not at the length limit.
     """
 
     seed: int
@@ -83,19 +83,19 @@ class Recording:
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
-    """Makes the folder `path` for `parts` parts, or finds it as an earlier run left it.
+    """Creates the folder `path` for `parts` parts, or opens one that an earlier run has begun.
 
     Args:
-      path: the folder; its parents are made.
-      metadata: what makes the episodes, such as the policy and the tokenizer; plain JSON values.
-      parts: how many parts the finished folder will hold, at least 1.
+      path: the folder; its parents are created.
+      metadata: what produces the episodes, such as the policy and the tokenizer; plain JSON values.
+      parts: the number of parts of the finished folder, at least 1.
 
     Returns:
-      How many parts are finished, counted from the first: the index of the part to write next.
+      The number of finished parts, which is the index of the part to write next.
 
     Raises:
-      ValueError: the metadata is not JSON; or the folder was begun with other metadata or another number of parts (named is
-        the first key that differs, with both values), is not a folder of recordings, or is damaged.
+      ValueError: if the metadata is not JSON; if the folder was begun with other metadata or another number of parts (the message
+        names the first key that differs and both values); if it is not a folder of recordings; or if it is damaged.
     """
     path = Path(path)
     if parts < 1:
@@ -115,21 +115,21 @@ def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts:
 
 
 def write_part(path: str | os.PathLike, index: int, recordings: Iterable[Recording]) -> None:
-    """Writes one part below `path`, whole or not at all.
+    """Writes one part in `path`, completely or not at all.
 
     Args:
-      path: a folder that `begin_recording` made.
-      index: which part, from 0.
+      path: a folder that `begin_recording` created.
+      index: the index of the part, from 0.
       recordings: its episodes, at least one; their order is kept.
 
     Raises:
-      ValueError: `path` is no folder of recordings or has no such part, the part exists, there are no episodes, or a field has
-        the wrong type or length.
+      ValueError: if `path` is not a folder of recordings or has no such part, the part exists, there are no episodes, or a field
+        has the wrong type or length.
     """
     path = Path(path)
     parts = _header(path)["parts"]
     if not 0 <= index < parts:
-        raise ValueError(f"{str(path)!r} has parts 0 to {parts - 1}; got {index}")
+        raise ValueError(f"{str(path)!r} has parts 0 to {parts - 1}; got part {index}")
     part = path / _name(index)
     if part.exists():
         raise ValueError(f"{str(part)!r} already exists; delete it or write another part")
@@ -140,14 +140,14 @@ def write_part(path: str | os.PathLike, index: int, recordings: Iterable[Recordi
 
 
 def read_recordings(path: str | os.PathLike) -> tuple[list[Recording], dict[str, Any]]:
-    """Reads a finished folder.
+    """Reads a finished folder of recordings.
 
     Returns:
-      The episodes of all parts in the order written, and the metadata; tuples in it come back as lists.
+      The episodes of all parts in the order written, and the metadata, whose tuples come back as lists.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: the folder holds no recordings, parts are missing, or they are damaged.
+      FileNotFoundError: if there is no such folder.
+      ValueError: if the folder holds no recordings, or parts are missing or damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -156,7 +156,7 @@ def read_recordings(path: str | os.PathLike) -> tuple[list[Recording], dict[str,
     parts, finished = header["parts"], _finished(path, header["parts"])
     if finished < parts:
         raise ValueError(f"{str(path)!r} is unfinished: it holds {finished} of {parts} parts; finish it {_FINISH}")
-    # Parts are written in order: those after a deleted one would be in the way.
+    # Parts are written in order, so those after a deleted part must be deleted too.
     remedy = f"and the parts after it, and finish it {_FINISH}"
     recordings: list[Recording] = []
     for index in range(parts):
@@ -191,7 +191,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 
 def _row(place: int, recording: Recording) -> dict[str, Any]:
-    """The recording as a dict of the stored types; ValueError names the field that is of another type or length."""
+    """Converts a recording to a dict of the stored types; raises ValueError naming a field of the wrong type or length."""
     row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
     row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
     row |= {name: np.float64(getattr(recording, name)) for name in ("final_distance", "score")}
@@ -222,22 +222,22 @@ def _row(place: int, recording: Recording) -> dict[str, Any]:
 
 
 def _array(where: str, values: np.ndarray, dtype) -> np.ndarray:
-    # Of the stored type already: a cast here would change what comes back.
+    # The array must already have the stored dtype; a cast here would change the values that are read back.
     if not isinstance(values, np.ndarray) or values.dtype != dtype or values.ndim != 1:
         got = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-        raise ValueError(f"{where} must hold {np.dtype(dtype)} in one dimension; got {got}")
+        raise ValueError(f"{where} must be a one-dimensional array of {np.dtype(dtype)}; got {got}")
     return values
 
 
 def _recording(row: dict[str, Any]) -> Recording:
-    steps = len(row["rewards"])  # what earlier versions did not store counts as not known
+    steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
     row = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool), **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
     fields |= {name: json.loads(row[name]) for name in ("failure", "needs", *_STRINGS)}
     fields |= {name: float(row[name]) for name in ("final_distance", "score")}
-    # Copies: what TFDS hands out are read-only views of its buffers.
+    # Copied because TFDS returns read-only views of its buffers.
     fields |= {name: np.array(row[name]) for name in _PER_STEP}
     for name, (_, lengths) in _RAGGED.items():
         ends = np.cumsum(row[lengths])

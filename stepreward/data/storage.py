@@ -1,6 +1,6 @@
-"""What the datasets of this package share: TFDS folders written whole or not at all, and their `metadata.json`.
+"""Shared by the datasets of this package: writes TFDS folders completely or not at all, and their `metadata.json`.
 
-Neither writing nor reading imports TensorFlow or touches the network.
+Neither writing nor reading imports TensorFlow or uses the network.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ METADATA = "metadata.json"
 
 
 def write_dataset(path: Path, rows: list[dict[str, Any]], header: Mapping[str, Any], builder: str) -> None:
-    """Writes the rows and their header as the folder `path`, whole or not at all.
+    """Writes the rows and their header as the folder `path`, completely or not at all.
 
     Args:
-      path: a folder that does not exist yet; its parents are made.
+      path: a folder that does not exist yet; its parents are created.
       rows: dicts of the builder's features; their order is kept.
-      header: what `metadata.json` holds; plain JSON values.
+      header: the contents of `metadata.json`; plain JSON values.
       builder: the name of a class in `builder.py`.
     """
     with scratch(path) as temporary:
@@ -44,7 +44,7 @@ def write_dataset(path: Path, rows: list[dict[str, Any]], header: Mapping[str, A
 
 
 def read_dataset(path: Path) -> list[dict[str, Any]]:
-    """The rows that `write_dataset` wrote, in order: text as bytes, tensors as NumPy arrays."""
+    """Reads the rows that `write_dataset` wrote, in order: text as bytes, tensors as NumPy arrays."""
     with _silent():
         import tensorflow_datasets as tfds
 
@@ -59,13 +59,13 @@ def write_header(folder: Path, header: Mapping[str, Any]) -> None:
 
 
 def read_header(folder: Path) -> dict[str, Any]:
-    """What `write_header` wrote."""
+    """Reads the header that `write_header` wrote."""
     return json.loads((folder / METADATA).read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def scratch(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path`, removed at the end; what was renamed out of it stays."""
+    """Yields a temporary folder in the parent of `path`, and removes it at the end; move results out of it to keep them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
@@ -75,14 +75,14 @@ def scratch(path: Path) -> Iterator[Path]:
 
 
 def damaged(what: str, path: Path, reason: Exception | str, remedy: str = "and write them again") -> ValueError:
-    """The error of a dataset that cannot be read; damage shows in as many ways as there are layers below."""
+    """Makes the error for a dataset that cannot be read; a damaged file can make any of several libraries raise."""
     if isinstance(reason, Exception):
         reason = f"{type(reason).__name__}: {' '.join(str(reason).split())[:200]}"
     return ValueError(f"the {what} in {str(path)!r} are damaged ({reason}); delete the folder {remedy}")
 
 
 def plain(metadata: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The metadata as it comes back from JSON; ValueError where it holds something else."""
+    """The metadata after a round trip through JSON; raises ValueError if it holds anything but plain JSON values."""
     try:
         return json.loads(json.dumps(dict(metadata)))
     except (TypeError, ValueError) as error:
@@ -90,7 +90,7 @@ def plain(metadata: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, `{"a": {"b": 1}}` as `{"a.b": 1}`."""
+    """Flattens nested dicts, `{"a": {"b": 1}}` to `{"a.b": 1}`."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         if isinstance(value, dict) and value:
@@ -102,10 +102,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _silent():
-    """TFDS prints progress bars and greetings on both streams; the job's own display is the one to see.
+    """Silences TFDS, which prints progress bars and messages to both streams over the job's own display.
 
-    What it logs for the first time installs a handler that writes to the stream of the moment: left there, it would swallow every
-    warning of the run.
+    Its first log message installs a root handler that writes to the current, redirected stream. The handler is removed afterwards,
+    because otherwise every later warning of the run would be lost.
     """
     before = list(logging.root.handlers)
     try:

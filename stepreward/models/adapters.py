@@ -1,15 +1,15 @@
 """Low-rank adapters (LoRA): what an adapted model trains instead of its weights.
 
-A projection W with an adapter computes x·W + (α/r) · (x·A)·B; B starts at zero, so a fresh adapter changes nothing. Adapter
-parameters bear the name of what they adapt, `query_lora_a` and `query_lora_b` beside `query`. Several models (policy,
-reference, PRM, critic) can share one copy of the weights: a model is then the pair `(base, adapters)`, which every model
-function takes where it takes parameters.
+A projection W with an adapter computes x·W + (α/r) · (x·A)·B. B starts at zero, so a fresh adapter changes nothing. Adapter
+parameters are named after the parameter that they adapt: `query_lora_a` and `query_lora_b` beside `query`. Several models
+(policy, reference, PRM, critic) can share one copy of the weights. Each is then a pair `(base, adapters)`, and every model
+function accepts this pair as its parameters.
 
-The factors are never added to weights of 16 bits, in training, in a rollout or in a server: an update of reinforcement learning
-is smaller than the distance of two neighbouring bfloat16 numbers, and the sum would round it away. `merge_adapters` adds in
-float32.
+The factors are never merged into 16-bit weights, neither in training nor in rollouts nor in the server: a reinforcement-learning
+update is often smaller than the gap between neighbouring bfloat16 numbers, so rounding the sum would lose it. `merge_adapters`
+adds in float32.
 
-A module of our own: qwix and its kin hook into `nnx.Linear`, which the decoder does not use.
+We do not use qwix or similar libraries because they hook into `nnx.Linear`, which the decoder does not use.
 
 Source: Hu et al. 2021, arXiv 2106.09685.
 """
@@ -39,8 +39,11 @@ class LoraConfig:
     Attributes:
       rank: r.
       alpha: α; the adapter's output is scaled by α / r.
-      targets: names out of `TARGETS`.
-      dropout: share of the adapter's inputs that a training pass drops.
+      targets: the projections that get an adapter, from `TARGETS`.
+      dropout: fraction of the adapter's inputs that a training pass drops, in [0, 1).
+
+    Raises:
+      ValueError: if the rank is below 1, a target is unknown or none is given, or the dropout is outside [0, 1).
     """
 
     rank: int
@@ -50,12 +53,12 @@ class LoraConfig:
 
     def __post_init__(self):
         if self.rank < 1:
-            raise ValueError(f"lora.rank={self.rank}: give at least 1.")
+            raise ValueError(f"lora.rank={self.rank} must be at least 1.")
         unknown = [name for name in self.targets if name not in TARGETS]
         if unknown or not self.targets:
-            raise ValueError(f"lora.targets={self.targets!r}: give some of {', '.join(TARGETS)}.")
+            raise ValueError(f"lora.targets={self.targets!r} must name one or more of {', '.join(TARGETS)}.")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout={self.dropout} is a share: give at least 0 and less than 1.")
+            raise ValueError(f"lora.dropout={self.dropout} must be at least 0 and less than 1.")
 
     @property
     def scale(self) -> float:
@@ -64,13 +67,13 @@ class LoraConfig:
 
 @struct.dataclass
 class Adapted:
-    """Weights with adapters beside them, as a rollout plays them. They say themselves which adapters they have, so that they stand
-    where the parameters of a decoder without adapters do.
+    """Weights and adapters together with the adapters' config, as rollouts use them. Because it carries the config, it can be passed
+    to the graph of a decoder without adapters, in place of that decoder's parameters.
 
     Attributes:
       base: the weights.
-      adapters: the tree of `…_lora_a` and `…_lora_b`.
-      lora: the adapters' rank, scale and targets (static).
+      adapters: the tree of `…_lora_a` and `…_lora_b` parameters.
+      lora: rank, scale and targets of the adapters (static).
     """
 
     base: Any
@@ -81,8 +84,8 @@ class Adapted:
 def add_adapter(
     module: nnx.Module, name: str, inputs: tuple[int, ...], outputs: tuple[int, ...], config: LoraConfig | None, rngs: nnx.Rngs
 ) -> None:
-    """Gives a module the adapter of its parameter `name`, where the config asks for one: A `[*inputs, r]` uniform in
-    ±1/√inputs (as PEFT does), B `[r, *outputs]` zero."""
+    """Adds an adapter for the parameter `name` to a module if the config asks for one: A `[*inputs, r]` is uniform in
+    ±1/√(product of inputs), as in PEFT; B `[r, *outputs]` is zero."""
     if config is None or name not in config.targets:
         return
     fan_in = 1
@@ -94,11 +97,11 @@ def add_adapter(
 
 
 def low_rank(module: nnx.Module, name: str, x_MxI: Array, config: LoraConfig, dropout_key: Array | None, *, flat: bool = True) -> Array:
-    """(α/r) · (dropout(x)·A)·B, `[M, O]`, or with the axes of B's outputs, `[M, *outputs]`, where it is not to be `flat`."""
+    """(α/r) · (dropout(x)·A)·B, of shape `[M, O]`; with `flat=False` it keeps the output axes of B, `[M, *outputs]`."""
     a = getattr(module, f"{name}_lora_a")[...].astype(x_MxI.dtype).reshape(-1, config.rank)
     b = getattr(module, f"{name}_lora_b")[...].astype(x_MxI.dtype)
     if dropout_key is not None and config.dropout:
-        # The name tells the draws of one layer's adapters apart.
+        # Folding in the name gives each adapter of a layer its own random draws.
         key = jax.random.fold_in(dropout_key, TARGETS.index(name))
         kept = jax.random.bernoulli(key, 1 - config.dropout, x_MxI.shape)
         x_MxI = jnp.where(kept, x_MxI / (1 - config.dropout), 0).astype(x_MxI.dtype)
@@ -107,10 +110,10 @@ def low_rank(module: nnx.Module, name: str, x_MxI: Array, config: LoraConfig, dr
 
 @jax.custom_vjp
 def wide_product(x_MxI: Array, w_IxO: Array) -> Array:
-    """x · W as the float32 sums that it is accumulated in, `[M, O]`. Its gradients are products in the type of x, as usual.
+    """x · W, `[M, O]`, as its unrounded float32 accumulator. Gradients are computed in the type of x, as usual.
 
-    What an adapter adds is often less than half the distance of two neighbouring bfloat16 numbers: added to a product that is
-    rounded already, it would always vanish. Added before the rounding, it remains on average.
+    An adapter's output is often less than half the gap between neighbouring bfloat16 numbers. Added to a product that is already
+    rounded, it would always vanish; added before the rounding, it is preserved on average.
     """
     return jnp.matmul(x_MxI, w_IxO, preferred_element_type=jnp.float32)
 
@@ -121,7 +124,7 @@ def _wide_product_forward(x_MxI, w_IxO):
 
 def _wide_product_backward(saved, grad_MxO):
     x_MxI, w_IxO = saved
-    grad_MxO = grad_MxO.astype(x_MxI.dtype)  # it comes from a sum that was rounded to this type
+    grad_MxO = grad_MxO.astype(x_MxI.dtype)  # loses nothing: the caller's sum was rounded to this type
     return grad_MxO @ w_IxO.T, x_MxI.T @ grad_MxO
 
 
@@ -129,7 +132,7 @@ wide_product.defvjp(_wide_product_forward, _wide_product_backward)
 
 
 def split_adapters(params) -> tuple[Any, Any]:
-    """`(base, adapters)` of an adapted model's whole state."""
+    """Splits the whole state of an adapted model into `(base, adapters)`."""
     flat = nnx.to_flat_state(params)
     is_adapter = lambda path: str(path[-1]).endswith(("_lora_a", "_lora_b"))
     parts = ([(p, v) for p, v in flat if is_adapter(p) == wanted] for wanted in (False, True))
@@ -137,11 +140,11 @@ def split_adapters(params) -> tuple[Any, Any]:
 
 
 def join(base, params):
-    """What a model function takes: `params` alone, or on a shared base; a model with a head keeps it.
+    """Combines a shared base with a model's own parameters into what the model functions take. A scalar head is kept.
 
     Args:
-      base: the weights, or None.
-      params: parameters, adapters, or a dict `{"decoder", "scalar_head"}` of one of these and a head.
+      base: the shared weights; None returns `params` unchanged.
+      params: parameters or adapters, or a dict `{"decoder", "scalar_head"}` that holds one of these and a head.
     """
     if base is None:
         return params
@@ -151,37 +154,37 @@ def join(base, params):
 
 
 def merge_adapters(base, adapters, config: LoraConfig):
-    """The weights with the adapters in them, W + (α/r) · A·B, in the structure and sharding of `base`.
+    """Merges the adapters into the weights, W + (α/r) · A·B, in the structure and sharding of `base`.
 
-    Sums are float32, also over weights of 16 bits, which would round a small update away; other weights keep their type. Whoever
-    rounds the sums can ask `rounding_loss` what that costs.
+    The merged weights are float32 even if `base` has 16 bits, because 16 bits would round a small update away. Weights without an
+    adapter keep their type. `rounding_loss` measures what is lost when the merged weights are rounded afterwards.
     """
     return _changed(base, dict(nnx.to_flat_state(adapters)), config, 1.0)
 
 
 def unmerge_adapters(merged, adapters, config: LoraConfig):
-    """The weights that `merge_adapters` began with, to rounding, in float32."""
+    """Inverts `merge_adapters` up to rounding: W − (α/r) · A·B, in float32."""
     return _changed(merged, dict(nnx.to_flat_state(adapters)), config, -1.0)
 
 
 def rounding_loss(base, merged, dtype) -> tuple[Array, Array]:
-    """What is left of the adapters' change when the merged weights are rounded.
+    """Measures how much of the adapters' change survives when the merged weights are rounded.
 
-    With the change Δ = merged − base and what rounding leaves of it, R = round(merged) − round(base), over all weights:
+    With the change Δ = merged − base and the rounded change R = round(merged) − round(base), summed over all weights:
 
         share = Σ R·Δ / Σ Δ²,   noise = √(Σ (R − share·Δ)² / Σ Δ²)
 
     Args:
-      base, merged: weights before `merge_adapters` and after.
-      dtype: what they are rounded to.
+      base, merged: the weights before and after `merge_adapters`.
+      dtype: the floating-point type that they are rounded to.
 
     Returns:
-      `share`, 1 where nothing is lost, and `noise`, which is relative to the size of the change; float32 scalars. Adapters that
-      change nothing have the share 1.
+      `share` (1 if nothing is lost) and `noise` (relative to the size of the change), float32 scalars. If the adapters change
+      nothing, `share` is 1 and `noise` is 0.
     """
     kind, along = jnp.finfo(dtype), jnp.zeros((), jnp.float32)
     square = left = along
-    # Not two conversions, of which a compiler makes none.
+    # A conversion to `dtype` and back would be removed by the compiler.
     rounded_to = lambda x: jax.lax.reduce_precision(x.astype(jnp.float32), kind.nexp, kind.nmant)
     for before, after in zip(jax.tree.leaves(base), jax.tree.leaves(merged), strict=True):
         change = after.astype(jnp.float32) - before.astype(jnp.float32)
@@ -200,7 +203,7 @@ def _changed(weights, adapters: dict, config: LoraConfig, sign: float):
         a, b = (adapters.get((*path[:-1], f"{path[-1]}_lora_{part}")) for part in "ab")
         if a is not None:
             w, a, b = leaf[...], a[...].astype(jnp.float32), b[...].astype(jnp.float32)
-            stacked = a.ndim + b.ndim - 2 - w.ndim  # 1 where the layers lie in one array: then both have its axis
+            stacked = a.ndim + b.ndim - 2 - w.ndim  # 1 if layers are stacked: then both factors have the layer axis
             product = lambda a, b: (a.reshape(-1, config.rank) @ b.reshape(config.rank, -1)).reshape(w.shape[stacked:])
             delta = jax.vmap(product)(a, b) if stacked else product(a, b)
             leaf = leaf.replace(w.astype(jnp.float32) + sign * config.scale * delta)

@@ -1,9 +1,9 @@
-"""Causal grouped-query attention, several ways: XLA's own, the same in blocks, cuDNN's flash kernel, TPU's splash kernel.
+"""Causal grouped-query attention in four implementations: plain XLA, XLA in blocks, cuDNN's flash kernel and the TPU splash kernel.
 
-All see the same thing: a token attends to itself and to earlier tokens of its segment. Padding (segment 0) attends to padding, so
-that no softmax is over nothing, and real tokens never see it. Scores are scaled by H^(−1/2); the softmax is in fp32.
+All of them use the same mask: a token attends to itself and to earlier tokens of its segment. Padding (segment 0) attends to
+padding, so that no softmax is empty, and real tokens never attend to it. Scores are scaled by H^(−1/2); the softmax is in fp32.
 
-Shape suffixes: B rows, T tokens, Q asked tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head width.
+Shape suffixes: B rows, T tokens, Q query tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head width.
 """
 
 from __future__ import annotations
@@ -19,34 +19,37 @@ Array = jax.Array
 
 KERNELS = ("cudnn", "splash")
 IMPLEMENTATIONS = ("auto", "plain", "blocked", *KERNELS)
-BLOCK = 256  # queries that the blocked forms take at a time
-_MASKED = -1e30  # finite, so that a row without any visible key stays finite
-_LANES = 128  # a TPU's vector width: the splash kernel's blocks are multiples of it
+BLOCK = 256  # queries in a block of the blocked implementations
+_MASKED = -1e30  # finite, so that a row without a visible key gives no NaN
+_LANES = 128  # a TPU's vector width; blocks of the splash kernel are multiples of it
 _NVIDIA = ("gpu", "cuda")
 
 
 def resolve(implementation: str, platform: str, *, length: int, head_dim: int, dtype) -> str:
-    """The implementation that runs, by name: what "auto" stands for, and whether what was asked for can run at all.
+    """Chooses the implementation for "auto", and checks that a requested one can run.
 
-    "auto": cuDNN on an NVIDIA GPU in 16 bits, splash on a TPU for rows of 256 tokens and more, else plain XLA, in blocks where
-    rows are longer than 1,024 tokens.
+    "auto" is cuDNN on an NVIDIA GPU in 16 bits, and splash on a TPU for rows of at least 256 tokens. Otherwise it is plain XLA, in
+    blocks if rows are longer than 1,024 tokens.
 
     Args:
       implementation: one of `IMPLEMENTATIONS`.
-      platform: where it will run, as `jax.default_backend()` names it: "cpu", "gpu" (or "cuda"), "tpu". It need not be
-        where it is traced.
+      platform: the platform that the program will run on, as `jax.default_backend()` names it: "cpu", "gpu" (or "cuda") or "tpu".
+        It may differ from the platform that traces the program.
       length: T, tokens in a row.
-      head_dim: H.
-      dtype: of query, key and value.
+      head_dim: H, the head width.
+      dtype: dtype of query, key and value.
+
+    Returns:
+      The name of an implementation other than "auto".
 
     Raises:
-      ValueError: an unknown name, or a kernel that does not run there.
+      ValueError: if the name is unknown, or the kernel cannot run on this platform, head width or dtype.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(f"model.attention={implementation!r} is unknown; there are: {', '.join(IMPLEMENTATIONS)}.")
+        raise ValueError(f"model.attention={implementation!r} is unknown; choose one of {', '.join(IMPLEMENTATIONS)}.")
     missing = {"cudnn": _cudnn_misses(platform, head_dim, dtype), "splash": _splash_misses(platform)}
     if missing.get(implementation):
-        raise ValueError(f"model.attention={implementation!r} {missing[implementation]}; 'auto' picks one that fits.")
+        raise ValueError(f"model.attention={implementation!r} {missing[implementation]}; 'auto' picks one that can run.")
     if implementation != "auto":
         return implementation
     if not missing["cudnn"]:
@@ -58,16 +61,16 @@ def resolve(implementation: str, platform: str, *, length: int, head_dim: int, d
 
 def _cudnn_misses(platform: str, head_dim: int, dtype) -> str:
     if platform not in _NVIDIA:
-        return f"needs an NVIDIA GPU, this runs on {platform}"
+        return f"needs an NVIDIA GPU, but this runs on {platform}"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"needs bfloat16 or float16, model.compute_dtype is {jnp.dtype(dtype)}"
+        return f"needs bfloat16 or float16, but model.compute_dtype is {jnp.dtype(dtype)}"
     if head_dim % 8 or head_dim > 128:
-        return f"needs a head width that is a multiple of 8 and at most 128, this model's is {head_dim}"
+        return f"needs a head width that is a multiple of 8 and at most 128, but this model's is {head_dim}"
     return ""
 
 
 def _splash_misses(platform: str) -> str:
-    return "" if platform == "tpu" else f"needs a TPU, this runs on {platform}"
+    return "" if platform == "tpu" else f"needs a TPU, but this runs on {platform}"
 
 
 def causal_attention(
@@ -81,18 +84,21 @@ def causal_attention(
     packed: bool = True,
     interpret: bool = False,
 ) -> Array:
-    """softmax(q·kᵀ / √H) v over the earlier tokens of the same segment, `[B, N, T, H]`.
+    """softmax(q·kᵀ / √H) v over each token and the earlier tokens of its segment, `[B, N, T, H]`.
 
     Args:
-      query_BxNxTxH, key_BxKxTxH, value_BxKxTxH: N is a multiple of K; one dtype.
-      segment_ids_BxT: int32, 0 at padding. What padding gets is finite and means nothing.
-      implementation: "plain" holds scores `[B, N, T, T]`; "blocked" those of 256 queries at a time, and computes them again in the
-        backward pass; "cudnn" and "splash" are kernels that hold none (see `resolve` for where they run).
-      mesh: with the axes of `parallel.make_mesh`: kernels, which XLA cannot split, run on each device's rows and heads. None: all
-        is on one device.
-      packed: rows may hold several segments. False promises one segment a row, from its first token on: then causality alone keeps
-        padding out, and cuDNN needs no mask, which for it is an array `[B, 1, T, T]`.
+      query_BxNxTxH, key_BxKxTxH, value_BxKxTxH: arrays of one dtype; N is a multiple of K.
+      segment_ids_BxT: int32, 0 at padding. The output at padding is finite and arbitrary.
+      implementation: "plain" stores the scores `[B, N, T, T]`; "blocked" stores those of 256 queries at a time and recomputes them
+        in the backward pass; "cudnn" and "splash" are kernels that store none (`resolve` says where they run).
+      mesh: a mesh with the axes of `parallel.make_mesh`. XLA cannot split a kernel, so kernels run on each device's own rows and
+        heads. None means that everything is on one device.
+      packed: whether a row may hold several segments. False promises one segment a row, starting at its first token. Causality
+        alone then hides padding, and cuDNN needs no mask, which would be an array `[B, 1, T, T]`.
       interpret: runs "splash" without a TPU, slowly, for tests.
+
+    Raises:
+      ValueError: if the implementation is unknown or still "auto".
     """
     arrays = (query_BxNxTxH, key_BxKxTxH, value_BxKxTxH, segment_ids_BxT)
     if implementation == "plain":
@@ -103,15 +109,16 @@ def causal_attention(
         return _per_device(partial(_cudnn, packed=packed), mesh, *arrays)
     if implementation == "splash":
         return _per_device(partial(_splash, interpret=interpret), mesh, *arrays)
-    raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS[1:])}; `resolve` names one.")
+    raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS[1:])}; call `resolve` to choose one.")
 
 
 def selected_attention(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, at_BxQ: Array) -> Array:
-    """Causal attention for the queries of some tokens only, `[B, N, Q, H]`; plain XLA, in blocks where there are many.
+    """Causal attention for the queries of some tokens only, `[B, N, Q, H]`; plain XLA, in blocks if there are more than 256.
 
     Args:
-      at_BxQ: int32, which token of the row each query is.
-      others: as in `causal_attention`.
+      query_BxNxQxH: the queries of the selected tokens.
+      key_BxKxTxH, value_BxKxTxH, segment_ids_BxT: as in `causal_attention`.
+      at_BxQ: int32, the index in the row of each query's token.
     """
     segment_BxQ = jnp.take_along_axis(segment_ids_BxT, at_BxQ, axis=1)
     visible = lambda segment, at: _visible(segment, segment_ids_BxT, at)
@@ -119,14 +126,14 @@ def selected_attention(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: 
 
 
 def cached_attention(query_BxNxTxH: Array, key_BxKxSxH: Array, value_BxKxSxH: Array, positions_BxT: Array) -> Array:
-    """Attention over a cache, `[B, N, T, H]`: a query at position p sees slots 0…p.
+    """Attention over a cache, `[B, N, T, H]`: a query at position p attends to slots 0…p.
 
-    More than 256 queries, a long prompt, are taken in blocks, so that scores `[B, N, T, S]` are never held.
+    More than 256 queries (a long prompt) are processed in blocks, so that the scores `[B, N, T, S]` are never stored whole.
 
     Args:
-      query_BxNxTxH: new tokens, whose own keys are in the cache already.
-      key_BxKxSxH, value_BxKxSxH: the cache, in its storage type.
-      positions_BxT: int32, the slot of each query.
+      query_BxNxTxH: queries of the new tokens, whose keys and values are already in the cache.
+      key_BxKxSxH, value_BxKxSxH: the cache, in its storage dtype.
+      positions_BxT: int32, the cache slot of each query.
     """
     slots = jnp.arange(key_BxKxSxH.shape[2])
     dtype = query_BxNxTxH.dtype
@@ -142,7 +149,7 @@ def _every_position(segment_ids_BxT: Array) -> Array:
 
 
 def _visible(segment_BxQ: Array, segment_BxT: Array, at_BxQ: Array) -> Array:
-    """bool `[B, Q, T]`: the keys that each query sees."""
+    """bool `[B, Q, T]`: the keys that each query attends to."""
     causal = jnp.arange(segment_BxT.shape[1])[None, None, :] <= at_BxQ[:, :, None]
     return causal & (segment_BxQ[:, :, None] == segment_BxT[:, None, :])
 
@@ -161,15 +168,15 @@ def _in_blocks(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, v
     """`_attend`, for at most `BLOCK` queries at a time.
 
     Args:
-      visible: from the `facts` of some queries, the mask of the keys that they see.
-      facts_BxQ: int32, what is known of each query.
+      visible: a function from the `facts` of some queries to their mask `[B, Q, T]`.
+      facts_BxQ: int32 arrays with the position or segment of each query, from which `visible` makes the mask.
     """
     batch, heads, asked, width = query_BxNxQxH.shape
     if asked <= BLOCK:
         return _attend(query_BxNxQxH, key_BxKxTxH, value_BxKxTxH, visible(*facts_BxQ))
     count = -(-asked // BLOCK)
     size = -(-asked // count)
-    # Filling queries repeat the last fact: what they see is never empty.
+    # Padding queries repeat the last fact, so that they always attend to something.
     spare = count * size - asked
     query = jnp.pad(query_BxNxQxH, ((0, 0), (0, 0), (0, spare), (0, 0)))
     query = query.reshape(batch, heads, count, size, width).transpose(2, 0, 1, 3, 4)
@@ -188,13 +195,13 @@ def _in_blocks(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, v
 
 
 def _per_device(attend, mesh: Mesh | None, query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array):
-    """Runs a kernel on each device's rows and heads; an axis that does not divide is computed whole on every device."""
+    """Runs a kernel on each device's rows and heads; an axis that does not divide evenly is computed whole on every device."""
     if mesh is None or mesh.size == 1:
         return attend(query_BxNxTxH, key_BxKxTxH, value_BxKxTxH, segment_ids_BxT)
     (batch, heads, _, _), groups = query_BxNxTxH.shape, key_BxKxTxH.shape[1]
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     rows = ("data", "fsdp") if batch % parts == 0 else None
-    copies = math.lcm(groups, mesh.shape["tensor"]) // groups  # of each key/value head, so that they divide
+    copies = math.lcm(groups, mesh.shape["tensor"]) // groups  # of each key/value head, so that heads divide over `tensor`
     split = None
     if heads % (groups * copies) == 0:
         split = "tensor"
@@ -212,7 +219,7 @@ def _cudnn(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segme
     mask = None
     if packed:
         segment = pad(segment_ids_BxT, 1)
-        # Causality is in the mask too: a fully masked query may come out as NaN, and the mask alone must rule that out.
+        # The mask is causal too, although `is_causal` is set: cuDNN may return NaN for a query whose mask is empty.
         mask = _visible(segment, segment, _every_position(segment))[:, None]
     mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation="cudnn")
     return mixed.transpose(0, 2, 1, 3)[:, :, :length]
@@ -244,6 +251,7 @@ def _splash(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segm
 
 
 def splash_block(length: int) -> int:
-    """The largest block of the splash kernel (512, 256 or 128 tokens) that pads a row of `length` tokens by an eighth at most."""
+    """The largest block of the splash kernel (512, 256 or 128 tokens) that pads a row of `length` tokens by at most an eighth; 128
+    if none does."""
     padded = lambda block: -(-length // block) * block
     return next((block for block in (512, 256) if 8 * padded(block) <= 9 * length), _LANES)

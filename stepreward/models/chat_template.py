@@ -1,7 +1,7 @@
-"""A chat template with a run's own settings as its defaults, so that a saved model is spoken to as it was trained.
+"""Writes a run's settings into a chat template as defaults, so that a saved model is prompted as it was in training.
 
-A run may give every conversation a system message, switch a thinking mode on or off, and show a fixed date. A template that is
-copied as it is knows none of that: whoever loads the folder would speak to the model in words that it was not trained on.
+A run may give every conversation a system message, switch a thinking mode on or off, and show a fixed date. An unchanged copy of
+the template knows none of these settings, so whoever loads the folder would prompt the model differently from its training.
 """
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-# A template that asks for today's date gets the date of the run's settings, whatever format it asks for: runs repeat.
+# A template that asks for today's date gets the run's fixed date, whatever format it asks for, so that runs are reproducible.
 FIXED_DATE = "{% macro strftime_now(format) %}{{ date_string }}{% endmacro %}{{ '' }}"
-_EMPTY = "{{ '' }}"  # keeps a line break at the start of the template, which Jinja would remove behind a block
+_EMPTY = "{{ '' }}"  # keeps a line break at the start of the template, which Jinja would remove after a block
 
 
 def with_defaults(template: str, *, system: str | None = None, thinking: bool | None = None, date: str | None = None) -> str:
-    """The template, with values for what a caller does not give.
+    """Returns the template with defaults for variables that a caller does not set.
 
     Args:
       template: Jinja source.
-      system: the system message of conversations that begin without one.
-      thinking: the value of `enable_thinking`.
-      date: what a template that shows a date shows; others stay as they are.
+      system: the system message for conversations that do not begin with one; None adds none.
+      thinking: the default of `enable_thinking`; None sets none.
+      date: the date for a template that shows one; None sets none. Templates without a date are not changed by it.
 
     Returns:
-      Jinja source; the same text where no value is given.
+      Jinja source; the unchanged template if no default applies.
     """
     parts = []
     if date is not None and ("date_string" in template or "strftime_now" in template):
@@ -39,8 +39,8 @@ def with_defaults(template: str, *, system: str | None = None, thinking: bool | 
 
 
 def write_template(folder: Path, template: str) -> None:
-    """Puts a template into every file of a tokenizer folder that holds one, and into `chat_template.jinja`, which readers of today
-    look at first."""
+    """Writes a template to `chat_template.jinja`, which current libraries read first, and replaces it in every other file of a
+    tokenizer folder that holds one."""
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     for name in ("tokenizer_config.json", "chat_template.json"):
         file = folder / name
@@ -61,5 +61,5 @@ def _default(name: str, value: str | bool) -> str:
 
 
 def _literal(value: str | bool) -> str:
-    """A Jinja literal: its strings have the escapes of Python's, which JSON's are among."""
+    """A Jinja literal. Jinja strings use Python's escapes, which include those of JSON."""
     return json.dumps(value, ensure_ascii=False)

@@ -1,15 +1,14 @@
 """One decoder for Llama 3.x, Qwen2.5 and Qwen3, and for tiny models trained from scratch.
 
 Pre-norm transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU. Switches: `qkv_bias` (Qwen2.5), `qk_norm`
-(Qwen3), `rope_scaling` (Llama 3.1), `tie_embeddings`. Written with `flax.nnx` and split at the edge into a static graph and a
-parameter pytree (`build`), so that policy, old policy, reference and process reward model are pytrees that pass through
-the same pure functions.
+(Qwen3), `rope_scaling` (Llama 3.1), `tie_embeddings`. It is written with `flax.nnx`, and `build` splits it into a static graph and
+a parameter pytree. Policy, old policy, reference and process reward model are therefore pytrees for the same pure functions.
 
-Layers lie in a list, or, with `scan_layers`, stacked in one module whose parameters have a leading axis: a deep model then
-compiles one layer, not twenty-eight. Decoding wants the list (`unstack`).
+Layers are a list or, with `scan_layers`, one module whose stacked parameters have a leading axis, so that a deep model compiles
+one layer and not twenty-eight. Decoding with a cache needs the list (`unstack`).
 
-On a mesh, rows of activations are split over `data` and `fsdp`. A pass over one new token a row gathers the rows instead, which
-are few, and leaves the weights where they are, which are many.
+On a mesh, rows of activations are split over `data` and `fsdp`. A pass over one new token a row gathers the rows instead and
+leaves the weights where they are, because one token a row is much less data than the weights.
 
 Shape suffixes: B rows, T new tokens, S cache slots, E embedding, N query heads, K key/value heads, G = N / K, H head width,
 F hidden width, V vocabulary.
@@ -43,17 +42,20 @@ class DecoderConfig:
     """Shape and switches of a decoder.
 
     Attributes:
-      rope_scaling: Llama 3.1's, or None.
-      mrope_sections: channel pairs that turn by time, row and column where images are read (Qwen2.5-VL), or None.
-      vision: the tower that reads images, or None.
-      compute_dtype: of activations; weights are cast to it where they are used.
-      param_dtype: of the parameters that are trained; float32 master weights unless told.
-      scan_layers: the layers' parameters are stacked, see the module's docstring.
-      remat: what the backward pass computes again: "none", "layer" (all of a layer), "dots" (all but its matrix products).
-      attention: the implementation, see `attention.py`.
-      packed_rows: rows may hold several segments; False promises that none does, which spares one kernel a mask.
-      lora: adapters, or None.
-      mesh: the devices that activations are split over, or None.
+      rope_scaling: the frequency scaling of Llama 3.1, or None.
+      mrope_sections: how many channel pairs rotate by time, row and column (M-RoPE, Qwen2.5-VL), or None.
+      vision: the config of the vision tower, or None.
+      compute_dtype: dtype of activations; weights are cast to it at each use.
+      param_dtype: dtype of the trained parameters; by default float32 master weights.
+      scan_layers: whether the layers' parameters are stacked, see the module's docstring.
+      remat: what the backward pass recomputes: "none", "layer" (all of a layer) or "dots" (all but its matrix products).
+      attention: the implementation of attention, see `attention.py`.
+      packed_rows: whether a row may hold several segments. False promises that none does, so that cuDNN's kernel needs no mask.
+      lora: the config of the adapters, or None.
+      mesh: the device mesh that activations are split over, or None.
+
+    Raises:
+      ValueError: if heads, channels, M-RoPE sections or the vision tower do not fit together, or `remat` is unknown.
     """
 
     vocab_size: int
@@ -84,17 +86,20 @@ class DecoderConfig:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}.")
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs of channels.")
+            raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions rotate pairs of channels.")
         if self.mrope_sections is not None and sum(self.mrope_sections) * 2 != self.head_dim:
             raise ValueError(f"mrope_sections={self.mrope_sections} must add up to head_dim / 2 = {self.head_dim // 2}.")
         if self.vision is not None and (self.vision.out_dim != self.embed_dim or self.mrope_sections is None):
-            raise ValueError(f"a vision tower needs mrope_sections and out_dim={self.vision.out_dim} as embed_dim={self.embed_dim}.")
+            raise ValueError(
+                f"a decoder with a vision tower needs mrope_sections (got {self.mrope_sections}) and embed_dim={self.embed_dim} equal to "
+                f"the tower's out_dim={self.vision.out_dim}."
+            )
         if self.remat not in REMAT:
             raise ValueError(f"model.remat={self.remat!r} is not one of {', '.join(REMAT)}.")
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, `[B, K, S, H]`: rows and heads outside, so that a decode step reads memory in order."""
+    """Keys and values of one layer, `[B, K, S, H]`: with rows and heads outermost, a decode step reads memory sequentially."""
 
     key: Array
     value: Array
@@ -105,8 +110,8 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype) -> nnx.P
 
 
 def _apply(module: nnx.Module, name: str, x_MxI: Array, lora: LoraConfig | None, dropout_key) -> Array:
-    """x · W, with the adapter of W where there is one. One flat matrix product: on CPU its weight gradient is several times
-    faster than the gradient of a three-dimensional contraction."""
+    """x · W, plus the output of W's adapter if it has one. It is one flat matrix product, because on a CPU its weight gradient is
+    several times faster than that of a three-dimensional contraction."""
     weight = getattr(module, name)[...].astype(x_MxI.dtype).reshape(x_MxI.shape[-1], -1)
     if lora is None or name not in lora.targets:
         return x_MxI @ weight
@@ -114,7 +119,7 @@ def _apply(module: nnx.Module, name: str, x_MxI: Array, lora: LoraConfig | None,
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; how queries meet keys is the caller's `attend`."""
+    """Grouped-query attention with rotary positions; the caller's `attend` computes the attention itself."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c = self.config = config
@@ -157,7 +162,7 @@ class Attention(nnx.Module):
         c = self.config
         batch, time, width = x_BxTxE.shape
         _, heads, head_dim = getattr(self, name).shape
-        if _one_token(c, time):  # a flat product would bring together the weight's heads, which lie split
+        if _one_token(c, time):  # a flat product would gather the weight's heads, which are split over devices
             x_BxE, weight = x_BxTxE[:, 0], getattr(self, name)[...].astype(x_BxTxE.dtype)
             if c.lora is None or name not in c.lora.targets:
                 out = jnp.einsum("be,enh->bnh", x_BxE, weight)
@@ -174,12 +179,12 @@ class Attention(nnx.Module):
 
 
 def _one_token(c: DecoderConfig, time: int) -> bool:
-    """Whether a pass is over so few tokens that rows travel to the weights, not weights to the rows."""
+    """Whether the pass has one token a row on a mesh: then the rows are sent to the weights, not the weights to the rows."""
     return c.mesh is not None and time == 1
 
 
 def _write(cache_BxKxSxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
-    """Writes T new slots from `start_B` on, row by row. Slots past a row's true length hold padding until overwritten."""
+    """Writes T new slots of each row, starting at `start_B`. Slots past a row's true length hold padding until overwritten."""
 
     def write_row(row, new, start):
         return jax.lax.dynamic_update_slice(row, new, (0, start, 0))
@@ -214,7 +219,8 @@ class Layer(nnx.Module):
         self.mlp = FeedForward(config, rngs)
 
     def __call__(self, x, angles, attend, cache, start, dropout_key, keep_BxQ=None):
-        """With `keep_BxQ`, only those positions go on: keys and values come from all, queries and the rest from these."""
+        """Runs the layer. With `keep_BxQ`, it returns only those positions: keys and values come from all positions, while
+        queries and the feed-forward part are computed for the kept ones alone."""
         normed = self.attention_norm(x)
         asking, angles_q = normed, angles
         if keep_BxQ is not None:
@@ -252,14 +258,18 @@ class Decoder(nnx.Module):
         self, tokens_BxT, positions_BxT, attend, attend_kept, caches=None, start_B=None, keep_BxQ=None, dropout_key=None,
         vision=None,
     ):  # fmt: skip
-        """Hidden states `[B, T, E]`, or `[B, Q, E]` at the positions `keep_BxQ`.
+        """Returns hidden states `[B, T, E]`, or `[B, Q, E]` at the positions `keep_BxQ`, and the new caches.
 
-        In a list of layers the last one then skips the other positions, which halves the work of a two-layer model whose
+        With `keep_BxQ`, the last of listed layers skips the other positions, which halves the work of a two-layer model whose
         answers are short.
 
         Args:
-          attend: `(query, key, value) -> [B, N, T, H]`; `attend_kept` is the same for the queries of `keep_BxQ`.
+          attend: `(query, key, value) -> [B, N, T, H]`.
+          attend_kept: the same for the queries at `keep_BxQ`.
           vision: `VisionInputs` of the rows, or None.
+
+        Raises:
+          ValueError: if stacked layers get a cache, or a model without a vision tower gets images.
         """
         c = self.config
         x, positions = _place(c, self.embedding[...][tokens_BxT].astype(c.compute_dtype)), positions_BxT
@@ -268,7 +278,7 @@ class Decoder(nnx.Module):
         angles = rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.mrope_sections)
         if c.scan_layers:
             if caches is not None:
-                raise ValueError("stacked layers cannot decode with a cache: give the parameters of `unstack`.")
+                raise ValueError("stacked layers cannot decode with a cache: convert the parameters with `unstack`.")
             x = self._scan(x, angles, attend, dropout_key)
             if keep_BxQ is not None:
                 x = jnp.take_along_axis(x, keep_BxQ[:, :, None], axis=1)
@@ -297,9 +307,9 @@ class Decoder(nnx.Module):
         return jax.lax.scan(body, x, (jnp.arange(c.num_layers), stacked))[0]
 
     def _with_images(self, x_BxTxE: Array, vision: VisionInputs) -> tuple[Array, Array]:
-        """The embeddings with those of the images in their places, and the rotary positions `[3, B, T]`."""
+        """Replaces the embeddings of placeholders by those of the images; also returns the rotary positions `[3, B, T]`."""
         if self.config.vision is None:
-            raise ValueError("images were given to a model without a vision tower: leave them out to read placeholders as tokens.")
+            raise ValueError("the model has no vision tower but got images: omit them, and placeholders are read as ordinary tokens.")
         embeddings = self.vision(vision, dtype=x_BxTxE.dtype, remat=self.config.remat != "none", mesh=self.config.mesh)
         merged = merge_image_embeddings(x_BxTxE, vision.source, embeddings)
         return _place(self.config, merged), jnp.moveaxis(vision.positions, 1, 0)
@@ -324,7 +334,7 @@ def _remat(run, kind: str):
 
 
 def build(config: DecoderConfig, seed_or_key) -> tuple[nnx.GraphDef, Any]:
-    """Returns the static graph and freshly initialised parameters (a pytree), on the config's mesh where it has one."""
+    """Returns the static graph and freshly initialised parameters (a pytree), sharded over the config's mesh if it has one."""
     key = jax.random.key(seed_or_key) if isinstance(seed_or_key, int) else seed_or_key
     create = partial(initial_params, config)
     shardings = None if config.mesh is None else parameter_sharding(jax.eval_shape(create, key), config.mesh)
@@ -332,7 +342,7 @@ def build(config: DecoderConfig, seed_or_key) -> tuple[nnx.GraphDef, Any]:
 
 
 def initial_params(config: DecoderConfig, key: jax.Array):
-    """Fresh parameters, with adapters among them where the config has some."""
+    """Freshly initialised parameters, including adapters if the config asks for them."""
     return nnx.split(Decoder(config, nnx.Rngs(params=key)))[1]
 
 
@@ -347,7 +357,7 @@ def abstract_params(config: DecoderConfig):
 
 
 def unstack(params, num_layers: int):
-    """Parameters of stacked layers as those of a list; a list stays as it is."""
+    """Converts the parameters of stacked layers to those of a list of layers; listed layers are returned unchanged."""
     flat = []
     for path, leaf in nnx.to_flat_state(params):
         if path[0] == "layers" and not isinstance(path[1], int):
@@ -358,10 +368,9 @@ def unstack(params, num_layers: int):
 
 
 def in_compute_dtype(config: DecoderConfig, params):
-    """Weights in the type that every pass casts them to, so that a pass over them computes the same.
+    """Casts weights to the compute dtype once; results do not change, because every pass casts them anyway.
 
-    The scales of norms stay as they are, since norms read them in float32: around 1, bfloat16 would round a change of less than
-    0.004 away.
+    The scales of norms are not cast, since norms read them in float32: around 1, bfloat16 would lose a change of less than 0.004.
     """
 
     def cast(path, x):
@@ -372,7 +381,8 @@ def in_compute_dtype(config: DecoderConfig, params):
 
 
 def merge(graphdef, params) -> Decoder:
-    """The model of some parameters, of a pair `(base, adapters)` for a graph with adapters, or of `Adapted` for one without."""
+    """The model of a graph with its parameters. These are one tree, a pair `(base, adapters)` for a graph with adapters, or
+    `Adapted` for a graph without."""
     if isinstance(params, Adapted):
         return nnx.merge(graph(dataclasses.replace(config_of(graphdef), lora=params.lora)), params.base, params.adapters)
     return nnx.merge(graphdef, *params) if isinstance(params, tuple) else nnx.merge(graphdef, params)
@@ -384,7 +394,7 @@ def config_of(graphdef) -> DecoderConfig:
 
 
 def attention_of(c: DecoderConfig, length: int) -> str:
-    """The implementation of attention over rows of that many tokens, where this decoder runs."""
+    """The attention implementation that this decoder uses for rows of `length` tokens on its platform (see `attention.resolve`)."""
     platform = jax.default_backend() if c.mesh is None else c.mesh.devices.flat[0].platform
     return resolve(c.attention, platform, length=length, head_dim=c.head_dim, dtype=c.compute_dtype)
 
@@ -395,10 +405,13 @@ def hidden_states(
     """Final hidden states `[R, L, E]` (`[R, Q, E]` at `keep_RxQ`) and the head `[E, V]`: causal within each non-zero segment.
 
     Args:
-      params: parameters, or `(base, adapters)`.
-      dropout_key: for training with an adapter's dropout.
-      vision: `VisionInputs` of the rows, whose positions then count instead of `positions_RxL`; None reads the placeholders of
-        images as the tokens that they are, which any model can.
+      graphdef: the static graph, see `build`.
+      params: parameters, or a pair `(base, adapters)`.
+      tokens_RxL, positions_RxL, segment_ids_RxL: int32 rows as in `Batch`.
+      keep_RxQ: int32, positions to return; None returns all.
+      dropout_key: PRNG key of the adapters' dropout in training; None applies no dropout.
+      vision: `VisionInputs` of the rows, whose positions replace `positions_RxL`. None reads image placeholders as ordinary
+        tokens, which any model can do.
     """
     model, c = merge(graphdef, params), config_of(graphdef)
     kind = attention_of(c, tokens_RxL.shape[1])
@@ -416,17 +429,23 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype=None) -> tu
 
 
 def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_BxQ=None, vision=None, offset_B=None):
-    """Runs T new tokens of each row behind the `length_B` tokens that its cache holds.
+    """Runs T new tokens of each row after the `length_B` tokens that its cache holds.
 
-    Rows may be ragged: tokens past a row's true count write slots that nothing attends to, since a query at position p
-    sees slots 0…p only, and those slots are overwritten by the row's next tokens.
+    Rows may be ragged. Tokens past a row's true count write to slots that nothing attends to, since a query at position p
+    attends to slots 0…p only, and the row's next tokens overwrite those slots.
 
     Args:
-      vision: `VisionInputs` of the new tokens, with rotary positions that start at `length_B + offset_B`; None: they are text.
-      offset_B: int32, what to add to a text token's place in the cache to get its rotary position: the sum of `VisionInputs.offset`
-        over what the cache holds. None: 0.
+      graphdef, params: as in `hidden_states`.
+      tokens_BxT: int32, the new tokens.
+      length_B: int32, tokens in each row's cache.
+      caches: one `LayerCache` a layer.
+      keep_BxQ: int32, which of the T tokens to return; None returns all.
+      vision: `VisionInputs` of the new tokens, whose rotary positions start at `length_B + offset_B`. None: they are text.
+      offset_B: int32, the rotary position of a text token minus its cache slot: the sum of `VisionInputs.offset` over the cached
+        tokens. None means 0.
 
-    Returns hidden states `[B, T, E]` (`[B, Q, E]` at `keep_BxQ`), the head `[E, V]` and the caches.
+    Returns:
+      Hidden states `[B, T, E]` (`[B, Q, E]` at `keep_BxQ`), the head `[E, V]` and the new caches.
     """
     model = merge(graphdef, params)
     positions = length_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]

@@ -19,13 +19,12 @@ HEADS = ("linear", "mlp")
 
 
 def init_head(key: jax.Array, width: int, kind: str = "mlp") -> dict[str, Array]:
-    """Parameters of a head on hidden states of `width` channels (fp32): "linear", or "mlp" with one hidden layer (GELU) of that
-    width.
+    """Parameters (fp32) of a head on hidden states of `width` channels: "linear", or "mlp" with one hidden GELU layer of that width.
 
-    The last layer starts at zero, so that a fresh head says 0 everywhere.
+    The last layer starts at zero, so that a fresh head outputs 0 everywhere.
 
     Raises:
-      ValueError: on another kind.
+      ValueError: if the kind is unknown.
     """
     if kind not in HEADS:
         raise ValueError(f"the head must be one of {', '.join(HEADS)}, not {kind!r}")
@@ -45,7 +44,7 @@ def with_head(decoder_params, key: jax.Array, width: int, kind: str) -> dict[str
 
 
 def decoder_of(params):
-    """The decoder's parameters, of a model with or without a head."""
+    """The decoder's parameters of a model with or without a head."""
     return params["decoder"] if isinstance(params, dict) and "scalar_head" in params else params
 
 
@@ -73,13 +72,14 @@ def head_outputs(
     """The head's output at every action token, float32 `[R, L]`, 0 elsewhere.
 
     Args:
-      graphdef, params: the decoder's graph, and a dict with its parameters and a head's.
+      graphdef: the decoder's graph.
+      params: a dict with the decoder's parameters and a head's, see `with_head`.
       tokens_RxL, positions_RxL, segment_ids_RxL: int32 rows as in `Batch`.
-      action_mask_RxL: bool `[R, L]`.
-      before: True reads the hidden state that *predicts* the token (a state's value), False the token's own, which has seen it
-        (what an action did). A token that opens its segment has nothing before it: 0.
-      max_actions: most action tokens in a row, where that is few; the last layer then skips the others.
-      dropout_key: for training with an adapter's dropout.
+      action_mask_RxL: bool `[R, L]`, True at action tokens.
+      before: True reads the hidden state that *predicts* the token (the value of a state); False reads the token's own hidden
+        state, which depends on the token (the effect of an action). With True, the first token of a segment gets 0.
+      max_actions: the largest number of action tokens in a row. If it is small, the last layer skips all other tokens.
+      dropout_key: PRNG key of the adapters' dropout in training; None applies no dropout.
       vision: `VisionInputs` of the rows, or None.
     """
     rows, length = tokens_RxL.shape
@@ -106,15 +106,15 @@ def head_outputs(
 
 
 def predicted(segment_ids_RxL: Array) -> Array:
-    """bool `[R, L]`: the token before is of the same segment, so that its hidden state predicts this one."""
+    """bool `[R, L]`: True where the token before is in the same segment, so that its hidden state predicts this token."""
     return jnp.pad(segment_ids_RxL[:, 1:] == segment_ids_RxL[:, :-1], ((0, 0), (1, 0)))
 
 
 def action_positions(action_mask_RxL: Array, max_actions: int) -> tuple[Array, Array]:
-    """Where each row's first `max_actions` action tokens are, int32 `[R, Q]`, and which of these are real, bool `[R, Q]`.
+    """Positions of each row's first `max_actions` action tokens, int32 `[R, Q]`, and which of them are real, bool `[R, Q]`.
 
-    A row with fewer is filled up with other positions. Position 0, which nothing predicts, is never one: the second token stands
-    in.
+    Rows with fewer action tokens are filled with other positions. Position 0 is never returned because nothing predicts it;
+    position 1 replaces it.
     """
     length = action_mask_RxL.shape[1]
     order = jnp.where(action_mask_RxL, length - jnp.arange(length), 0)
@@ -124,6 +124,6 @@ def action_positions(action_mask_RxL: Array, max_actions: int) -> tuple[Array, A
 
 
 def scatter(x_RxQ: Array, at_RxQ: Array, kept_RxQ: Array, length: int) -> Array:
-    """`[R, Q]` back to `[R, L]`, 0 where nothing was asked."""
+    """Scatters `[R, Q]` back to `[R, L]`, with 0 at all other positions."""
     rows = x_RxQ.shape[0]
     return jnp.zeros((rows, length)).at[jnp.arange(rows)[:, None], at_RxQ].add(jnp.where(kept_RxQ, x_RxQ, 0.0))

@@ -4,8 +4,8 @@
     config = hub.decoder(compute_dtype=jnp.bfloat16)
     params = load_params(folder, config, mesh=mesh)
 
-Each process reads only the slices that its devices hold, a tensor at a time; axes are swapped and types converted on the
-device. No file is unpickled, no code of a model folder runs, and no network is used unless the caller allows a download.
+Each process reads only the slices that its devices hold, one tensor at a time. Axes are permuted and types converted on the
+device. No file is unpickled, no code from a model folder runs, and the network is used only if the caller allows a download.
 """
 
 from __future__ import annotations
@@ -42,32 +42,32 @@ _COMPARED_BYTES = 64 * 2**20
 
 
 def find_folder(name, *, allow_download: bool = False, revision: str | None = None) -> Path:
-    """The folder of a model: a path, or `owner/name` of the hub, taken from the hub's local cache.
+    """Finds the folder of a model: a local path, or the folder of a Hugging Face Hub model `owner/name` in the hub's local cache.
 
     Args:
-      name: a folder, or a name of the hub.
-      allow_download: lets a name that the cache lacks be downloaded (configuration, tokenizer and safetensors only).
+      name: a folder, or the name of a model on the hub.
+      allow_download: downloads a model that the cache lacks (configuration, tokenizer and safetensors only).
       revision: branch, tag or commit of the hub's repository.
 
     Raises:
-      FileNotFoundError: it is neither.
+      FileNotFoundError: if there is no such folder and no such model, or the download fails.
     """
     if Path(name).is_dir():
         return Path(name)
     text = os.fspath(name)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text):
         raise FileNotFoundError(f"no model folder {text!r}")
-    import huggingface_hub  # half a second, and only needed for names of the hub
+    import huggingface_hub  # takes half a second to import, and only hub names need it
 
     try:
         return Path(
             huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=_DOWNLOADED, local_files_only=not allow_download)
         )
-    except Exception as error:  # the library raises its own, requests' and the system's
-        reason = "it is not in the hub's local cache; download it first or allow the download"
+    except Exception as error:  # the library raises its own errors, those of requests and those of the system
+        reason = "it is not in the hub's local cache; download it first, or allow the download"
         if allow_download:
             reason = f"the download failed ({type(error).__name__}: {' '.join(str(error).split())})"
-        raise FileNotFoundError(f"no model folder {text!r}, and as a name of the hub: {reason}.") from None
+        raise FileNotFoundError(f"no model folder {text!r}, and no hub model of that name: {reason}.") from None
 
 
 def load_params(
@@ -79,21 +79,23 @@ def load_params(
     allow_download: bool = False,
     revision: str | None = None,
 ) -> nnx.State:
-    """Loads the decoder's parameters, each on its devices.
+    """Loads the decoder's parameters onto their devices.
 
     Args:
       folder_or_name: see `find_folder`.
-      config: the decoder, as `read_config(folder).decoder(…)` says; its vocabulary is the checkpoint's.
-      mesh: where the parameters live, by `parallel.parameter_sharding`; None is the config's, or without one the default device.
-      dtype: type of the parameters; None is the one that `decoder.build` gives them.
+      config: the decoder's config, as returned by `read_config(folder).decoder(…)`; its vocabulary size is the checkpoint's.
+      mesh: the mesh that `parallel.parameter_sharding` spreads the parameters over; None uses the config's mesh, or the default
+        device if it has none.
+      dtype: dtype of the parameters; None keeps the dtype that `decoder.build` gives them.
       allow_download, revision: see `find_folder`.
 
     Returns:
-      What `decoder.build(config, …)[1]` has: the same structure, shapes and types.
+      Parameters with the structure, shapes and dtypes of `decoder.build(config, …)[1]`, without adapters.
 
     Raises:
-      FileNotFoundError: no such model, no safetensors, or the index names an absent file.
-      ValueError: a file is damaged; a tensor is missing, has another shape, or is left over; a tied head differs.
+      FileNotFoundError: if there is no such model, it has no safetensors, or its index names a missing file.
+      ValueError: if a file is damaged; if a tensor is missing, has the wrong shape or belongs to no parameter; or if a head that
+        should be tied differs from the embedding.
     """
     checkpoint = Checkpoint(find_folder(folder_or_name, allow_download=allow_download, revision=revision))
     abstract = abstract_params(dataclasses.replace(config, lora=None))
@@ -105,8 +107,8 @@ def load_params(
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ValueError(
-            f"{str(checkpoint.folder)!r} holds tensors that this model has no place for: {left[0]}{more}; its "
-            "config.json and its tensors do not belong together."
+            f"{str(checkpoint.folder)!r} holds tensors that the model in its config.json does not have: {left[0]}{more}; check that "
+            "config.json and the safetensors files come from the same model."
         )
     if config.tie_embeddings:
         _check_tied(checkpoint)
@@ -114,7 +116,7 @@ def load_params(
 
 
 def rules_of(config: DecoderConfig) -> tuple[Rule, ...]:
-    """Where every parameter of a decoder stands in a checkpoint, its vision tower's too where it has one."""
+    """The rules that map each parameter of a decoder to its tensor, including those of the vision tower if it has one."""
     if getattr(config, "vision", None) is None:
         return DECODER_TENSORS
     from stepreward.models.vision import VISION_TENSORS
@@ -123,16 +125,16 @@ def rules_of(config: DecoderConfig) -> tuple[Rule, ...]:
 
 
 def load_tree(checkpoint: Checkpoint, abstract, rules: Iterable[Rule], *, mesh: Mesh | None = None, dtype=None) -> Any:
-    """Fills any tree of parameters (a vision tower's, say) by its own table of rules; tensors left over are its caller's affair.
+    """Loads any tree of parameters (such as a vision tower's) with its own table of rules. Other tensors are ignored.
 
     Args:
       checkpoint: the folder's tensors.
-      abstract: a tree of shapes and types.
-      rules: where each leaf stands in the checkpoint.
+      abstract: a tree of shapes and dtypes.
+      rules: the tensor of each leaf.
       mesh, dtype: see `load_params`.
 
     Raises:
-      ValueError: a tensor is missing or has another shape, or a leaf has no rule.
+      ValueError: if a tensor is missing or has the wrong shape, or a leaf has no rule.
     """
     found = match(abstract, rules)
     check(checkpoint, found)
@@ -140,7 +142,7 @@ def load_tree(checkpoint: Checkpoint, abstract, rules: Iterable[Rule], *, mesh: 
 
 
 def check(checkpoint: Checkpoint, found: list[Parameter]) -> set[str]:
-    """Returns the names of all tensors of the parameters, each of which is there with its shape; raises ValueError if not."""
+    """Returns the names of the tensors of all parameters; raises ValueError if one is missing or has the wrong shape or type."""
     for parameter in found:
         for name in parameter.names:
             checkpoint.layout(parameter, name)
@@ -148,9 +150,9 @@ def check(checkpoint: Checkpoint, found: list[Parameter]) -> set[str]:
 
 
 def fill(checkpoint: Checkpoint, abstract, found: list[Parameter], *, mesh: Mesh | None, dtype) -> Any:
-    """Reads every tensor into its place.
+    """Reads every tensor onto its devices, and returns a tree like `abstract`.
 
-    The host holds this process's part of one tensor, for a moment of two: the runtime frees the last one's in its own time.
+    The host holds this process's part of one tensor, and briefly of two, because the runtime frees the previous one later.
     """
     leaves, structure = jax.tree.flatten(abstract)
     if mesh is None:
@@ -168,16 +170,16 @@ def fill(checkpoint: Checkpoint, abstract, found: list[Parameter], *, mesh: Mesh
 
 
 def _place(stack: jax.Array | None, layer: int, checkpoint: Checkpoint, name: str, layout: Layout, dtype, sharding) -> jax.Array:
-    """Reads a tensor into its layer of the stack, which is donated; without a stack it is the result."""
+    """Reads a tensor into its layer of the stack, which is donated; without a stack, returns the tensor itself."""
     raw = _read(checkpoint, name, layout, _file_sharding(sharding, layout, stack is not None))
     settings = (layout.order, layout.ours, dtype.name, sharding)
     array = _convert(*settings)(raw) if stack is None else _insert(*settings)(stack, raw, layer)
-    # Waiting keeps one tensor in flight; without it the host would queue slices faster than devices take them.
+    # Waiting keeps one tensor in flight; without it the host would queue slices faster than the devices copy them.
     return array.block_until_ready()
 
 
 def _read(checkpoint: Checkpoint, name: str, layout: Layout, sharding) -> jax.Array:
-    """A tensor in the file's type and order of axes, each device's part on the device. A part is read once a process."""
+    """A tensor in the file's type and axis order, each part on its device. Each process reads a part only once."""
     parts: dict[tuple, np.ndarray] = {}
 
     def part(index):
@@ -190,7 +192,7 @@ def _read(checkpoint: Checkpoint, name: str, layout: Layout, sharding) -> jax.Ar
 
 
 def _file_sharding(sharding, layout: Layout, stacked: bool):
-    """The sharding of the file's axes that matches ours, so that swapping axes moves nothing between devices."""
+    """The sharding of the file's axes that matches ours, so that permuting axes moves no data between devices."""
     if not isinstance(sharding, NamedSharding):
         return sharding
     spec = tuple(sharding.spec)[int(stacked) :]
@@ -218,12 +220,12 @@ def _zeros(shape, dtype, sharding) -> jax.Array:
 
 
 def _is_text_part(config: DecoderConfig) -> bool:
-    """Whether this is a vision-language model without its tower."""
+    """Whether this is the text part of a vision-language model, without its tower."""
     return getattr(config, "mrope_sections", None) is not None and config.vision is None
 
 
 def _check_tied(checkpoint: Checkpoint) -> None:
-    """A tied checkpoint may repeat the embedding as its head; another head would be lost without a word."""
+    """Checks that a head stored in a tied checkpoint repeats the embedding; a different head would be dropped silently."""
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if head not in checkpoint.shapes:
         return
@@ -235,8 +237,8 @@ def _check_tied(checkpoint: Checkpoint) -> None:
     )
     if not same:
         raise ValueError(
-            f"{str(checkpoint.folder)!r}: config.json ties the head to the embedding, but lm_head.weight differs from "
-            "it; set tie_word_embeddings to false there."
+            f"{str(checkpoint.folder)!r}: config.json ties the head to the embedding, but lm_head.weight differs from the "
+            "embedding; set tie_word_embeddings to false in config.json."
         )
 
 

@@ -1,7 +1,7 @@
 """Saves and loads low-rank adapters as a folder of the `peft` package: `adapter_config.json` and `adapter_model.safetensors`.
 
-For a target W with the file's axes out × in, peft keeps A `[r, in]` and B `[out, r]` and adds (alpha / r) · B·A to W. Ours are
-`<target>_lora_a` `[in…, r]` and `<target>_lora_b` `[r, out…]` beside the target; their rules follow from the target's own.
+For a target W, stored as out × in, peft stores A `[r, in]` and B `[out, r]` and adds (alpha / r) · B·A to W. Ours are
+`<target>_lora_a` `[in…, r]` and `<target>_lora_b` `[r, out…]`; their rules are derived from the target's rule.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ MODULES = {
     "up": "up_proj",
     "down": "down_proj",
 }
-# Settings of an adapter folder that change the computation, and the only values of them that we do.
+# Settings of an adapter folder that change the computation, with the only values that we support.
 _PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
@@ -59,28 +59,28 @@ def save_adapters(folder, config: DecoderConfig, adapters, base_name: str, *, re
     """Writes an adapter folder that `peft.PeftModel.from_pretrained(base, folder)` loads.
 
     Args:
-      folder: what to make; it must not exist.
-      config: the decoder, with `lora`.
-      adapters: the tree of `…_lora_a` and `…_lora_b`; layers may be listed or stacked.
-      base_name: folder or hub name of the base model, as it shall stand in the file.
-      revision: which commit of a hub's model it is; None names none.
-      dtype: type of the tensors, fp32, bf16 or fp16; None is that of each parameter.
-      beside: called with the new folder, to write what else it holds. In a run of several processes each calls, with None where it
-        does not write.
+      folder: the folder to create; it must not exist.
+      config: the decoder's config, with `lora`.
+      adapters: the tree of `…_lora_a` and `…_lora_b` parameters; layers may be listed or stacked.
+      base_name: folder or hub name of the base model, written to the file as given.
+      revision: commit of the base model on the hub, or None.
+      dtype: dtype of the tensors, fp32, bf16 or fp16; None keeps each parameter's own.
+      beside: called with the new folder before it is renamed, to write further files into it. Every process calls it; those that
+        do not write pass None.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: the folder exists, or a leaf is no adapter.
-      OSError: the disk refuses.
+      ValueError: if the folder exists, or a leaf is not an adapter.
+      OSError: if the folder cannot be written.
     """
     lora = config.lora
     prefix, modules = "base_model.model.model.", [MODULES[target] for target in MODULES if target in lora.targets]
     inner = prefix
     if getattr(config, "mrope_sections", None):
-        # In memory, a vision-language model keeps its text part one module deeper than its files say, and its tower has modules
-        # of the same names, which must not be taken for targets.
+        # In memory, transformers nests the text part of a vision-language model one module deeper than in its files. The tower has
+        # modules of the same names, which must not become targets, so targets are named in full.
         inner = prefix + "language_model."
         modules = [
             t.name.replace(prefix, "language_model.").removesuffix(".lora_A.weight")
@@ -113,11 +113,11 @@ def save_adapters(folder, config: DecoderConfig, adapters, base_name: str, *, re
 
 
 def read_adapter_config(folder) -> LoraConfig:
-    """What `adapter_config.json` of an adapter folder says.
+    """Reads `adapter_config.json` of an adapter folder.
 
     Raises:
-      FileNotFoundError: no such folder, or no `adapter_config.json` in it.
-      ValueError: it is no plain LoRA on the decoder's projections, which is all that is read; the reason is named.
+      FileNotFoundError: if there is no such folder, or it holds no `adapter_config.json`.
+      ValueError: if it describes anything but plain LoRA on the decoder's projections.
     """
     file = Path(folder) / CONFIG
     if not file.is_file():
@@ -126,14 +126,17 @@ def read_adapter_config(folder) -> LoraConfig:
     wrong = [f"{key}={source.get(key)!r}" for key, plain in _PLAIN.items() if key in source and source[key] not in plain]
     modules = source.get("target_modules")
     if not isinstance(modules, list):
-        wrong.append(f"target_modules={modules!r} (a list of {', '.join(MODULES.values())} is read)")
+        wrong.append(f"target_modules={modules!r} (only a list of {', '.join(MODULES.values())} is read)")
     else:
         names = {str(module).split(".")[-1] for module in modules}
         wrong += [f"target module {name!r}" for name in sorted(names - set(MODULES.values()))]
     if wrong:
-        raise ValueError(f"{str(file)!r}: {'; '.join(wrong)} is not supported; plain LoRA on the projections is.")
+        raise ValueError(f"{str(file)!r}: {'; '.join(wrong)} is not supported; only plain LoRA on the decoder's projections is.")
     if not isinstance(source.get("r"), int) or source["r"] < 1 or not isinstance(source.get("lora_alpha"), (int, float)):
-        raise ValueError(f"{str(file)!r} must give r, a positive whole number, and lora_alpha, a number.")
+        raise ValueError(
+            f"{str(file)!r} has r={source.get('r')!r} and lora_alpha={source.get('lora_alpha')!r}: r must be a positive whole number and "
+            "lora_alpha a number."
+        )
     targets = tuple(target for target, module in MODULES.items() if module in names)
     dropout = float(source.get("lora_dropout") or 0.0)
     return LoraConfig(rank=source["r"], alpha=float(source["lora_alpha"]), targets=targets, dropout=dropout)
@@ -144,24 +147,24 @@ def load_adapters(folder, config: DecoderConfig, *, mesh: Mesh | None = None, dt
 
     Args:
       folder: the adapter folder, on this machine.
-      config: the decoder, with `lora` as `read_adapter_config(folder)` says.
+      config: the decoder's config, with `lora` as returned by `read_adapter_config(folder)`.
       mesh, dtype: as in `load_params`.
 
     Returns:
-      What `split_adapters(decoder.build(config, …)[1])[1]` has: the same structure, shapes and types.
+      Adapters with the structure, shapes and dtypes of `split_adapters(decoder.build(config, …)[1])[1]`.
 
     Raises:
-      FileNotFoundError: no adapters there.
-      ValueError: the folder's rank, alpha or targets are others than the config's; a file is damaged; an adapter is missing, has
-        another shape, or is left over.
+      FileNotFoundError: if the folder holds no adapters.
+      ValueError: if the folder's rank, alpha or targets differ from the config's; if a file is damaged; or if an adapter is missing,
+        has the wrong shape or belongs to no parameter.
     """
     there, here = read_adapter_config(folder), config.lora
     if here is None or (there.rank, there.alpha, set(there.targets)) != (here.rank, here.alpha, set(here.targets)):
-        raise ValueError(f"{str(folder)!r} holds adapters of {there}, and the model's are {here}: take the folder's.")
+        raise ValueError(f"{str(folder)!r} holds adapters with {there}, but the model has {here}: use the folder's settings.")
     abstract = split_adapters(abstract_params(config))[1]
     checkpoint = Checkpoint(folder, SINGLE)
     found = match(abstract, ADAPTER_TENSORS)
     left = sorted(set(checkpoint.shapes) - check(checkpoint, found))
     if left:
-        raise ValueError(f"{str(folder)!r} holds adapters that this model has no place for: {left[0]}.")
+        raise ValueError(f"{str(folder)!r} holds an adapter for a parameter that this model does not have: {left[0]}.")
     return fill(checkpoint, abstract, found, mesh=mesh or config.mesh, dtype=dtype)

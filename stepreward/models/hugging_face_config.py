@@ -1,8 +1,8 @@
-"""`config.json` of a Hugging Face model folder, to and from `DecoderConfig`.
+"""Converts `config.json` of a Hugging Face model folder to and from `DecoderConfig`.
 
 Both layouts are read: the flat one of published checkpoints (`rope_theta`, `rope_scaling`) and the one that transformers 5 writes
-(`rope_parameters`, and `text_config` for vision-language models). A setting that changes what the model computes, and that
-the decoder does not do, is an error: a model that loads and computes something else is worse than one that does not load.
+(`rope_parameters`, and `text_config` for vision-language models). A setting that changes what the model computes, but that the
+decoder does not support, is an error: a model that loads and computes something else is worse than one that does not load.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from stepreward.models.rotary import RopeScaling
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """A supported architecture: its fixed switches, and what a key absent from config.json means.
+    """A supported architecture: its fixed switches, and the defaults of keys that config.json omits.
 
     Attributes:
-      model_type: transformers' name of the family.
-      qkv_bias, qk_norm: switches of the decoder that have no key.
-      defaults: values of absent keys; a key in neither place is an error. `head_dim` None is E / N.
+      model_type: the family's name in transformers.
+      qkv_bias, qk_norm: switches of the decoder that config.json has no key for.
+      defaults: values of omitted keys; a key that has neither a value nor a default is an error. `head_dim` None means E / N.
     """
 
     model_type: str
@@ -68,14 +68,14 @@ _SIZES = {  # ours -> theirs
 
 @dataclasses.dataclass(frozen=True)
 class HubConfig:
-    """What a model folder's `config.json` says.
+    """The contents of a model folder's `config.json`.
 
     Attributes:
       architecture: a key of `ARCHITECTURES`.
-      fields: the arguments of `DecoderConfig` that the checkpoint fixes. `vocab_size` counts the checkpoint's embedding rows,
-        which may be more than the tokenizer's tokens.
+      fields: the arguments of `DecoderConfig` that the checkpoint fixes. `vocab_size` counts the rows of the checkpoint's
+        embedding, which may exceed the number of the tokenizer's tokens.
       max_length: `max_position_embeddings`, in tokens.
-      source: the whole file, for what the decoder does not read (vision tower, special tokens).
+      source: the whole file, including what the decoder does not use (vision tower, special tokens).
     """
 
     architecture: str
@@ -84,50 +84,50 @@ class HubConfig:
     source: dict[str, Any]
 
     def decoder(self, **choices) -> DecoderConfig:
-        """The decoder's config, with the run's own choices (`compute_dtype`, `scan_layers`, `mesh`, …)."""
+        """The decoder's config; `choices` are the fields that a run decides (`compute_dtype`, `scan_layers`, `mesh`, …)."""
         known = {field.name for field in dataclasses.fields(DecoderConfig)}
         return DecoderConfig(**{name: value for name, value in self.fields.items() if name in known}, **choices)
 
 
 def read_config(folder) -> HubConfig:
-    """Reads `config.json` of a model folder (see `hugging_face.find_folder` for names of the hub).
+    """Reads `config.json` of a model folder (`hugging_face.find_folder` finds the folder of a hub model).
 
     Raises:
-      FileNotFoundError: no such folder, or it holds no `config.json`.
-      ValueError: not JSON, a size missing or not a positive whole number, or something unsupported; it is named. Adapters beside the
-        model, too, which transformers would add to it.
+      FileNotFoundError: if there is no such folder, or it holds no `config.json`.
+      ValueError: if the file is not JSON, a size is missing or not a positive whole number, a setting is unsupported, or the folder
+        also holds adapters, which transformers would add to the model.
     """
     file = Path(folder) / "config.json"
     adapters = (Path(folder) / "adapter_config.json").is_file()
     if not file.is_file():
-        only = "; it holds adapters alone: give a whole model with them merged" if adapters else ""
+        only = "; it holds only adapters: merge them into their base model and give that folder" if adapters else ""
         raise FileNotFoundError(f"{str(folder)!r} is not a model folder: it holds no config.json{only}")
     if adapters:
         raise ValueError(
-            f"{str(folder)!r} holds adapters beside a model (adapter_config.json), which would be left out: merge them "
-            "into the model, or move that file away to take the model without them."
+            f"{str(folder)!r} holds a model and adapters (adapter_config.json), and the adapters would be ignored: merge them "
+            "into the model, or move adapter_config.json away to load the model without them."
         )
     return parse_config(read_json(file), str(file))
 
 
 def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfig:
-    """The same of an already read file; `where` names it in errors."""
+    """Parses the contents of a `config.json`; `where` names the file in errors, which are those of `read_config`."""
     names = source.get("architectures") or []
     if len(names) != 1 or names[0] not in ARCHITECTURES:
         raise ValueError(f"{where}: architecture {', '.join(map(str, names)) or '(none given)'} is not supported; {SUPPORTED}.")
     architecture = ARCHITECTURES[names[0]]
-    # A key of a nested file may also stand outside `text_config`. A value that is stated anywhere takes precedence over defaults.
+    # A file with `text_config` may also state a key of the text model outside of it. A value in either place overrides the default.
     inner = _group(source, "text_config", where)
     stated = source | {key: value for key, value in inner.items() if value is not None or key not in source}
     text = {**architecture.defaults, **stated}
-    if names[0] == VISION_LANGUAGE:  # the head is tied when either place says so
+    if names[0] == VISION_LANGUAGE:  # the head is tied if either place says so
         text["tie_word_embeddings"] = bool(text["tie_word_embeddings"] or source.get("tie_word_embeddings"))
     _refuse(names[0], source, text, where)
     sizes = {ours: _size(text, theirs, where) for ours, theirs in _SIZES.items()}
     kv_heads = sizes["num_heads"] if _absent(text, "num_key_value_heads", where) else _size(text, "num_key_value_heads", where)
     if text["head_dim"] is None and sizes["embed_dim"] % sizes["num_heads"]:
         raise ValueError(
-            f"{where}: hidden_size={sizes['embed_dim']} does not divide by num_attention_heads={sizes['num_heads']}, "
+            f"{where}: hidden_size={sizes['embed_dim']} is not a multiple of num_attention_heads={sizes['num_heads']}, "
             "and no head_dim is given."
         )
     head_dim = sizes["embed_dim"] // sizes["num_heads"] if text["head_dim"] is None else _size(text, "head_dim", where)
@@ -144,7 +144,8 @@ def parse_config(source: dict[str, Any], where: str = "config.json") -> HubConfi
     return HubConfig(names[0], fields, _size(text, "max_position_embeddings", where), source)
 
 
-# Keys of other families that change what a model computes, with the values that change nothing. None and absence never do.
+# Keys of other families that change what a model computes, each with the values that change nothing. A key that is absent or None
+# changes nothing either.
 _UNREAD: dict[str, tuple] = {
     # biases and branches that the decoder does not have
     "mlp_bias": (False,), "attention_out_bias": (False,), "use_bias": (False,), "bias": (False,), "clip_qkv": (0,),
@@ -168,7 +169,7 @@ _QUANTISED = ("quantization_config", "compression_config")
 
 
 def _group(values: dict, key: str, where: str) -> dict[str, Any]:
-    """A nested group of keys; empty where it is absent or null."""
+    """A nested group of keys; empty if it is absent or null."""
     group = values.get(key)
     if group is not None and not isinstance(group, dict):
         raise ValueError(f"{where}: {key}={group!r} must be a JSON object.")
@@ -176,12 +177,12 @@ def _group(values: dict, key: str, where: str) -> dict[str, Any]:
 
 
 def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
-    """Raises on whatever changes the computation and is not done here."""
+    """Raises ValueError for settings that change the computation and are not supported."""
     found = []
     if text["hidden_act"] not in ("silu", "swish"):
         found.append(f"hidden_act={text['hidden_act']!r}")
     biased, qk_norm = ARCHITECTURES[architecture].qkv_bias, ARCHITECTURES[architecture].qk_norm
-    # transformers reads no such key for Qwen2 and Qwen2.5-VL, whose bias is always there.
+    # Qwen2 and Qwen2.5-VL always have the bias; transformers does not read this key for them.
     found += [f"attention_bias={text['attention_bias']}"] if not biased and text.get("attention_bias") else []
     switches = {"qkv_bias": biased, "use_qkv_bias": biased, "use_qk_norm": qk_norm, "qk_layernorm": qk_norm}
     found += [f"{key}={text[key]}" for key, value in switches.items() if text.get(key) not in (None, value)]
@@ -191,17 +192,17 @@ def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
             found.append(f"{key}={value!r}")
     heads, width = text.get("num_attention_heads"), text.get("hidden_size")
     usual = text.get("head_dim") or (width / heads if isinstance(width, int) and isinstance(heads, int) and heads else None)
-    # The scale of attention that the decoder uses, in the words of two other families.
+    # Two other families have a key for the scale of attention; only the decoder's own scale is supported.
     for key, value in (("attention_multiplier", usual and usual**-0.5), ("query_pre_attn_scalar", usual)):
         if text.get(key) is not None and text[key] != value:
             found.append(f"{key}={text[key]!r}")
     if isinstance(text.get("no_rope_layers"), list) and 0 in text["no_rope_layers"]:
         found.append("no_rope_layers with layers without rotary positions")
     if any(source.get(key) or text.get(key) for key in _QUANTISED):
-        found.append("quantization_config (load the checkpoint that was not quantised)")
+        found.append("quantization_config (load the unquantised checkpoint)")
     kinds = set(text.get("layer_types") or ()) - {"full_attention"}
     window = text.get("sliding_window")
-    # For Qwen a window is off unless it is switched on, then from a layer on; for others it is on where it is stated.
+    # Qwen's window is off unless `use_sliding_window` is set, and then starts at layer `max_window_layers`. Llama's is on if present.
     windowed = window is not None and text.get("use_sliding_window", architecture == "LlamaForCausalLM")
     if kinds:
         found.append(f"layer_types with {', '.join(sorted(map(str, kinds)))}")
@@ -213,16 +214,16 @@ def _refuse(architecture: str, source: dict, text: dict, where: str) -> None:
         raise ValueError(f"{where}: {'; '.join(found)} is not supported; {SUPPORTED}.")
 
 
-# Keys of `rope_parameters` and `rope_scaling` that are read. Others belong to forms that the decoder does not compute.
+# Keys of `rope_parameters` and `rope_scaling` that are read. Other keys belong to rope types that the decoder does not support.
 _ROPE_KEYS = {"rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
               "mrope_section", "partial_rotary_factor"}  # fmt: skip
 
 
 def _rope_group(stated: dict, where: str) -> dict[str, Any]:
-    """`rope_parameters` and `rope_scaling` as one group, with `rope_type` for the older `type`.
+    """Merges `rope_parameters` and `rope_scaling` into one group; the older key `type` becomes `rope_type`.
 
     Raises:
-      ValueError: they contradict each other, or hold a key that is not read.
+      ValueError: if the two contradict each other, or hold a key that is not supported.
     """
     groups = []
     for name in ("rope_parameters", "rope_scaling"):
@@ -231,15 +232,17 @@ def _rope_group(stated: dict, where: str) -> dict[str, Any]:
         if old is not None:
             group.setdefault("rope_type", old)
         unknown = sorted(str(key) for key in group if key not in _ROPE_KEYS)
-        if unknown and group.get("rope_type", "default") in ("default", "llama3", "mrope"):  # another type is named below
+        if unknown and group.get("rope_type", "default") in ("default", "llama3", "mrope"):  # `_rope` refuses other types
             raise ValueError(f"{where}: {name} with {', '.join(unknown)} is not supported; {SUPPORTED}.")
         groups.append(group)
     new, old = groups
     if new.get("rope_type") == "default" and old.get("rope_type", "default") != "default":
-        del new["rope_type"]  # transformers 5 writes it where a published file had none
+        del new["rope_type"]  # transformers 5 writes "default" if a published file had no `rope_parameters`
     for key in new.keys() & old.keys():
         if new[key] != old[key]:
-            raise ValueError(f"{where}: rope_parameters has {key}={new[key]!r} and rope_scaling {key}={old[key]!r}: leave one of them out.")
+            raise ValueError(
+                f"{where}: rope_parameters has {key}={new[key]!r} but rope_scaling has {key}={old[key]!r}: remove one of them."
+            )
     return new | old
 
 
@@ -255,7 +258,7 @@ def _rope(architecture: str, stated: dict, defaults: dict, head_dim: int, where:
     partial = rope.get("partial_rotary_factor", stated.get("partial_rotary_factor"))
     if partial not in (None, 1):
         raise ValueError(f"{where}: partial_rotary_factor={partial} is not supported; {SUPPORTED}.")
-    for place in (stated, defaults):  # the base that is stated anywhere, and the architecture's only where none is
+    for place in (stated, defaults):  # a base that the file states, or else the architecture's default
         if place.get("rope_theta") is not None:
             rope.setdefault("rope_theta", place["rope_theta"])
     fields = {"rope_theta": _number(rope, "rope_theta", where)}
@@ -271,33 +274,38 @@ def _rope(architecture: str, stated: dict, defaults: dict, head_dim: int, where:
             original_length=_size(rope, "original_max_position_embeddings", where),
         )
         if fields["rope_scaling"].high_frequency_factor <= fields["rope_scaling"].low_frequency_factor:
-            raise ValueError(f"{where}: high_freq_factor must be greater than low_freq_factor.")
+            raise ValueError(
+                f"{where}: high_freq_factor={fields['rope_scaling'].high_frequency_factor} must be greater than "
+                f"low_freq_factor={fields['rope_scaling'].low_frequency_factor}."
+            )
     if multimodal:
         sections = rope.get("mrope_section")
         whole = isinstance(sections, list) and all(type(part) is int and part >= 0 for part in sections)
         if not whole or len(sections) != 3 or sum(sections) * 2 != head_dim:
-            raise ValueError(f"{where}: mrope_section={sections} must be three numbers that add to head_dim / 2 = {head_dim // 2}.")
+            raise ValueError(
+                f"{where}: mrope_section={sections} must be three whole numbers that add up to head_dim / 2 = {head_dim // 2}."
+            )
         fields["mrope_sections"] = tuple(sections)
     return fields
 
 
 def config_json(config: DecoderConfig, *, dtype: str, max_length: int, special: dict[str, int | None]) -> dict[str, Any]:
-    """A `config.json` for a decoder that came from no checkpoint: the architecture that has its switches.
+    """Makes a `config.json` for a decoder that was not loaded from a checkpoint, of the architecture that matches its switches.
 
     Args:
-      config: the decoder.
-      dtype: "float32", "bfloat16" or "float16": what the tensors are written in.
-      max_length: tokens; becomes `max_position_embeddings`.
-      special: `bos_token_id`, `eos_token_id`, `pad_token_id`.
+      config: the decoder's config.
+      dtype: dtype that the tensors are written in: "float32", "bfloat16" or "float16".
+      max_length: the value of `max_position_embeddings`, in tokens.
+      special: `bos_token_id`, `eos_token_id` and `pad_token_id`.
 
     Raises:
-      ValueError: no supported text architecture has these switches.
+      ValueError: if no supported text architecture has these switches.
     """
     if getattr(config, "mrope_sections", None):
-        raise ValueError("a vision-language model is saved with source_folder, the folder that it was loaded from.")
+        raise ValueError("to save a vision-language model, give source_folder, the folder that it was loaded from.")
     fits = [name for name, a in ARCHITECTURES.items() if (a.qkv_bias, a.qk_norm) == (config.qkv_bias, config.qk_norm)]
     if not fits:
-        raise ValueError(f"no supported architecture has qkv_bias={config.qkv_bias} with qk_norm={config.qk_norm}; {SUPPORTED}.")
+        raise ValueError(f"no supported architecture has both qkv_bias={config.qkv_bias} and qk_norm={config.qk_norm}; {SUPPORTED}.")
     if fits[0] == "LlamaForCausalLM" and config.embed_dim % config.num_heads:
         raise ValueError(f"LlamaForCausalLM needs embed_dim={config.embed_dim} to be a multiple of num_heads={config.num_heads}.")
     rope = {"rope_type": "default", "rope_theta": config.rope_theta}
@@ -329,7 +337,7 @@ def config_json(config: DecoderConfig, *, dtype: str, max_length: int, special: 
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A file's JSON object; raises ValueError where it holds none."""
+    """Reads a JSON object from a file; raises ValueError if the file holds anything else."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -341,7 +349,7 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def _absent(values: dict, key: str, where: str) -> bool:
     if key not in values:
-        raise ValueError(f"{where} lacks {key}.")
+        raise ValueError(f"{where} has no key {key}.")
     return values[key] is None
 
 

@@ -1,7 +1,7 @@
 """Saves the decoder's parameters as a Hugging Face model folder that transformers and serving engines load.
 
-The folder is written under a temporary name beside its own and renamed when it is whole, so a broken run leaves no half model.
-Tensors are gathered and written one at a time. In a run of several processes each calls, and process 0 writes.
+The folder is written under a temporary name in the same parent and renamed when it is complete, so an interrupted run leaves no
+partial model. Tensors are gathered and written one at a time. In a run of several processes, all must call, and process 0 writes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from stepreward.models.hugging_face_tensors import (
     write_safetensors,
 )
 
-# What a model folder holds beside its configuration and tensors: tokenizer, chat template, image processor.
+# Files of a model folder besides its configuration and tensors: tokenizer, chat template, image processor.
 COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -70,30 +70,31 @@ def save_pretrained(
     chat_template: str | None = None,
     generation: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes a model folder: `config.json`, `generation_config.json`, safetensors, and the tokenizer's files copied.
+    """Writes a model folder: `config.json`, `generation_config.json`, safetensors, and copies of the tokenizer's files.
 
     Args:
-      folder: what to make; it must not exist.
-      config, params: the decoder and its own parameters (adapters merged, or saved by `save_adapters`), wherever they live.
-      source_folder: the folder that the model was loaded from, which every process sees; gives the configuration, and the tensors
-        that `params` does not have (a vision tower). None describes the model from `config`.
-      tokenizer_folder: whose tokenizer, chat template and processor are copied; None is the source folder.
-      max_shard_bytes: the largest file of tensors, in bytes; a single larger tensor is a file of its own.
-      dtype: type of the tensors, fp32, bf16 or fp16; None is that of each parameter.
-      max_length: `max_position_embeddings` in tokens where no source folder gives it.
-      chat_template: takes the place of the tokenizer folder's, see `chat_template.with_defaults`. None keeps that.
-      generation: the settings of `generation_config.json`, beside the ids of special tokens. None keeps the source folder's.
+      folder: the folder to create; it must not exist.
+      config: the decoder's config.
+      params: the decoder's parameters, on any devices, without adapters (merge them, or save them with `save_adapters`).
+      source_folder: the folder that the model was loaded from, readable by every process. It provides the configuration and the
+        tensors that `params` lacks (such as a vision tower). None derives the configuration from `config`.
+      tokenizer_folder: the folder whose tokenizer, chat template and processor are copied; None uses the source folder.
+      max_shard_bytes: largest size of a file of tensors, in bytes; a single larger tensor gets a file of its own.
+      dtype: dtype of the tensors, fp32, bf16 or fp16; None keeps each parameter's own.
+      max_length: `max_position_embeddings` in tokens; ignored if there is a source folder.
+      chat_template: replaces the tokenizer folder's template, see `chat_template.with_defaults`. None keeps it.
+      generation: settings of `generation_config.json` besides the ids of special tokens. None keeps the source folder's.
 
     Returns:
       The folder.
 
     Raises:
-      ValueError: the folder exists; the source describes another model, or no architecture has the decoder's switches.
-      FileNotFoundError: no source or tokenizer folder.
-      OSError: the disk refuses.
+      ValueError: if the folder exists, the source folder describes another model, or no architecture has the decoder's switches.
+      FileNotFoundError: if the source or tokenizer folder does not exist.
+      OSError: if the folder cannot be written.
     """
     if isinstance(params, tuple):
-        raise ValueError("params must be one tree: merge the adapters into the base, or save them alone with save_adapters.")
+        raise ValueError("params is a pair (base, adapters): merge the adapters into the base, or save them alone with save_adapters.")
     source = None if source_folder is None else read_config(source_folder)
     beside = tokenizer_folder if tokenizer_folder is not None else source_folder
     if beside is not None and not Path(beside).is_dir():
@@ -118,18 +119,18 @@ def save_pretrained(
 
 @contextlib.contextmanager
 def new_folder(folder) -> Iterator[Path | None]:
-    """A temporary folder that becomes `folder` when the block ends well, and is removed when it does not.
+    """Yields a temporary folder that is renamed to `folder` if the block succeeds, and removed if it fails.
 
-    All processes enter; those other than the first get None. What the first cannot write is raised on all.
+    All processes must enter the block; process 0 gets the folder, the others get None. If process 0 cannot write, all raise.
 
     Raises:
-      ValueError: the folder exists.
-      OSError: the first process could not write.
+      ValueError: if the folder exists.
+      OSError: if process 0 could not write.
     """
     folder = Path(folder)
     first = jax.process_index() == 0
     if not _as_first_says(not folder.exists()):
-        raise ValueError(f"{str(folder)!r} exists; name a new folder or move the old one away.")
+        raise ValueError(f"{str(folder)!r} already exists; give a new folder, or move the old one away.")
     temporary, failure = folder.parent / f".{folder.name}.{secrets.token_hex(4)}", None
     try:
         if first:
@@ -159,33 +160,33 @@ class _caught(contextlib.AbstractContextManager):
 
 def _raise_on_all(error: OSError | None, folder: Path) -> None:
     if not _as_first_says(error is None):
-        raise error or OSError(f"process 0 could not write {str(folder)!r}; its own message says why.")
+        raise error or OSError(f"process 0 could not write {str(folder)!r}; see the error of process 0.")
 
 
 def _as_first_says(flag: bool) -> bool:
-    """The first process's flag, on every process."""
+    """Process 0's flag, returned on every process."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.broadcast_one_to_all(np.int32(flag)))
 
 
 def tensors_of(params, rules: tuple[Rule, ...], *, dtype=None, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Tensor]:
-    """A tree's parameters as tensors to write, in the order of the layers.
+    """The parameters of a tree as tensors to write, in the order of the layers.
 
     Args:
       params: the tree; layers may be listed or stacked.
-      rules: the names.
-      dtype: their type in the file; None is each parameter's own.
-      shapes: the shapes that tensors must have, where they are known (and cannot be told from ours).
+      rules: the tensor of each parameter.
+      dtype: dtype in the file; None keeps each parameter's own.
+      shapes: shapes in the file by tensor name, if a source folder gives them; some cannot be derived from the parameters' shapes.
 
     Raises:
-      ValueError: a leaf has no rule, or a type that is not fp32, fp16 or bf16.
+      ValueError: if a leaf has no rule, or its dtype is not fp32, fp16 or bf16.
     """
     tensors = []
     for leaf, parameter in zip(jax.tree.leaves(params), match(params, rules), strict=True):
         target = np.dtype(dtype or leaf.dtype)
         if target not in _NAMES:
-            raise ValueError(f"{parameter.path} cannot be written as {target}; there are: {', '.join(_NAMES.values())}.")
+            raise ValueError(f"{parameter.path} cannot be written as {target}; choose one of {', '.join(_NAMES.values())}.")
         for layer, name in enumerate(parameter.names):
             layout = Layout(parameter.layout, parameter.shape, (shapes or {}).get(name))
             settings = (parameter.layout, parameter.shape, layout.file, target.name)
@@ -210,7 +211,7 @@ def _in_file_order(array, layer, layout: str, shape, file, dtype: str):
 
 
 def _write_shards(folder: Path | None, tensors: list[Tensor], max_shard_bytes: float) -> None:
-    """Writes the files and their index. All tensors are fetched even if a file cannot be written: other processes wait there."""
+    """Writes the files and their index. All tensors are fetched even if a file cannot be written, because fetching is a collective."""
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(t.nbytes for t in shards[-1]) + tensor.nbytes > max_shard_bytes:
@@ -235,9 +236,9 @@ def _write_shards(folder: Path | None, tensors: list[Tensor], max_shard_bytes: f
 
 
 def _carried(checkpoint: Checkpoint, have: set[str], config: DecoderConfig) -> list[Tensor]:
-    """The source's other tensors, as they are."""
+    """The tensors of the source folder that are not in `have`, unchanged."""
 
-    def fetch(name):  # the other processes have nothing to do for these
+    def fetch(name):  # process 0 reads these from the file; the others do nothing
         whole = tuple(slice(0, size) for size in checkpoint.shapes[name])
         return checkpoint.read(name, whole) if jax.process_index() == 0 else None
 
@@ -247,7 +248,7 @@ def _carried(checkpoint: Checkpoint, have: set[str], config: DecoderConfig) -> l
 
 
 def _with_dtype(description: dict[str, Any], dtype: str) -> dict[str, Any]:
-    """A config.json with the type of the tensors, under the key that it has for it and in its text part too."""
+    """Sets the dtype of the tensors in a config.json, under the keys that it already has and in its text part too."""
     known = lambda part: {key: dtype for key in ("dtype", "torch_dtype") if key in part}
     changed = {**description, **(known(description) or {"dtype": dtype})}
     if "text_config" in changed:
@@ -258,12 +259,12 @@ def _with_dtype(description: dict[str, Any], dtype: str) -> dict[str, Any]:
 def _check_same(config: DecoderConfig, fields: dict[str, Any], where: str) -> None:
     other = {name: value for name, value in fields.items() if getattr(config, name, value) != value}
     if other:
-        told = "; ".join(f"{name} is {value} there and {getattr(config, name)} here" for name, value in other.items())
+        told = "; ".join(f"its {name} is {value}, but this model's is {getattr(config, name)}" for name, value in other.items())
         raise ValueError(f"source_folder {where!r} describes another model: {told}.")
 
 
 def _write_generation(folder: Path, source, description: dict[str, Any], settings: dict[str, Any] | None) -> None:
-    """Writes `generation_config.json`: the source's own, or these settings with the ids of the special tokens that it states."""
+    """Writes `generation_config.json`: the source's own, or `settings` with the source's ids of special tokens."""
     file = None if source is None else Path(source) / "generation_config.json"
     stated = read_json(file) if file is not None and file.is_file() else description
     special = {key: stated[key] for key in _SPECIAL if stated.get(key) is not None}
@@ -273,7 +274,7 @@ def _write_generation(folder: Path, source, description: dict[str, Any], setting
 
 
 def copy_tokenizer(folder: Path, beside, chat_template: str | None = None, *, pictures: bool = True) -> None:
-    """Copies a tokenizer with its chat template, and the processor of pictures where there are any; nothing from None."""
+    """Copies the tokenizer, its chat template and, with `pictures`, the image processor from the folder `beside`, if it is given."""
     for name in COPIED if beside is not None else ():
         if not pictures and "processor" in name:
             continue
@@ -286,9 +287,9 @@ def copy_tokenizer(folder: Path, beside, chat_template: str | None = None, *, pi
 
 
 def holds(folder, config: DecoderConfig, params) -> bool:
-    """Whether a model folder describes this decoder and holds exactly these numbers, whatever types it keeps them in.
+    """Whether a model folder describes this decoder and holds exactly these values, in whatever dtype it stores them.
 
-    It reads and compares a tensor at a time.
+    Reads and compares one tensor at a time.
     """
     source, checkpoint = read_config(folder), Checkpoint(folder)
     if any(getattr(config, name, value) != value for name, value in source.fields.items()):
@@ -303,7 +304,7 @@ def holds(folder, config: DecoderConfig, params) -> bool:
 
 
 def _special_tokens(folder) -> dict[str, int | None]:
-    """The ids of a tokenizer folder's special tokens, None where it names none."""
+    """The ids of a tokenizer folder's special tokens; None for a token that it does not name."""
     found = dict.fromkeys(_SPECIAL)
     files = [Path(folder or "") / name for name in ("tokenizer_config.json", "tokenizer.json")]
     if folder is None or not all(file.is_file() for file in files):

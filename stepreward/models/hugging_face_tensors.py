@@ -1,7 +1,7 @@
-"""Which tensor of a checkpoint is which parameter, how their axes correspond, and the safetensors files themselves.
+"""Maps tensors of a checkpoint to parameters and their axes, and reads and writes safetensors files.
 
-A rule reads `(n h) e -> e n h`: the file's tensor has the axes n·h and e, our parameter e, n and h. Loading, loading a slice
-and saving all follow from that one line. Other models (a vision tower) bring their own table of rules.
+The rule `(n h) e -> e n h` means that the tensor in the file has the axes n·h and e, and our parameter has e, n and h. Loading,
+loading a slice and saving all follow from this one line. Other models (such as a vision tower) have their own table of rules.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
-# Tensors that may be in a file without being a parameter: tables of rotary frequencies, which older versions saved.
+# Tensors in a file that are not parameters: tables of rotary frequencies, which older versions of transformers saved.
 NOT_PARAMETERS = re.compile(r"(^|\.)rotary_emb\.(inv_freq|original_inv_freq)$")
 
 
@@ -30,9 +30,10 @@ class Rule(NamedTuple):
     """One parameter and its tensor.
 
     Attributes:
-      path: our path, `{}` where a list has an index; a stacked parameter's path lacks `{}/` and its array has one more axis.
-      name: the checkpoint's name, `{}` where the index stands.
-      layout: the file's axes `->` ours; axes in brackets are merged into one, the first being the slowest.
+      path: our path, with `{}` for the index of a layer. The path of a stacked parameter has no `{}/`, and its array has one more
+        axis.
+      name: the checkpoint's name of the tensor, with `{}` for the index.
+      layout: the file's axes `->` our axes; axes in brackets are merged into one, the first varying slowest.
     """
 
     path: str
@@ -66,7 +67,7 @@ DECODER_TENSORS = (
     Rule("head", "lm_head.weight", "v e -> e v"),
 )
 
-# Names that vision-language checkpoints have had over time -> the one in the tables.
+# Prefixes that versions of vision-language checkpoints have used -> the prefix in the tables of rules.
 _RENAMED = (
     (re.compile(r"^((?:base_model\.model\.)?)model\.language_model\."), r"\1model."),
     (re.compile(r"^((?:base_model\.model\.)?)language_model\.model\."), r"\1model."),
@@ -76,12 +77,12 @@ _RENAMED = (
 
 
 class Layout:
-    """A rule's layout bound to sizes: moves arrays and slices between the file's axes and ours.
+    """A rule's layout with concrete sizes: converts arrays and slices between the file's axes and ours.
 
-    The *fine* axes are the file's with every bracket opened, in the file's order.
+    The *fine* axes are the file's axes in the file's order, with every bracket split into its parts.
 
     Raises:
-      ValueError: the shapes do not follow the layout.
+      ValueError: if the shapes do not match the layout.
     """
 
     def __init__(self, layout: str, ours: tuple[int, ...], file: tuple[int, ...] | None = None):
@@ -100,21 +101,21 @@ class Layout:
             raise ValueError(f"the file has {file}, expected {self.file}")
 
     def to_ours(self, fine_array):
-        """Fine axes to our shape."""
+        """Converts an array with fine axes to our shape."""
         return fine_array.transpose(self.order).reshape(self.ours)
 
     def to_file(self, our_array):
-        """Our shape to the file's."""
+        """Converts an array of our shape to the file's shape."""
         fine = our_array.reshape([self.fine[axis] for axis in self.order]).transpose(np.argsort(self.order))
         return fine.reshape(self.file)
 
     def fine_spec(self, spec: tuple) -> tuple:
-        """The partition of the fine axes under which a device needs no other's data to make its part of ours."""
+        """The partition of the fine axes under which each device can make its part of our array without data from other devices."""
         split = {axes[0]: part for axes, part in zip(self.our_axes, spec) if len(axes) == 1}
         return tuple(split.get(name) for name in self.names)
 
     def read(self, read: Callable[[tuple[slice, ...]], np.ndarray], index: tuple[slice, ...]) -> np.ndarray:
-        """The slice `index` of the fine axes, read as the smallest box of the file's axes that holds it."""
+        """Reads the slice `index` of the fine axes through the smallest box of the file's axes that contains it."""
         bounds = dict(zip(self.names, (s.indices(size)[:2] for s, size in zip(index, self.fine))))
         box, shape, cut = [], [], []
         for axes in self.file_axes:
@@ -131,14 +132,14 @@ def _axes(side: str) -> list[list[str]]:
 
 
 class Parameter(NamedTuple):
-    """A parameter and its tensors: one, or one a layer where it is stacked.
+    """A parameter and its tensors: one tensor, or one a layer if the parameter is stacked.
 
     Attributes:
-      path: ours, as `layers/0/attention/query`.
-      names: the checkpoint's names (of the tables).
+      path: our path, such as `layers/0/attention/query`.
+      names: the tensors' names as in the tables of rules.
       layout: the rule's layout.
-      shape: our shape of one tensor, without the axis of the layers.
-      stacked: whether the array has that axis.
+      shape: our shape of one tensor, without the layer axis.
+      stacked: whether the array has a leading layer axis.
     """
 
     path: str
@@ -149,21 +150,21 @@ class Parameter(NamedTuple):
 
 
 def file_axes(layout: str) -> list[list[str]]:
-    """The axes that each axis of the file's tensor merges."""
+    """For each axis of the file's tensor, the axes that are merged in it."""
     return _axes(layout.split("->")[0])
 
 
 def path_name(path) -> str:
-    """`layers/0/attention/query` of a path of `jax.tree_util`."""
+    """Converts a key path of `jax.tree_util` to a string such as `layers/0/attention/query`."""
     keys = (getattr(p, "key", getattr(p, "idx", None)) for p in path)
     return "/".join(str(key) for key in keys if key is not None)
 
 
 def match(tree, rules: Iterable[Rule]) -> list[Parameter]:
-    """The rule of every leaf of a tree of arrays (or of their shapes), in the tree's order.
+    """Finds the rule of every leaf of a tree of arrays (or of shapes), in the tree's order.
 
     Raises:
-      ValueError: a leaf has no rule.
+      ValueError: if a leaf has no rule.
     """
     listed = {rule.path: rule for rule in rules}
     stacked = {rule.path.replace("{}/", ""): rule for rule in rules if "{}" in rule.path}
@@ -174,7 +175,7 @@ def match(tree, rules: Iterable[Rule]) -> list[Parameter]:
         key = "/".join("{}" if part.isdigit() else part for part in path.split("/"))
         rule = listed.get(key) or stacked.get(key)
         if rule is None:
-            raise ValueError(f"the parameter {path!r} has no place in a Hugging Face checkpoint.")
+            raise ValueError(f"the parameter {path!r} has no counterpart in a Hugging Face checkpoint: there is no rule for it.")
         if key in listed:
             found.append(Parameter(path, (rule.name.format(*index),), rule.layout, leaf.shape, False))
         else:
@@ -184,15 +185,15 @@ def match(tree, rules: Iterable[Rule]) -> list[Parameter]:
 
 
 class Checkpoint:
-    """The tensors of a folder's safetensors files; nothing is read but headers and the slices asked for.
+    """The tensors of a folder's safetensors files. Only headers and the requested slices are read.
 
     Attributes:
-      folder: where they are.
-      shapes, dtypes: of every tensor, by the tables' name.
+      folder: the folder.
+      shapes, dtypes: shape and dtype of every tensor, by its name in the tables of rules.
 
     Raises:
-      FileNotFoundError: the folder holds no safetensors, or its index names an absent file.
-      ValueError: a file is cut short or damaged, a tensor is of another type than fp32, fp16 or bf16, or the index is wrong.
+      FileNotFoundError: if the folder holds no safetensors, or its index names a missing file.
+      ValueError: if a file is truncated or damaged, or the index is invalid.
     """
 
     def __init__(self, folder, single: str = SINGLE, index: str = INDEX):
@@ -209,28 +210,31 @@ class Checkpoint:
             self._open(self.folder / file)
         absent = [name for name in promised if canonical(name) not in self._places]
         if absent:
-            raise ValueError(f"{str(self.folder / index)!r} promises the tensor {absent[0]!r}, which {promised[absent[0]]} lacks.")
+            raise ValueError(
+                f"{str(self.folder / index)!r} says that {promised[absent[0]]} holds the tensor {absent[0]!r}, but it does not: copy or "
+                "download the folder again."
+            )
 
     def _no_files(self, single: str) -> None:
         pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in self.folder.glob(pattern))
         if pickles:
             raise FileNotFoundError(
-                f"{str(self.folder)!r} holds {pickles[0]} and no {single}: a pickle can run code when it is opened, so it is not "
-                "read; convert it to safetensors (transformers: load it where it is trusted, then save_pretrained)."
+                f"{str(self.folder)!r} holds {pickles[0]} but no {single}. Pickle files are not read because they can run code: "
+                "convert it to safetensors (if you trust it, load it with transformers and call save_pretrained)."
             )
-        raise FileNotFoundError(f"{str(self.folder)!r} holds no {single} and no index of one.")
+        raise FileNotFoundError(f"{str(self.folder)!r} holds neither {single} nor an index of several such files.")
 
     def _index(self, file: Path) -> dict[str, str]:
         try:
             promised = json.loads(file.read_text(encoding="utf-8"))["weight_map"]
             names = set(promised.values())
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{str(file)!r} is not an index: it must hold a JSON object with weight_map.") from None
+            raise ValueError(f"{str(file)!r} is not an index: it must hold a JSON object with the key weight_map.") from None
         for name in sorted(map(str, names)):
             if Path(name).name != name:
-                raise ValueError(f"{str(file)!r} names {name!r}, which is not a file of its folder.")
+                raise ValueError(f"{str(file)!r} names {name!r}, but an index may only name files in its own folder.")
             if not (self.folder / name).is_file():
-                raise FileNotFoundError(f"{str(file)!r} names {name}, which is not there: copy or download it.")
+                raise FileNotFoundError(f"{str(file)!r} names {name}, which is missing: copy or download it.")
         return promised
 
     def _open(self, file: Path) -> None:
@@ -240,36 +244,36 @@ class Checkpoint:
                     part = handle.get_slice(name)
                     self._add(file, name, tuple(part.get_shape()), part.get_dtype())
         except SafetensorError as error:
-            raise ValueError(f"{str(file)!r} is cut short or damaged ({error}): copy or download it again.") from None
+            raise ValueError(f"{str(file)!r} is truncated or damaged ({error}): copy or download it again.") from None
 
     def _add(self, file: Path, name: str, shape: tuple[int, ...], dtype: str) -> None:
         known = canonical(name)
         if known in self._places:
-            raise ValueError(f"{str(self.folder)!r} holds the tensor {name!r} twice.")
+            raise ValueError(f"{str(self.folder)!r} holds the tensor {name!r} twice, possibly under two names: remove one of them.")
         self._places[known], self.shapes[known] = (file, name), shape
         self.dtypes[known] = DTYPES.get(dtype, dtype)
 
     def original(self, name: str) -> str:
-        """The name in the file."""
+        """The tensor's name in the file."""
         return self._places[name][1]
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of a tensor. The file is opened anew each time: a mapped file's pages count as this process's memory."""
+        """Reads a slice of a tensor. The file is opened for each slice because the pages of a mapped file count as memory in use."""
         file, original = self._places[name]
         with safe_open(file, "np") as handle:
             return handle.get_slice(original)[index]
 
     def layout(self, parameter: Parameter, name: str) -> Layout:
-        """The layout of a tensor that must be there.
+        """The layout of a parameter's tensor.
 
         Raises:
-          ValueError: it is missing, or of another shape or type.
+          ValueError: if the tensor is missing, has the wrong shape, or is not fp32, fp16 or bf16.
         """
         where = str(self.folder)
         if name not in self.shapes:
-            raise ValueError(f"{where!r} lacks the tensor {name!r} ({parameter.path}).")
+            raise ValueError(f"{where!r} has no tensor {name!r} (our {parameter.path}).")
         if self.dtypes[name] not in DTYPES.values():
-            raise ValueError(f"{where!r}: the tensor {name!r} is of type {self.dtypes[name]}; fp32, fp16 and bf16 are read.")
+            raise ValueError(f"{where!r}: the tensor {name!r} has type {self.dtypes[name]}; only fp32, fp16 and bf16 are read.")
         try:
             return Layout(parameter.layout, parameter.shape, self.shapes[name])
         except (ValueError, KeyError):
@@ -277,19 +281,19 @@ class Checkpoint:
         try:
             expected = Layout(parameter.layout, parameter.shape).file
         except (ValueError, KeyError):
-            expected = f"one of {math.prod(parameter.shape)} numbers"
+            expected = f"a shape with {math.prod(parameter.shape)} elements"
         raise ValueError(f"{where!r}: the tensor {name!r} has shape {self.shapes[name]}, expected {expected}.")
 
 
 def canonical(name: str) -> str:
-    """The tables' name of a checkpoint's tensor."""
+    """The name in the tables of rules for a tensor of a checkpoint."""
     for pattern, new in _RENAMED:
         name = pattern.sub(new, name)
     return name
 
 
 class Tensor(NamedTuple):
-    """A tensor to write: its name and shape in the file, and a function that brings its numbers to the host."""
+    """A tensor to write: its name, shape and dtype in the file, and a function that fetches its values to the host."""
 
     name: str
     shape: tuple[int, ...]
@@ -302,17 +306,17 @@ class Tensor(NamedTuple):
 
 
 def write_safetensors(file, tensors: list[Tensor], *, writer: bool = True) -> None:
-    """Writes one safetensors file, tensor by tensor: the host holds one at a time.
+    """Writes one safetensors file, tensor by tensor; the host holds one tensor at a time.
 
     Args:
-      file: the path, which is replaced.
-      tensors: what it holds.
-      writer: False only fetches (where fetching is a collective, every process must call, and one writes).
+      file: the path of the file, which is replaced if it exists.
+      tensors: the tensors to write.
+      writer: False fetches the tensors without writing. Fetching may be a collective: then every process calls, and one writes.
 
     Raises:
-      OSError: it cannot be written; raised after all tensors were fetched, so that no other process waits for ever.
+      OSError: if the file cannot be written. It is raised after all tensors are fetched, so that no other process waits forever.
     """
-    tensors = sorted(tensors, key=lambda t: -t.dtype.itemsize)  # so that every tensor begins at a multiple of its item size
+    tensors = sorted(tensors, key=lambda t: -t.dtype.itemsize)  # so that every tensor starts at a multiple of its item size
     failure, handle = None, None
     try:
         handle = open(file, "wb") if writer else None

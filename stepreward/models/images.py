@@ -1,4 +1,4 @@
-"""Images to patches, by the published image processor of the Qwen2-VL family; neither torch nor torchvision is needed."""
+"""Cuts images into patches with the published image processor of the Qwen2-VL family; needs neither torch nor torchvision."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from stepreward.models.vision import VisionConfig, VisionInputs
 from stepreward.models.vision_inputs import Images, image_tokens, lay_out, vision_inputs, windows
 
-# What of a `preprocessor_config.json` says how an image becomes patches; the rest is bookkeeping.
+# The keys of `preprocessor_config.json` that determine how an image becomes patches; the others do not affect the result.
 _SETTINGS = (
     "do_resize", "resample", "size", "min_pixels", "max_pixels", "do_rescale", "rescale_factor", "do_normalize", "image_mean",
     "image_std", "do_convert_rgb", "patch_size", "temporal_patch_size", "merge_size",
@@ -24,50 +24,54 @@ _NAME = "preprocessor_config.json"
 
 
 def preprocess_images(images: Sequence[np.ndarray], processor: str | os.PathLike | Mapping) -> Images:
-    """Resizes images (sides to multiples of patch × merge, the area within min_pixels … max_pixels), normalises and cuts them.
+    """Resizes images, normalises them and cuts them into patches.
+
+    Resizing makes sides multiples of patch × merge pixels and keeps the area between min_pixels and max_pixels.
 
     Args:
       images: uint8 `[H, W, 3]` each, of any sizes.
-      processor: a model folder with a `preprocessor_config.json`, or such settings as a mapping (missing ones take the family's
-        defaults; {} is fine).
+      processor: a model folder with a `preprocessor_config.json`, or its settings as a mapping. Missing settings take the family's
+        defaults, so {} is allowed.
 
     Returns:
       patches float32 `[P, D]` and grids int64 `[I, 3]`; see `vision_inputs.Images`.
 
     Raises:
-      FileNotFoundError: the folder has no such file.
-      ValueError: an image is not uint8 `[H, W, 3]`, has no pixels or sides that the processor refuses, or is not resized and no whole
-        number of squares; the file is not JSON.
+      FileNotFoundError: if the folder has no `preprocessor_config.json`.
+      ValueError: if an image is empty or not uint8 `[H, W, 3]`; if the processor refuses its shape; if it is not resized and does
+        not consist of whole squares; or if the file is not JSON.
     """
     for index, image in enumerate(images):
         if np.ndim(image) != 3 or np.shape(image)[2] != 3 or not np.size(image) or np.asarray(image).dtype != np.uint8:
-            raise ValueError(f"image {index} is {np.asarray(image).dtype}{np.shape(image)}; give uint8 [H, W, 3].")
+            raise ValueError(f"image {index} is {np.asarray(image).dtype}{np.shape(image)}; it must be a non-empty uint8 [H, W, 3].")
     settings = processor_settings(processor)
     side = settings.get("patch_size", 14) * settings.get("merge_size", 2)
     for index, image in enumerate(images):
         if not settings.get("do_resize", True) and (image.shape[0] % side or image.shape[1] % side):
             raise ValueError(
-                f"image {index} has {image.shape[0]} × {image.shape[1]} pixels, read as they are in squares of {side} × {side}: "
-                "give whole squares, or a processor that resizes."
+                f"image {index} has {image.shape[0]} × {image.shape[1]} pixels, which is not a whole number of squares of {side} × {side}, "
+                "and the processor does not resize: give whole squares, or a processor that resizes."
             )
     process = _processor(json.dumps(settings, sort_keys=True))
     try:
         found = process(images=list(images), input_data_format="channels_last", return_tensors="np")
-    except ValueError as error:  # sides of a ratio that it does not take
+    except ValueError as error:  # an aspect ratio that the processor refuses
         sizes = ", ".join(f"{image.shape[0]} × {image.shape[1]}" for image in images)
-        raise ValueError(f"the processor does not take images of {sizes} pixels: {error}") from None
+        raise ValueError(f"the image processor refuses images of {sizes} pixels: {error}") from None
     return Images(np.asarray(found["pixel_values"], np.float32), np.asarray(found["image_grid_thw"], np.int64))
 
 
 def native_settings(config: VisionConfig) -> dict:
-    """Settings of an image processor that reads pixels as they are, for a tower without a model folder; colours from −1 to 1."""
+    """Image-processor settings for a tower without a model folder: no resizing, and colours scaled to [−1, 1]."""
     sizes = {"patch_size": config.patch_size, "temporal_patch_size": config.temporal_patch, "merge_size": config.merge}
     return {"do_resize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3, **sizes}
 
 
 def processor_settings(processor: str | os.PathLike | Mapping) -> dict:
-    """The settings in a model folder's `preprocessor_config.json` (or a mapping) that say how an image becomes patches; arguments
-    and errors as in `preprocess_images`."""
+    """The settings in a model folder's `preprocessor_config.json` (or in a mapping) that determine how an image becomes patches.
+
+    The argument and the errors are those of `preprocess_images`.
+    """
     if not isinstance(processor, Mapping):
         file = Path(processor) / _NAME
         if not file.is_file():
@@ -81,20 +85,20 @@ def processor_settings(processor: str | os.PathLike | Mapping) -> dict:
 
 @functools.lru_cache(maxsize=8)
 def _processor(settings: str):
-    from transformers import Qwen2VLImageProcessorPil  # a second to import, and only needed with images
+    from transformers import Qwen2VLImageProcessorPil  # takes a second to import, and only images need it
 
     return Qwen2VLImageProcessorPil(**json.loads(settings))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageReader:
-    """How the images of a run become inputs of its model, in arrays of one shape.
+    """Converts the images of a run to inputs of its model, in arrays of fixed shape.
 
     Attributes:
-      config: the model's vision tower.
-      settings: of the image processor, see `processor_settings`.
-      blocks, block_patches: how much a row of tokens may hold of images, see `vision_inputs.vision_inputs`.
-      most_tokens: placeholder tokens of the largest image that this is the room for.
+      config: the config of the model's vision tower.
+      settings: the settings of the image processor, see `processor_settings`.
+      blocks, block_patches: blocks of a row and patches of a block, see `vision_inputs.vision_inputs`.
+      most_tokens: placeholder tokens of the largest image that fits.
     """
 
     config: VisionConfig
@@ -107,28 +111,32 @@ class ImageReader:
     def sized(
         cls, config: VisionConfig, processor: str | os.PathLike | Mapping, images: Sequence[np.ndarray], most_tokens: int = 0
     ) -> ImageReader:
-        """The reader with just the room that a row needs which holds one of these images, or one of at most `most_tokens` tokens.
+        """Makes the reader with the smallest arrays that hold any one of these images, or any image of at most `most_tokens` tokens.
 
         Args:
-          config: the model's vision tower.
+          config: the config of the model's vision tower.
           processor: as in `preprocess_images`.
-          images: uint8 `[H, W, 3]`, of any sizes.
-          most_tokens: placeholder tokens that other images may have, whatever their shape; 0: none have more than those given.
+          images: uint8 `[H, W, 3]`, of any sizes, at least one.
+          most_tokens: the largest number of placeholder tokens of further images of any shape; 0 means that no other image is
+            larger than those given.
 
         Raises:
-          ValueError: processor and tower cut images in different ways; no image can be read, or one is larger than `most_tokens`.
+          ValueError: if the processor and the tower have different patch sizes, an image cannot be read, or an image has more than
+            `most_tokens` tokens.
         """
         settings = processor_settings(processor)
         ours = {"patch_size": config.patch_size, "temporal_patch_size": config.temporal_patch, "merge_size": config.merge}
         theirs = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2} | settings
         for name, size in ours.items():
             if theirs[name] != size:
-                raise ValueError(f"the processor has {name}={theirs[name]}, the vision tower {size}: take both from one model.")
+                raise ValueError(
+                    f"the image processor has {name}={theirs[name]}, but the vision tower has {size}: take both from one model."
+                )
         grids = {tuple(map(int, preprocess_images([image], settings).grids[0])) for image in images}
         largest = max(image_tokens(config, grid) for grid in grids)
         if most_tokens and largest > most_tokens:
-            raise ValueError(f"an image has {largest} tokens, more than the {most_tokens} that it may have.")
-        sides = {(side, most_tokens // side) for side in range(1, most_tokens + 1)}  # the largest shapes of so many tokens
+            raise ValueError(f"an image has {largest} tokens, more than the limit of {most_tokens}.")
+        sides = {(side, most_tokens // side) for side in range(1, most_tokens + 1)}  # the largest shapes within the limit
         sides = {(rows, columns) for rows, columns in sides if (rows, columns + 1) not in sides and (rows + 1, columns) not in sides}
         grids |= {(1, rows * config.merge, columns * config.merge) for rows, columns in sides}
         patches = max(len(squares) for grid in grids for _, squares in windows(config, [grid])) * config.merge**2
@@ -136,32 +144,32 @@ class ImageReader:
         return cls(config, settings, blocks, patches, max(largest, most_tokens))
 
     def read(self, image: np.ndarray) -> Images:
-        """One uint8 `[H, W, 3]` image as patches.
+        """Cuts one uint8 `[H, W, 3]` image into patches.
 
         Raises:
-          ValueError: it cannot be read, see `preprocess_images`, or is larger than there is room for.
+          ValueError: if the image cannot be read (see `preprocess_images`) or does not fit.
         """
         images = preprocess_images([image], self.settings)
         grid = tuple(map(int, images.grids[0]))
         if not _has_room(self.config, grid, self.blocks, self.block_patches):
             raise ValueError(
-                f"a picture of {image.shape[0]} × {image.shape[1]} pixels has {image_tokens(self.config, grid)} tokens, and there is room "
-                f"for {self.most_tokens}: set rollout.max_image_tokens to the most that a picture has, and rollout.max_prompt_tokens and "
-                "rollout.max_row_tokens above it."
+                f"an image of {image.shape[0]} × {image.shape[1]} pixels has {image_tokens(self.config, grid)} tokens, but there is room "
+                f"for only {self.most_tokens}: set rollout.max_image_tokens to the tokens of the largest image, and raise "
+                "rollout.max_prompt_tokens and rollout.max_row_tokens above it."
             )
         return images
 
     def tokens(self, images: Images) -> list[int]:
-        """How many placeholder tokens each image stands for."""
+        """The number of placeholder tokens of each image."""
         return [image_tokens(self.config, grid) for grid in images.grids]
 
     def inputs(self, tokens, images, length: int, *, start=None, sampled=None) -> VisionInputs:
-        """`vision_inputs` of some rows in this reader's shapes."""
+        """`vision_inputs` of some rows, in this reader's shapes."""
         sizes = dict(length=length, blocks=self.blocks, block_patches=self.block_patches)
         return vision_inputs(tokens, images, self.config, start=start, sampled=sampled, **sizes)
 
     def shapes(self, rows: int, length: int) -> VisionInputs:
-        """What `inputs` returns for so many rows of so many tokens, as `jax.ShapeDtypeStruct`."""
+        """The shapes and dtypes of what `inputs` returns for `rows` rows of `length` tokens, as `jax.ShapeDtypeStruct`."""
         one = self.inputs([np.zeros(length, np.int32)], [None], length)
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
 
@@ -173,7 +181,7 @@ def _has_room(config: VisionConfig, grid: tuple[int, int, int], blocks: int, blo
 
 
 def join_images(parts: Sequence[Images | None]) -> Images | None:
-    """The images of several turns as those of one row; None where there are none."""
+    """Joins the images of several turns into those of one row; None if there are none."""
     parts = [part for part in parts if part is not None]
     if not parts:
         return None

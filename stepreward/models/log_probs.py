@@ -1,4 +1,4 @@
-"""Log-probabilities and entropies of given tokens, without ever holding `[R, L, V]`."""
+"""Log-probabilities and entropies of given tokens, computed without storing logits `[R, L, V]`."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def token_log_probs(
     dropout_key: Array | None = None,
     vision=None,
 ) -> tuple[Array, Array]:
-    """Log-probability of each token given the earlier tokens of its segment, and the entropy it was drawn with.
+    """Log-probability of each token given the earlier tokens of its segment, and the entropy of the distribution it was drawn from.
 
     log p(xₗ | x_<ₗ) = zₗ[xₗ] − logsumexp(zₗ),  z = logits / temperature,  in fp32.
 
     Args:
-      graphdef, params: the decoder, see `decoder.build`.
+      graphdef, params: the decoder's graph and parameters, see `decoder.build`.
       tokens_RxL, positions_RxL, segment_ids_RxL: int32 rows as in `Batch`.
-      temperature: the sampling temperature, so that these equal the sampler's own log-probabilities.
-      chunk: logits are formed for about this many tokens at a time, for one position of every row at least (and again in the
-        backward pass). None: `default_chunk`.
-      action_mask_RxL, max_actions: with both, only the first `max_actions` action tokens of each row are computed, and all else
-        is 0: cheaper where answers are short.
-      dropout_key: for training with an adapter's dropout.
+      temperature: the sampling temperature, so that the result equals the sampler's own log-probabilities; 0 (greedy) counts as 1.
+      chunk: the number of tokens whose logits exist at a time, rounded to at least one position of every row. The backward pass
+        recomputes them. None uses `default_chunk`.
+      action_mask_RxL, max_actions: if both are given, only the first `max_actions` action tokens of each row are computed and all
+        other results are 0. This is cheaper if answers are short.
+      dropout_key: PRNG key of the adapters' dropout in training; None applies no dropout.
       vision: `VisionInputs` of the rows, or None.
 
     Returns:
-      `log_prob[R, L]` and `entropy[R, L]` in nats, fp32, aligned with `tokens`; 0 at the first token of a segment, which nothing
-      predicts.
+      `log_prob[R, L]` and `entropy[R, L]` in nats, fp32, aligned with `tokens`. Both are 0 at the first token of a segment, because
+      nothing predicts it.
     """
     return log_probs_and_values(
         graphdef,
@@ -78,11 +78,11 @@ def log_probs_and_values(
     dropout_key: Array | None = None,
     vision=None,
 ) -> tuple[Array, Array, Array | None]:
-    """`token_log_probs`, and what a scalar head says of the same hidden states, from one pass: `value[R, L]` *before* each token.
+    """`token_log_probs` and the outputs of a scalar head from one pass: `value[R, L]` reads the hidden state *before* each token.
 
     Args:
-      head: parameters of the head (see `models.heads`), or None: then there are no values.
-      others: as in `token_log_probs`.
+      graphdef, params: as in `token_log_probs`, like all arguments not listed here.
+      head: parameters of the head (see `models.heads`); None returns None for the values.
     """
     length = tokens_RxL.shape[1]
     read = partial(hidden_states, graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL, dropout_key=dropout_key, vision=vision)
@@ -101,8 +101,8 @@ def log_probs_and_values(
 
 
 def _chunked_log_probs(hidden_RxQxE, targets_RxQ, head_ExV, temperature, chunk, mesh) -> tuple[Array, Array]:
-    """Chosen log-probabilities and entropies `[R, Q]`, with logits for about `chunk` tokens at a time: a few positions of all rows,
-    so that rows that are split over devices stay so."""
+    """Log-probabilities of the targets and entropies, `[R, Q]`, with logits for about `chunk` tokens at a time. A chunk is a few
+    positions of all rows, so that rows remain split over devices."""
     rows, asked, _ = hidden_RxQxE.shape
     chunk = chunk or default_chunk(head_ExV.shape[1], 1 if mesh is None else mesh.size)
     count = -(-asked // max(1, chunk // rows))
@@ -118,14 +118,14 @@ def _chunked_log_probs(hidden_RxQxE, targets_RxQ, head_ExV, temperature, chunk, 
 
 
 def default_chunk(vocab_size: int, devices: int = 1) -> int:
-    """Tokens whose logits are held at once: on each device 256 MiB of them in fp32, between 64 and 1,024 whole tokens."""
+    """Tokens in a chunk of logits: as many as 256 MiB of fp32 logits hold, but from 64 to 1,024, times the number of devices."""
     return devices * max(64, min(1024, 2**26 // vocab_size))
 
 
 @partial(jax.checkpoint, static_argnums=(1, 2))
 def _chunk(head_ExV, temperature, mesh, inputs):
-    """log p = z_x − log Σ eᶻ and H = log Σ eᶻ − Σ p·z: sums over the vocabulary only, which may be split over devices. The rows
-    then travel to the head's slices, which are larger."""
+    """log p = z_x − log Σ eᶻ and H = log Σ eᶻ − Σ p·z. Both need only sums over the vocabulary, which may be split over devices.
+    Rows are then sent to the slices of the head, because the slices are larger."""
     hidden_RxQxE, targets_RxQ = inputs
     hidden_RxQxE = constrain(hidden_RxQxE, mesh, "vocab_rows")
     rows, asked, width = hidden_RxQxE.shape

@@ -1,4 +1,4 @@
-"""The norm of every transformer here."""
+"""RMSNorm, the normalisation of the decoder and the vision tower."""
 
 from __future__ import annotations
 

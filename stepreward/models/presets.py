@@ -1,7 +1,7 @@
-"""Model shapes by name: tiny ones for training from scratch on a CPU, whose vocabulary is the tokenizer's, and published ones.
+"""Model presets: tiny shapes for training from scratch on a CPU, whose vocabulary is the tokenizer's, and published shapes.
 
-The tiny ones that see are Qwen2.5-VL at toy size: a tower, M-RoPE, biases on queries, keys and values. They read pixels as they
-are, 16 × 16 to an embedding.
+The tiny vision presets are Qwen2.5-VL at toy size: a tower, M-RoPE, and biases on queries, keys and values. They do not resize
+images; 16 × 16 pixels become one embedding.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def _tiny(layers: int, width: int, heads: int, mlp: int) -> DecoderConfig:
 
 
 def _tiny_vision(decoder: DecoderConfig, tower: VisionConfig) -> DecoderConfig:
-    time, side = decoder.head_dim // 8, 3 * decoder.head_dim // 16  # a quarter and twice three eighths, as published
+    time, side = decoder.head_dim // 8, 3 * decoder.head_dim // 16  # 1/4, 3/8 and 3/8 of the channel pairs, as published
     return dataclasses.replace(decoder, qkv_bias=True, mrope_sections=(time, side, side), vision=tower)
 
 
 def _tower(depth: int, width: int, heads: int, mlp: int, out: int, patch: int) -> VisionConfig:
-    """The last layer sees the whole image, those before it windows of 2 × 2 embeddings; a still image is one frame."""
+    """A tower whose last layer attends to the whole image and whose other layers attend within windows of 2 × 2 embeddings."""
     return VisionConfig(
         depth,
         width,
@@ -98,14 +98,17 @@ def decoder_config(
     remat: str = "none",
     **changes,
 ) -> DecoderConfig:
-    """The shape of a model preset.
+    """The config of a model preset.
 
     Args:
-      vocab_size: of a tiny preset, whose vocabulary is its tokenizer's; a published one has its own.
-      others: see `DecoderConfig`.
+      preset: a key of `PRESETS`.
+      vocab_size: vocabulary size of a tiny preset's tokenizer; ignored for a published preset, which has its own.
+      compute_dtype, param_dtype: keys of `DTYPES`.
+      remat: see `DecoderConfig`.
+      **changes: further fields of `DecoderConfig`.
 
     Raises:
-      ValueError: unknown preset or dtype; what exists is listed.
+      ValueError: if the preset or a dtype is unknown.
     """
     check_known("model.preset", preset, PRESETS)
     shape = PRESETS[preset]
@@ -115,14 +118,14 @@ def decoder_config(
 
 
 def dtype(name: str, of: str = "compute"):
-    """A dtype by its config name."""
+    """Returns a dtype by its name in the config, a key of `DTYPES`."""
     check_known(f"model.{of}_dtype", name, DTYPES)
     return DTYPES[name]
 
 
 def check_known(key: str, name: str, known) -> None:
-    """Raises ValueError when a config key names nothing that there is."""
+    """Raises ValueError if the value of a config key is not one of the known names."""
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{key}={name!r} is unknown{hint}; there are: {', '.join(known)}.")
+        raise ValueError(f"{key}={name!r} is unknown{hint}; choose one of {', '.join(known)}.")

@@ -1,8 +1,8 @@
-"""The tokenizer of a pretrained model: a Hugging Face folder, with its chat template where it has one.
+"""The tokenizer of a pretrained model: a Hugging Face folder, with its chat template if it has one.
 
-`tokenizer.json` is taken as it stands: the tokenizer classes of some model families rebuild parts of it from fixed settings, and
-then disagree with a folder whose settings differ. No code from the folder is run. `transformers` takes seconds to import
-and is loaded at the first call.
+`tokenizer.json` is used unchanged: the tokenizer classes of some model families rebuild parts of it from fixed settings, and then
+disagree with a folder whose settings differ. No code from the folder is run. `transformers` takes seconds to import and is
+imported at the first call.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ import numpy as np
 from stepreward.models.chat_template import FIXED_DATE
 from stepreward.models.tokenizer import Codec
 
-# Used as padding where a tokenizer names none; padding is masked, so any id would do.
+# Used for padding if a tokenizer names no padding token; padding is masked, so any id would do.
 _PADDING = ("<|finetune_right_pad_id|>", "<|endoftext|>")
 
 
 def load_pretrained_tokenizer(path: str | os.PathLike) -> PretrainedCodec:
-    """Loads a local tokenizer folder: `tokenizer.json`, `tokenizer_config.json`, and a chat template in it or beside it.
+    """Loads a local tokenizer folder: `tokenizer.json`, `tokenizer_config.json`, and a chat template in either file or a separate one.
 
-    A folder without `tokenizer.json` is converted from its other files when `transformers` knows how.
+    If `tokenizer.json` is missing, `transformers` builds the tokenizer from the folder's other files if it can.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it holds no tokenizer.
-      ValueError: its files are not a tokenizer.
+      FileNotFoundError: if there is no such folder, or it holds no tokenizer.
+      ValueError: if its files cannot be read as a tokenizer.
     """
     path = Path(path)
     if not path.is_dir():
@@ -41,30 +41,31 @@ def load_pretrained_tokenizer(path: str | os.PathLike) -> PretrainedCodec:
     if has_file:
         from transformers import PreTrainedTokenizerFast as loader
     else:
-        from transformers import AutoTokenizer as loader  # loads torch too, where that is installed
+        from transformers import AutoTokenizer as loader  # also imports torch if it is installed
     try:
         tokenizer = loader.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         return PretrainedCodec(tokenizer, path)
-    except Exception as error:  # whatever the files make the two libraries raise
-        raise ValueError(f"{str(path)!r} does not hold a tokenizer that can be read: {error}") from error
+    except Exception as error:  # malformed files make the two libraries raise errors of many types
+        raise ValueError(f"the tokenizer in {str(path)!r} cannot be read: {error}") from error
 
 
 class PretrainedCodec(Codec):
-    """The codec of a pretrained model's tokenizer; the last 8,192 different texts are remembered.
+    """The codec of a pretrained model's tokenizer; it caches the encodings of the last 8,192 different texts.
 
-    Text never becomes a control token, whatever it says: neither one that the tokenizer marks as special (`<|im_end|>`) nor one that
-    it adds without that mark (`<think>` and `<tool_call>` of Qwen3). Only what a chat template writes itself becomes such a token.
-    Decoding leaves the special ones out, those of `mark_special` included, and shows the others: an answer's `<think>` is part of
-    what it says. Added tokens of letters, digits and blanks alone are words, and are read from text.
+    Text is never encoded as a control token: neither as one that the tokenizer marks as special (`<|im_end|>`) nor as one that it
+    adds without that mark (`<think>` and `<tool_call>` of Qwen3). Only text that the chat template itself writes becomes such a
+    token. Decoding omits special tokens, including those of `mark_special`, and shows the other control tokens, because `<think>`
+    is part of an answer. Added tokens that consist of letters, digits and spaces are ordinary words, and text may contain them.
 
     Attributes:
-      folder: where it was loaded from.
-      pad_id: token used as padding; where the tokenizer names none, its end of text.
-      eos_ids: tokens that end a text, wherever the folder names them: in `generation_config.json`, `config.json`, its
-        `text_config`, `tokenizer_config.json` or `special_tokens_map.json`.
-      special, control, added: token → id: of the special tokens, of all that text never becomes, and of all that were added to
-        the trained vocabulary.
-      vocab_size: one more than the largest id; a model's embedding may have more rows.
+      folder: the folder that the tokenizer was loaded from.
+      pad_id: the padding token; if the tokenizer names none, another special token such as the end of text.
+      eos_ids: tokens that end a text, from `generation_config.json`, `config.json`, its `text_config`, `tokenizer_config.json` and
+        `special_tokens_map.json`.
+      special: special tokens, token → id.
+      control: tokens that text is never encoded as, token → id.
+      added: tokens that were added to the trained vocabulary, token → id.
+      vocab_size: the largest id plus 1; a model's embedding may have more rows.
       has_template: whether there is a chat template.
     """
 
@@ -85,7 +86,7 @@ class PretrainedCodec(Codec):
         pad_id = next(i for i in [tokenizer.pad_token_id, *others, *self.eos_ids, 0] if i is not None)
         holes = set(range(vocab_size)) - known
         super().__init__(backend, pad_id, vocab_size, self.special.values(), holes, remembered=8_192)
-        self._unknown = tokenizer.unk_token_id  # what a text holds that the vocabulary does not: this one is made of text
+        self._unknown = tokenizer.unk_token_id  # the one control token that text may become: for text outside the vocabulary
         self._control = frozenset(self.control.values()) - {self._unknown}
         if not tokenizer.chat_template:
             tokenizer.chat_template = _processor_template(folder)
@@ -93,21 +94,21 @@ class PretrainedCodec(Codec):
 
     @property
     def template(self) -> str:
-        """The source of the chat template; empty where there is none, or several of which none is the default."""
+        """The source of the chat template; empty if there is none, or if there are several and none is the default."""
         try:
             return self._pretrained.get_chat_template()
-        except ValueError:  # `render` raises it, and says why
+        except ValueError:  # `render` raises this error again
             return ""
 
     def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **variables: Any) -> str:
-        """Returns the chat template of `messages` as text; raises what the template raises.
+        """Renders `messages` with the chat template, as text. Errors that the template raises are passed on.
 
         Args:
           messages: mappings with `role` and `content`.
-          add_generation_prompt: ends the text where the next answer begins.
-          variables: what else the template may read; `date_string` stands for any date that it asks for.
+          add_generation_prompt: whether the text ends with the header of the next answer.
+          **variables: further variables of the template; `date_string` replaces any date that the template asks for.
         """
-        template = self.template or self._pretrained.get_chat_template()  # which says why there is none
+        template = self.template or self._pretrained.get_chat_template()  # raises an error that says why there is none
         if "strftime_now" in template:
             template = FIXED_DATE + template
         return self._pretrained.apply_chat_template(
@@ -119,9 +120,9 @@ class PretrainedCodec(Codec):
         )
 
     def mark_special(self, tokens: Iterable[str]) -> None:
-        """Makes added tokens special: from here on they are never read from text, nor shown in it.
+        """Makes added tokens special: from now on text is never encoded as them, and decoding omits them.
 
-        A few tokenizers add the marks of their turns as plain words (`<｜User｜>`).
+        A few tokenizers add the markers of turns (`<｜User｜>`) without marking them as special.
         """
         tokens = list(tokens)
         self.special.update({token: self.added[token] for token in tokens})
@@ -130,18 +131,19 @@ class PretrainedCodec(Codec):
         self.forget()
 
     def _forbid(self, tokens: Iterable[str]) -> None:
-        """Keeps tokens from being made of text: to the tokenizer they are special, which `Codec` has it ignore in text."""
+        """Keeps text from being encoded as these tokens: marks them as special in the tokenizer, which `Codec` has read the names of
+        special tokens as plain characters."""
         added, new = self._tokenizer.get_added_tokens_decoder(), []
         for token in tokens:
             if token not in self.control:
                 self.control[token] = self.added[token]
                 new.append(added[self.added[token]])
-                new[-1].special = True  # its other settings stay
+                new[-1].special = True  # its other settings are kept
         if new:
             self._tokenizer.add_special_tokens(new)
 
     def encode_template(self, text: str) -> np.ndarray:
-        """Returns the ids of a template's text, int32 `[T]`, special tokens in it recognised: not for what users say."""
+        """Encodes text that a template wrote, int32 `[T]`, recognising special tokens. Never use it for text from users."""
         self._tokenizer.encode_special_tokens = False
         try:
             return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
@@ -150,7 +152,7 @@ class PretrainedCodec(Codec):
 
 
 def _is_words(token: str) -> bool:
-    """Whether an added token is ordinary text: letters, digits and blanks, as a word or a long run of spaces is."""
+    """Whether an added token is ordinary text: only letters, digits and spaces, such as a word or a long run of spaces."""
     return all(unicodedata.category(character)[0] in "LMNZ" or character.isspace() for character in token)
 
 
@@ -158,7 +160,7 @@ def _stated_ends(folder: Path) -> list[int]:
     """The ids that the folder's settings state as ends of a text, those of the generation settings first.
 
     Raises:
-      ValueError: one is not a token's id; the file and the value are named.
+      ValueError: if a stated value is not a token id; the error names the file and the value.
     """
     model = _settings(folder, "config.json")
     text = model.get("text_config")
@@ -172,7 +174,7 @@ def _stated_ends(folder: Path) -> list[int]:
         stated = settings.get("eos_token_id")
         for end in stated if isinstance(stated, list) else [] if stated is None else [stated]:
             if isinstance(end, bool) or not isinstance(end, int) or end < 0:
-                raise ValueError(f"{name} has eos_token_id={stated!r}: give a token's id, or a list of them")
+                raise ValueError(f"{name} has eos_token_id={stated!r}, which must be a token id or a list of token ids")
             ends.append(end)
     return ends
 
@@ -185,13 +187,13 @@ def _named_ends(folder: Path) -> list[str]:
 
 
 def _processor_template(folder: Path) -> str | None:
-    """The template of `chat_template.json`, where the processors of vision-language models used to keep it."""
+    """The template in `chat_template.json`, where processors of vision-language models used to store it."""
     template = _settings(folder, "chat_template.json").get("chat_template")
     return template if isinstance(template, str) else None
 
 
 def _settings(folder: Path, name: str) -> dict[str, Any]:
-    """A file's JSON object; nothing without the file."""
+    """The JSON object in a file; empty if there is no such file."""
     file = folder / name
     try:
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}

@@ -14,7 +14,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama 3.1's scaling: wavelengths beyond the original context are stretched by `factor`, with a smooth band between."""
+    """The frequency scaling of Llama 3.1, with L the original context length in tokens.
+
+    Wavelengths above L / low_frequency_factor are multiplied by `factor`, those below L / high_frequency_factor are unchanged, and
+    frequencies between are interpolated.
+    """
 
     factor: float = 8.0
     low_frequency_factor: float = 1.0
@@ -28,12 +32,15 @@ def rotary_angles(
     """Returns cos and sin, fp32 `[B, T, head_dim / 2]`, of position · θ^(−2i/head_dim).
 
     Args:
-      positions: int `[B, T]`, or `[3, B, T]` with a time, a row and a column for each token (M-RoPE): channel pair i then turns by
-        the position whose section it lies in. Where the three agree, as on text, the result is that of `[B, T]`.
+      positions: int `[B, T]`, or `[3, B, T]` with the time, row and column of each token (M-RoPE). Channel pair i is then rotated by
+        the position of the section that contains i. If the three positions agree, as they do for text, the result is that of `[B, T]`.
+      head_dim: H, the head width.
+      theta: θ, the base of the frequencies.
+      scaling: the frequency scaling of Llama 3.1, or None.
       mrope_sections: how many of the head_dim / 2 pairs belong to time, row and column, such as (16, 24, 24).
 
     Raises:
-      ValueError: three positions without sections, or sections that do not add up.
+      ValueError: if positions are `[3, B, T]` and the sections are missing or do not add up to head_dim / 2.
     """
     frequency = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is not None:
@@ -53,7 +60,7 @@ def rotary_angles(
 
 
 def apply_rotary(x_BxNxTxH: Array, angles: tuple[Array, Array]) -> Array:
-    """Turns channel i with channel i + H/2 (the Hugging Face layout) by the angle of its position."""
+    """Rotates channels i and i + H/2 as a pair (the Hugging Face layout) by the angle of the token's position."""
     cos, sin = (a[:, None] for a in angles)
     first, second = jnp.split(x_BxNxTxH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,10 +1,10 @@
-"""The tokenizers of the tiny presets, and `TextCodec`, which turns text into token ids and back at run time.
+"""The tokenizers of the tiny presets, and `TextCodec`, which converts between text and token ids at run time.
 
-A symbol tokenizer has one token for each known word (the environment's actions, say) and one for each other character,
-so a board is one token a cell and a cell's token stands at a fixed place. It is trained on the environment's own text
-and saved as a normal Hugging Face folder, which `AutoTokenizer.from_pretrained` loads. A piece tokenizer does the same for
-environments that speak in sentences. Only `tokenizers` is imported
-here: `transformers` takes a second to import, and the folder is three small JSON files.
+A symbol tokenizer has one token for each known word (such as the environment's actions) and one for each other character, so a
+board has one token a cell, and each cell's token is at a fixed position. It is trained on the environment's own text and saved as
+a normal Hugging Face folder, which `AutoTokenizer.from_pretrained` loads. A piece tokenizer does the same for environments whose
+text is sentences. Only `tokenizers` is imported here, because `transformers` takes a second to import and the folder is only three
+small JSON files.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from stepreward.text import REPLACEMENT, whole
 
 PAD, USER, ASSISTANT, END, UNKNOWN = "<|pad|>", "<|user|>", "<|assistant|>", "<|end|>", "<|unknown|>"
 SPECIAL_TOKENS = (PAD, USER, ASSISTANT, END, UNKNOWN)
-# What an image is written as: a start, as many placeholders as it has embeddings, an end. Qwen2-VL's names.
+# An image is written as a start token, one placeholder for each of its embeddings, and an end token. The names are Qwen2-VL's.
 IMAGE_TOKENS = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
-PLACEHOLDER_ID = len(SPECIAL_TOKENS) + 1  # of a symbol tokenizer with image tokens
+PLACEHOLDER_ID = len(SPECIAL_TOKENS) + 1  # of <|image_pad|> in a tokenizer with image tokens
 
-# <|user|>content<|assistant|>content<|end|>, with nothing between: a turn costs two tokens besides its words.
+# <|user|>content<|assistant|>content<|end|>, with no separators: an answer costs two tokens besides its content.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|end|>"
@@ -36,34 +36,34 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
-_LONG = 20_000  # characters that take milliseconds to tokenise
+_LONG = 20_000  # characters; encoding a text of this length takes milliseconds
 
 
 def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str | os.PathLike, *, images: bool = False) -> TextCodec:
-    """Makes the tokenizer of an environment's text, saves it as the folder `path`, and loads it.
+    """Makes a symbol tokenizer for an environment's text, saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>`, `<|unknown|>` are 0 to 4 (with
-    `images`, `<|vision_start|>`, `<|image_pad|>`, `<|vision_end|>` are 5 to 7), the words follow in the order given, then the
-    characters of `texts` and `words` in code-point order, so the same texts and words give the same ids. A
-    character seen in neither becomes `<|unknown|>`.
+    Ids 0 to 4 are the special tokens `<|pad|>`, `<|user|>`, `<|assistant|>`, `<|end|>` and `<|unknown|>`. With `images`, ids 5 to 7
+    are `<|vision_start|>`, `<|image_pad|>` and `<|vision_end|>`. Then come the words in the order given, and the characters of
+    `texts` and `words` in code-point order, so the same texts and words give the same ids. Any other character is encoded as
+    `<|unknown|>`.
 
     Args:
-      texts: everything that the environment and its prompt may say, in any order; only the set of characters matters.
-      words: strings that become one token each, the longest first where several fit; a word that starts or ends with a
-        letter or digit is not found inside a longer word. A fixed sentence of the rules may be one too.
-      path: the folder to write; files of an older tokenizer there are replaced.
-      images: whether messages show images.
+      texts: all text of the environment and its prompt, in any order; only the set of characters matters.
+      words: strings that become one token each; if several match, the longest wins. A word that starts or ends with a letter or
+        digit is not matched inside a longer word. A fixed sentence of the rules may also be a word.
+      path: the folder to write; files of an older tokenizer in it are replaced.
+      images: whether messages may contain images.
 
     Returns:
       The codec that `load_tokenizer(path)` returns.
 
     Raises:
-      ValueError: a word is empty or is a special token.
+      ValueError: if a word is empty or a special token.
     """
     words, special = list(dict.fromkeys(map(whole, words))), (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
     for word in words:
         if not word or word in special:
-            raise ValueError(f"a word of the tokenizer may not be empty or a special token; got {word!r}")
+            raise ValueError(f"a word of the tokenizer must not be empty or a special token; got {word!r}")
     characters = set().union(*(set(whole(text)) for text in texts), *map(set, words))
     vocabulary = list(dict.fromkeys([*special, *words, *sorted(characters)]))
 
@@ -75,34 +75,34 @@ def train_symbol_tokenizer(texts: Iterable[str], words: Sequence[str], path: str
     return load_tokenizer(path)
 
 
-# Spaces go with the word that they precede; digits, and every punctuation mark, stand alone, so that what stands between marks, as
-# `[red lamp]` does, is made of the same tokens wherever it stands.
+# A space is part of the word that follows it; runs of digits and single punctuation marks are pieces of their own. The text between
+# punctuation marks, as in `[red lamp]`, therefore has the same tokens everywhere.
 _PIECES = r" ?\p{L}+|\p{N}+|[^\s\p{L}\p{N}]|\s"
 
 
 def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.PathLike, *, images: bool = False) -> TextCodec:
-    """Makes a tokenizer of pieces of words (byte-level BPE), saves it as the folder `path`, and loads it.
+    """Makes a tokenizer of word pieces (byte-level BPE), saves it as the folder `path`, and loads it.
 
-    Ids: the special tokens are 0 to 4 (with `images`, 0 to 7), the 256 bytes follow, then merges by how often they occur in
-    `texts`; any text can be written, and nothing becomes `<|unknown|>`. The same texts in the same order give the same ids.
+    Ids 0 to 4 (with `images`, 0 to 7) are the special tokens, followed by the 256 bytes, and then by merges in the order of their
+    frequency in `texts`. Any text can be encoded, and none becomes `<|unknown|>`. The same texts in the same order give the same ids.
 
     Args:
-      texts: what the environment and its prompt say, as often as it is said.
-      vocab_size: number of ids, at most; at least 261, or 264 with images.
-      path: the folder to write; files of an older tokenizer there are replaced.
-      images: whether messages show images.
+      texts: the text of the environment and its prompt; repeat a text as often as it occurs.
+      vocab_size: the largest number of ids; at least 261, or 264 with images.
+      path: the folder to write; files of an older tokenizer in it are replaced.
+      images: whether messages may contain images.
 
     Returns:
       The codec that `load_tokenizer(path)` returns.
 
     Raises:
-      ValueError: vocab_size is too small.
+      ValueError: if `vocab_size` is too small.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     special = (*SPECIAL_TOKENS, *(IMAGE_TOKENS if images else ()))
     least = len(special) + len(alphabet)
     if vocab_size < least:
-        raise ValueError(f"a tokenizer of pieces has at least {least} of them; got {vocab_size}")
+        raise ValueError(f"a tokenizer of word pieces needs vocab_size of at least {least}; got {vocab_size}")
     tokenizer = tokenizers.Tokenizer(models.BPE())
     split = pre_tokenizers.Split(tokenizers.Regex(_PIECES), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -118,11 +118,11 @@ def train_piece_tokenizer(texts: Iterable[str], vocab_size: int, path: str | os.
 
 
 def load_tokenizer(path: str | os.PathLike) -> TextCodec:
-    """Loads the tokenizer folder that `train_symbol_tokenizer` or `train_piece_tokenizer` wrote.
+    """Loads a tokenizer folder that `train_symbol_tokenizer` or `train_piece_tokenizer` wrote.
 
     Raises:
-      FileNotFoundError: there is no such folder, or it holds no `tokenizer.json`.
-      ValueError: its `tokenizer.json` is not a tokenizer, or lacks one of the special tokens.
+      FileNotFoundError: if there is no such folder, or it holds no `tokenizer.json`.
+      ValueError: if its `tokenizer.json` is not a tokenizer, or lacks one of the special tokens.
     """
     path = Path(path)
     file = path / "tokenizer.json"
@@ -138,15 +138,15 @@ def load_tokenizer(path: str | os.PathLike) -> TextCodec:
 
 
 class Codec:
-    """Text to token ids and back over one tokenizer; its special tokens are never made from text, nor shown in it.
+    """Converts between text and token ids. Text is never encoded as a special token, and decoded text never shows one.
 
     Args:
-      tokenizer: the codec changes it: from here on it reads the names of special tokens in a text as plain characters.
-      pad_id: token used as padding.
+      tokenizer: the tokenizer. The codec modifies it: from now on it reads the names of special tokens in a text as plain characters.
+      pad_id: the padding token.
       vocab_size: number of ids; ids are `0 .. vocab_size - 1`.
-      skipped: ids that `decode` leaves out: special tokens.
-      replaced: ids that `decode` shows as U+FFFD, as it does ids outside `0 .. vocab_size - 1`.
-      remembered: how many results of `encode` are kept.
+      skipped: ids that `decode` omits, which are the special tokens.
+      replaced: ids that `decode` shows as U+FFFD; ids outside `0 .. vocab_size - 1` are always shown so.
+      remembered: how many results of `encode` are cached.
     """
 
     def __init__(
@@ -158,22 +158,22 @@ class Codec:
         replaced: Iterable[int],
         remembered: int = 65_536,
     ):
-        # What an environment says is data: the characters `<|end|>` in it must not become the token that ends a turn.
+        # An environment's text is data: the characters `<|end|>` in it must not become the token that ends a turn.
         tokenizer.encode_special_tokens = True
         self.pad_id, self.vocab_size = pad_id, vocab_size
         self._tokenizer, self._skipped, self._replaced = tokenizer, frozenset(skipped), frozenset(replaced)
-        self._control = self._skipped  # what text never becomes
+        self._control = self._skipped  # ids that text is never encoded as
         self._encode = functools.lru_cache(maxsize=remembered)(self._encode_once)
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the ids of a text as a read-only int32 array `[T]`; no special token is added or recognised.
 
-        The results of the last texts are kept, as observations repeat.
+        The results for the most recent texts are cached, because observations repeat.
         """
         return self._encode(text)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of token ids, special tokens left out; never raises.
+        """Returns the text of token ids without special tokens; never raises.
 
         An unknown token and ids outside `0 .. vocab_size - 1` become U+FFFD, which no action contains.
 
@@ -192,16 +192,16 @@ class Codec:
         return "".join([*pieces, self._said(run)])
 
     def _said(self, ids: list[int]) -> str:
-        # What is left out is decided by the caller: the tokenizer calls more tokens special than `skipped` does.
+        # The caller has removed the ids in `skipped`; the tokenizer itself counts more tokens as special.
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def forget(self) -> None:
-        """Drops the remembered results of `encode`."""
+        """Clears the cache of `encode`."""
         self._encode.cache_clear()
 
     @functools.cached_property
     def longest_token(self) -> int:
-        """Characters of the longest token as the vocabulary spells it: no token stands for more of a text."""
+        """Characters of the longest token as spelled in the vocabulary: no token covers more characters of a text."""
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
     def _encode_once(self, text: str) -> np.ndarray:
@@ -212,11 +212,11 @@ class Codec:
     def _ids(self, text: str) -> list[int]:
         if len(text) < _LONG:
             found = self._tokenizer.encode(text, add_special_tokens=False)
-        else:  # only a batch lets Python's other threads run meanwhile: those of a server
+        else:  # only `encode_batch` releases the GIL, so that a server's other threads can run
             (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
         if self._control.isdisjoint(found.ids):
             return found.ids
-        # The trained vocabulary holds a control token, and finds its name as a word: the name is cut after its first character.
+        # The trained vocabulary contains a control token and matched its name as a word: split the name after its first character.
         places = zip(found.ids, found.offsets)
         cuts = [start + 1 for index, (start, end) in places if index in self._control and end - start > 1]
         if not cuts:
@@ -226,15 +226,15 @@ class Codec:
 
 
 class TextCodec(Codec):
-    """The codec of a symbol tokenizer; the last 65,536 different texts are remembered.
+    """The codec of a symbol or piece tokenizer; it caches the encodings of the last 65,536 different texts.
 
     Attributes:
       pad_id, user_id, assistant_id, end_id, unknown_id: ids of the special tokens.
-      image_ids: ids of an image's start, placeholder and end; None where the tokenizer was made without images.
-      vocab_size: number of ids, the special tokens included; ids are `0 .. vocab_size - 1`.
+      image_ids: ids of an image's start, placeholder and end; None if the tokenizer was made without images.
+      vocab_size: number of ids including special tokens; ids are `0 .. vocab_size - 1`.
 
     Raises:
-      ValueError: the tokenizer lacks one of the special tokens.
+      ValueError: if the tokenizer lacks one of the special tokens.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer):
@@ -254,7 +254,7 @@ class TextCodec(Codec):
 
 
 def _pattern(words: Sequence[str]) -> str:
-    """Regular expression of one token: a known word, the longest first, or else any one character."""
+    """Regular expression of one token: a known word (longest first), or else any single character."""
     alternatives = []
     for word in sorted(words, key=len, reverse=True):
         before = r"(?<![A-Za-z0-9])" if re.match(r"[A-Za-z0-9]", word) else ""

@@ -1,14 +1,14 @@
-"""The vision tower of Qwen2.5-VL: patches of images to embeddings that stand for placeholder tokens.
+"""The vision tower of Qwen2.5-VL: turns patches of images into embeddings that replace those of placeholder tokens.
 
-A transformer encoder over patches: RMSNorm, rotary positions of height and width, a gated MLP; most layers attend within a
-window of the image, a few (`full_attention_layers`) within the whole image; at the end each square of `merge × merge` patches
-becomes one embedding.
+It is a transformer encoder over patches with RMSNorm, rotary positions of height and width, and a gated MLP. Most layers attend
+within a window of the image, a few (`full_attention_layers`) within the whole image. At the end each square of `merge × merge`
+patches becomes one embedding.
 
-Shapes are static. The patches of a row's images are laid out in G blocks of K slots: a window lies in one block, and small
-windows share a block (`vision_inputs.lay_out`). Attention within windows then is attention within blocks under a mask, and one
-compiled shape serves every set of images that fits.
+Shapes are static. The patches of a row's images are placed in G blocks of K slots. A window never spans two blocks, and small
+windows share a block (`vision_inputs.lay_out`). Attention within windows is then masked attention within blocks, and one compiled
+shape serves every set of images that fits.
 
-Shape suffixes: B rows, G blocks, K slots of a block, P = G·K, D numbers of a patch, E embedding, N heads, H head width, F hidden
+Shape suffixes: B rows, G blocks, K slots of a block, P = G·K, D values of a patch, E embedding, N heads, H head width, F hidden
 width, O width of the decoder.
 """
 
@@ -38,16 +38,19 @@ class VisionConfig:
     """Shape of a vision tower, and the token that its embeddings replace.
 
     Attributes:
-      depth, embed_dim, num_heads, mlp_dim: of the encoder.
+      depth, embed_dim, num_heads, mlp_dim: layers, width, attention heads and hidden MLP width of the encoder.
       out_dim: width of the decoder.
-      full_attention_layers: layers that see a whole image; the others see a window.
-      patch_size: pixels of a patch's side.
-      temporal_patch: frames of a patch (a still image is repeated).
-      merge: patches of the side of a square that becomes one embedding.
-      window_size: pixels of a window's side.
-      channels: colours.
+      full_attention_layers: indices of layers that attend within a whole image; the others attend within windows.
+      patch_size: side of a patch, in pixels.
+      temporal_patch: frames of a patch; a still image is repeated.
+      merge: side, in patches, of the square that becomes one embedding.
+      window_size: side of a window, in pixels.
+      channels: colour channels.
       rope_theta: base of the rotary frequencies.
-      image_token_id: the placeholder token.
+      image_token_id: id of the placeholder token.
+
+    Raises:
+      ValueError: if the sizes do not fit together.
     """
 
     depth: int
@@ -67,13 +70,13 @@ class VisionConfig:
     def __post_init__(self):
         if self.embed_dim % (4 * self.num_heads):
             raise ValueError(
-                f"vision embed_dim={self.embed_dim} must be a multiple of 4 × num_heads={self.num_heads}: a head's channels are "
-                "split between height and width, in pairs."
+                f"vision embed_dim={self.embed_dim} must be a multiple of 4 × num_heads={self.num_heads}: rotary positions split a head's "
+                "channel pairs between height and width."
             )
         if self.window_size // (self.patch_size * self.merge) < 1:
-            raise ValueError(f"vision window_size={self.window_size} must hold {self.merge} patches of {self.patch_size} pixels.")
+            raise ValueError(f"vision window_size={self.window_size} must be at least {self.merge} patches of {self.patch_size} pixels.")
         if any(not 0 <= layer < self.depth for layer in self.full_attention_layers):
-            raise ValueError(f"vision full_attention_layers={self.full_attention_layers} must lie below depth={self.depth}.")
+            raise ValueError(f"vision full_attention_layers={self.full_attention_layers} must be at least 0 and below depth={self.depth}.")
 
     @property
     def head_dim(self) -> int:
@@ -86,28 +89,28 @@ class VisionConfig:
 
     @property
     def window_side(self) -> int:
-        """Merged squares on a window's side."""
+        """Side of a window, in merged squares."""
         return self.window_size // self.merge // self.patch_size
 
     @property
     def window_patches(self) -> int:
-        """Patches of a full window."""
+        """Number of patches in a full window."""
         return (self.window_side * self.merge) ** 2
 
 
 @struct.dataclass
 class VisionInputs:
-    """The images of a batch of rows, as `vision_inputs.vision_inputs` lays them out: B rows, T tokens of a row.
+    """The images of a batch of rows, laid out by `vision_inputs.vision_inputs`; B rows of T tokens.
 
     Attributes:
       patches: float32 `[B, G, K, D]`, normalised pixels; 0 at padding.
-      window_id: int32 `[B, G, K]`, equal on the patches of one window of one image, unique within a block; 0 at padding.
-      image_id: int32 `[B, G, K]`, equal on the patches of one image, unique within a row; 0 at padding.
+      window_id: int32 `[B, G, K]`, the same for all patches of a window, unique within a block; 0 at padding.
+      image_id: int32 `[B, G, K]`, the same for all patches of an image, unique within a row; 0 at padding.
       place: int32 `[B, G, K, 2]`, row and column of a patch in its image.
-      source: int32 `[B, T]`, at a placeholder token the index of its embedding among the row's G·K / merge², −1 elsewhere.
+      source: int32 `[B, T]`, at a placeholder token the index of its embedding among the row's G·K / merge²; −1 elsewhere.
       positions: int32 `[B, 3, T]`, rotary positions (time, height, width) of the tokens.
-      offset: int32 `[B]`, 0 or less: text token number t of the row (counted from its first), behind all images, has the rotary
-        position start + t + offset.
+      offset: int32 `[B]`, at most 0: after the row's last image, the text token with index t has the rotary position
+        start + t + offset.
     """
 
     patches: Array
@@ -128,7 +131,7 @@ def _bias(dtype, *shape: int) -> nnx.Param:
 
 
 def _linear(x: Array, weight: nnx.Param, bias: nnx.Param, inputs: int = 1) -> Array:
-    """x · W + b over flat rows; the weight's first `inputs` axes are summed, the others are kept."""
+    """x · W + b as one flat matrix product; the weight's first `inputs` axes are contracted, the others are kept."""
     weight, bias = weight[...].astype(x.dtype), bias[...].astype(x.dtype)
     width = int(np.prod(weight.shape[:inputs]))
     lead = x.shape[: x.ndim - inputs]
@@ -137,7 +140,7 @@ def _linear(x: Array, weight: nnx.Param, bias: nnx.Param, inputs: int = 1) -> Ar
 
 
 class VisionAttention(nnx.Module):
-    """Attention of patches within their windows, or within their images."""
+    """Attention of patches within their windows or within their images."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs, dtype):
         c = self.config = config
@@ -156,7 +159,7 @@ class VisionAttention(nnx.Module):
 
 
 def _grouped_attention(ids_BxGxK: Array, query_BxNxPxH: Array, key_BxNxPxH: Array, value_BxNxPxH: Array) -> Array:
-    """Attention within each of the G groups that P is cut into, among equal ids, `[B, P, N, H]`; softmax in fp32."""
+    """Attention among equal ids within each of the G groups that P is split into, `[B, P, N, H]`; softmax in fp32."""
     rows, heads, patches, width = query_BxNxPxH.shape
     query, key, value = (x.reshape(rows, heads, *ids_BxGxK.shape[1:], width) for x in (query_BxNxPxH, key_BxNxPxH, value_BxNxPxH))
     scores = jnp.einsum("bngkh,bnglh->bngkl", query, key).astype(jnp.float32) * width**-0.5
@@ -193,7 +196,7 @@ class VisionLayer(nnx.Module):
 
 
 class PatchMerger(nnx.Module):
-    """Joins the patches of a square, which lie next to each other, into one embedding of the decoder's width."""
+    """Joins the patches of a square, which are in consecutive slots, into one embedding of the decoder's width."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs, dtype):
         c = config
@@ -208,8 +211,8 @@ class PatchMerger(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """Patches in blocks to embeddings, one for each `merge²` neighbouring slots. The layers are stacked: each parameter of theirs
-    has a leading axis."""
+    """Turns patches in blocks into embeddings, one for each `merge²` consecutive slots. The layers are stacked: their parameters
+    have a leading layer axis."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs, dtype=jnp.float32):
         c = self.config = config
@@ -219,13 +222,13 @@ class VisionTower(nnx.Module):
         self.merger = PatchMerger(c, rngs, dtype)
 
     def __call__(self, inputs: VisionInputs, *, dtype=jnp.float32, remat: bool = False, mesh: Mesh | None = None) -> Array:
-        """Embeddings `[B, G·K / merge², O]`, in the order of the slots; what stands at padding is arbitrary but finite.
+        """Returns embeddings `[B, G·K / merge², O]`, in the order of the slots; values at padding are arbitrary but finite.
 
         Args:
-          inputs: of the rows, see `VisionInputs`.
-          dtype: of the computation.
-          remat: computes each layer again in the backward pass instead of keeping its activations.
-          mesh: the devices that rows are split over, or None.
+          inputs: the images of the rows, see `VisionInputs`.
+          dtype: dtype of the computation.
+          remat: whether the backward pass recomputes each layer instead of storing its activations.
+          mesh: the device mesh that rows are split over, or None.
         """
         c = self.config
         rows, blocks, slots, _ = inputs.patches.shape
@@ -244,7 +247,7 @@ class VisionTower(nnx.Module):
 
 
 def place_angles(place: Array, head_dim: int, theta: float) -> tuple[Array, Array]:
-    """cos and sin, fp32 `[…, head_dim / 2]`: the first half of the angles turns with the row, the second with the column.
+    """cos and sin of the angles, fp32 `[…, head_dim / 2]`: the first half depends on the row, the second half on the column.
 
     The angle is place · θ^(−4i/head_dim), i = 0 … head_dim/4 − 1. `place` is int32 `[…, 2]`.
     """
@@ -254,13 +257,13 @@ def place_angles(place: Array, head_dim: int, theta: float) -> tuple[Array, Arra
 
 
 def merge_image_embeddings(x_BxTxE: Array, source_BxT: Array, embeddings_BxPxE: Array) -> Array:
-    """The token embeddings with those of placeholder tokens replaced by embeddings of images.
+    """Replaces the embeddings of placeholder tokens by the embeddings of images.
 
     Args:
       x_BxTxE: the embeddings of the tokens.
-      source_BxT: int32, at a placeholder the index of its image embedding in the row, −1 elsewhere. Not the token's id decides:
-        a model may say the placeholder's token without meaning an image.
-      embeddings_BxPxE: what the tower says.
+      source_BxT: int32, at a placeholder the index of its image embedding in the row; −1 elsewhere. The token id is not used,
+        because a model may sample the placeholder token without meaning an image.
+      embeddings_BxPxE: the output of the tower.
     """
     chosen = jnp.take_along_axis(embeddings_BxPxE, jnp.maximum(source_BxT, 0)[:, :, None], axis=1)
     return jnp.where((source_BxT >= 0)[:, :, None], chosen.astype(x_BxTxE.dtype), x_BxTxE)
@@ -268,8 +271,8 @@ def merge_image_embeddings(x_BxTxE: Array, source_BxT: Array, embeddings_BxPxE: 
 
 # --- Published models ---
 
-# Our path, the checkpoint's name, and `the file's axes -> ours`; axes in brackets are one. `{}` stands for a layer's number: our
-# parameter lacks it in its path, as the layers are stacked.
+# Our path, the checkpoint's name, and `the file's axes -> ours`; axes in brackets are merged. `{}` is the index of a layer. The
+# paths of our parameters have no index, because our layers are stacked.
 VISION_TENSORS = (
     ("vision/patch_embedding", "visual.patch_embed.proj.weight", "e c t y x -> (c t y x) e"),  # published as a convolution
     *(
@@ -295,25 +298,25 @@ VISION_TENSORS = (
     ("vision/merger/down", "visual.merger.mlp.2.weight", "o f -> f o"),
     ("vision/merger/down_bias", "visual.merger.mlp.2.bias", "o -> o"),
 )
-# The prefixes above are those of the published checkpoints; recent `transformers` versions write others. Theirs -> the table's.
+# The prefixes above are those of the published checkpoints. Recent versions of `transformers` write others: theirs -> the table's.
 OTHER_PREFIXES = {"model.visual.": "visual.", "model.language_model.": "model."}
 
 
 def vision_config(source: Mapping, where: str = "config.json") -> VisionConfig:
-    """The tower that the `config.json` of a Qwen2.5-VL model describes.
+    """Reads the config of the vision tower from the `config.json` of a Qwen2.5-VL model.
 
     Args:
-      source: the whole file.
-      where: names it in errors.
+      source: the contents of the whole file.
+      where: the name of the file in errors.
 
     Raises:
-      ValueError: it describes no tower, a size is no positive whole number, or its activation is another.
+      ValueError: if there is no tower, a size is not a positive whole number, or the activation is not SiLU.
     """
     found = source.get("vision_config")
     if not isinstance(found, Mapping):
-        raise ValueError(f"{where} has no vision_config: the model sees no images.")
+        raise ValueError(f"{where} has no vision_config: this model cannot read images.")
     if found.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"{where}: vision_config.hidden_act={found['hidden_act']!r} is not supported; silu is.")
+        raise ValueError(f"{where}: vision_config.hidden_act={found['hidden_act']!r} is not supported; only silu is.")
     found = {"in_chans": found.get("in_channels", 3), **_PUBLISHED_DEFAULTS, **found}
     sizes = {ours: found.get(theirs) for ours, theirs in _SIZES.items()}
     sizes["image_token_id"] = source.get("image_token_id", 151_655)

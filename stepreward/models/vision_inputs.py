@@ -1,4 +1,4 @@
-"""What a model with a vision tower reads besides tokens, laid out on the host with static shapes."""
+"""Lays out images for a model with a vision tower, on the host and with static shapes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Images(NamedTuple):
     """Preprocessed images of one row, in the order of their placeholders.
 
     Attributes:
-      patches: float32 `[P, D]`, the patches of all images, those of a `merge × merge` square next to each other, squares row by
-        row (as `transformers`' image processor has them).
-      grids: int `[I, 3]`, frames (1), rows and columns of patches of each image.
+      patches: float32 `[P, D]`, the patches of all images in the order of `transformers`' image processor: squares of
+        `merge × merge` patches row by row, and the patches of each square next to each other.
+      grids: int `[I, 3]`, for each image its frames (1), rows of patches and columns of patches.
     """
 
     patches: np.ndarray
@@ -24,16 +24,16 @@ class Images(NamedTuple):
 
 
 def image_tokens(config: VisionConfig, grid: Sequence[int]) -> int:
-    """How many placeholder tokens an image of `grid = (1, rows, columns)` patches has.
+    """The number of placeholder tokens of an image with the grid `(1, rows, columns)`, in patches.
 
     Raises:
-      ValueError: it is a film, or its sides are no multiples of the merged squares.
+      ValueError: if the grid has several frames, or its sides are not multiples of `merge`.
     """
     frames, rows, columns = map(int, grid)
     if frames != 1:
         raise ValueError(f"an image with the grid {tuple(grid)} has {frames} frames; only still images (1 frame) are supported.")
     if rows % config.merge or columns % config.merge or not rows * columns:
-        raise ValueError(f"an image of {rows} × {columns} patches does not divide into squares of {config.merge} × {config.merge}.")
+        raise ValueError(f"an image of {rows} × {columns} patches cannot be divided into squares of {config.merge} × {config.merge}.")
     return rows * columns // config.merge**2
 
 
@@ -42,23 +42,24 @@ def multimodal_positions(
 ) -> tuple[np.ndarray, int, np.ndarray]:
     """Rotary positions of a row of text and images (M-RoPE, Qwen2-VL, arXiv 2409.12191, section 2.1).
 
-    Text counts on in all three axes. The tokens of an image that begins at position p have (p, p + row, p + column) of their
-    merged square; the text behind it goes on at p + max(rows, columns).
+    A text token has the same position on all three axes, one more than the token before. In an image that starts at position p, the
+    token of the merged square (row, column) has (p, p + row, p + column); the text after the image continues at
+    p + max(rows, columns).
 
     Args:
       tokens: int `[T]`, without padding.
-      grids: (1, rows, columns) in patches of each image, in order.
-      config: says which token is the placeholder.
+      grids: (1, rows, columns) of each image in patches, in order.
+      config: the tower's config, which names the placeholder token.
       start: position of the first token.
-      sampled: bool `[T]`, True where the model said the token: it stands for itself then, never for an image. None: nowhere. A
-        placeholder behind those of the last image stands for itself in any case.
+      sampled: bool `[T]`, True where the model sampled the token. A sampled placeholder is an ordinary token and never part of an
+        image, and so is any placeholder after those of the last image. None means that no token was sampled.
 
     Returns:
-      positions int32 `[3, T]`; the position of the next text token; and int `[T]`, which merged square of the row's images a token
-      stands for, counted in order, −1 at text.
+      positions int32 `[3, T]`; the position of the next text token; and int32 `[T]`, the index of the token's merged square among
+      those of the row's images, −1 at text.
 
     Raises:
-      ValueError: the placeholders are fewer than the images need, or an image's are not next to each other.
+      ValueError: if there are fewer placeholders than the images need, or those of an image are not next to each other.
     """
     tokens = np.asarray(tokens)
     candidates = tokens == config.image_token_id
@@ -79,8 +80,8 @@ def multimodal_positions(
         places = found[used : used + count]
         if len(places) < count or places[-1] - places[0] != count - 1:
             raise ValueError(
-                f"image {index} of a row needs {count} placeholder tokens ({config.image_token_id}) next to each other; the row "
-                f"has {len(found)} in all for {len(grids)} images. Make the prompt with the same image processor settings."
+                f"image {index} of a row needs {count} consecutive placeholder tokens ({config.image_token_id}), but the row has "
+                f"{len(found)} in total for {len(grids)} images. Build the prompt with the same settings of the image processor."
             )
         write_text(int(places[0]))
         rows, columns = int(grid[1]) // config.merge, int(grid[2]) // config.merge
@@ -93,7 +94,7 @@ def multimodal_positions(
 
 
 def windows(config: VisionConfig, grids: Sequence[Sequence[int]]) -> list[tuple[int, np.ndarray]]:
-    """The windows of a row's images: (image's number, its merged squares counted over the row), none empty."""
+    """The windows of a row's images as (index of the image, indices of its merged squares in the row); no window is empty."""
     found, first = [], 0
     for image, grid in enumerate(grids):
         count = image_tokens(config, grid)
@@ -107,12 +108,12 @@ def windows(config: VisionConfig, grids: Sequence[Sequence[int]]) -> list[tuple[
 
 
 def lay_out(config: VisionConfig, grids: Sequence[Sequence[int]], block_patches: int) -> list[list[tuple[int, np.ndarray]]]:
-    """The windows of a row's images in blocks of at most `block_patches` patches, large windows first (first-fit decreasing).
+    """Packs the windows of a row's images into blocks of at most `block_patches` patches (first-fit decreasing).
 
     `len(lay_out(…))` is the number of blocks that these images need.
 
     Raises:
-      ValueError: a window is larger than a block.
+      ValueError: if a window is larger than a block.
     """
     room = block_patches // config.merge**2
     blocks: list[list] = []
@@ -121,8 +122,8 @@ def lay_out(config: VisionConfig, grids: Sequence[Sequence[int]], block_patches:
         need = len(window[1])
         if need > room:
             raise ValueError(
-                f"a window of an image has {need * config.merge**2} patches, more than block_patches={block_patches}; "
-                f"{config.window_patches} are always enough."
+                f"a window of an image has {need * config.merge**2} patches, more than block_patches={block_patches}: raise "
+                f"block_patches; {config.window_patches} is always enough."
             )
         block = next((b for b, left in enumerate(free) if left >= need), None)
         if block is None:
@@ -145,24 +146,25 @@ def vision_inputs(
     start: Sequence[int] | None = None,
     sampled: Sequence[np.ndarray] | None = None,
 ) -> VisionInputs:
-    """Lays the images of some rows out for the model (NumPy arrays).
+    """Lays out the images of some rows for the model, as NumPy arrays.
 
     Args:
-      tokens: per row, int `[t]` with t ≤ `length`, placeholders included.
-      images: per row, its images, or None.
-      config: the tower.
-      length: T.
-      blocks, block_patches: G and K; K must be a multiple of merge², and a full window where it is None.
-      start: per row, the rotary position of its first token (None: 0).
-      sampled: as in `multimodal_positions`, per row.
+      tokens: int `[t]` for each row, t ≤ `length`, including placeholders.
+      images: the images of each row, or None.
+      config: the tower's config.
+      length: T, tokens in a row.
+      blocks: G, blocks in a row.
+      block_patches: K, patches in a block, a multiple of merge²; None means a full window.
+      start: the rotary position of each row's first token; None means 0.
+      sampled: for each row as in `multimodal_positions`.
 
     Raises:
-      ValueError: images that do not fit their placeholders, the blocks or the processor's patches.
+      ValueError: if images do not match their placeholders or patches, or do not fit the blocks.
     """
     slots = config.window_patches if block_patches is None else block_patches
     unit = config.merge**2
     if slots % unit:
-        raise ValueError(f"block_patches={slots} must be a multiple of {unit}.")
+        raise ValueError(f"block_patches={slots} must be a multiple of merge² = {unit}.")
     rows, ids = len(tokens), (len(tokens), blocks, slots)
     out = VisionInputs(
         patches=np.zeros((*ids, config.patch_dim), np.float32),
@@ -189,20 +191,20 @@ def vision_inputs(
 
 
 def _fill(out: VisionInputs, row: int, images: Images, config: VisionConfig) -> np.ndarray:
-    """Writes a row's patches into its blocks; returns which merged slot each merged square went to."""
+    """Writes a row's patches into its blocks; returns the index of the merged slot of each merged square."""
     unit, (_, blocks, slots) = config.merge**2, out.image_id.shape
     patches = np.asarray(images.patches, np.float32)
     total = sum(image_tokens(config, grid) for grid in images.grids)
     if patches.shape != (total * unit, config.patch_dim):
         raise ValueError(
-            f"images with the grids {np.asarray(images.grids).tolist()} come as patches of shape {patches.shape}, not "
-            f"{(total * unit, config.patch_dim)}."
+            f"images with the grids {np.asarray(images.grids).tolist()} must have patches of shape {(total * unit, config.patch_dim)}, "
+            f"not {patches.shape}."
         )
     laid = lay_out(config, images.grids, slots)
     if len(laid) > blocks:
         raise ValueError(
-            f"a row's images need {len(laid)} blocks of {slots} patches; there are {blocks}. Raise the number of blocks or lower the "
-            "processor's max_pixels."
+            f"a row's images need {len(laid)} blocks of {slots} patches, but there are only {blocks}. Raise the number of blocks, or "
+            "lower the image processor's max_pixels."
         )
     place = np.concatenate([_places(grid, config.merge) for grid in images.grids])
     slot_of_square = np.zeros(total, np.int32)
@@ -221,7 +223,7 @@ def _fill(out: VisionInputs, row: int, images: Images, config: VisionConfig) -> 
 
 
 def _places(grid: Sequence[int], merge: int) -> np.ndarray:
-    """Row and column of an image's patches `[P, 2]`, in the processor's order: squares row by row, then within a square."""
+    """Row and column of an image's patches, `[P, 2]`, in the processor's order: squares row by row, patches within each square."""
     _, rows, columns = map(int, grid)
     place = np.stack(np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij"), axis=-1)
     return place.reshape(rows // merge, merge, columns // merge, merge, 2).swapaxes(1, 2).reshape(-1, 2)

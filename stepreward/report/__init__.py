@@ -1,4 +1,4 @@
-"""What a run leaves for people to read: replayed episodes, learning curves, one HTML page."""
+"""Reports of a run for people: replayed episodes, learning curves, and one HTML page."""
 
 from stepreward.report.curves import mean_and_band, plot_curves
 from stepreward.report.episodes import drop_episodes, read_episodes, telling, write_episodes

@@ -1,4 +1,4 @@
-"""Curves of several arms over seeds: mean and confidence band, for documents and comparisons."""
+"""Curves of several arms, averaged over seeds with a confidence band, for documents and comparisons."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Run = tuple[Sequence[float], Sequence[float]]
 
 
 def mean_and_band(runs: Sequence[Run], confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Averages runs and returns the half-width of the t interval of that mean.
+    """Averages runs and returns the mean with the half-width of its t interval.
 
     mean ± t_{(1 + confidence)/2, n − 1} · s / √n, with s the standard deviation over the n runs (ddof 1), pointwise.
-    Runs whose x differ are interpolated linearly at all x that lie within every run's range.
+    Runs with different x are interpolated linearly at every x of any run that is within the range of all runs.
 
     Args:
-      runs: one (x, y) a seed, `[N]` each; points with a NaN or infinite y are left out.
+      runs: one pair (x, y) a seed, `[N]` each; points with a NaN or infinite coordinate are ignored.
       confidence: coverage, in (0, 1).
 
     Returns:
       x `[M]` ascending, mean `[M]`, half-width `[M]` (NaN for a single run), float64.
 
     Raises:
-      ValueError: no runs, a run without points, x and y of different length, or runs that share no range of x.
+      ValueError: if there are no runs, a run has no finite points, x and y have different lengths, or the ranges of x do not overlap.
     """
     if not runs:
-        raise ValueError("There is no run to average.")
+        raise ValueError("There are no runs to average.")
     cleaned = []
     for index, (x, y) in enumerate(runs):
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
@@ -46,7 +46,7 @@ def mean_and_band(runs: Sequence[Run], confidence: float = 0.95) -> tuple[np.nda
     grid = np.unique(np.concatenate([x for x, _ in cleaned]))
     grid = grid[(grid >= low) & (grid <= high)]
     if grid.size == 0:
-        raise ValueError("The runs share no range of x.")
+        raise ValueError("There is no x that lies within the range of every run.")
     values = np.stack([np.interp(grid, x, y) for x, y in cleaned])
     if len(cleaned) == 1:
         return grid, values[0], np.full(grid.shape, np.nan)
@@ -66,23 +66,23 @@ def plot_curves(
     y_limits: tuple[float, float] | None = None,
     confidence: float = 0.95,
 ) -> Any:
-    """Draws each arm's mean over its runs with its band (see `mean_and_band`); a single run has no band.
+    """Draws the mean of each arm over its runs with its band (see `mean_and_band`); a single run has no band.
 
     Args:
       axes_or_path: matplotlib axes to draw on, or the path of an image (.png, .svg, .pdf) to write.
-      arms: name → its runs, one (x, y) a seed; drawn in this order.
-      x_label, y_label, title: words on the figure.
-      y_limits: limits of the y axis; (0, 1) suits a rate.
+      arms: name → runs of that arm, one pair (x, y) a seed; drawn in this order.
+      x_label, y_label, title: labels of the figure.
+      y_limits: limits of the y axis, such as (0, 1) for a rate.
       confidence: coverage of the band, in (0, 1).
 
     Returns:
       The axes, or the path.
 
     Raises:
-      ValueError: there are no arms, or an arm's runs cannot be averaged; the message names the arm.
+      ValueError: if there are no arms, or the runs of an arm cannot be averaged; the message names the arm.
     """
     if not arms:
-        raise ValueError("There is no arm to plot.")
+        raise ValueError("There are no arms to plot.")
     averaged = {}
     for name, runs in arms.items():
         try:

@@ -1,4 +1,4 @@
-"""Recorded episodes as HTML: one board a step, and under it the action and what that step was worth."""
+"""Recorded episodes as HTML: one board a step, with the action and the step's reward below it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from stepreward.metrics import is_number
 
 BoardRenderer = Callable[[str], str]
 
-_BOARD_WIDTH = 20  # characters; longer lines are no board but sentences, which are wrapped on wider cards
-# Badges of episodes that were cut short; those recorded without a reason ran into the step limit.
+_BOARD_WIDTH = 20  # characters; text with longer lines is prose, which is wrapped on wider cards
+# Badges of truncated episodes. An episode recorded without a reason was stopped by the step limit.
 ENDS = {
     "": "step limit",
     "step_limit": "step limit",
@@ -30,14 +30,14 @@ def plain_board(observation: str) -> str:
 
 
 def choose_episodes(files: Sequence[Mapping[str, Any]], limit: int = 3) -> list[tuple[int, Mapping[str, Any]]]:
-    """Picks what tells most: from the last file one success and one failure, from the first file one of the same task.
+    """Picks instructive episodes: a success and a failure from the last file, and an episode of the same task from the first file.
 
     Args:
       files: contents of the files of recorded episodes (see `read_episodes`), first iteration first.
-      limit: how many episodes at most.
+      limit: most episodes to pick.
 
     Returns:
-      (iteration, episode), first iteration first.
+      (iteration, episode) pairs, first iteration first.
     """
     filled = [file for file in files if file["episodes"]]
     if not filled:
@@ -55,12 +55,12 @@ def choose_episodes(files: Sequence[Mapping[str, Any]], limit: int = 3) -> list[
 
 
 def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRenderer) -> str:
-    """Returns one episode as an `<article>`; everything that a model or an environment wrote is escaped.
+    """Returns one episode as an `<article>`; all text of a model or an environment is escaped.
 
     Args:
-      iteration: when it was recorded.
-      episode: see `stepreward.report.episodes`.
-      board: observation text → trusted HTML or SVG, which must escape what it shows.
+      iteration: the iteration that it was recorded in.
+      episode: the episode, see `stepreward.report.episodes`.
+      board: observation text → trusted HTML or SVG; it must escape the text that it shows.
     """
     steps = episode["steps"]
     scale = max((abs(s["step_reward"]) for s in steps if is_number(s.get("step_reward"))), default=0.0)
@@ -82,7 +82,7 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
 
 
 def _end_badge(episode: Mapping[str, Any]) -> str:
-    """Why an episode was cut short; the title says what would have had to be larger."""
+    """A badge that says why an episode was truncated; its tooltip names the settings that would have had to be larger."""
     needs = episode.get("needs") or {}
     title = " and ".join(f"{key} of at least {value}" for key, value in needs.items())
     title = f' title="{_text(f"it needs {title}")}"' if title else ""
@@ -115,7 +115,7 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
 
 
 def _cut_notes(step: Mapping[str, Any]) -> str:
-    """What the model did not see, or did not get to say."""
+    """Notes on text that was cut from the prompt or from the answer."""
     notes = ""
     if step.get("cut"):
         notes += f' <span class="idle" title="they did not fit the prompt">{step["cut"]:,} characters not shown to the model</span>'
@@ -137,7 +137,7 @@ def _final_html(episode: Mapping[str, Any], board: BoardRenderer) -> str:
 
 
 def _bar(value: Any, scale: float) -> str:
-    """A signed number over a bar that grows from the middle; `scale` is the widest bar of the episode."""
+    """A signed number above a bar that starts at the middle; `scale` is the value of a full bar."""
     if not is_number(value):
         return ""
     share = 50 * abs(value) / scale if scale > 0 else 0.0

@@ -6,10 +6,10 @@
                   "step_reward": 0.013, "step_advantage": 0.8, "distance": 5.0}],
        "final_observation": "board", "final_distance": 0.0}]}
 
-`observation` is what the agent saw before its action, `action` null where the output held none. A number that is not
-known is null or left out; a distance of "inf" means that the task can no longer be solved from there. `end` is one of
-`rollout.episode`'s reasons, `needs` what would have had to be larger for it; a step has `cut`, the characters of observations that its
-prompt left out, and `stopped` false where its answer was cut, if so.
+`observation` is what the agent saw before its action; `action` is null if the output contained none. An unknown number is null or
+omitted. A distance of "inf" means that the task can no longer be solved from there. `end` is one of the reasons in
+`rollout.episode`, and `needs` names the settings that would have had to be larger. If text was cut, a step has `cut`, the number of
+characters of observations that were cut from its prompt, and `stopped` is false if its answer was cut.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPISODES_FOLDER = "episodes"
 
 
 def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episodes: Sequence[Mapping[str, Any]]) -> Path:
-    """Writes the episodes that were recorded at one tick, whole or not at all.
+    """Writes the episodes that were recorded at one tick, completely or not at all.
 
     Args:
       workdir: the run's folder.
@@ -41,7 +41,7 @@ def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episod
       Path of the file.
 
     Raises:
-      ValueError: an episode without a list of `steps`, or a value that is no scalar.
+      ValueError: if an episode has no list of `steps`, or a value is not a scalar.
     """
     stored = []
     for index, episode in enumerate(episodes):
@@ -59,11 +59,11 @@ def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episod
 
 
 def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads one file of recorded episodes; distances of "inf" come back as `math.inf`.
+    """Reads one file of recorded episodes; distances of "inf" become `math.inf`.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not JSON, or not in the format of this module.
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is not JSON, or not in the format of this module.
     """
     path = Path(path)
     if not path.is_file():
@@ -71,7 +71,7 @@ def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
     try:
         record = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}).") from error
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
     episodes = record.get("episodes") if isinstance(record, dict) else None
     well_formed = isinstance(episodes, list) and all(
         isinstance(episode, dict) and isinstance(episode.get("steps"), list) and all(isinstance(step, dict) for step in episode["steps"])
@@ -108,7 +108,7 @@ def _with_distance(item: Mapping[str, Any], key: str, name: str) -> dict[str, An
 
 
 def telling(records: list[dict], count: int) -> list[dict]:
-    """Episodes worth a look: a success and a failure of the same room first, the longer ones before the shorter."""
+    """Picks at most `count` instructive episodes: successes (longest first) and failures in alternation, then the rest."""
     records = [r for r in records if r["steps"]]
     won = sorted((r for r in records if r["success"]), key=lambda r: -len(r["steps"]))
     lost = [r for r in records if not r["success"]]

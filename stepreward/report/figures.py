@@ -1,4 +1,4 @@
-"""The learning curves of one run as inline SVG whose colours follow the page's light or dark theme."""
+"""The learning curves of one run as inline SVG, with colours that follow the page's light or dark theme."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from stepreward.metrics import is_number, series, wilson_interval
 
 Records = Sequence[Mapping[str, Any]]
 
-# matplotlib draws in these stand-ins; in the SVG each becomes a CSS variable that the page defines twice.
+# matplotlib draws in these placeholder colours. In the SVG each is replaced by a CSS variable, which the page defines for each theme.
 _THEME = {
     "#010101": "var(--ink)",
     "#020202": "var(--faint)",
@@ -33,9 +33,9 @@ _INK, _FAINT, _CARD, *_COLOURS = _THEME
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure: a title, the metrics that it draws (key → label), and a sentence for who does not know them.
+    """One figure: a title, the metrics that it draws (key → label), and a sentence that explains them.
 
-    `rate` shows the whole range of a share; `lowest` cuts the axis there, where a few bad values would hide the rest.
+    `rate` makes the y axis show the whole range from 0 to 1; `lowest` limits the y axis so that a few bad values do not hide the rest.
     """
 
     title: str
@@ -56,18 +56,18 @@ PANELS = (
     Panel("Grounding accuracy", {"eval/executed": "held-out tasks", "rollout/executed": "rollouts"},
           "Share of steps whose action was understood and took effect.", rate=True),
     Panel("Steps per episode", {"eval/steps_per_episode": "held-out tasks", "rollout/steps_per_episode": "rollouts"},
-          "Mean number of answers that the agent gives until an episode ends."),
+          "Mean number of the agent's answers in an episode."),
     Panel("Episodes cut short by a length", {"rollout/too_long": "prompt too long", "rollout/row_full": "conversation full"},
           "Rollout episodes an iteration that ended because of rollout.max_prompt_tokens or rollout.max_row_tokens."),
     Panel("Loss of the estimator", {"estimator/loss": "training", "estimator/held_out_loss": "held out"},
-          "On the explored tasks that it learns from, and on those kept apart; when the latter rises, it memorises."),
+          "On the explored tasks that it is trained on, and on held-out ones; if the latter rises, it overfits."),
     Panel("Quality of the credit",
           {"credit/rank_correlation": "step rewards", "credit/advantage_rank_correlation": "advantages"},
-          "Rank correlation of what a move received with how far it came nearer to the solution; 1 is perfect, 0 is chance."),
+          "Rank correlation between a move's credit and its true progress towards the solution; 1 is perfect, 0 is chance."),
     Panel("Groups without a difference", {"credit/flat_groups": "groups"},
-          "Share of groups whose episodes all had the same outcome: they teach a comparison nothing.", rate=True),
+          "Share of groups whose episodes all had the same outcome, so that comparing them gives no signal.", rate=True),
     Panel("Explained variance of the critic", {"credit/explained_variance": "critic"},
-          "How much of the returns' spread its values foretell; 1 is all, 0 no more than a constant. Cut off below −1.",
+          "Share of the variance of returns that its values explain; 1 is all, 0 is no better than a constant. Cut off below −1.",
           lowest=-1.05),
     Panel("Error of the critic", {"critic/value_error": "critic", "policy/value_error": "head on the policy"},
           "Mean squared difference between its values and the returns."),
@@ -81,12 +81,12 @@ PANELS = (
           {"credit/kl_initial": "nats an episode, in the reward", "policy/kl_reference": "nats a token, in the loss"},
           "How far the policy has moved from where reinforcement learning began."),
     Panel("Weight of the KL penalty", {"credit/kl_coef": "coefficient"},
-          "What a nat of KL to the supervised policy costs in reward."),
-    Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "sft/loss": "SFT"}, "As each optimizer sees them."),
+          "The reward that each nat of KL to the supervised policy costs."),
+    Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "sft/loss": "SFT"}, "The loss that each optimizer minimises."),
     Panel("Size of the policy's updates", {"policy/clip_fraction": "clipped", "policy/approx_kl": "approximate KL"},
-          "Share of tokens that hit the clip; KL from the policy that made the rollout, in nats a token."),
+          "Share of tokens whose ratio was clipped; KL from the policy that made the rollout, in nats a token."),
     Panel("Updates an iteration", {"policy/updates": "updates"},
-          "Mini-batches learned from before the policy had moved far enough to stop."),
+          "Mini-batches trained on before the KL limit stopped the iteration."),
 )  # fmt: skip
 
 TIMES = {
@@ -107,19 +107,19 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
       records: lines of `metrics.jsonl`.
 
     Returns:
-      (title, note, svg) a panel; empty where nothing was recorded.
+      One (title, note, svg) a panel; empty if nothing was recorded.
     """
     figures = []
     for panel in PANELS:
         present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
         if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
-            continue  # where tasks are won or lost, it would be the curve of success once more
+            continue  # if every score equals success, the panel would repeat the success curves
         if panel.title.startswith("Episodes cut short") and not any(series(records, key)[1].any() for key in present):
-            continue  # as it should be
+            continue  # no episode was cut short
         if present:
             figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
     if any(series(records, key)[0].size for key in _times(records)):
-        note = "Mean seconds an iteration, by what they were spent on."
+        note = "Mean seconds an iteration, by activity."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
     return figures
 
@@ -135,7 +135,7 @@ def _same(records: Records, one: str, other: str) -> bool:
 
 
 def evaluations(records: Records) -> list[dict[str, Any]]:
-    """Returns the records with a held-out success rate, each with `low` and `high` added where `eval/episodes` is."""
+    """Returns the records with a held-out success rate, adding the interval `low`, `high` to those that have `eval/episodes`."""
     found = []
     for record in records:
         rate, n = record.get("eval/success"), record.get("eval/episodes")
@@ -169,14 +169,14 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
         if panel.lowest is not None and axes.get_ylim()[0] < panel.lowest:
             top = max(0.0, *(series(records, key)[1].max() for key in present))
             axes.set_ylim(panel.lowest, top + 0.05 * (top - panel.lowest))
-        if len(panel.keys) > 1:  # also over one curve, which would not say which of them it is
+        if len(panel.keys) > 1:  # even if only one of them is drawn, to say which
             axes.legend(fontsize=8, labelcolor=_INK, handlelength=1.2, facecolor=_CARD, edgecolor="none", framealpha=0.8)
 
     return draw
 
 
 def _time_panel(axes, records: Records) -> None:
-    """Stacked bars, each the mean over a run of iterations: evaluations come seldom and would be lone spikes."""
+    """Stacked bars, each the mean over several ticks, because rare evaluations would otherwise be isolated spikes."""
     times = _times(records)
     timed = [r for r in records if is_number(r.get("tick")) and any(is_number(r.get(key)) for key in times)]
     iterations = np.array([record["tick"] for record in timed], np.float64)
@@ -192,14 +192,14 @@ def _time_panel(axes, records: Records) -> None:
         height = np.histogram(iterations, edges, weights=seconds)[0] / np.maximum(counts, 1)
         axes.bar(edges[:-1], height, np.diff(edges), bottom, align="edge", color=colour, linewidth=0, label=label)
         bottom += height
-    rows = math.ceil(len(axes.containers) / 3)  # of the legend, which lies above the bars
+    rows = math.ceil(len(axes.containers) / 3)  # rows of the legend, which is above the bars
     axes.set_ylim(0, (1.05 + 0.15 * rows) * bottom.max() if bottom.any() else 1)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g} s")
     axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1)
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Centred mean over a twenty-fifth of the curve; windows shrink at the ends."""
+    """Centred moving mean over 1/25 of the curve; windows shrink at the ends."""
     half = max(1, math.ceil(y.size / 50))
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(y.size)
@@ -208,7 +208,7 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 
 def _stage_marks(axes, records: Records) -> None:
-    """Dotted lines where one stage of the run ends and the next begins, named at the top."""
+    """Draws dotted lines between the stages of the run, and the name of each stage at the top."""
     starts = []
     for record in records:
         stage, tick = record.get("stage"), record.get("tick")
@@ -222,7 +222,7 @@ def _stage_marks(axes, records: Records) -> None:
             axes.axvline(tick, color=_FAINT, linewidth=0.9, linestyle=(0, (2, 2)), zorder=0)
         at = max(low, tick)
         end = min(high, starts[index + 1][0]) if index + 1 < len(starts) else high
-        if end - at > (0.018 * len(str(stage)) + 0.02) * (high - low):  # else it would run into the next name
+        if end - at > (0.018 * len(str(stage)) + 0.02) * (high - low):  # otherwise the name would overlap the next one
             axes.text(
                 at + 0.01 * (high - low),
                 1.01,

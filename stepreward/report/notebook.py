@@ -1,4 +1,4 @@
-"""A run inside a notebook: curves that grow while it trains, and recorded episodes with the reward under each step."""
+"""Shows a run in a notebook: curves that are redrawn during training, and recorded episodes with the reward of each step."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _SUCCESS = {"eval/success": "held-out tasks", "rollout/success": "rollouts"}
 
 
 class LiveCurves:
-    """Draws a run's curves under the cell that trains: the `on_tick` of a `Runner`.
+    """Draws a run's curves below the cell that trains it; pass it to a `Runner` as `on_tick`.
 
     Args:
-      second: metrics of the right panel, name → label; the left one shows success.
-      title: of the right panel.
-      every_s: seconds between two drawings; the ticks between are not drawn one by one.
-      show: takes each PNG; by default IPython's display, which replaces the picture before.
+      second: metrics of the right panel, name → label; the left panel shows success.
+      title: title of the right panel.
+      every_s: least seconds between two drawings; ticks in between are not drawn separately.
+      show: called with each PNG; by default IPython's display, which replaces the previous image.
     """
 
     def __init__(self, second: Mapping[str, str], title: str, *, every_s: float = 5.0, show=None):
@@ -34,7 +34,7 @@ class LiveCurves:
         self._every_s, self._show, self._last = every_s, show or _Display(), -float("inf")
 
     def __call__(self, runner: Any, metrics: Mapping[str, Any]) -> None:
-        """Draws, if it is time, or the run has come to an end."""
+        """Draws the curves if `every_s` seconds have passed or the run is finished."""
         if time.monotonic() - self._last < self._every_s and not runner.finished:
             return
         self._show(self.draw(read_metrics(runner.workdir)))
@@ -68,7 +68,7 @@ class LiveCurves:
 
 
 class _Display:
-    """One picture in the cell's output, replaced by the next."""
+    """Shows one image in the cell's output and replaces it by the next."""
 
     def __init__(self):
         self._handle = None
@@ -83,28 +83,30 @@ class _Display:
 
 
 def show_episodes(workdir: str | os.PathLike, board: BoardRenderer = plain_board, *, limit: int = 2, height: int = 640):
-    """Returns recorded episodes for a notebook to display, as the last value of a cell: what the agent saw, did, and got for each step.
+    """Returns recorded episodes as an object that a notebook displays if it is the last value of a cell.
+
+    It shows what the agent saw, its action, and its reward at each step.
 
     Args:
       workdir: folder of the run.
       board: observation text → trusted HTML or SVG.
-      limit: episodes at most: a success and a failure of the last recording first.
-      height: of the frame that they are in, in CSS pixels.
+      limit: most episodes to show, starting with a success and a failure of the last recording.
+      height: height of the frame, in CSS pixels.
 
     Raises:
-      FileNotFoundError: the run has recorded no episodes yet.
+      FileNotFoundError: if the run has not recorded any episodes yet.
     """
     files = [read_episodes(path) for path in list_episodes(workdir)[-1:]]
     chosen = choose_episodes(files, limit)
     if not chosen:
-        raise FileNotFoundError(f"{str(workdir)!r} holds no recorded episodes yet: they come with an evaluation during training.")
+        raise FileNotFoundError(f"{str(workdir)!r} holds no recorded episodes yet: evaluations during training record them.")
     articles = "".join(episode_html(at, episode, board) for at, episode in chosen)
     page = f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{CSS} body {{ padding: .5rem }}</style>{articles}</html>'
     return _Frame(page, height)
 
 
 class _Frame:
-    """A page in a frame of its own: its style sheet is made for a page, and a notebook has one already."""
+    """A page in an iframe, because its style sheet is written for a whole page and would conflict with the notebook's."""
 
     def __init__(self, page: str, height: int):
         self._page, self._height = page, height

@@ -30,19 +30,19 @@ def write_report(
 ) -> Path:
     """Writes `workdir/report.html` from the run's metrics, config and recorded episodes; needs no network to open.
 
-    A source that is missing or unreadable leaves its part out, and the page says so at its top.
+    A missing or unreadable source is left out, and errors are listed at the top of the page.
 
     Args:
-      workdir: folder of the run: `metrics.jsonl`, `config.json` and `episodes/*.json`, each optional.
-      board_renderer: observation text → HTML or SVG that is put on the page as it is, so it must escape its input.
-      title: heading of the page; by default the config's `name`, or the folder's name.
-      max_episodes: how many episodes to replay.
+      workdir: folder of the run, with `metrics.jsonl`, `config.json` and `episodes/*.json`, each optional.
+      board_renderer: observation text → HTML or SVG. It is inserted into the page unchanged, so it must escape its input.
+      title: heading of the page; by default the config's `name`, or else the folder's name.
+      max_episodes: most episodes to replay.
 
     Returns:
       Path of the page.
 
     Raises:
-      FileNotFoundError: `workdir` is no folder.
+      FileNotFoundError: if `workdir` is not a folder.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
@@ -69,7 +69,7 @@ def write_report(
 def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str, str, str]]]:
     """Returns the headline of a run: one paragraph (HTML) and cards of (number, label, detail) in plain text.
 
-    A final evaluation, which is larger, goes before the evaluations on the way.
+    A final evaluation is preferred to the evaluations during training, because it has more episodes.
 
     Args:
       records: lines of `metrics.jsonl`.
@@ -93,7 +93,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str
         cards = [(_rate(start), "held-out success, start", _detail(start))]
         middle = _before_rl(records, found)
         if middle is not None and middle is not start and middle is not end:
-            sentences.append(f"When reinforcement learning began it stood at {_rate(middle)}{_interval(middle)}.")
+            sentences.append(f"When reinforcement learning began, it was {_rate(middle)}{_interval(middle)}.")
             cards.append((_rate(middle), "when reinforcement learning began", _detail(middle)))
         cards.append((_rate(end), "held-out success, end", _detail(end)))
     elif found:
@@ -121,7 +121,7 @@ def summarize(records: Sequence[Mapping[str, Any]]) -> tuple[str, list[tuple[str
 
 
 def _as_evaluation(row: Mapping[str, float]) -> dict[str, Any]:
-    """A row of the final evaluation under the names that an evaluation on the way has."""
+    """A row of the final evaluation, with the keys of an evaluation during training."""
     entry = {"eval/success": row["success"]}
     if all(name in row for name in ("success_low", "success_high", "episodes")):
         entry |= {"low": row["success_low"], "high": row["success_high"], "eval/episodes": row["episodes"]}
@@ -129,7 +129,7 @@ def _as_evaluation(row: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _before_rl(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The last evaluation before the stage "train", or else the first one in it; None for a run of one stage."""
+    """The last evaluation before the stage "train", or the first one in it if there is none before; None for a run of one stage."""
     names = {record.get("stage") for record in records if record.get("stage")}
     if "train" not in names or len(names) < 2:
         return None
@@ -155,13 +155,13 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
             f'<figure role="group" aria-label="{name}"><figcaption>{name}<span>{note}</span></figcaption>{svg}</figure>'
             for name, note, svg in figures
         )
-        note = "Thin lines are single iterations, bold ones a running mean. Dotted lines separate the run's stages."
+        note = "Thin lines are single ticks, bold lines a moving mean. Dotted lines separate the run's stages."
         body.append(f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div></section>')
     if episodes:
         legend = (
-            "Each board is what the agent saw; under it are its move, the <b>step reward</b> of that move (the bar is "
-            "scaled within the episode), the environment's reward, the step advantage and the exact distance to the "
-            "solution before and after, where they were recorded."
+            "Each board shows what the agent saw. Below it are its move, the <b>step reward</b> of that move (the bar is "
+            "scaled within the episode), the environment's reward, the step advantage, and the exact distance to the "
+            "solution before and after the move, if they were recorded."
         )
         body.append(f'<section><h2>Replayed episodes</h2><p class="facts">{legend}</p>{"".join(episodes)}</section>')
     if config:
@@ -176,7 +176,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
 
 
 def _attempt(notices: list[str], read, path: Path) -> Any:
-    """Reads one source; what is wrong with it becomes a notice on the page instead of an end to the report."""
+    """Reads one source; an error in it becomes a notice on the page and does not stop the report."""
     try:
         return read(path)
     except (OSError, ValueError) as error:
@@ -190,7 +190,7 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     try:
         config = json.loads(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON ({error}).") from error
+        raise ValueError(f"{path} is not valid JSON ({error}).") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} does not hold a JSON object.")
     return config

@@ -1,4 +1,4 @@
-"""The report's style sheet: light and dark, from a phone's width up."""
+"""The report's style sheet, with a light and a dark theme, for screens of a phone's width and wider."""
 
 CSS = """
 :root {

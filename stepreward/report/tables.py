@@ -1,4 +1,4 @@
-"""Tables of a run: its final evaluation, and how well the progress estimator came out."""
+"""Tables of a run: its final evaluation, the quality of the progress estimator, and what was cut or left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NONE = "–"
 
 
 def final_evaluation(records: Records) -> dict[str, dict[str, float]]:
-    """Returns {"start": …, "end": …} of the last final evaluation, each {"success": 0.25, …}; empty without one of both."""
+    """Returns {"start": …, "end": …} of the last final evaluation, each {"success": 0.25, …}; empty if no record has both."""
     found: dict[str, dict[str, float]] = {}
     for record in records:
         if all(is_number(record.get(f"final/{name}_success")) for name in POLICIES):
@@ -24,30 +24,30 @@ def final_evaluation(records: Records) -> dict[str, dict[str, float]]:
 
 
 def estimator_quality(records: Records) -> dict[str, float]:
-    """Returns the measures of the last record with `estimator/mse`, without their prefix; empty where there is none."""
+    """Returns the measures of the last record with `estimator/mse`, without their prefix; empty if there is none."""
     measured = [record for record in records if is_number(record.get("estimator/mse"))]
     return _numbers(measured[-1], "estimator/") if measured else {}
 
 
 def failed_episodes(records: Records) -> int:
-    """Returns how many episodes of a run, played for training or for an evaluation, were left out because their environments failed."""
-    training = [r["rollout/failed_episodes"] for r in records if is_number(r.get("rollout/failed_episodes"))]  # counted up
+    """Returns the number of episodes, in training and evaluations, that were left out because their environments failed."""
+    training = [r["rollout/failed_episodes"] for r in records if is_number(r.get("rollout/failed_episodes"))]  # a running total
     others = ("eval/failed_episodes", *(f"final/{name}_failed_episodes" for name in POLICIES))
     return int(max(training, default=0) + sum(r[key] for r in records for key in others if is_number(r.get(key))))
 
 
 LOSSES = {
-    "rollout/too_long": ("episodes that a prompt ended which was too long", "rollout.max_prompt_tokens, rollout.long_observation"),
-    "rollout/row_full": ("episodes that ended with their conversation full", "rollout.max_row_tokens"),
+    "rollout/too_long": ("episodes that ended because a prompt was too long", "rollout.max_prompt_tokens, rollout.long_observation"),
+    "rollout/row_full": ("episodes that ended because their conversation was full", "rollout.max_row_tokens"),
     "rollout/environment_limit": ("episodes that the environment stopped before rollout.max_steps", "the environment's own limit"),
-    "rollout/step_limit": ("episodes that ran into the step limit", "rollout.max_steps"),
+    "rollout/step_limit": ("episodes that reached the step limit", "rollout.max_steps"),
     "rollout/observations_cut": ("prompts whose observations were cut to fit", "rollout.max_prompt_tokens"),
     "rollout/answers_cut": ("answers that were cut", "rollout.max_answer_tokens"),
 }
 
 
 def losses_html(records: Records) -> str:
-    """Returns the section on what was cut or left out in the run's rollouts, evaluations apart, or "" where nothing was."""
+    """Returns the section on what was cut or left out in the run's rollouts, without evaluations, or "" if nothing was."""
     rows = []
     for key, (name, setting) in LOSSES.items():
         total = sum(record[key] for record in records if is_number(record.get(key)))
@@ -58,11 +58,11 @@ def losses_html(records: Records) -> str:
         rows.append(("episodes whose environment failed; they are masked", f"{failed[-1]:,.0f}", "the log says why"))
     left = [r["sft/demonstrations_left_out"] for r in records if is_number(r.get("sft/demonstrations_left_out"))]
     if left and left[-1]:
-        rows.append(("tasks without a demonstration: not won by the expert, or too long", f"{left[-1]:,.0f}", "the log says why"))
+        rows.append(("tasks without a demonstration: the expert failed, or it was too long", f"{left[-1]:,.0f}", "the log says why"))
     if not rows:
         return ""
     longest = max((r["rollout/longest_prompt"] for r in records if is_number(r.get("rollout/longest_prompt"))), default=0)
-    note = f"Over all rollouts. The longest prompt, uncut, has {longest:,.0f} tokens." if longest else "Over all rollouts."
+    note = f"Over all rollouts. The longest prompt had {longest:,.0f} tokens before cutting." if longest else "Over all rollouts."
     cells = "".join(
         f'<tr><th scope="row">{html.escape(name)}</th><td>{count}</td><td class="meaning">{html.escape(setting)}</td></tr>'
         for name, count, setting in rows
@@ -105,25 +105,25 @@ def estimator_html(records: Records, config: Mapping[str, Any]) -> str:
 
     Args:
       records: lines of `metrics.jsonl`.
-      config: the run's; says whether explored tasks were held out.
+      config: the run's config, which says whether explored tasks were held out.
     """
     found = estimator_quality(records)
     if not found:
         return ""
     measures = (
-        ("mse", ".4f", "mean squared error", "of an episode's outcome as its steps' contributions add up to it; 0 is perfect"),
+        ("mse", ".4f", "mean squared error", "between an episode's outcome and the sum of its steps' contributions; 0 is perfect"),
         ("mse_of_mean", ".4f", "… of predicting the mean",
-         "what always answering the mean outcome would get: the one above must beat it"),
-        ("mae", ".3f", "mean absolute error", "how far a prediction is off on average, in units of the outcome"),
-        ("within_0.1", None, "errors of at most 0.1", "share of the episodes whose outcome is predicted that closely"),
+         "the error of always predicting the mean outcome; the estimator must beat it"),
+        ("mae", ".3f", "mean absolute error", "average distance between prediction and outcome, in units of the outcome"),
+        ("within_0.1", None, "errors of at most 0.1", "share of episodes whose prediction is within 0.1 of the outcome"),
         ("calibration_error", ".3f", "calibration error",
-         "among episodes predicted alike, the gap between mean prediction and mean outcome; 0 is honest"),
+         "gap between mean prediction and mean outcome among episodes with similar predictions; 0 is perfect"),
         ("rank_correlation", "+.2f", "rank correlation with true progress",
-         "whether steps that come nearer to the solution get more, over all steps; 1 is perfect, 0 is chance"),
+         "whether steps that come nearer to the solution get a larger contribution, over all steps; 1 is perfect, 0 is chance"),
         ("rank_correlation_within", "+.2f", "… within episodes",
-         "the same inside each episode, averaged: whether an episode's own good steps stand out"),
+         "the same within each episode, then averaged: whether the good steps of an episode stand out"),
         ("sign_accuracy", None, "right sign",
-         "share of the steps that change the distance whose contribution is above 0 for nearer, below for farther; half is chance"),
+         "share of steps with the right sign among those that change the distance: positive if nearer, negative if farther; 50 % is chance"),
     )  # fmt: skip
     rows = []
     for key, form, name, meaning in measures:
@@ -132,16 +132,16 @@ def estimator_html(records: Records, config: Mapping[str, Any]) -> str:
             rows.append(f'<tr><th scope="row">{name}</th><td>{shown}</td><td class="meaning">{meaning}</td></tr>')
     options = config.get("estimator")
     held_out = options.get("held_out") if isinstance(options, Mapping) else None
-    note = "The model that learned, from explored episodes, what each step contributes to the outcome."
+    note = "The progress estimator learned from explored episodes how much each step contributes to the outcome."
     if is_number(held_out):
-        note += f" Measured on {'explored tasks that it did not train on' if held_out else 'the tasks that it trained on'}."
+        note += f" Measured on {'explored tasks that it was not trained on' if held_out else 'the tasks that it was trained on'}."
     if "steps" in found:
         note += f" True progress is known for {found['steps']:,.0f} of their steps."
     return _section("Progress estimator", note, f'<table class="data"><tbody>{"".join(rows)}</tbody></table>')
 
 
 def percent(rate: float | None) -> str:
-    """Returns "25.0 %" with a space that does not break, or a dash for None."""
+    """Returns "25.0 %" with a non-breaking space, or a dash for None."""
     return NONE if rate is None else f"{100 * rate:.1f}\u00a0%"
 
 

@@ -1,1 +1,1 @@
-"""What a run would take on a TPU slice, from programs compiled for it on a machine that has none."""
+"""Estimates a run's memory and time on a TPU slice by compiling its programs for the slice, on a machine without a TPU."""

@@ -1,7 +1,8 @@
-"""What a compiled program does, read from its HLO text: products, memory traffic and collectives, loop bodies as often as they run.
+"""Reads the cost of a compiled program from its HLO text: matrix products, memory traffic and collectives.
 
-XLA's own `cost_analysis()` counts a loop's body once. Here every instruction counts as often as the loops around it go round. How
-often that is stands in a loop's condition, where it is a constant; the caller gives it for loops that depend on data.
+XLA's own `cost_analysis()` counts the body of a loop once. Here an instruction counts once for each iteration of the loops around
+it. The number of iterations is read from the loop's condition if it is a constant; for loops that depend on data, the caller gives
+it.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ import numpy as np
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BITS = {"pred": 8, "bf16": 16, "token": 0}
-# A type is named in letters and bits: bf16[8,128]{1,0:T(8,128)(2,1)S(1)}. S(1) is the chip's own memory, no suffix is HBM.
+# A shape has a dtype, dimensions and a layout: bf16[8,128]{1,0:T(8,128)(2,1)S(1)}. S(1) means on-chip memory; without it, HBM.
 _SHAPE = re.compile(r"([a-z]+\d*\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
-# They move nothing: they name parts of what is there, or run computations that count by themselves.
+# Operations that move no data: they rename parts of existing buffers, or call computations that are counted separately.
 _FREE = {"parameter", "tuple", "get-tuple-element", "bitcast", "constant", "after-all", "partition-id", "replica-id", "iota",
          "opt-barrier", "while", "conditional", "call"}  # fmt: skip
 
 
 @dataclasses.dataclass
 class Cost:
-    """Of one device.
+    """The cost of a program on one device.
 
     Attributes:
-      flops: of matrix products.
-      bytes: read from and written to HBM.
-      collectives: by kind, how many, and bytes that they bring to a device.
-      largest: the same bytes by kind and shape.
-      guessed: loops whose trip count was the caller's guess.
+      flops: floating-point operations of matrix products.
+      bytes: bytes read from and written to HBM.
+      collectives: for each kind, the number of collectives and the bytes that the device receives.
+      largest: bytes received by kind and shape of the collective.
+      guessed: names of the loops whose trip count came from the caller.
     """
 
     flops: float = 0.0
@@ -55,7 +56,7 @@ class Shape:
 
     @cached_property
     def size(self) -> float:
-        """Bytes."""
+        """Size in bytes."""
         bits = _BITS.get(self.dtype)
         return math.prod(self.dims) * (int(re.search(r"\d+", self.dtype)[0]) if bits is None else bits) / 8
 
@@ -69,7 +70,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: results, operation, names of operands, the text between its brackets, and what follows."""
+    """One instruction: its name, result shapes, operation, operand names, the text inside its parentheses, and the text after them."""
 
     name: str
     shapes: tuple[Shape, ...]
@@ -99,7 +100,7 @@ Computation = dict[str, Instruction]
 
 
 def computations(text: str) -> tuple[dict[str, Computation], str]:
-    """The instructions of each computation by name, and the name of the one that a program enters."""
+    """Parses a program: the instructions of each computation by name, and the name of the entry computation."""
     found, entry, current = {}, "", None
     for line in text.splitlines():
         if line.endswith("{") and not line.startswith((" ", "HloModule")):
@@ -131,21 +132,21 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _closing(text: str) -> int:
-    """The index behind the bracket that closes the one at the start."""
+    """The index after the parenthesis that closes the one at the start of the text."""
     depth = 0
     for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
         if not depth:
             return index + 1
-    raise AssertionError(f"unbalanced: {text[:80]}")
+    raise AssertionError(f"unbalanced parentheses: {text[:80]}")
 
 
 def read(text: str, trips: int = 1) -> Cost:
-    """The cost of a compiled program, for one device.
+    """Reads the cost of a compiled program on one device.
 
     Args:
-      text: `compiled.as_text()`.
-      trips: how often loops of unknown length go round.
+      text: the program's HLO text, `compiled.as_text()`.
+      trips: the number of iterations of loops whose trip count is not a constant.
     """
     found, entry = computations(text)
     cost, seen = Cost(), {}
@@ -153,11 +154,11 @@ def read(text: str, trips: int = 1) -> Cost:
         scope = found[name]
         for instruction in scope.values():
             cost.bytes += times * _bytes(found, scope, instruction)
-            scatters = instruction.attribute("calls").startswith("all-reduce-scatter")  # a sum of which each device keeps a part
+            scatters = instruction.attribute("calls").startswith("all-reduce-scatter")  # each device keeps only its part of the sum
             for inner_scope, inner in _with_fused(found, scope, instruction):
                 cost.flops += times * _flops(inner_scope, inner)
                 kind = "reduce-scatter" if scatters and inner.op == "all-reduce" else inner.op.removesuffix("-start")
-                if kind in COLLECTIVES:  # one that runs beside other work appears in several fusions, under one channel
+                if kind in COLLECTIVES:  # an asynchronous collective appears in several fusions, with one channel
                     seen[inner.channel] = (kind, inner, max(times, seen.get(inner.channel, (0, 0, 0))[2]))
     counts: dict[str, list[float]] = collections.defaultdict(lambda: [0.0, 0.0])
     for kind, instruction, times in seen.values():
@@ -173,7 +174,7 @@ def read(text: str, trips: int = 1) -> Cost:
 
 
 def _visits(found: dict[str, Computation], entry: str, trips: int, guessed: list[str]) -> list[tuple[str, float]]:
-    """Every computation whose instructions run one after the other, and how often it runs."""
+    """Every computation whose instructions run in sequence, and how often it runs."""
     visits, todo = [], [(entry, 1.0)]
     while todo:
         name, times = todo.pop()
@@ -194,7 +195,7 @@ def _visits(found: dict[str, Computation], entry: str, trips: int, guessed: list
 
 
 def _trip_count(found: dict[str, Computation], loop: Instruction) -> int | None:
-    """The constant that a loop counts to from 0; None where its condition is anything else."""
+    """The constant that a loop counts up to from 0; None if its condition is of any other form."""
     stated = re.search(r"known_trip_count[^\d]*(\d+)", loop.rest)
     if stated:
         return int(stated[1])
@@ -210,7 +211,7 @@ def _trip_count(found: dict[str, Computation], loop: Instruction) -> int | None:
 
 
 def _with_fused(found, scope: Computation, instruction: Instruction):
-    """An instruction, or those that are fused into it, each with the computation that it stands in."""
+    """An instruction, or the instructions fused into it, each with the computation that contains it."""
     inner = found.get(instruction.attribute("calls"))
     if inner is None or instruction.op == "call":
         yield scope, instruction
@@ -220,7 +221,7 @@ def _with_fused(found, scope: Computation, instruction: Instruction):
 
 
 def _flops(scope: Computation, i: Instruction) -> float:
-    """Of a matrix product, which XLA's TPU compiler writes as a convolution."""
+    """Floating-point operations of a matrix product, which XLA's TPU compiler may write as a convolution; 0 for anything else."""
     if i.op == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)
         left = scope[i.operands[0]].shapes[0].dims
@@ -238,7 +239,7 @@ def _flops(scope: Computation, i: Instruction) -> float:
         at = at + np.arange(size)[None] * of("rhs_dilate", (1,))[0]
         dilated = of("lhs_dilate", (1,))[0]
         last = (left[left_labels.index(str(axis))] - 1) * dilated
-        total *= int(((at >= 0) & (at <= last) & (at % dilated == 0)).sum())  # taps that meet data
+        total *= int(((at >= 0) & (at <= last) & (at % dilated == 0)).sum())  # taps that fall on data, not on padding
     return total
 
 
@@ -248,7 +249,7 @@ def _window(text: str, name: str, axis: int, default: tuple[int, ...]) -> tuple[
 
 
 def _bytes(found, scope: Computation, i: Instruction) -> float:
-    """HBM traffic: operands and results; of an array that only a slice is taken of or written to, the slice."""
+    """HBM traffic of an instruction: its operands and results, or only the slice of an array that is read or updated by slices."""
     if i.op in _FREE or i.op.endswith("-done"):
         return 0.0
     read = [scope[name].traffic if name in scope and scope[name].op != "tuple" else 0.0 for name in i.operands]
@@ -256,7 +257,7 @@ def _bytes(found, scope: Computation, i: Instruction) -> float:
         return 2 * i.traffic
     if i.op in ("dynamic-update-slice", "scatter"):
         return 2 * scope[i.operands[-1 if i.op == "scatter" else 1]].size if i.traffic else 0.0
-    if i.op in ("copy-start", "slice-start"):  # between HBM and the chip's own memory; whole and part stand in either order
+    if i.op in ("copy-start", "slice-start"):  # between HBM and on-chip memory; whole and part come in either order
         return min(s.size for s in i.shapes[:2])
     inner = found.get(i.attribute("calls"))
     if inner is None or i.op == "call":
@@ -270,7 +271,7 @@ def _bytes(found, scope: Computation, i: Instruction) -> float:
 
 
 def _taken(found, inner: Computation, number: int, size: float) -> tuple[float, bool]:
-    """How much of its operand a fusion reads, and whether it only writes that much of it, in place."""
+    """The bytes of its operand that a fusion reads, and whether the fusion updates only that part, in place."""
     name = next((j.name for j in inner.values() if j.op == "parameter" and j.inside == str(number)), "")
     uses, total, updated = [j for j in inner.values() if name in j.operands], 0.0, False
     for j in uses:
@@ -282,33 +283,33 @@ def _taken(found, inner: Computation, number: int, size: float) -> tuple[float, 
         elif nested is not None:
             part, updated = _taken(found, nested, j.operands.index(name), size)
             total += part
-        elif j.op != "tuple":  # that would hand it on: the fusion does its work beside a collective
+        elif j.op != "tuple":  # a tuple passes it on unread, in a fusion that overlaps a collective
             total += size
     return min(total, size), updated
 
 
 def _handed_on(inner: Computation) -> float:
-    """Results that were there before: buffers of a collective beside which a fusion does its work."""
+    """Bytes of results that are passed through: buffers of a collective that the fusion overlaps with."""
     root = list(inner.values())[-1]
     there = lambda j: j.op == "parameter" or (j.op in COLLECTIVES and len(root.operands) > 1)
     return sum(s.size for name, s in zip(root.operands, root.shapes) if s.in_hbm and there(inner[name])) if root.op == "tuple" else 0.0
 
 
 def _moved(i: Instruction, kind: str) -> float:
-    """Bytes that a collective brings to a device: its result without the part that was there; a sum travels twice."""
+    """Bytes that a device receives in a collective: its result minus its own part; for an all-reduce twice that."""
     members = _members(i.rest)
     share = (members - 1) / members
     sizes = [s.size for s in i.shapes if s.dims]
-    if i.op.endswith("-start") and kind != "all-reduce" and len(sizes) > 1:  # operands stand before results
+    if i.op.endswith("-start") and kind != "all-reduce" and len(sizes) > 1:  # operands come before results
         sizes = sizes[1:2] if kind == "collective-permute" else sizes[len(sizes) // 2 :]
     result = sum(sizes)
-    if kind == "reduce-scatter":  # its result is a part, but for a fused sum, whose result is the whole
+    if kind == "reduce-scatter":  # the result is a part, except for a fused all-reduce, whose result is the whole
         return result * share if i.op == "all-reduce" else result * (members - 1)
     return {"all-reduce": 2 * result * share, "collective-permute": result}.get(kind, result * share)
 
 
 def _members(rest: str) -> int:
-    """How many devices a collective is among."""
+    """The number of devices that take part in a collective."""
     axes = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest)
     if axes:
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))

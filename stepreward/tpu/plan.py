@@ -1,4 +1,4 @@
-"""A run's programs, compiled one by one for a slice, and what each takes of it."""
+"""Compiles a run's programs one by one for a TPU slice, and estimates the memory and time of each."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from stepreward.training.learner import Learner
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What one program takes of one device; bytes unless named otherwise.
+    """What one program needs on one device; in bytes unless stated otherwise.
 
     Attributes:
-      program: see `Program`.
-      held: what the run keeps on the devices at that time, by name.
-      arguments: what the program is given besides: batches, prepared weights, caches.
-      temporary: what it needs while it runs, results included that are no argument's memory.
-      cost: operations, traffic and collectives of one call; None where it was not compiled to the end.
-      overflow: the compiler's own words where one program alone does not fit.
+      program: the program.
+      held: memory that the run keeps on the device at that time, by name.
+      arguments: memory of the program's other arguments: batches, prepared weights, caches.
+      temporary: memory that the program needs while it runs, including results that do not reuse an argument's memory.
+      cost: operations, memory traffic and collectives of one call; None if the program could not be compiled.
+      overflow: the compiler's message if the program alone does not fit; else empty.
       compile_s: seconds that compiling took.
     """
 
@@ -50,7 +50,7 @@ class Estimate:
         return not self.overflow and self.resident <= chip.hbm
 
     def seconds(self, chip: Chip, devices: int) -> dict[str, float]:
-        """The least time of a call: of products, of memory and of links, each at its peak."""
+        """Lower bounds on the time of a call, in seconds: compute, memory traffic and links, each at its peak rate."""
         flops = self.cost.flops + self.program.kernel_flops / devices
         return {
             "compute": flops / chip.flops,
@@ -60,10 +60,10 @@ class Estimate:
 
 
 def make_mesh(c, devices):
-    """The config's mesh on these devices; where it names none, all are fsdp.
+    """The config's mesh on these devices; if the config sets neither data nor fsdp, all devices are used for fsdp.
 
     Raises:
-      UserError: it has another number of devices.
+      UserError: if the mesh does not have as many devices.
     """
     shape = [c.mesh.data, c.mesh.fsdp, c.mesh.tensor]
     if shape[:2] == [1, 1] and shape[2] > 0 and len(devices) % shape[2] == 0:
@@ -74,17 +74,19 @@ def make_mesh(c, devices):
         raise UserError(f"mesh.data × mesh.fsdp × mesh.tensor = {' × '.join(map(str, shape))}: {error}") from error
     if mesh.size != len(devices):
         raise UserError(
-            f"mesh.data × mesh.fsdp × mesh.tensor = {' × '.join(map(str, shape))} is {mesh.size} devices, the slice has {len(devices)}: "
-            "leave mesh.data and mesh.fsdp out to split the parameters over all of them, or give a mesh of that many devices."
+            f"mesh.data × mesh.fsdp × mesh.tensor = {' × '.join(map(str, shape))} is {mesh.size} devices, but the slice has {len(devices)}: "
+            "omit mesh.data and mesh.fsdp to split the parameters over all of them, or give a mesh of that many devices."
         )
     return mesh
 
 
 def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dict]]:
-    """Every program of a run by stage, with the trees that it keeps on the devices at that time.
+    """Yields the stage of each program of a run, the program, and the trees that the run keeps on the devices in that stage.
 
     Args:
-      vocabulary: of a tiny preset, whose tokenizer is not made here.
+      c: the config.
+      mesh: the mesh to compile for.
+      vocabulary: vocabulary size to assume for a tiny preset, whose tokenizer is not made here.
     """
     c = without_folders(c)
     for stage in DECIDED_FROM:  # a final evaluation compiles nothing of its own
@@ -92,7 +94,7 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
         learner = Learner(c, parts, jax.random.key(c.seed))
         learner.reach(reached(stage), lambda: learner.start)
         held, offline = learner.held(), c.train.mode == "offline"
-        # An online run's exploration plays as its iterations do, beside less.
+        # An online run's exploration uses the same rollout programs as its iterations, with less memory held.
         if stage == ("explore" if offline else "train"):
             engine = setup.make_engine(c, parts.graphdef, parts.model_config, mesh, (0,), 0, parts.collector.reader)
             episodes = c.exploration.part_tasks * c.exploration.rollouts if offline else c.rollout.groups * c.rollout.group_size
@@ -107,11 +109,12 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
 
 
 def estimate(program: Program, held: dict, keep: Callable[[str, str], None] | None = None) -> Estimate:
-    """Compiles one program.
+    """Compiles one program and estimates what it needs.
 
     Args:
-      held: trees of shapes by name.
-      keep: called with the program's name and its HLO text.
+      program: the program.
+      held: trees of shapes that the run keeps on the devices, by name.
+      keep: called with the program's name and its HLO text, if given.
     """
     seen: set[int] = set()
     sizes = {name: bytes_per_device(tree, seen) for name, tree in held.items()}

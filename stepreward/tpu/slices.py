@@ -1,4 +1,4 @@
-"""TPU chips, and slices of them as XLA's TPU compiler describes them to a machine that has none."""
+"""TPU chips, and TPU slices as XLA's TPU compiler describes them on a machine without a TPU."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Chip:
     """One device, as jax sees it.
 
     Attributes:
-      flops: bfloat16 operations a second, at their peak.
-      hbm: bytes of memory that a program can have.
+      flops: peak bfloat16 operations a second.
+      hbm: bytes of memory that a program can use.
       hbm_bandwidth: bytes a second.
-      ici_bandwidth: bytes a second that all of its links receive.
-      accelerator: what its slices are called, with "{}" for their size.
-      cores: that the size counts for each chip.
-      host: chips of one host, as `x, y, z`.
+      ici_bandwidth: bytes a second that all links of the device receive together.
+      accelerator: the accelerator type of its slices, with "{}" for the size.
+      cores: how much each chip adds to that size.
+      host: shape of the chips of one host, `(x, y, z)`.
     """
 
     flops: float
@@ -39,9 +39,9 @@ class Chip:
 
 
 # From the pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x" of Google Cloud's documentation (cloud.google.com/tpu/docs): peak
-# compute a chip in bf16, HBM bandwidth a chip, and the interconnect's bandwidth a chip one way (half of what is given as
-# bidirectional). A TPU7x chip, and a v4 chip as described here, is two devices, each with half of it. The memory is what XLA
-# grants a program, a little less than what is built in.
+# bf16 compute, HBM bandwidth, and one-way interconnect bandwidth of a chip (half of the bidirectional figure). A TPU7x chip, and a v4
+# chip as described here, is two devices with half of everything each. The memory is what XLA lets a program use, a little less than
+# the chip has.
 CHIPS = {
     "v4": Chip(275e12 / 2, 31.0 / 2 * GIB, 1.2e12 / 2, 300e9 / 2, "v4-{}", 2),
     "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, "v5litepod-{}", 1),
@@ -53,10 +53,10 @@ EXAMPLES = "v5e:1x1, v5e:2x2, v5e:4x4, v6e:4x4, v5p:2x2x2, v4:2x2x4, tpu7x:2x2x2
 
 
 def parse(topology: str) -> tuple[str, Chip, tuple[int, ...]]:
-    """The name of the chip, the chip and the shape of a slice such as "v5e:4x4".
+    """Parses the name of a slice such as "v5e:4x4" into the chip's name, the chip and the slice's shape.
 
     Raises:
-      UserError: it is none.
+      UserError: if the text does not name a slice of a known chip.
     """
     found = re.fullmatch(r"(\w+):(\d+(?:x\d+){1,2})", topology or "")
     if not found or found[1] not in CHIPS:
@@ -65,24 +65,24 @@ def parse(topology: str) -> tuple[str, Chip, tuple[int, ...]]:
 
 
 def devices(topology: str) -> list:
-    """The devices of a slice, which programs can be compiled for. jax must not have been imported: this sets its environment.
+    """The devices of a slice, to compile programs for. Call it before jax is imported, because it sets environment variables for jax.
 
     Raises:
-      UserError: no such slice, or no compiler for it here.
+      UserError: if there is no such slice, or the TPU compiler is not installed.
     """
     name, chip, shape = parse(topology)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            f"XLA's TPU compiler is not installed (it needs no TPU): {install_command('tpu-compile')}, or the libtpu that jax[tpu] names."
+            f"XLA's TPU compiler is not installed (it needs no TPU): {install_command('tpu-compile')}, or the libtpu that jax[tpu] requires."
         )
-    assert "jax" not in sys.modules or "JAX_PLATFORMS" in os.environ, "jax was imported before its environment was set"
+    assert "jax" not in sys.modules or "JAX_PLATFORMS" in os.environ, "jax was imported before its environment variables were set"
     chips = math.prod(shape)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",
         "TPU_ACCELERATOR_TYPE": chip.accelerator.format(chips * chip.cores),
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # several may compile at once: none holds a chip
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",  # several processes may compile at once, because none uses a chip
     }
     from jax.experimental import topologies
 
@@ -91,5 +91,5 @@ def devices(topology: str) -> list:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
     except Exception as error:
         why = str(error).split("\n")[0]
-        raise UserError(f"--topology={topology!r}: XLA knows no such slice ({why}). Among those that it knows are {EXAMPLES}.") from error
+        raise UserError(f"--topology={topology!r}: XLA does not know this slice ({why}). It knows, for example, {EXAMPLES}.") from error
     return list(found)

@@ -1,4 +1,4 @@
-"""What programs take of a slice, as text for a terminal or as Markdown."""
+"""Formats the estimates of programs as a table, as plain text or as Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEADER = ("program", "calls", "held", "arguments", "temporary", "resident", "TFL
 
 
 def row(e: Estimate, chip: Chip, devices: int) -> tuple[str, ...]:
-    """One program's line; memory in GiB a device, operations and traffic of one call on one device."""
+    """The table row of one program: memory in GiB a device, and operations and traffic of one call on one device."""
     sizes = [f"{x / GIB:.2f}" for x in (sum(e.held.values()), e.arguments, e.temporary, e.resident)]
     if not e.fits(chip):
         sizes[-1] += " ✗"
@@ -41,7 +41,7 @@ def _time(seconds: float) -> str:
 
 
 def text(rows: Iterable[tuple[str, ...]], markdown: bool = False) -> str:
-    """Lines under their header, in columns or as a Markdown table."""
+    """Formats rows under their header, in columns or as a Markdown table."""
     rows = [HEADER, *rows]
     if markdown:
         lines = [f"| {' | '.join(r)} |" for r in rows]
@@ -51,10 +51,11 @@ def text(rows: Iterable[tuple[str, ...]], markdown: bool = False) -> str:
 
 
 def summary(estimates: Iterable[tuple[str, Estimate]], chip: Chip, devices: int) -> str:
-    """The program that needs most memory and what lies there then; the least time of an iteration by its parts."""
+    """Summarises the estimates: the program that needs most memory and what it consists of, the least time of an iteration by part, and
+    which programs do not fit."""
     found = [(stage, e) for stage, e in estimates]
     stage, peak = max(found, key=lambda x: x[1].resident)
-    parts = [f"{name} {size / GIB:.2f}" for name, size in peak.held.items() if size]  # what is shared counts once
+    parts = [f"{name} {size / GIB:.2f}" for name, size in peak.held.items() if size]  # shared arrays have size 0 after the first name
     parts += [f"arguments {peak.arguments / GIB:.2f}", f"temporary {peak.temporary / GIB:.2f}"]
     whole = f"{peak.resident / GIB:.2f} of {chip.hbm / GIB:.2f} GiB a device"
     lines = [f"Most memory: {peak.program.name} (stage {stage}), {whole}: {', '.join(parts)}."]
