@@ -39,11 +39,11 @@ class TaggedPrompt:
     """The form of iStar and verl-agent: task, window and observation; the answer is `<think>…</think><action>…</action>`."""
 
     def first(self, observation: Observation) -> str:
-        """The task, the observation and the form of the answer."""
+        """The task, the observation and the answer format."""
         return self.window(observation, [])
 
     def later(self, observation: Observation) -> str:
-        """The observation and the form of the answer."""
+        """The observation and the answer format."""
         return f"{observation['text']}\n\n{self._request(observation)}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -58,7 +58,7 @@ class TaggedPrompt:
         return tagged(text) or None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"I go on with {action}.", action)
 
     def _request(self, observation: Observation) -> str:

@@ -78,7 +78,7 @@ class AlfworldEnv:
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
         """Starts the game that `seed` names in options["split"], "train" (unless given) or "held_out".
 
-        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split,
+        Without a seed, it draws one from the operating system. Raises ValueError for an unknown option or split,
         a negative seed, or a game that cannot be loaded.
         """
         options = {} if options is None else options
@@ -91,7 +91,7 @@ class AlfworldEnv:
         return {"text": text, "turn": 0}, self._info(True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
@@ -118,7 +118,7 @@ class AlfworldEnv:
         self._engine, self._game, self._over = None, None, True
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_game()
         return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over)
 
@@ -227,7 +227,7 @@ class AlfworldEnv:
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides) -> Callable[[], AlfworldEnv]:
-    """A picklable function without arguments that makes environments of a preset; the rest replaces fields of Settings.
+    """Returns a picklable function without arguments that makes environments of a preset; the rest replaces fields of Settings.
 
     Raises ValueError that lists what there is when the preset or a setting is unknown; FileNotFoundError when `data`
     is not a folder of games. Whether the packages are installed is asked when an environment is made.

@@ -35,7 +35,7 @@ class Settings:
     max_receptacles: how many receptacles a generated game may have; None: all of the floor plan.
     max_objects: about how many things that can be carried a generated game has.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None
@@ -94,8 +94,8 @@ PRESETS = {
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("ALFWorld", PRESETS, preset, overrides)

@@ -103,11 +103,11 @@ class IStarPrompt:
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """The task, the observation, what can be done and the form of the answer."""
+        """The task, the observation, what can be done and the answer format."""
         return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
-        """The observation, what can be done and the form of the answer."""
+        """The observation, what can be done and the answer format."""
         return f"What you see now: {observation['text']}\n{_choices(observation)}\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -130,7 +130,7 @@ class IStarPrompt:
         return " ".join(inside.split()).lower() or None if inside is not None else None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"Next I should {action}.", action)
 
 
@@ -155,7 +155,7 @@ class SpaPrompt:
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled(f"Next I should {action}.", action)
 
 
@@ -199,5 +199,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("ALFWorld prompt", name, _PROMPTS)()

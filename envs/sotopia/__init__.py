@@ -14,7 +14,7 @@ __all__ = ["POOL", "PRESETS", "PackageSettings", "Settings", "SocialEnv", "make"
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: Any = None, **overrides) -> Callable[[], Any]:
-    """A picklable function without arguments that makes environments of a preset; `overrides` replace fields of its settings.
+    """Returns a picklable function without arguments that makes environments of a preset; `overrides` replace fields of its settings.
 
     data: the benchmark's folder, with the preset "sotopia" only; the others play the embedded world, which needs none.
     Raises ValueError that lists what there is when the preset or a setting is unknown; with the preset sotopia also

@@ -80,16 +80,16 @@ class SocialEnv:
         return self._observe(), float(reward), terminated, truncated, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         if self._task is None:
             raise RuntimeError("no talk yet: call reset()")
         return Snapshot(self._task, self._state, self._talk, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, of this or another environment of equal settings."""
+        """Continues from a snapshot. Any environment with equal settings may have taken it."""
         self._enter(state)
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:

@@ -103,7 +103,7 @@ class PackageEnv:
         return self._observe(), float(reward), ended and not truncated, truncated, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def _begin(self, pairing: data.Pairing, seat: int) -> None:
         package = self._package

@@ -26,7 +26,7 @@ class Settings:
     judge_noise: standard deviation of a normal error on the goal score, in points, before it is rounded; it depends on the talk
         alone.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     max_steps: int = 20
@@ -71,7 +71,7 @@ class PackageSettings:
     invalid_reward: reward of a turn without an utterance.
 
     An empty string, as a config that is yet to be filled in has it, stands for None.
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None

@@ -75,14 +75,14 @@ class IStarPrompt:
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """Rules, role and goal, the talk so far, and the form of the answer."""
+        """Rules, role and goal, the talk so far, and the answer format."""
         task = f"\n\n{observation['task']}" if observation.get("task") else ""
         talk = _told(observation)
         talk = f"\n\nThe conversation so far:\n{talk}" if talk else "\n\nYou open the conversation."
         return f"{_RULES}{task}{talk}\n\n{_turn(observation)}\n{_TAGS}"
 
     def later(self, observation: Observation) -> str:
-        """What the partner said, the turn, and the form of the answer."""
+        """What the partner said, the turn, and the answer format."""
         return f"The other person: {observation['text']}\n\n{_turn(observation)}\n{_TAGS}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -94,7 +94,7 @@ class IStarPrompt:
         return _answerable(tagged(text, require_think=self.require_think))
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged("What I say should bring me nearer to my goal.", action)
 
 
@@ -102,7 +102,7 @@ class SpaPrompt:
     """SPA-RL's form (arXiv 2505.20732): `Thought: …` and `Action: …`, with the history in full."""
 
     def first(self, observation: Observation) -> str:
-        """Rules and the form of the answer, role and goal, and what was said."""
+        """Rules and the answer format, role and goal, and what was said."""
         task = f"\n\n{observation['task']}" if observation.get("task") else ""
         talk = _told(observation) or "You open the conversation."
         return f"{_RULES}\n{_LABELS}{task}\n\n{talk}"
@@ -120,7 +120,7 @@ class SpaPrompt:
         return _answerable(labelled(text))
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled("What I say should bring me nearer to my goal.", action)
 
 
@@ -128,5 +128,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("SOTOPIA prompt", name, _PROMPTS)()

@@ -117,7 +117,7 @@ class VirtualHomeEnv:
         return {"text": self._text()}, self._info(self.game.missing(self.at), True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         game, settings = self.game, self.settings
@@ -137,7 +137,7 @@ class VirtualHomeEnv:
         return {"text": text}, float(reward), won, truncated, self._info(missing, after is not None)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def snapshot(self) -> Snapshot:
         """The episode as it is now, for `restore` in this process; costs nothing, states are never changed."""
@@ -145,7 +145,7 @@ class VirtualHomeEnv:
         return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self.task, self.game, self.at, self._left, self._steps, self._over = state
 
     def distance(self) -> float:
@@ -212,8 +212,8 @@ class VirtualHomeEnv:
 
 
 def make(preset: str = "tiny", **overrides) -> Callable[[], VirtualHomeEnv]:
-    """A function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
+    """Returns a function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError for an unknown preset or setting, and lists the known ones.
     """
     return functools.partial(VirtualHomeEnv, preset_settings(preset, **overrides))

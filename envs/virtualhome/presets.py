@@ -31,7 +31,7 @@ class Settings:
     admissible: what info["admissible"] lists: "none", "changes" (actions that change the home) or "all" (also look at, read …).
     short_expert: the expert leaves out the lines of the program that the goal can do without.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     max_steps: int = 40
@@ -119,8 +119,8 @@ PRESETS = {
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("VirtualHome", PRESETS, preset, overrides)

@@ -61,11 +61,11 @@ class IStarPrompt:
     """
 
     def first(self, observation: Observation) -> str:
-        """The rules, the task, the observation, what can be done and the form of the answer."""
+        """The rules, the task, the observation, what can be done and the answer format."""
         return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The observation, what can be done and the form of the answer."""
+        """The observation, what can be done and the answer format."""
         return f"You observe: {observation['text']}\n{self._choices(observation)}\n\n{self._request()}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -79,7 +79,7 @@ class IStarPrompt:
         return tagged(text) or None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The next thing to do is to {action}.", action)
 
     def _choices(self, observation: Observation) -> str:
@@ -99,7 +99,7 @@ class SpaPrompt:
     """
 
     def first(self, observation: Observation) -> str:
-        """The instruction, the form of the answer, the task and the first observation."""
+        """The instruction, the answer format, the task and the first observation."""
         return (
             f"{_WORLD}\n{_HINTS}\n\nThe actions, where {{object}} and {{place}} are things in the home:\n{_LIST}\n\n"
             "Answer every turn in two lines:\nThought: what you conclude, and what to do next\nAction: one action of the list\n\n"
@@ -131,5 +131,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("VirtualHome prompt", name, _PROMPTS)()

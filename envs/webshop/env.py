@@ -23,7 +23,7 @@ LONG_QUERY = 100  # characters; a longer one is a digest in state_key
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of; plain data that can be pickled and restored in another environment."""
+    """The whole state of an episode, as plain data that can be pickled and restored in another environment."""
 
     goal: int
     state: State
@@ -66,7 +66,7 @@ class WebShopEnv:
         """Starts goal number `seed` mod num_tasks of options["split"] ("train" unless given), or goal options["goal"], an
         index into all shuffled goals.
 
-        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split, a
+        Without a seed, it draws one from the operating system. Raises ValueError for an unknown option or split, a
         negative seed, a goal that is not there.
         """
         options = {} if options is None else options
@@ -87,7 +87,7 @@ class WebShopEnv:
         return self._seen(executed=True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
@@ -102,15 +102,15 @@ class WebShopEnv:
         return observation, float(paid), bought, truncated, info
 
     def close(self) -> None:
-        """Nothing is held: the shop stays for the next environment of the process."""
+        """Does nothing: the process keeps the shop for its next environment."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_goal()
         return Snapshot(self._number, self._state, self._steps, self._over, self._score)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self._number, self._state, self._steps, self._over, self._score = state
         goal = self._shop.goals[self._number]
         if goal is not self._goal:
@@ -239,13 +239,13 @@ class WebShopEnv:
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **settings) -> Callable[[], WebShopEnv]:
-    """A function without arguments that makes environments of a preset; `settings` replace fields of Settings.
+    """Returns a function without arguments that makes environments of a preset; `settings` replace fields of Settings.
 
     Args:
       max_steps: turns an episode; None: the preset's.
       data: folder with the benchmark's files; None: the embedded catalogue.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError for an unknown preset or setting, and lists the known ones.
     """
     if max_steps is not None:
         settings["max_steps"] = max_steps

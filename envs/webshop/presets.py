@@ -28,7 +28,7 @@ class Settings:
     hits, page_size: hits that a search finds at most, and hits a page.
     show_attributes: whether items have the fourth sub page, which lists the attributes.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None
@@ -67,8 +67,8 @@ PRESETS = {
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("WebShop", PRESETS, preset, overrides)

@@ -48,7 +48,7 @@ class CompactPrompt:
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`: the page shows what has been chosen, so no history is told."""
+        """As `first`: the page shows what has been chosen, so it shows no history."""
         return observation["text"]
 
     def parse(self, text: str) -> str | None:
@@ -73,11 +73,11 @@ class IStarPrompt:
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """The task, the page, the admissible actions and the form of the answer."""
+        """The task, the page, the admissible actions and the answer format."""
         return f"{self._opening(observation)}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The page, the admissible actions and the form of the answer."""
+        """The page, the admissible actions and the answer format."""
         return f"The page now: {self._page(observation)}\n\nYou can do:\n[\n{_admissible(observation)}\n]\n\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -93,7 +93,7 @@ class IStarPrompt:
         return inside.lower()
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The next step to the product is {action}.", action)
 
     def _opening(self, observation: Observation) -> str:
@@ -132,7 +132,7 @@ class SPAPrompt:
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled(f"The next step to the product is {action}.", action)
 
 
@@ -140,5 +140,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SPAPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("WebShop prompt", name, _PROMPTS)()
