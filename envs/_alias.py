@@ -24,12 +24,12 @@ class _Alias(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module):
-        # The import system has just given the module the alias's spec; its own one says where its file is.
+        # The import system has just replaced the module's spec by the alias's. Restore its own, which names its file.
         module.__spec__ = module.__spec__.loader_state
 
 
 def register() -> None:
-    """Makes `envs` and everything below it other names of `stepreward.envs`."""
+    """Makes `envs` and its submodules aliases of `stepreward.envs`."""
     if not any(isinstance(finder, _Alias) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Alias())
     sys.modules[_NAME] = importlib.import_module(f"stepreward.{_NAME}")

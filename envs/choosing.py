@@ -1,4 +1,4 @@
-"""Environments, presets and prompts by name, with one clear line for a name that is not there."""
+"""Looks up environments, presets and prompts by name. An unknown name raises an error of one clear line."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from stepreward import envs
 
 
 def choose(what: str, name: str, there: Mapping[str, Any]) -> Any:
-    """What `there` holds under `name`; ValueError lists the names when it holds nothing, with `what` as in "Sokoban preset"."""
+    """Returns `there[name]`. For an unknown name, raises ValueError that lists the known ones; `what` reads like "Sokoban preset"."""
     if name not in there:
         raise ValueError(f"unknown {what} {name!r}; the {what.rpartition(' ')[2]}s are {', '.join(there)}")
     return there[name]
 
 
 def settings_of(environment: str, presets: Mapping[str, Any], preset: str, overrides: Mapping[str, Any]):
-    """The settings of a preset, a dataclass, with `overrides` replacing fields of it.
+    """Returns the settings of a preset, a dataclass, after replacing the fields in `overrides`.
 
-    Raises ValueError that lists the presets, or the fields with the nearest name, when a name is unknown, and that names a field whose
-    value is of another type.
+    Raises:
+      ValueError: an unknown preset (lists the presets), an unknown field (lists the fields and the nearest name), or a value of
+        the wrong type (names the field).
     """
     return replaced(choose(f"{environment} preset", preset, presets), overrides, f"{environment} setting")
 
 
 def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting") -> Any:
-    """A dataclass with some fields replaced; ValueError as in `settings_of`, with `what` as in "Sokoban setting"."""
+    """Returns a dataclass with some fields replaced. Raises ValueError as `settings_of` does; `what` reads like "Sokoban setting"."""
     known = [field.name for field in dataclasses.fields(settings)]
     unknown = sorted(set(overrides) - set(known))
     if unknown:
@@ -47,9 +48,9 @@ def replaced(settings: Any, overrides: Mapping[str, Any], what: str = "setting")
 
 
 def misfit(settings: Any, values: Mapping[str, Any]) -> tuple[str, str] | None:
-    """The first field of a dataclass for which `values` holds a value of another type, and the field's type; None where all fit."""
+    """Finds the first field whose value in `values` has the wrong type; returns its name and type, or None when all fit."""
     for field in dataclasses.fields(settings):
-        # A type, or its text in a module that has `from __future__ import annotations`.
+        # Under `from __future__ import annotations`, a field's type is its source text.
         annotation = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("collections.abc.", "")
         if field.name in values and not _is_of(values[field.name], annotation):
             return field.name, annotation
@@ -60,7 +61,7 @@ _TYPES = {"int": numbers.Integral, "float": numbers.Real, "bool": bool, "str": (
 
 
 def _is_of(value: Any, annotation: str) -> bool:
-    """Whether a value is of one of the types in `int | None` and the like; other types are taken for right."""
+    """Whether a value has one of the types in an annotation such as `int | None`. Types outside `_TYPES` are not checked."""
     for name in annotation.split(" | "):
         kind = name.partition("[")[0]
         if kind in ("tuple", "Mapping"):
@@ -80,10 +81,10 @@ def environment_module(name: str, key: str = "environment.name") -> ModuleType:
 
     Args:
       name: a built-in environment ("sokoban"), an adapter ("adapters.gym"), or a module that Python can import.
-      key: what the user calls the name, for the message.
+      key: the config key that holds the name, for the error message.
 
     Raises:
-      ValueError: no such module; the built-in ones are listed.
+      ValueError: there is no such module; the message lists the built-in environments.
     """
     built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
     short = name.removeprefix("stepreward.").removeprefix("envs.")
@@ -94,5 +95,7 @@ def environment_module(name: str, key: str = "environment.name") -> ModuleType:
         if error.name and target.startswith(error.name):
             close = difflib.get_close_matches(name, built_in, n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise ValueError(f"{key}={name!r} is unknown{hint}; built in: {', '.join(built_in)}, or a module of your own.") from error
+            raise ValueError(
+                f"{key}={name!r} is unknown{hint}; give one of {', '.join(built_in)}, or a module that Python can import"
+            ) from error
         raise

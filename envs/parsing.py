@@ -1,11 +1,11 @@
-"""Actions in what a model wrote: the two answer forms that agent papers use, read and written.
+"""Reads and writes the two forms of answer that agent papers use.
 
 * tags (iStar, verl-agent; RAGEN with <answer>):  `<think>The door is shut.</think><action>open door</action>`
 * labels (SPA-RL, ReAct):                         `Thought: The door is shut.` and, on a new line, `Action: open door`
 
-The readers take any value and never raise; they say what was written, and whether that is an action is the prompt's
-business. Tags and labels are found in any case of their letters. `tagged(write_tagged(t, a)) == a` and
-`labelled(write_labelled(t, a)) == a` for an action of one line without outer blanks, tags or labels, and a thought without them.
+The readers accept any value and never raise. They return the text of the action; the prompt decides whether it is a legal one.
+Tags and labels match in upper and lower case. `tagged(write_tagged(t, a)) == a` and `labelled(write_labelled(t, a)) == a` hold
+when neither text contains tags or labels, and the action is one line without leading or trailing blanks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _THOUGHT = re.compile(r"(?<!\S)thought:", re.IGNORECASE)
 
 
 def between(text: str, tag: str) -> str | None:
-    """What lies between the first `<tag>` and the first `</tag>` after it, as it stands; None without such a pair."""
+    """Returns the text between the first `<tag>` and the next `</tag>`, unstripped; None when there is no such pair."""
     if not isinstance(text, str):
         return None
     start = _tag(f"<{tag}>").search(text)
@@ -28,15 +28,15 @@ def between(text: str, tag: str) -> str | None:
 
 
 def tagged(text: str, tag: str = "action", *, require_think: bool = True) -> str | None:
-    """The stripped text in the first pair of `tag` tags.
+    """Returns the stripped text in the first pair of `tag` tags.
 
     Args:
-      text: a model's answer; any other value holds no action.
+      text: a model's answer; a value that is not a string counts as an answer without an action.
       tag: the tag's name.
-      require_think: without a pair of <think> tags anywhere in it, an answer holds no action.
+      require_think: whether an answer without a pair of <think> tags counts as one without an action.
 
     Returns:
-      The text, perhaps empty, or None when the tags are not there.
+      The text, which may be empty, or None when the answer has no action.
     """
     if require_think and between(text, "think") is None:
         return None
@@ -45,14 +45,15 @@ def tagged(text: str, tag: str = "action", *, require_think: bool = True) -> str
 
 
 def labelled(text: str, *, require_thought: bool = False) -> str | None:
-    """The stripped line after the first `Action:` label; nothing that follows that line counts.
+    """Returns the stripped line after the first `Action:` label, and ignores all later lines.
 
     Args:
-      text: a model's answer; any other value holds no action. A label begins the text or stands after a blank or line end.
-      require_thought: without a `Thought:` label before it, an answer holds no action.
+      text: a model's answer; a value that is not a string counts as an answer without an action. A label counts at the start of the
+        text or after white space.
+      require_thought: whether an answer without a `Thought:` label before the action counts as one without an action.
 
     Returns:
-      The text, never empty, or None when there is no label with text after it.
+      The text, never empty, or None when the answer has no action.
     """
     found = _ACTION.search(text) if isinstance(text, str) else None
     if found is None or (require_thought and not _THOUGHT.search(text, 0, found.start())):
@@ -61,12 +62,12 @@ def labelled(text: str, *, require_thought: bool = False) -> str | None:
 
 
 def write_tagged(thought: str, action: str, tag: str = "action") -> str:
-    """The answer with its thought and action in tags."""
+    """Writes an answer with thought and action in tags."""
     return f"<think>{thought}</think><{tag}>{action}</{tag}>"
 
 
 def write_labelled(thought: str, action: str) -> str:
-    """The answer with its thought and action on labelled lines."""
+    """Writes an answer with thought and action on labelled lines."""
     return f"Thought: {thought}\nAction: {action}"
 
 

@@ -4,16 +4,16 @@
     observation, reward, terminated, truncated, info = environment.step("up")
 
 * An observation is `{"text": str}` or `{"text": str, "image": uint8[H, W, 3]}`.
-* `step` takes the parsed action, a string, or `None` when the model's output held no action. Any string is legal input:
-  what the environment does not understand is a no-op with `executed=False`, never an exception.
-* `info` always carries `won` (bool: the task is solved), `score` (float: how well, in the benchmark's own measure; where it has
-  none, 1.0 when won and 0.0 otherwise), `executed` (bool: the action was understood, ran and took effect; True at reset) and
-  `state_key` (str: equal for equal states of the same task). It may carry `admissible` (tuple of str: the actions that would
-  be executed here, as the benchmark lists them) and `task` (str: what is asked, the same at every turn).
-* The same seed and options give the same episode on any machine. Where there are finitely many tasks, `num_tasks(split)` says how
-  many, and seed `s` names task `s mod num_tasks(split)`.
+* `step` takes the parsed action as a string, or `None` when the model's output held no action. Every string is legal input: an
+  action that the environment does not understand is a no-op with `executed=False`, never an exception.
+* `info` always has `won` (bool: the task is solved), `score` (float: the benchmark's own measure of success; if it has none,
+  1.0 when won and 0.0 otherwise), `executed` (bool: the environment understood the action and it took effect; True at reset) and
+  `state_key` (str: equal for equal states of the same task). It may have `admissible` (tuple of str: the actions that would
+  be executed in this state, as the benchmark lists them) and `task` (str: the task's description, the same at every turn).
+* The same seed and options give the same episode on any machine. If the number of tasks is finite, `num_tasks(split)` returns it,
+  and seed `s` selects task `s mod num_tasks(split)`.
 
-Turning observations into prompts and model output into actions is not the environment's business: see `Prompt`.
+An environment neither writes prompts nor parses model output: see `Prompt`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,36 @@ from typing import Any, Protocol, runtime_checkable
 Observation = Mapping[str, Any]
 Info = Mapping[str, Any]
 
-# What an environment may offer beyond reset and step; each name is one optional method or key.
+# Optional capabilities of an environment; each name stands for one method or one key.
 IMAGE = "image"  # observations carry an image
 SNAPSHOT = "snapshot"  # snapshot() -> opaque state, restore(state)
-DISTANCE = (
-    "distance"  # distance() -> how far success is, in the environment's own unit (its docs say which); inf: out of reach; nan: unknown
-)
+DISTANCE = "distance"  # distance() -> distance to success, in a unit that the environment documents; inf: unreachable; nan: unknown
 EXPERT = "expert"  # expert(rng=None) -> list of actions that solves the task from here, or None
 ADMISSIBLE = "admissible"  # info["admissible"]
 TASKS = "tasks"  # num_tasks(split) -> int
 REPLAY = "replay"  # the same actions after the same reset lead to the same state: `replay_prefix` below works
 
-VIEWED = ("admissible", "task")  # of info, what prompts get to see
+VIEWED = ("admissible", "task")  # the keys of info that prompts see
 
 
 @runtime_checkable
 class Environment(Protocol):
-    """One environment: a text game that is reset to a seeded task and stepped by strings."""
+    """A text game. `reset` starts a seeded task, and `step` takes an action as a string."""
 
     capabilities: frozenset[str]
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, Info]:
-        """Starts the task that `seed` and `options` name; `options["split"]` is "train" or "held_out"."""
+        """Starts the task that `seed` and `options` select; `options["split"]` is "train" or "held_out"."""
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, Info]:
         """Takes one action; returns observation, reward, terminated, truncated, info."""
 
     def close(self) -> None:
-        """Releases what the environment holds."""
+        """Releases the environment's resources."""
 
 
 def prompt_view(observation: Observation, info: Info) -> dict[str, Any]:
-    """What a prompt gets to see of a turn: the observation, and `admissible` and `task` of `info` where they are there."""
+    """Returns what a prompt sees of a turn: the observation, and `admissible` and `task` if `info` has them."""
     return {**observation, **{key: info[key] for key in VIEWED if key in info}}
 
 
@@ -64,10 +62,10 @@ def replay_prefix(
 ) -> tuple[Observation, Info]:
     """Resets an environment that declares `REPLAY` and takes `actions`; returns the last observation and info.
 
-    Raises ValueError when the environment does not declare it, or when the episode ends before the last action.
+    Raises ValueError when the environment does not declare `REPLAY`, or when the episode ends before the last action.
     """
     if REPLAY not in environment.capabilities:
-        raise ValueError(f"{type(environment).__name__} does not promise that a replay leads to the same state")
+        raise ValueError(f"{type(environment).__name__} does not declare REPLAY: replaying its actions may lead to another state")
     observation, info = environment.reset(seed=seed, options=options)
     for index, action in enumerate(actions):
         observation, _, terminated, truncated, info = environment.step(action)
@@ -78,22 +76,22 @@ def replay_prefix(
 
 @runtime_checkable
 class Prompt(Protocol):
-    """Words around an environment: observations to user messages, model output to actions.
+    """Turns observations into user messages, and model output into actions.
 
-    An observation comes as `prompt_view` makes it.
+    Every observation is a mapping that `prompt_view` returned.
     """
 
     def first(self, observation: Observation) -> str:
-        """The user message that opens an episode with full history: the rules and the first observation."""
+        """Returns the user message that opens an episode with full history: the rules and the first observation."""
 
     def later(self, observation: Observation) -> str:
-        """The user message of every later turn of an episode with full history."""
+        """Returns the user message of a later turn of an episode with full history."""
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """A stand-alone user message for one step: rules, the last (observation, action) pairs, this observation."""
+        """Returns a stand-alone user message for one step: rules, the last (observation, answer) pairs, this observation."""
 
     def parse(self, text: str) -> str | None:
-        """The action in the model's output, or None when it holds none. Never raises, whatever the text."""
+        """Returns the action in the model's output, or None when it holds none. Never raises, whatever the text."""
 
     def answer(self, action: str) -> str:
-        """What an expert would write to take `action`: `parse(answer(action)) == action`."""
+        """Returns what an expert would write to take `action`: `parse(answer(action)) == action`."""

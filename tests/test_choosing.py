@@ -45,7 +45,7 @@ def test_a_built_in_environment_under_each_of_its_names(name):
 
 @pytest.mark.parametrize("name, hint", [("sokobann", r" \(did you mean 'sokoban'\?\)"), ("zzz", "")])
 def test_an_unknown_environment_lists_those_there_are_and_the_nearest(name, hint):
-    message = rf"environment.name='{name}' is unknown{hint}; built in: adapters, .*sokoban.*webshop, or a module of your own\.$"
+    message = rf"environment.name='{name}' is unknown{hint}; give one of adapters, .*sokoban.*webshop, or a module that Python can import$"
     with pytest.raises(ValueError, match=message):
         environment_module(name)
 

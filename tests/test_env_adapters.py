@@ -210,7 +210,7 @@ def test_numbered_actions_without_words_are_told():
     gymnasium = pytest.importorskip("gymnasium")
     environment = adapters.make("FrozenLake-v1", kwargs={"render_mode": "ansi"})()
     environment.reset(seed=0)
-    with pytest.raises(ValueError, match=r"takes Discrete\(4\) and not words: give environment.options.actions="):
+    with pytest.raises(ValueError, match=r"takes Discrete\(4\), not words: set environment.options.actions="):
         environment.step("left")
     assert gymnasium
 
@@ -221,7 +221,7 @@ def test_numbered_actions_without_words_are_told():
         ({"win_rewrad": 2.0}, "unknown setting win_rewrad; the settings are .*; did you mean 'win_reward'"),
         ({"win_reward": "high"}, "setting win_reward='high': give a value of type float"),
         ({"render": 1}, "setting render=1: give a value of type bool"),
-        ({"won": 3}, "won=3: give names"),
+        ({"won": 3}, "won=3: give keys of info"),
     ],
 )
 def test_settings_of_another_type_are_told(changes, words):
@@ -248,9 +248,9 @@ def test_a_dotted_factory(monkeypatch):
     monkeypatch.setitem(sys.modules, "my_games", types.SimpleNamespace(Coin=Coin))
     environment = adapters.make("my_games:Coin", max_steps=2, global_random=True)()
     assert [turn[3] for turn in play(environment, ["edge"] * 3)[1:]] == [False, True]
-    with pytest.raises(ValueError, match="names no factory"):
+    with pytest.raises(ValueError, match="this factory cannot be imported"):
         adapters.make("my_games:Dice")
-    with pytest.raises(ValueError, match="names no factory"):
+    with pytest.raises(ValueError, match="this factory cannot be imported"):
         adapters.make("no_such_module:Dice")
 
 
@@ -379,7 +379,7 @@ def test_mistakes_are_told(arena):
         arena.make("NoSuchGame-v0")()
     with pytest.raises(ValueError, match="seat=2"):
         arena.make("TicTacToe-v0", players=2, seat=2)()
-    with pytest.raises(ValueError, match="names no function"):
+    with pytest.raises(ValueError, match="this function cannot be imported"):
         arena.make("TicTacToe-v0", players=2, opponent="nowhere:none")
 
 

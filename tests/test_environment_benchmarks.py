@@ -39,7 +39,7 @@ def test_environments(benchmark, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, error, words",
     [
-        (("--name=soko",), ValueError, "--name='soko' is unknown .did you mean 'sokoban'.*built in: .*sokoban"),
+        (("--name=soko",), ValueError, "--name='soko' is unknown .did you mean 'sokoban'.*give one of .*sokoban"),
         (("--name=sokoban", "--set", "levels"), UserError, "NAME=VALUE"),
     ],
 )

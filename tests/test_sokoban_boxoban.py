@@ -56,15 +56,15 @@ def test_the_environment_plays_them(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "000.txt: no levels"),
-        ("####\n", "000.txt, line 1: a row before the first header"),
-        (";\n####\n", "000.txt, line 1: a header without a level number"),
+        ("", "000.txt: the file has no levels"),
+        ("####\n", "000.txt, line 1: this row comes before the first header"),
+        (";\n####\n", "000.txt, line 1: the header has no level number"),
         ("; 0\n\n; 1\n####\n", "000.txt, level 0, line 1: the level has no rows"),
         ("; 4\n#####\n#@?.#\n#####\n", r"000.txt, level 4, line 3, column 2: unknown symbol '\?'"),
-        ("; 4\n#####\n#@$ #\n#####\n", "000.txt, level 4, line 1: the room has 1 players, 1 boxes and 0 targets"),
+        ("; 4\n#####\n#@$ #\n#####\n", "000.txt, level 4, line 1: the room has players: 1, boxes: 1, targets: 0"),
         ("; 4\n#####\n#@$.#\n####\n", "000.txt, level 4, line 1: row 2 has 4 symbols"),
         ("; 4\n#####\n#@$. \n#####\n", "000.txt, level 4, line 1: row 1, column 4: the outer wall has a gap"),
-        ("; 4\n#####\n#@* #\n#####\n", "000.txt, level 4, line 1: the level is solved already"),
+        ("; 4\n#####\n#@* #\n#####\n", "000.txt, level 4, line 1: the level is already solved"),
     ],
 )
 def test_a_malformed_file_is_named(tmp_path, text, message):
@@ -96,7 +96,7 @@ def test_an_empty_split_or_a_bad_seed_is_named(tmp_path):
     level = next(rows for rows in variants() if split_of(*boxoban_room(tmp_path, rows)) == "train")
     write(tmp_path / "one.txt", level)
     levels = boxoban.load(str(tmp_path / "one.txt"))
-    with pytest.raises(ValueError, match="no level falls into the held_out split"):
+    with pytest.raises(ValueError, match="no level belongs to the held_out split"):
         levels.room_for(0, "held_out")
     with pytest.raises(ValueError, match="seed=-1"):
         levels.room_for(-1)

@@ -103,9 +103,9 @@ def test_equal_boards_are_equal_and_hash_equal():
         (board("#####", "#PXO#", "####"), "row 2 has 4 symbols, but row 0 has 5"),
         (board("#####", "#PX?#", "#####"), r"row 1, column 3: unknown symbol '\?'"),
         (board("#####", "_PXO#", "#####"), "row 1, column 0: the outer wall has a gap"),
-        (board("######", "#PPXO#", "######"), "2 players, 1 boxes and 1 targets"),
-        (board("######", "#PXX_#", "######"), "1 players, 2 boxes and 0 targets"),
-        (board("#####", "#P__#", "#####"), "1 players, 0 boxes and 0 targets"),
+        (board("######", "#PPXO#", "######"), "players: 2, boxes: 1, targets: 1"),
+        (board("######", "#PXX_#", "######"), "players: 1, boxes: 2, targets: 0"),
+        (board("#####", "#P__#", "#####"), "players: 1, boxes: 0, targets: 0"),
     ],
 )
 def test_malformed_boards_are_named(text, message):

@@ -119,7 +119,7 @@ def test_a_floor_must_hold_the_player_every_box_and_every_target(monkeypatch, ce
 
 
 def test_an_impossible_filter_says_so():
-    with pytest.raises(ValueError, match="none of 20 rooms of 6x6 .* 200 to None moves; widen min_moves"):
+    with pytest.raises(ValueError, match="none of 20 rooms of 6x6 .* min_moves=200 and max_moves=None; widen min_moves"):
         room_for(settings("tiny", min_moves=200, max_moves=None, attempts=20), 0)
 
 

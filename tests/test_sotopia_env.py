@@ -152,7 +152,7 @@ def test_factories_are_pickled():
         ({"preset": "sotopia", "subset": "easy"}, "subset='easy'"), ({"preset": "sotopia", "seat": 2}, "seat=2"),
         ({"preset": "sotopia", "timeout_s": 0}, "timeout_s=0"),
         ({"preset": "sotopia", "partner_url": "here"}, "partner_url: give"),
-        ({"preset": "sotopia", "judge_url": "http://u:secret@host/v1"}, "no user or password"),
+        ({"preset": "sotopia", "judge_url": "http://u:secret@host/v1"}, "put no user or password into the address"),
         ({"preset": "sotopia", "key_variable": "sk-12-secret"}, "not a key"),
         ({"preset": "sotopia", "retries": -1}, "retries=-1"),
         ({"preset": "sotopia", "partner_prompt": "x"}, "partner_prompt='x'"),
@@ -259,12 +259,12 @@ def test_data_in_the_benchmarks_layout(tmp_path):
     "file, content, message",
     [
         ("agents.json", None, "no agents.json in"),
-        ("envs.json", '{"E0": {', "envs.json: not valid JSON, perhaps half downloaded"),
-        ("envs.json", "[]", "envs.json: not a mapping"),
-        ("envs.json", '{"E0": {"scenario": "x"}}', "envs.json, entry E0: no agent_goals"),
-        ("envs.json", '{"E0": {"scenario": "x", "agent_goals": ["a"]}}', "must be two texts"),
+        ("envs.json", '{"E0": {', "envs.json: this is not valid JSON, perhaps an incomplete download"),
+        ("envs.json", "[]", "envs.json: this is not a mapping"),
+        ("envs.json", '{"E0": {"scenario": "x"}}', "envs.json, entry E0: the profile has no agent_goals"),
+        ("envs.json", '{"E0": {"scenario": "x", "agent_goals": ["a"]}}', "must be a list of two texts"),
         ("env_agent_combos.json", "{}", "not a list of pairings"),
-        ("env_agent_combos.json", '[{"env_id": "E0", "agent_ids": ["A1"]}]', "entry 0: needs env_id and two agent_ids"),
+        ("env_agent_combos.json", '[{"env_id": "E0", "agent_ids": ["A1"]}]', "entry 0: a pairing needs env_id and two different agent_ids"),
         ("env_agent_combos.json", '[{"env_id": "E77", "agent_ids": ["A1", "A2"]}]', "entry 0: E77 is not in envs.json"),
         ("env_agent_combos.json", '[{"env_id": "E0", "agent_ids": ["A1", "A9"]}]', "entry 0: A9 is not in agents.json"),
     ],
@@ -302,6 +302,8 @@ def test_an_endpoint_tries_again_and_then_says_where(monkeypatch):
         def refuse(text):
             raise ValueError(text)
 
-        with pytest.raises(EndpointError, match=f"partner at {stub.url} .model tiny.*cannot be used .tried 3 times") as raised:
+        with pytest.raises(
+            EndpointError, match=f"partner at {stub.url} .model tiny.*could not be parsed or was blank .tried 3 times"
+        ) as raised:
             endpoint.complete(ask, refuse)
         assert "sk-1" not in repr(raised.value)

@@ -93,7 +93,7 @@ def test_self_play_in_four_environments_at_once(factory, stub):
 def test_a_judge_that_writes_rubbish_is_one_failure(factory, address, tmp_path):
     environment = factory(address, max_steps=1)()
     environment.reset(seed=0)
-    with pytest.raises(EndpointError, match=f"judge at {address}.*what it wrote cannot be used .tried 2 times"):
+    with pytest.raises(EndpointError, match=f"judge at {address}.*its answer could not be parsed or was blank .tried 2 times"):
         environment.step("Please?")
     kept = Judgements(str(tmp_path / "cache"))
     (waiting,) = kept.pending()

@@ -295,7 +295,7 @@ def test_what_is_missing_is_named(folder, stub):
             make("sotopia", data=nothing, partner_url=nothing)
         with pytest.raises(ValueError, match="needs partner_url"):
             make("sotopia", data=folder, partner_url=nothing)
-    with pytest.raises(FileNotFoundError, match="no envs.json, .* in .*nowhere: give the folder"):
+    with pytest.raises(FileNotFoundError, match="no envs.json, .* in .*nowhere; set data to the folder"):
         make("sotopia", data=folder / "nowhere", partner_url=stub.url)
     with pytest.raises(ValueError, match="partner_model=''"):
         make("sotopia", data=folder, partner_url=stub.url, partner_model="")

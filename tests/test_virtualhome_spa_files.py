@@ -121,7 +121,7 @@ def test_bad_files_are_named(files, tmp_path):
     for call, kind, match in (
         ((data, None), ValueError, "give graphs="),
         ((data, str(tmp_path / "none")), FileNotFoundError, "no folder of VirtualHome graphs"),
-        ((data, str(tmp_path / "executable_programs" / "TrimmedTestScene1_graph")), ValueError, "holds no VirtualHome graphs"),
+        ((data, str(tmp_path / "executable_programs" / "TrimmedTestScene1_graph")), ValueError, "has no VirtualHome graphs"),
         ((str(tmp_path / "none.jsonl"), own), FileNotFoundError, "no VirtualHome task file"),
         ((data, base, str(tmp_path / "none.json")), FileNotFoundError, "no VirtualHome file at"),
         ((files({**TASK, "path": "redacted"})[0], own), ValueError, "names no TrimmedTestScene"),
@@ -131,7 +131,7 @@ def test_bad_files_are_named(files, tmp_path):
             FileNotFoundError,
             "TrimmedTestScene2_graph.json",
         ),
-        ((files(TASK, {"task": "x"})[0], own), ValueError, "task 1: not an SPA-RL task, it lacks description"),
+        ((files(TASK, {"task": "x"})[0], own), ValueError, "task 1: this is not an SPA-RL task; it lacks description"),
         ((files({**TASK, "revised_graph": []})[0], own), ValueError, "task 0: .*revised_graph"),
         ((files({**TASK, "new_program_lines": ["fly"]})[0], own), ValueError, "task 0: not a line"),
         ((files({**TASK, "object_id_dict": 3})[0], own), ValueError, "task 0"),
@@ -143,7 +143,7 @@ def test_bad_files_are_named(files, tmp_path):
     with pytest.raises(ValueError, match="cut.jsonl, line 2 is not JSON; the file may be cut off"):
         read(str(cut), own)
     cut.write_text("\n")
-    with pytest.raises(ValueError, match="holds no task"):
+    with pytest.raises(ValueError, match="has no tasks"):
         read(str(cut), own)
 
 

@@ -113,10 +113,10 @@ def test_bad_data_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="items_shuffle_1000.json nor items_shuffle.json"):
         catalogue.read(tmp_path, human=False)
     (tmp_path / "items_shuffle_1000.json").write_text("[{")
-    with pytest.raises(ValueError, match="items_shuffle_1000.json: not valid JSON"):
+    with pytest.raises(ValueError, match="items_shuffle_1000.json: this is not valid JSON"):
         catalogue.read(tmp_path, human=False)
     (tmp_path / "items_shuffle_1000.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a dict, not the list"):
+    with pytest.raises(ValueError, match="the content is a dict, not a list"):
         catalogue.read(tmp_path, human=False)
     (tmp_path / "items_shuffle_1000.json").write_text("[]")
     with pytest.raises(FileNotFoundError, match="items_ins_v2_1000.json is missing"):
@@ -151,7 +151,7 @@ def test_nulls_are_empty():
     ],
 )
 def test_a_malformed_product_is_named(changes, words):
-    with pytest.raises(ValueError, match=f"product B1 .0 of the file. is malformed: {words}"):
+    with pytest.raises(ValueError, match=f"product B1 .entry 0 of the file. is malformed: {words}"):
         catalogue.build([product("B1", "x") | changes], {}, {}, random.Random(0))
 
 
@@ -218,5 +218,5 @@ def test_the_real_catalogue():
     human = catalogue.build(*catalogue.read(REAL, human=True), random.Random(0))
     assert sum(bool(item.human) for item in human) == 13
     files = str(REAL / "webshop_train_indices.json"), str(REAL / "webshop_test_indices.json")
-    with pytest.raises(ValueError, match="it is a list for another catalogue"):
+    with pytest.raises(ValueError, match="the list belongs to another catalogue"):
         _load(str(REAL), "synthetic", indices=files)

@@ -1,4 +1,4 @@
-"""Environments of others behind `stepreward.envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
+"""Adapters from other libraries to `stepreward.envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
 
 from stepreward.envs.adapters.gym import make
 from stepreward.envs.adapters.prompts import prompts

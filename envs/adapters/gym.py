@@ -1,15 +1,15 @@
-"""gymnasium, GEM, or a factory of your own, by name.
+"""Environments of gymnasium, of GEM, or from your own factory, by name.
 
     --config.environment.name=adapters.gym --config.environment.preset=PRESET
 
 A preset is
 
-* `FrozenLake-v1`, or `package.module:Name-v0`: what `gymnasium.make` takes (extra `adapters`);
-* `gem:game:GuessTheNumber-v0-easy`: what `gem.make` takes, behind `gem:` (package `gem-llm`). GEM draws from global generators
-  and tells the rules in its first observation: settings for that are preset;
+* `FrozenLake-v1`, or `package.module:Name-v0`: a name for `gymnasium.make` (extra `adapters`);
+* `gem:game:GuessTheNumber-v0-easy`: a name for `gem.make` after the prefix `gem:` (package `gem-llm`). GEM draws from global
+  random generators and states the rules in its first observation; the default settings allow for both;
 * `package.module:factory`: a function or class that makes the environment.
 
-Settings (`environment.options`) are those of `text_env.Settings`, and `kwargs`, which the environment is made with.
+The settings (`environment.options`) are the fields of `text_env.Settings`, and `kwargs`, the arguments of the environment.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ _GEM = "gem:"
 def make(
     preset: str, *, max_steps: int | None = None, data: str | None = None, kwargs: Mapping[str, Any] | None = None, **settings
 ) -> Callable[[], TextEnv]:
-    """A function without arguments that makes environments of a preset, see the module.
+    """Returns a function without arguments that makes environments of a preset.
 
     Args:
-      preset: which environment.
-      max_steps: turns after which an episode is truncated; None leaves it to the environment.
-      data: not used by an adapter: give paths in `kwargs`.
-      kwargs: what the environment is made with.
+      preset: the environment's name, in one of the forms above.
+      max_steps: turns after which an episode is truncated; None keeps the environment's own limit.
+      data: must be None; pass paths in `kwargs`.
+      kwargs: arguments of the environment's constructor.
       settings: fields of `text_env.Settings`.
 
     Raises:
-      ValueError: an unknown environment or setting; a package that is not installed.
+      ValueError: an unknown environment or setting, or a package that is not installed.
     """
     if data:
-        raise ValueError(f"data={data!r}: an adapter passes paths in kwargs, under the environment's own names")
+        raise ValueError(f"data={data!r}: an adapter takes no data; pass paths in kwargs, under the environment's own argument names")
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of what the environment is made with, such as {{'render_mode': 'ansi'}}")
+        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the environment's arguments, such as {{'render_mode': 'ansi'}}")
     gem = preset.startswith(_GEM)
     defaults = {"global_random": True, "first_is_task": True, "state_key": "history"} if gem else {}
     if kwargs and kwargs.get("render_mode") == "ansi":
@@ -68,7 +68,7 @@ def _imported(preset: str, module: str, name: str) -> Callable[..., Any]:
     try:
         return getattr(importlib.import_module(module), name)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"environment.preset={preset!r} names no factory: {error}") from None
+        raise ValueError(f"environment.preset={preset!r}: this factory cannot be imported: {error}") from None
 
 
 def _make_gymnasium(name: str, **kwargs) -> Any:
@@ -83,6 +83,6 @@ def _make_gem(name: str, **kwargs) -> Any:
     try:
         import gem
     except ModuleNotFoundError as error:
-        missing = f"environment.preset='gem:{name}' needs {error.name!r}, which is not installed"
-        raise ValueError(f"{missing}: pip install gem-llm") from None
+        missing = f"environment.preset='gem:{name}' needs the package {error.name!r}, which is not installed"
+        raise ValueError(f"{missing}; run pip install gem-llm") from None
     return gem.make(name, **kwargs)

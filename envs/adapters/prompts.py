@@ -1,4 +1,4 @@
-"""Words around any text environment; what the environment says is shown as it stands."""
+"""Prompts for any text environment. They show the environment's text unchanged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from stepreward.envs.protocol import Observation, Prompt
 
 
 class CompactPrompt:
-    """For tiny models: the task, the turns of the window and the observation, with nothing around them; the bare action."""
+    """For tiny models: the task, the turns of the window and the observation, with no other words; the answer is the bare action."""
 
     def first(self, observation: Observation) -> str:
-        """The task, where it is not the observation itself, and the observation."""
+        """The task, unless the observation begins with it, and the observation."""
         return "\n".join(_opening(observation))
 
     def later(self, observation: Observation) -> str:
@@ -21,7 +21,7 @@ class CompactPrompt:
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, then observation and answer of each earlier turn, then the observation."""
+        """The task, the observation and answer of each turn of `history`, and the observation."""
         told = [line for before, answer in history for line in (before["text"], answer)]
         *task, now = _opening(observation, told)
         return "\n".join([*task, *told, now])
@@ -36,14 +36,14 @@ class CompactPrompt:
 
 
 class TaggedPrompt:
-    """iStar's and verl-agent's form: task, window and observation; `<think>…</think><action>…</action>`."""
+    """The form of iStar and verl-agent: task, window and observation; the answer is `<think>…</think><action>…</action>`."""
 
     def first(self, observation: Observation) -> str:
-        """The task, the observation and the form of the answer."""
+        """The task, the observation and the answer format."""
         return self.window(observation, [])
 
     def later(self, observation: Observation) -> str:
-        """The observation and the form of the answer."""
+        """The observation and the answer format."""
         return f"{observation['text']}\n\n{self._request(observation)}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -58,7 +58,7 @@ class TaggedPrompt:
         return tagged(text) or None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"I go on with {action}.", action)
 
     def _request(self, observation: Observation) -> str:
@@ -67,7 +67,7 @@ class TaggedPrompt:
 
 
 class LabelledPrompt:
-    """SPA's and ReAct's form, with full history: `Thought: …` and `Action: …` on lines of their own."""
+    """The form of SPA and ReAct, with full history: the answer has a line `Thought: …` and a line `Action: …`."""
 
     def first(self, observation: Observation) -> str:
         """The form of the answer, the task and the observation."""
@@ -84,16 +84,16 @@ class LabelledPrompt:
         return "\n\n".join([self.first(observation), *turns, self.later(observation)] if turns else [self.first(observation)])
 
     def parse(self, text: str) -> str | None:
-        """The line after the first `Action:`; None without one."""
+        """The text after the first `Action:`, up to the end of its line; None without one."""
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """Both lines."""
+        """A short thought and the action, each on its labelled line."""
         return write_labelled(f"I go on with {action}.", action)
 
 
 def _opening(observation: Observation, told: Sequence[str] = ()) -> list[str]:
-    """The task and the observation; one text where they are the same, or where the told turns begin with the task."""
+    """The task and the observation; the observation alone when it, or the first turn in `told`, already states the task."""
     task, text = observation.get("task"), observation["text"]
     return [text] if not task or text.startswith(task) or (told and told[0] == task) else [task, text]
 
@@ -107,5 +107,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": TaggedPrompt, "spa": LabelledProm
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError that lists the names for an unknown one."""
     return choose("prompt", name, _PROMPTS)()

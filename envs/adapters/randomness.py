@@ -1,4 +1,4 @@
-"""A global random state of one's own, for games that draw from the module `random` or from `numpy.random`."""
+"""A private state of the global random generators, for games that draw from the module `random` or from `numpy.random`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class OwnRandomness:
-    """What a game draws from the global generators depends on its own seed alone, whatever else runs in the process.
+    """Makes the draws of a game from the global generators depend on its own seed alone, whatever else the process draws.
 
     own = OwnRandomness()
     own.seed(7)
@@ -22,13 +22,13 @@ class OwnRandomness:
         self.seed(0)
 
     def seed(self, seed: int) -> None:
-        """Starts both generators anew."""
+        """Seeds both generators."""
         numpy_state = np.random.RandomState(seed % 2**32).get_state(legacy=False)
         self._states = random.Random(seed).getstate(), numpy_state
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Puts the own states in place for a block, and the others back after it."""
+        """Installs the private states for the duration of a block, then restores the global ones."""
         others = random.getstate(), np.random.get_state(legacy=False)
         random.setstate(self._states[0])
         np.random.set_state(self._states[1])

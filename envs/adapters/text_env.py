@@ -1,4 +1,4 @@
-"""An environment that speaks gymnasium's five-tuple in text, made into one of `stepreward.envs.protocol`."""
+"""Adapts an environment with gymnasium's five-tuple and text observations to `stepreward.envs.protocol`."""
 
 from __future__ import annotations
 
@@ -24,29 +24,32 @@ _KEYS = ("text", "history")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an environment is read. What its `info` says under these names comes first, else the rules beside them.
+    """How the adapter reads an environment.
+
+    `won`, `score`, `executed`, `invalid`, `admissible` and `task` are keys of the environment's `info`. The adapter uses the first
+    key that `info` has, and the fallback given below if it has none.
 
     Attributes:
-      max_steps: turns after which an episode is truncated; 0: the environment's own limit alone.
-      actions: words and what the environment takes for them, such as {"left": 0}; other words are then not understood. None:
-        it takes the text itself.
-      template: how an action is written for an environment of text, such as "[{}]"; an action that has that form already stays.
-      render: the text is what `render()` returns (of an environment made with render_mode="ansi"); what it colours comes
-        as `[x]`.
-      image: observations are mappings that carry an "image", uint8 `[H, W, 3]`.
-      first_is_task: the first observation says what is asked; it becomes info["task"], which prompts can show at every turn.
-      won: names whose truth means success; else: terminated with a last reward of at least `win_reward`.
-      score: else 1.0 when won and 0.0 otherwise.
-      executed: whether an action took effect; else: not `invalid`.
-      invalid: names whose truth means that it did not; else: it did.
-      admissible: the actions that would be executed; else the words of `actions`, if given.
-      task: what is asked.
-      state_key: a name in `info`; else "text" (the observation; equal texts must mean equal states) or "history" (all texts
-        and actions so far, where an observation does not tell the state).
-      win_reward: see `won`.
-      invalid_reward: of an action that is none of `actions`, and of None.
-      global_random: the environment draws from the modules `random` or `numpy.random`: it gets states of its own.
-      replay: the environment repeats itself after a seeded reset, so that a replay leads to the same state.
+      max_steps: turns after which an episode is truncated; 0 keeps only the environment's own limit.
+      actions: maps words to the environment's actions, such as {"left": 0}; any other word is then an invalid action. None passes
+        the text itself to the environment.
+      template: format in which a text environment expects an action, such as "[{}]". An action in that format is passed unchanged.
+      render: whether observations are what `render()` returns (of an environment made with render_mode="ansi"). Coloured text
+        `x` becomes `[x]`.
+      image: whether observations are mappings with a key "image", uint8 `[H, W, 3]`.
+      first_is_task: whether the first observation states the task. It becomes info["task"], which prompts can show at every turn.
+      won: the task is solved. Fallback: the episode terminated with a last reward of at least `win_reward`.
+      score: the score. Fallback: 1.0 when won and 0.0 otherwise.
+      executed: the action took effect. Fallback: the opposite of `invalid`.
+      invalid: the action took no effect. Fallback: False.
+      admissible: the actions that would be executed. Fallback: the words of `actions`, if given.
+      task: the task's description. Fallback: none.
+      state_key: a key of `info`, "text" (the observation; equal texts must mean equal states) or "history" (a digest of all texts
+        and actions so far, for observations that do not determine the state).
+      win_reward: least last reward of a solved task; see `won`.
+      invalid_reward: reward of a turn whose action is None or not one of `actions`.
+      global_random: whether the environment draws from the modules `random` or `numpy.random`. It then gets private random states.
+      replay: whether the same actions after the same seeded reset lead to the same state.
     """
 
     max_steps: int = 0
@@ -69,33 +72,34 @@ class Settings:
 
     def __post_init__(self):
         if isinstance(self.max_steps, bool) or not isinstance(self.max_steps, int) or self.max_steps < 0:
-            raise ValueError(f"max_steps={self.max_steps!r}: give a whole number; 0 leaves the limit to the environment")
+            raise ValueError(f"max_steps={self.max_steps!r}: give a whole number, at least 0; 0 keeps the environment's own limit")
         if self.actions is not None and (not isinstance(self.actions, Mapping) or not self.actions):
-            raise ValueError(f"actions={self.actions!r}: give words and what they stand for, such as {{'left': 0}}")
+            raise ValueError(f"actions={self.actions!r}: give a dictionary from words to the environment's actions, such as {{'left': 0}}")
         if self.template and self.template.count("{}") != 1:
-            raise ValueError(f"template={self.template!r}: write the action's place once as {{}}, as in '[{{}}]'")
+            raise ValueError(f"template={self.template!r}: mark the place of the action by exactly one {{}}, as in '[{{}}]'")
         for name in ("won", "score", "executed", "invalid", "admissible", "task"):
             names = getattr(self, name)
             if not isinstance(names, (str, tuple, list)):
-                raise ValueError(f"{name}={names!r}: give names that `info` may have, such as ('{name}',)")
+                raise ValueError(f"{name}={names!r}: give keys of info, such as ('{name}',)")
             object.__setattr__(self, name, (names,) if isinstance(names, str) else tuple(names))
 
 
 class TextEnv:
-    """A text environment as `stepreward.envs.protocol.Environment`.
+    """Adapts a text environment to `stepreward.envs.protocol.Environment`.
 
     The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated,
-    truncated, info)`, or the forms of gym before 0.26: `reset() -> observation`, `seed(seed)` and `step(action) -> (observation, reward,
-    done, info)`; an info of None is an empty one. Observations are strings, or mappings with "text" and perhaps "image". Its methods `expert(rng)` and
-    `distance()`, if it has them, are offered too. A split has seeds of its own: even ones in training, odd ones held out.
+    truncated, info)`, or the signatures of gym before 0.26: `reset() -> observation`, `seed(seed)` and `step(action) ->
+    (observation, reward, done, info)`. An info of None counts as empty. Observations are strings, or mappings with "text" and
+    optionally "image". The adapter also offers the environment's methods `expert(rng)` and `distance()`, if it has them. The splits
+    use different seeds of the environment: "train" even ones, "held_out" odd ones.
 
     Args:
       factory: makes the environment.
-      settings: how it is read.
-      changes: fields of `Settings` instead.
+      settings: how the adapter reads it; None for the defaults.
+      changes: fields of `Settings` to replace.
 
     Raises:
-      ValueError: an unknown field, an observation that is no text, or a reset that takes no seed.
+      ValueError: an unknown field, an observation that is not text, or a reset that takes no seed.
     """
 
     def __init__(self, factory: Callable[[], Any], settings: Settings | None = None, **changes):
@@ -111,7 +115,7 @@ class TextEnv:
         self._over = True
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts the episode of a seed in options["split"] ("train" unless given); other options go to the environment."""
+        """Starts the episode of a seed in options["split"] (default "train"); passes all other options to the environment."""
         others = dict(options or {})
         split = others.pop("split", "train")
         if split not in SPLITS:
@@ -131,7 +135,7 @@ class TextEnv:
         return self._enter(seen, info, False, True, "")
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError where there is no episode to act in, and what the environment itself raises."""
+        """Takes one action. Raises RuntimeError when no episode is running; errors of the environment itself pass through."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         s = self.settings
@@ -147,7 +151,7 @@ class TextEnv:
             except Exception as error:
                 if s.actions is None and type(numbered := getattr(self._environment, "action_space", None)).__name__ == "Discrete":
                     raise ValueError(
-                        f"the environment takes {numbered} and not words: give environment.options.actions={{'WORD': NUMBER, …}}"
+                        f"the environment takes {numbered}, not words: set environment.options.actions={{'WORD': NUMBER, …}}"
                     ) from error
                 raise
             observation, reward, terminated, truncated, info = _five(found)
@@ -163,23 +167,22 @@ class TextEnv:
         return seen, reward, terminated, truncated, info
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """What the environment's own `expert` says."""
+        """Calls the environment's own `expert`."""
         return self._method("expert")(rng)
 
     def distance(self) -> float:
-        """What the environment's own `distance` says."""
+        """Calls the environment's own `distance`."""
         return float(self._method("distance")())
 
     def close(self) -> None:
-        """Closes the environment, where it can be closed."""
+        """Closes the environment if it has a method `close`."""
         getattr(self._environment, "close", lambda: None)()
 
     def _reset(self, seed: int, **more) -> Any:
-        """The environment's reset, with the seed given as it takes it: in `reset`, in the method `seed` of gym before 0.26, or in the
-        global generators."""
+        """Resets the environment. Passes the seed to `reset`, to the method `seed` of gym before 0.26, or to the global generators."""
         try:
             names = inspect.signature(self._environment.reset).parameters
-        except (TypeError, ValueError):  # it does not say
+        except (TypeError, ValueError):  # it has no readable signature
             return self._environment.reset(seed=seed, **more)
         if "seed" in names or any(p.kind is p.VAR_KEYWORD for p in names.values()):
             return self._environment.reset(seed=seed, **more)
@@ -187,9 +190,9 @@ class TextEnv:
             seeded(seed)
         elif not self.settings.global_random:
             raise ValueError(
-                f"reset of {type(self._environment).__name__} takes no seed, so that episodes of one group would not begin alike: give it "
-                "the argument seed=None, or set environment.options.global_random=True if it draws from the modules random or "
-                "numpy.random, or not at all."
+                f"reset of {type(self._environment).__name__} takes no seed, so the episodes of a group would start differently: add the "
+                "argument seed=None to it, or, if it draws from the modules random or numpy.random or draws nothing, set "
+                "environment.options.global_random=True"
             )
         return self._environment.reset(**more)
 
@@ -199,7 +202,7 @@ class TextEnv:
             self._history.update(f"{action}\n{seen['text']}\n".encode("utf-8", "replace"))
         found = {"won": won, "score": float(self._said(info, s.score, won)), "executed": executed}
         if s.state_key not in _KEYS and s.state_key not in info:
-            raise ValueError(f"state_key={s.state_key!r} is no {' or '.join(_KEYS)}, and not in info, which has {sorted(info)}")
+            raise ValueError(f"state_key={s.state_key!r}: give {' or '.join(map(repr, _KEYS))} or a key of info, which has {sorted(info)}")
         keys = {"text": seen["text"], "history": self._history.hexdigest()}
         found["state_key"] = keys[s.state_key] if s.state_key in keys else str(info[s.state_key])
         admissible = self._said(info, s.admissible, s.actions)
@@ -215,13 +218,13 @@ class TextEnv:
         seen = dict(observation) if isinstance(observation, Mapping) else {"text": observation}
         if not isinstance(seen.get("text"), str):
             raise ValueError(
-                f"an observation is {type(observation).__name__}, not text: have it rendered as text "
-                "(environment.options.kwargs={'render_mode': 'ansi'}), or wrap it so that it says what it sees."
+                f"an observation is {type(observation).__name__}, not text: render it as text "
+                "(environment.options.kwargs={'render_mode': 'ansi'}), or wrap the environment so that it returns text"
             )
         kept = {"text": _ESCAPES.sub("", _COLOURED.sub(r"[\1]", seen["text"]))}
         if self.settings.image:
             if "image" not in seen:
-                raise ValueError(f"image=True: an observation has {', '.join(map(str, seen))}, and no image")
+                raise ValueError(f"image=True, but an observation has no key 'image'; its keys are {', '.join(map(str, seen))}")
             kept["image"] = seen["image"]
         return kept
 
@@ -246,14 +249,14 @@ class TextEnv:
 
 
 def _pair(found: Any) -> tuple[Any, Mapping]:
-    """What reset returned as (observation, info); gym before 0.26 returns the observation alone."""
+    """Converts the return value of reset to (observation, info); gym before 0.26 returns the observation alone."""
     pair = isinstance(found, tuple) and len(found) == 2 and (found[1] is None or isinstance(found[1], Mapping))
     observation, info = found if pair else (found, None)
     return observation, {} if info is None else info
 
 
 def _five(found: Any) -> tuple[Any, Any, Any, Any, Mapping]:
-    """What step returned as a five-tuple; gym before 0.26 returns (observation, reward, done, info)."""
+    """Converts the return value of step to a five-tuple; gym before 0.26 returns (observation, reward, done, info)."""
     if isinstance(found, tuple) and len(found) == 4:
         observation, reward, done, info = found
         late = bool((info or {}).get("TimeLimit.truncated", False))
@@ -268,5 +271,5 @@ def _five(found: Any) -> tuple[Any, Any, Any, Any, Mapping]:
 
 
 def make_settings(settings: Settings | None = None, **changes) -> Settings:
-    """Settings with some fields changed; ValueError when one is unknown, with the nearest name, or of another type."""
+    """Returns settings with some fields replaced. Raises ValueError for an unknown field (with the nearest name) or a wrong type."""
     return replaced(Settings() if settings is None else settings, changes)

@@ -1,10 +1,10 @@
-"""TextArena's games: alone, or as one player against scripted ones.
+"""TextArena's games: for one player, or for one learning player against scripted opponents.
 
     --config.environment.name=adapters.textarena --config.environment.preset=GuessTheNumber-v0
 
-A preset is a name that `textarena.make` takes (extra `adapters`); its game is made without TextArena's own wrappers (`…-raw`).
-The rules come as `info["task"]`, an observation is what the game has said since the player's last action. Games of words
-(Wordle and others) fetch word lists over the network when they are made; the rest need none.
+A preset is a name for `textarena.make` (extra `adapters`); the game is made without TextArena's own wrappers (`…-raw`).
+`info["task"]` has the rules. An observation is all that the game has sent to the player since its last action. Word games
+(such as Wordle) download word lists when they are made; the other games need no network.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ _BRACKETS = re.compile(r"\[[^\[\]]+\]")
 
 
 class Game:
-    """A TextArena game as five-tuples of text, the other players being called where it is their turn.
+    """A TextArena game with gymnasium's five-tuple. It calls the opponent when it is another player's turn.
 
-    Reward: 0 while the game goes on, then TextArena's own for the learning player (1 won, −1 lost, 0 drawn, a share of what was
-    done in games of one). info: task, won (its reward is 1), score (the reward), invalid_move (the game refused the action).
+    Reward: 0 while the game runs, then TextArena's own reward of the learning player (1 won, −1 lost, 0 drawn; in games for one
+    player, the share that was solved). info: task, won (the reward is 1), score (the reward), invalid_move (the game refused the
+    action).
     """
 
     def __init__(self, name: str, players: int, seat: int, opponent: Callable[[str, random.Random], str], kwargs: Mapping):
@@ -68,16 +69,16 @@ class Game:
         return shown or "Your turn.", reward, done, False, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: a game holds no resources."""
 
     def _play(self, action: str) -> tuple[bool, bool]:
-        """One action of the player whose turn it is: (the game is over, the action was refused and may be put right)."""
+        """Plays one action of the player to move. Returns (the game is over, the action was refused and the player may try again)."""
         turn = self._game.state.turn
         done, _ = self._game.step(action if _BRACKETS.search(action) else f"[{action}]")
         return bool(done), not done and self._game.state.turn == turn
 
     def _others(self) -> bool:
-        """Lets the others play until it is the learner's turn; whether the game is over then."""
+        """Lets the opponents play until it is the learner's turn. Returns whether the game is over."""
         while (player := self._game.state.current_player_id) != self._seat:
             heard = self._told[player] = self._told.get(player, "") + "\n" + self._said(self._hear(player))
             if self._play(self._opponent(heard.strip(), self._draws))[0]:
@@ -85,20 +86,20 @@ class Game:
         return False
 
     def _hear(self, player: int) -> list[tuple]:
-        """What the game has said to a player since it was asked last."""
+        """Returns the game's messages to a player since the last call for that player."""
         heard, self._game.state.observations[player] = self._game.state.observations[player], []
-        own = (player, self._arena.GAME_ID)  # some games say back what they were told
+        own = (player, self._arena.GAME_ID)  # some games echo the player's own action
         return [m for m in heard if m[0] not in own or m[2] != self._arena.ObservationType.PLAYER_ACTION]
 
     def _said(self, messages: list[tuple]) -> str:
-        """Messages as lines; those of other players begin with their names."""
+        """Joins messages to lines of text; a message of a player begins with the player's name."""
         names = self._game.state.role_mapping
         who = {sender: f"{names.get(sender, f'Player {sender}')}: " for sender, _, _ in messages} | {self._arena.GAME_ID: ""}
         return "\n".join(f"{who[sender]}{text.strip()}" for sender, text, _ in messages)
 
 
 def random_move(heard: str, draws: random.Random) -> str:
-    """An opponent that draws one of the moves in brackets that it heard of last, as in `Available Moves: '[0]', '[3]'`."""
+    """An opponent that draws one of the bracketed moves in the game's latest list, as in `Available Moves: '[0]', '[3]'`."""
     lines = [line for line in heard.splitlines() if _BRACKETS.search(line)]
     offered = [line for line in lines if "vailable" in line] or lines[-1:]
     found = _BRACKETS.findall(offered[-1]) if offered else []
@@ -116,32 +117,32 @@ def make(
     kwargs: Mapping[str, Any] | None = None,
     **settings,
 ) -> Callable[[], TextEnv]:
-    """A function without arguments that makes environments of a TextArena game.
+    """Returns a function without arguments that makes environments of a TextArena game.
 
     Args:
-      preset: the game.
-      max_steps: turns of the learner after which an episode is truncated; None leaves it to the game.
-      data: not used: a game is made with `kwargs`.
-      players: how many play; a game for two is given 2.
-      seat: which of them learns.
-      opponent: what the others write, from all that they have heard and a generator of the episode's; or its
-        "package.module:function".
-      kwargs: what the game is made with, such as {"max_turns": 8}.
+      preset: the game's name.
+      max_steps: turns of the learner after which an episode is truncated; None keeps the game's own limit.
+      data: must be None; pass the game's arguments in `kwargs`.
+      players: number of players; 2 for a game for two.
+      seat: index of the learning player, from 0.
+      opponent: the policy of the other players: a function of all text that the player has received and of the episode's random
+        generator, which returns an action; or its name "package.module:function".
+      kwargs: arguments of the game, such as {"max_turns": 8}.
       settings: fields of `text_env.Settings`.
 
     Raises:
-      ValueError: an unknown game, seat, opponent or setting; the package is not installed.
+      ValueError: an unknown game, seat, opponent or setting, or a package that is not installed.
     """
     if data:
-        raise ValueError(f"data={data!r}: a game is made with kwargs, under its own names")
+        raise ValueError(f"data={data!r}: a game takes no data; pass its arguments in kwargs, under their own names")
     if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of what the game is made with, such as {{'max_turns': 8}}")
+        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the game's arguments, such as {{'max_turns': 8}}")
     if isinstance(opponent, str):
         module, _, name = opponent.partition(":")
         try:
             opponent = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
-            raise ValueError(f"opponent={opponent!r} names no function: {error}") from None
+            raise ValueError(f"opponent={opponent!r}: this function cannot be imported: {error}") from None
     defaults = {"global_random": True, "state_key": "history"}
     read: Settings = make_settings(None, **(defaults | settings | {"max_steps": max_steps or 0}))
     return functools.partial(TextEnv, functools.partial(Game, preset, players, seat, opponent, dict(kwargs or {})), read)

@@ -1,4 +1,4 @@
-"""ALFWorld: household tasks in text, in the benchmark's own games or in generated ones, by the stock engine."""
+"""ALFWorld: household tasks in text. The stock engine plays the benchmark's own games, or generated ones."""
 
 import os
 
@@ -8,7 +8,7 @@ from stepreward.envs.alfworld.prompts import prompts
 
 
 def POOL(preset: str) -> str:
-    """A process each where there are cores for them; on a few cores one process is faster, for it translates a game only once."""
+    """One process per environment on many cores. On few cores, one process is faster because it translates each game only once."""
     return "process" if (os.cpu_count() or 1) >= 16 else "inline"
 
 

@@ -1,4 +1,4 @@
-"""The stock ALFWorld engine for one environment: TextWorld's PDDL engine under the benchmark's own wrappers."""
+"""The stock ALFWorld engine: TextWorld's PDDL engine inside the benchmark's own wrappers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stepreward.envs.alfworld.games import Game
 from stepreward.envs.extras import require
 
 FAILURE = "Nothing happens."
-# What an action can change and a later turn can notice; "checked" is only the engine's note that something was looked at.
+# Predicates that an action can change and a later turn can notice. "checked" is absent: it only records that the agent looked.
 _CHANGING = frozenset(("atlocation", "opened", "inreceptacle", "holds", "isclean", "ishot", "iscool", "ison", "istoggled", "issliced"))
 
 
 class Turn(NamedTuple):
-    """What the engine says after a command: its text, whether a command ran, whether the goal holds, what is possible."""
+    """The engine's result of a command. `ran`: the command was executed; `won`: the goal holds; `admissible`: possible commands."""
 
     text: str
     ran: bool
@@ -24,16 +24,16 @@ class Turn(NamedTuple):
     admissible: tuple[str, ...]
 
 
-# Copies of the planner's shared library that closed engines gave back. They are never unloaded: the copies share some of
-# their symbols, and the process would crash at its end.
+# Copies of the planner's shared library that closed engines have released. They are never unloaded: the copies share
+# symbols, and unloading one would crash the process at exit.
 _libraries: list[object] = []
 
 
 class Engine:
-    """One copy of the engine. It holds a copy of the planner's shared library (about 2 MB) until `close`.
+    """One instance of the engine. It owns a copy of the planner's shared library (about 2 MB) until `close`.
 
     Args:
-      keep: translations of its games are kept on disk (translations.py).
+      keep: whether to keep the translations of its games on disk (translations.py).
 
     Raises ValueError when the packages are not installed.
     """
@@ -53,7 +53,7 @@ class Engine:
         self._turn: Turn | None = None
 
     def start(self, game: Game) -> Turn:
-        """Begins a game; one that was played last is not loaded again. Raises ValueError for a game that cannot be loaded."""
+        """Starts a game; does not reload the game that was played last. Raises ValueError for a game that cannot be loaded."""
         with speed.kept_on_disk(self._keep):
             if game != self._game:
                 self._game = None
@@ -68,14 +68,14 @@ class Engine:
         return self._turn
 
     def step(self, command: str) -> Turn:
-        """Gives one command, in the wording of the game."""
+        """Runs one command, in the wording of the game."""
         state, _, _ = self._wrapped.step(command)
         self._commands.append(command)
         self._turn = self._read(state, self._stock._last_action is not None)
         return self._turn
 
     def go(self, game: Game, commands: Sequence[str]) -> Turn:
-        """Brings the engine to where `commands` lead from the start of `game`, by taking them; nothing when it is there."""
+        """Restarts `game` and runs `commands`, unless the engine is already in that state."""
         if game == self._game and list(commands) == self._commands and self._turn is not None:
             return self._turn
         turn = self.start(game)
@@ -84,14 +84,14 @@ class Engine:
         return turn
 
     def facts(self) -> list[tuple[str, ...]]:
-        """What is true now, each as (predicate, names of its arguments as the text has them), in no order."""
+        """Returns the true facts, unordered, each as (predicate, names of its arguments as in the text)."""
         names = {name: info.name.strip() for name, info in self._stock._entity_infos.items()}
         return [
             (fact.name, *(names.get(argument.name, argument.name) for argument in fact.arguments)) for fact in self._stock._pddl_state.facts
         ]
 
     def state_key(self) -> str:
-        """A short name of the true state: equal for equal states of a game, on any machine."""
+        """Returns a digest of the true state: equal for equal states of a game, on any machine."""
         changing = sorted(
             " ".join((fact.name, *(argument.name for argument in fact.arguments)))
             for signature, facts in self._stock._pddl_state._facts.items()
@@ -101,7 +101,7 @@ class Engine:
         return hashlib.blake2b("\n".join(changing).encode(), digest_size=12).hexdigest()
 
     def close(self) -> None:
-        """Gives the shared library back, for the next engine; this one cannot be used afterwards."""
+        """Releases the shared library for the next engine. This engine cannot be used afterwards."""
         if self._stock is not None:
             self._stock.downward_lib.cleanup()
             _libraries.append(self._stock.downward_lib)
@@ -112,7 +112,7 @@ class Engine:
 
 
 def _stock(environment, infos):
-    """A stock environment, on a library that was given back where there is one."""
+    """Makes a stock environment, with a released copy of the library if there is one."""
     import fast_downward
 
     load = fast_downward.load_lib

@@ -1,4 +1,4 @@
-"""The ALFWorld environment: household games by seed, split and text, one sentence an action."""
+"""The ALFWorld environment. A seed and a split select the game; an action is one sentence."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPS
 
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _TASK = re.compile(r"Your task is to: ([^\n]*)")
-# What an exploring expert may need at most: two turns a place, and a task.
+# Turns that an exploring expert may need at most: two for each place, and some for the task itself.
 _LOOKAHEAD = 200
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of; small plain data, to be restored in this or another environment of equal settings.
+    """The whole state of an episode, as small plain data that any environment with equal settings can restore.
 
-    split, seed: the task. commands: what changed the state so far, in the game's wording, each with the engine's answer.
+    split, seed: the task. commands: the commands executed so far, in the game's wording, each with the engine's answer.
     """
 
     split: str
@@ -41,20 +41,20 @@ class Snapshot(NamedTuple):
 
 
 class AlfworldEnv:
-    """One ALFWorld game, as `stepreward.envs.protocol.Environment`, played by the stock engine.
+    """One ALFWorld game in the stock engine; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": what the game says, "turn": how many turns were taken}; the first one describes the room and the task.
+    * Observation: {"text": the game's text, "turn": number of turns taken}; the first one describes the room and the task.
     * Actions: the game's commands ("go to desk 1", "take mug 1 from desk 1", "move mug 1 to shelf 1", "open", "close",
       "use", "heat/cool/clean ... with ...", "slice", "examine", "look", "inventory", "help"), in either wording of
-      grammar.py. Any other string, and None, answers "Nothing happens." and counts as a turn.
+      grammar.py. For any other string, or None, the observation is "Nothing happens."; it counts as a turn.
     * Reward: settings.won_reward for the step that solves the task, 0 otherwise.
     * `terminated` when the task is solved; otherwise `truncated` after settings.max_steps turns.
     * info: won, score (1.0 when won), executed (the engine ran the action), state_key, admissible (in the game's wording,
       sorted) and task (the sentence after "Your task is to:").
-    * capabilities: replay, admissible, expert, distance and snapshot; tasks where settings.data names games. A snapshot
-      is the list of commands: taking it is free, restoring it plays them again.
+    * capabilities: replay, admissible, expert, distance and snapshot; tasks if settings.data is set. A snapshot
+      is the list of commands: taking it is free, restoring it replays them.
 
-    Raises ValueError when the packages are not installed, and what `stepreward.envs.alfworld.games` raises for bad data.
+    Raises ValueError when the packages are not installed, and the errors of `stepreward.envs.alfworld.games` for bad data.
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -70,15 +70,15 @@ class AlfworldEnv:
         self._over = True
 
     def num_tasks(self, split: str = "train") -> int:
-        """How many games the split has. Raises ValueError for generated games, which have no end."""
+        """Returns the number of games in the split. Raises ValueError for generated games, whose number is unlimited."""
         if self.settings.data is None:
-            raise ValueError("generated games have no end: give data= to play a list of games")
+            raise ValueError("the number of generated games is unlimited; set data= to play a fixed list of games")
         return len(games.load(self.settings, split))
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts the game that `seed` names in options["split"], "train" (unless given) or "held_out".
+        """Starts game `seed` of options["split"], which is "train" (the default) or "held_out".
 
-        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split,
+        Without a seed, it draws one from the operating system. Raises ValueError for an unknown option or split,
         a negative seed, or a game that cannot be loaded.
         """
         options = {} if options is None else options
@@ -91,12 +91,12 @@ class AlfworldEnv:
         return {"text": text, "turn": 0}, self._info(True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
         command = in_words_of(action, self._form) if isinstance(action, str) else ""
-        # What is not admissible changes nothing in the engine either: it need not be asked.
+        # A command that is not admissible changes nothing, so the engine need not run it.
         executed = command in self._turn.admissible
         text = FAILURE
         if executed:
@@ -112,24 +112,24 @@ class AlfworldEnv:
         return {"text": text, "turn": self._steps}, reward, terminated, truncated, self._info(executed)
 
     def close(self) -> None:
-        """Gives back the engine and its shared library; a later reset starts a new one."""
+        """Releases the engine and its shared library; a later reset starts a new one."""
         if self._engine is not None:
             self._engine.close()
         self._engine, self._game, self._over = None, None, True
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_game()
         return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; plays its commands again unless the game stands there."""
+        """Continues from a snapshot, including its count of turns. Replays its commands unless the game is already in that state."""
         self._enter(state)
 
     def distance(self) -> float:
-        """How many actions a player who sees everything needs from here, by the plan of oracle.py.
+        """Returns the number of actions that a player with full knowledge needs from here (the plan of oracle.py).
 
-        0 when solved, math.inf when it cannot be solved, math.nan for a goal that is not of the six task types.
+        It is 0 when solved, math.inf when unsolvable, and math.nan for a goal outside the six task types.
         """
         self._require_game()
         if self._turn.won:
@@ -140,10 +140,10 @@ class AlfworldEnv:
         return math.inf if actions is None else float(len(actions))
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """The actions from here by which settings.expert solves the task in the turns that are left; None where it does not.
+        """Returns the actions by which settings.expert solves the task in the remaining turns, or None if it cannot.
 
-        "explorer" is played ahead and taken back; it has one order of search, so `rng` is not used. "recorded" goes on
-        only where the episode has followed the recorded actions. Actions are in the game's wording.
+        "explorer" plays ahead in the engine, which is then restored. Its search order is fixed, so `rng` is not used. "recorded"
+        returns actions only if the episode has followed the recorded ones so far. Actions are in the game's wording.
         """
         self._require_game()
         if self._over:
@@ -166,7 +166,7 @@ class AlfworldEnv:
     def _explore(self) -> list[str] | None:
         try:
             explorer = Explorer(self._task, self._opening)
-        except ValueError:  # a human's words for the task
+        except ValueError:  # a task in free human wording
             return None
         for command, text in self._commands:
             explorer.see(command, text)
@@ -196,7 +196,7 @@ class AlfworldEnv:
             game = game._replace(grammar=rewrite(game.grammar, self.settings.grammar))
         if self._engine is None:
             self._engine = Engine(keep=self.settings.data is not None)
-        self._over = True  # until the game stands
+        self._over = True  # until the game is ready
         if game != self._game or not snapshot.commands:
             opening: Turn = self._engine.start(game)
             self._opening = opening.text
@@ -227,10 +227,10 @@ class AlfworldEnv:
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides) -> Callable[[], AlfworldEnv]:
-    """A picklable function without arguments that makes environments of a preset; the rest replaces fields of Settings.
+    """Returns a picklable function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown; FileNotFoundError when `data`
-    is not a folder of games. Whether the packages are installed is asked when an environment is made.
+    Raises ValueError for an unknown preset or setting, and lists the known ones; FileNotFoundError when `data` is not a folder of
+    games. A missing package raises only when an environment is made.
     """
     if max_steps is not None:
         overrides["max_steps"] = max_steps

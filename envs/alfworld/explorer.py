@@ -1,8 +1,8 @@
-"""An expert that sees only what a player sees: it looks in one place after the other, then does what is asked.
+"""An expert that sees only what a player sees: it searches one place after another, then does the task.
 
-Its order is fixed and easy to learn: open surfaces before containers that must be opened, by type as listed in memory.ORDER,
-within a type by number. What it passes on the way it remembers. It goes on from any point of an episode when it has been
-told the turns up to there.
+Its search order is fixed and easy to learn: open surfaces before closed containers, types in the order of memory.ORDER, and
+places of a type by number. It remembers everything it has seen. It can continue from any point of an episode once `see` has
+received the turns up to that point.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TASKS = (
 
 
 class Asked(NamedTuple):
-    """A task: the types of object, receptacle and lamp, what to do to the object, whether two are wanted; "" for none."""
+    """A parsed task: types of the object, receptacle and lamp, what to do to the object, whether it asks for two; "" for none."""
 
     target: str
     parent: str
@@ -34,7 +34,7 @@ class Asked(NamedTuple):
 
 
 def asked_for(task: str) -> Asked | None:
-    """What a task's sentence asks for; None for words other than the benchmark's templates."""
+    """Parses a task's sentence; returns None if it does not match the benchmark's templates."""
     match = next((found for pattern in _TASKS if (found := pattern.search(task))), None)
     if match is None:
         return None
@@ -44,16 +44,16 @@ def asked_for(task: str) -> Asked | None:
 
 
 class Explorer(Memory):
-    """One episode's player. `act` gives the next action or None; `see` tells it what an action led to."""
+    """The player of one episode. `act` returns the next action or None; `see` takes the result of an action."""
 
     def __init__(self, task: str, room: str):
         """Takes the task's sentence and the first observation.
 
-        Raises ValueError for a task in words other than the benchmark's templates.
+        Raises ValueError for a task that does not match the benchmark's templates.
         """
         asked = asked_for(task)
         if asked is None:
-            raise ValueError(f"the task {task!r} is not in the words of the benchmark's templates")
+            raise ValueError(f"the task {task!r} does not match the benchmark's templates")
         self.target, self.parent, self.change, self.lamp, self.two = asked
         super().__init__(room_places(room))
 
@@ -84,7 +84,7 @@ class Explorer(Memory):
         return f"open {place}" if place in self.shut else None
 
     def _parent(self) -> str | None:
-        """The place to bring things to: the one that holds one of two already, else the first that has not refused."""
+        """The destination: the place that already has one of two objects, else the first that has not refused the object."""
         fitting = [place for place in self.places if kind(place) == self.parent and (self.held, place) not in self.refused]
         if self.two:
             fitting.sort(key=lambda place: -sum(kind(one) == self.target for one in self.inside.get(place, [])))

@@ -1,12 +1,13 @@
 """The games of an ALFWorld environment: official folders, packed files, or generated ones.
 
-* Official layout (json_2.1.1, what `alfworld-download` makes): `<data>/<split>/<task>/<trial>/game.tw-pddl` beside
-  `traj_data.json`, with the splits train, valid_seen and valid_unseen; `data` may also be the folder above json_2.1.1.
-  As in the benchmark's own loader, trials with "movable" or "Sliced" in their path and unsolvable games are left out.
+* Official layout (json_2.1.1, from `alfworld-download`): `<data>/<split>/<task>/<trial>/game.tw-pddl` beside
+  `traj_data.json`, with the splits train, valid_seen and valid_unseen; `data` may also be the parent folder of json_2.1.1.
+  Like the benchmark's own loader, it skips trials with "movable" or "Sliced" in their path, and unsolvable games.
 * Packed: `<data>/<split>.jsonl.xz`, one JSON object a line with `game` (the official path), `solvable`, `task_type`,
-  `grammar`, `pddl_problem`, perhaps `gt_traj`, and `domain_sha1`; `<data>/domain_<first 8 characters>.pddl` is its domain.
+  `grammar`, `pddl_problem`, `domain_sha1` and optionally `gt_traj`. The file `<data>/domain_<first 8 characters of
+  domain_sha1>.pddl` holds the domain.
 
-The games of a split are ordered by path. "train" is train; "held_out" is valid_seen unless the settings say otherwise.
+The games of a split are sorted by path. "train" is train; "held_out" is valid_seen, or the split in settings.held_out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from stepreward.envs.alfworld.presets import Settings
 
-_HOW = "download the games with `alfworld-download`, or give data=None for generated ones"
+_HOW = "download the games with `alfworld-download`, or set data=None to play generated ones"
 
 
 class Game(NamedTuple):
@@ -35,7 +36,7 @@ class Game(NamedTuple):
 
 
 class Folder:
-    """The trials of one split in the official layout; a game is read when it is played."""
+    """The trials of one split in the official layout. It reads a game only when the game is played."""
 
     def __init__(self, root: Path, split: str, task_types: tuple[str, ...], missing: str):
         self._files, absent = [], []
@@ -52,11 +53,14 @@ class Folder:
                 self._files.append(file)
         if absent and missing == "error":
             raise FileNotFoundError(
-                f"{absent[0]} has no game.tw-pddl ({len(absent)} such trials in {split}): the download is not complete; "
-                "repeat `alfworld-download`, or give missing='skip' to play without them"
+                f"{absent[0]} has no game.tw-pddl ({len(absent)} such trials in {split}): the download is incomplete; "
+                "run `alfworld-download` again, or set missing='skip' to play without them"
             )
         if not self._files:
-            raise FileNotFoundError(f"{root / split} holds no solvable <task>/<trial>/game.tw-pddl of {', '.join(task_types)}")
+            raise FileNotFoundError(
+                f"{root / split} has no solvable <task>/<trial>/game.tw-pddl of the types {', '.join(task_types)}; "
+                "download the games again, or change task_types"
+            )
         self._root = root
 
     def __len__(self) -> int:
@@ -76,7 +80,7 @@ class Folder:
 
 
 class Packed:
-    """The games of one packed file, compressed one by one in memory: about 12 kB each."""
+    """The games of one packed file. It keeps each one compressed in memory, in about 12 kB."""
 
     def __init__(self, file: Path, task_types: tuple[str, ...]):
         self._domains: dict[str, str] = {}
@@ -93,11 +97,13 @@ class Packed:
                     kept = {key: record.get(key) for key in ("game", "domain_sha1", "grammar", "pddl_problem", "gt_traj")}
                     self._lines.append((record["game"], zlib.compress(json.dumps(kept).encode(), 1)))
         except (lzma.LZMAError, EOFError) as error:
-            raise ValueError(f"{file} is damaged or not complete ({error}); fetch it again") from None
+            raise ValueError(f"{file} is damaged or incomplete ({error}); download it again") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{file} is not a packed file of games: {error!r} in line {len(self._lines) + 1} or later") from None
+            raise ValueError(
+                f"{file} is not a packed file of games: {error!r} in line {len(self._lines) + 1} or later; download it again"
+            ) from None
         if not self._lines:
-            raise ValueError(f"{file} holds no solvable game of {', '.join(task_types)}")
+            raise ValueError(f"{file} has no solvable game of the types {', '.join(task_types)}; change task_types")
         self._lines.sort(key=lambda line: line[0])
         for sha1 in self._domains:
             self._domains[sha1] = _domain(file.parent / f"domain_{sha1[:8]}.pddl", sha1)
@@ -114,9 +120,9 @@ class Packed:
 
 
 def load(settings: Settings, split: str) -> Folder | Packed:
-    """The games of `split` ("train" or "held_out") in settings.data; a process reads each split once.
+    """Returns the games of `split` ("train" or "held_out") in settings.data. A process reads each split once.
 
-    Raises FileNotFoundError for what is missing, ValueError for what is damaged; both say what to do.
+    Raises FileNotFoundError for a missing file and ValueError for a damaged one; both say what to do.
     """
     if split not in ("train", "held_out"):
         raise ValueError(f'unknown split {split!r}: give "train" or "held_out"')
@@ -125,9 +131,9 @@ def load(settings: Settings, split: str) -> Folder | Packed:
 
 
 def check(settings: Settings) -> None:
-    """Raises FileNotFoundError unless settings.data is a folder that holds the training or the held-out split in some layout.
+    """Raises FileNotFoundError unless settings.data is a folder with the train or the held-out split in one of the layouts.
 
-    A split that is missing is an error where it is played: held-out games alone can be evaluated on.
+    A missing split raises only when it is played, so a folder with only held-out games suffices for evaluation.
     """
     try:
         _source(settings.data, settings.held_out)
@@ -149,7 +155,7 @@ def _source(data: str, split: str) -> Path:
         if candidate.exists():
             return candidate
     raise FileNotFoundError(
-        f"{root} has neither {split}/<task>/<trial>/game.tw-pddl, with or without json_2.1.1 above it, nor {split}.jsonl.xz: {_HOW}"
+        f"{root} has neither {split}/<task>/<trial>/game.tw-pddl (also searched in json_2.1.1/) nor {split}.jsonl.xz: {_HOW}"
     )
 
 
@@ -157,17 +163,17 @@ def _parsed(file: Path, *keys: str) -> dict:
     try:
         data = json.loads(file.read_text(encoding="utf-8-sig"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is damaged or not complete ({error}); fetch it again") from None
+        raise ValueError(f"{file} is damaged or incomplete ({error}); download it again") from None
     absent = [key for key in keys if not isinstance(data, dict) or key not in data]
     if absent:
-        raise ValueError(f"{file} lacks {', '.join(absent)}; fetch it again, from json_2.1.1 or later")
+        raise ValueError(f"{file} lacks {', '.join(absent)}; download it again, from json_2.1.1 or later")
     return data
 
 
 def _domain(file: Path, sha1: str) -> str:
     if not file.exists():
-        raise FileNotFoundError(f"{file} is missing: the games beside it need this PDDL domain")
+        raise FileNotFoundError(f"{file} is missing; the games in its folder need this PDDL domain")
     data = file.read_bytes()
     if hashlib.sha1(data).hexdigest() != sha1:
-        raise ValueError(f"{file} is not the domain that the games beside it were made with: its SHA-1 is not {sha1}")
+        raise ValueError(f"{file} is not the PDDL domain of the games in its folder: its SHA-1 is not {sha1}; download it again")
     return data.decode("utf-8")

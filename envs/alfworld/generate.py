@@ -1,13 +1,13 @@
-"""New games from the package's floor plans: the six task types, by seed and split, the same on any machine.
+"""Generates games of the six task types from the package's floor plans. A seed gives the same game on any machine.
 
-A game takes from the installed `alfworld` package the floor plan (receptacles, where to stand before them, which things
-the room has), what may lie where, what can be heated, cooled, cleaned or switched on, the goal in PDDL and the task's
-sentence. The seed decides the task, the room, which receptacles are there and what lies in each. Receptacles that the
-floor plan names without a place to stand (bins, stove burners) get one. Every container is closed at the start; no
-object of the kind asked for lies in a receptacle of the kind asked for.
+The installed `alfworld` package provides the floor plans (receptacles, where to stand before each, the room's objects), the
+rules about which receptacles may hold which objects and which objects can be heated, cooled, cleaned or switched on, the
+goals in PDDL and the sentences of the tasks. The seed decides the task, the room, its receptacles and their contents.
+Receptacles without a place to stand in the floor plan (bins, stove burners) get one. At the start, every container is closed,
+and no object of the target type is in a receptacle of the target type.
 
-"train" has the benchmark's training rooms (floor plans 7-30 of each hundred), "held_out" the other ones (1-6), with
-another stream of random numbers.
+"train" uses the benchmark's training rooms (floor plans 7-30 of each hundred) and "held_out" the others (1-6); their random
+streams differ.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _SPLITS = {"train": 0, "held_out": 1}
 _TOOLS = {"clean": "SinkBasin", "heat": "Microwave", "cool": "Fridge"}
 _ABILITIES = {"clean": "Cleanable", "heat": "Heatable", "cool": "Coolable"}
 _LAMP, _LAMP_PLACES = "DeskLamp", ("Desk", "SideTable", "Dresser", "Shelf", "CoffeeTable")
-# Types that the domain's actions name, so that every problem must declare them.
+# Types that the domain's actions mention, which every problem must therefore declare.
 _NAMED_OBJECTS, _NAMED_RECEPTACLES = ("Knife", "ButterKnife"), ("SinkBasin", "Sink", "Microwave", "Fridge")
 _ATTEMPTS = 200
 
 
 class Generated(NamedTuple):
-    """A generated game, and what the benchmark's traj_data.json says of a game."""
+    """A generated game, with the fields of the benchmark's traj_data.json."""
 
     game: Game
     task_type: str
@@ -49,7 +49,7 @@ class _Receptacle(NamedTuple):
 
 
 class _Knowledge(NamedTuple):
-    """What the package knows: everything sorted, since its sets have no order of their own."""
+    """The package's data, sorted, because the package uses unordered sets."""
 
     contains: dict[str, tuple[str, ...]]  # receptacle type -> object types
     abilities: dict[str, frozenset[str]]
@@ -63,7 +63,7 @@ class _Knowledge(NamedTuple):
 
 
 def generate(settings: Settings, seed: int, split: str = "train") -> Generated:
-    """The game of a seed. Raises ValueError for an unknown split, a negative seed, or when the package is missing."""
+    """Generates the game of a seed. Raises ValueError for an unknown split, a negative seed, or a missing package."""
     if split not in _SPLITS:
         raise ValueError(f'unknown split {split!r}: give "train" or "held_out"')
     if seed < 0:
@@ -77,7 +77,9 @@ def generate(settings: Settings, seed: int, split: str = "train") -> Generated:
         if plan is not None:
             break
     else:
-        raise ValueError(f"no room for a {task_type} game with max_receptacles={settings.max_receptacles} was found")
+        raise ValueError(
+            f"seed {seed}: no room found for a {task_type} game with max_receptacles={settings.max_receptacles}; raise max_receptacles"
+        )
     receptacles, placed, params = plan
     place = params["parent_target"] or params["toggle_target"]
     name = f"{split}/{task_type}-{params['object_target']}-{place}-{scene}/seed_{seed}"
@@ -90,7 +92,7 @@ def generate(settings: Settings, seed: int, split: str = "train") -> Generated:
 
 
 def write(generated: Generated, root: str | Path) -> Path:
-    """Writes a game below `root` in the benchmark's own layout; returns its game file."""
+    """Writes a game below `root` in the benchmark's own layout; returns the path of the game file."""
     folder = Path(root) / generated.game.name
     folder.mkdir(parents=True, exist_ok=True)
     game = generated.game
@@ -139,7 +141,7 @@ def _knowledge() -> _Knowledge:
 
 @functools.lru_cache(128)
 def _floor_plan(scene: int) -> tuple[tuple[_Receptacle, ...], tuple[str, ...]]:
-    """The receptacles of a floor plan, and the types of things that it has."""
+    """Returns the receptacles of a floor plan and the types of its objects."""
     knowledge = _knowledge()
     layouts = importlib.resources.files("alfworld.gen") / "layouts"
     things = sorted(json.loads((layouts / f"FloorPlan{scene}-objects.json").read_text()))
@@ -154,14 +156,14 @@ def _floor_plan(scene: int) -> tuple[tuple[_Receptacle, ...], tuple[str, ...]]:
     known = {receptacle.type for receptacle in receptacles}
     for index, kind in enumerate(thing for thing in things if thing in knowledge.contains and thing not in known):
         place = f"loc|{40 + index}|40|0|0"
-        # The simulator calls a basin "Sink|...|SinkBasin"; the engine makes "sinkbasin" of that.
+        # The simulator names a basin "Sink|...|SinkBasin", from which the engine derives "sinkbasin".
         name = f"{kind.removesuffix('Basin')}|+10.{index:02d}|+00.00|+10.00" + (f"|{kind}" if kind.endswith("Basin") else "")
         receptacles.append(_Receptacle(_mangled(name), kind, _mangled(place)))
     return tuple(receptacles), tuple(things)
 
 
 def _plan(rng, knowledge: _Knowledge, task_type: str, scene: int, settings: Settings):
-    """The receptacles, the things with the receptacle of each, the task's parameters; None where the room has no such task."""
+    """Draws receptacles, (object, receptacle) pairs and the task's parameters; None if the room does not allow the task."""
     receptacles, things = _floor_plan(scene)
     kinds = {receptacle.type for receptacle in receptacles}
     carried = {name for kind in kinds for name in knowledge.contains[kind]} & set(things)
@@ -182,7 +184,7 @@ def _plan(rng, knowledge: _Knowledge, task_type: str, scene: int, settings: Sett
             pairs += [(target, home) for home in homes if not (verb and home == _TOOLS[verb])]
     if not pairs:
         return None
-    # First the thing, then its place: things with many places would else be asked for more often.
+    # Draw the object before its destination; otherwise objects with many destinations would occur more often.
     target = _one(rng, sorted({pair[0] for pair in pairs}))
     parent = _one(rng, [pair[1] for pair in pairs if pair[0] == target])
 
@@ -201,7 +203,7 @@ def _plan(rng, knowledge: _Knowledge, task_type: str, scene: int, settings: Sett
     placed = [(target, _one(rng, [one for one in present if one in sources])) for _ in range(count)]
     if light:
         placed.append((_LAMP, next(one for one in chosen if one.type == needed[-1])))
-    # In an own order each time, up to three of a kind.
+    # Other objects, in random order, up to three of a type.
     others = [thing for thing in sorted(carried - {target}) for _ in range(3)]
     for index in rng.permutation(len(others)):
         homes = [one for one in present if others[index] in knowledge.contains[one.type]]
@@ -258,7 +260,7 @@ def _problem(knowledge: _Knowledge, receptacles, placed, goal: str, seed: int) -
 
 
 def _mangled(name: str) -> str:
-    """A name of the simulator as the benchmark's PDDL writes it."""
+    """Converts a name of the simulator to the form in the benchmark's PDDL."""
     for symbol, word in (("|", "_bar_"), ("+", "_plus_"), ("-", "_minus_"), (".", "_dot_")):
         name = name.replace(symbol, word)
     return name

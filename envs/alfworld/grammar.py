@@ -23,19 +23,19 @@ _WORDINGS = (
 
 
 def wording(grammar: str) -> str:
-    """Which wording a game's grammar text has: "old" or "new"."""
+    """Returns the wording of a game's grammar text: "old" or "new"."""
     return OLD if _WORDINGS[0][0] in grammar else NEW
 
 
 def rewrite(grammar: str, form: str) -> str:
-    """A game's grammar text in the wording `form`, "old" or "new"; all else as it is."""
+    """Converts a game's grammar text to the wording `form`, "old" or "new"; changes nothing else."""
     for old, new in _WORDINGS:
         grammar = grammar.replace(new, old) if form == OLD else grammar.replace(old, new)
     return grammar
 
 
 def in_words_of(action: str, form: str) -> str:
-    """An action of either wording, with its blanks and capitals as the engine wants them, in the wording `form`."""
+    """Converts an action of either wording to the wording `form`, with the engine's spacing and in lower case."""
     action = " ".join(action.split()).lower()
     found = _PUT.fullmatch(action) or _MOVE.fullmatch(action)
     if not found:
@@ -44,5 +44,5 @@ def in_words_of(action: str, form: str) -> str:
 
 
 def without_arrival(text: str) -> str:
-    """An observation without its "You arrive at ... ." sentence, where others follow it."""
+    """Removes the sentence "You arrive at ... ." from an observation, if other sentences follow it."""
     return _ARRIVAL.sub("", text)

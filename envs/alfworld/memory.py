@@ -1,4 +1,4 @@
-"""What a player has seen so far in an episode, told turn by turn from the texts alone."""
+"""Records what a player has seen in an episode, turn by turn, from the texts alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 
 from stepreward.envs.alfworld.grammar import NEW, in_words_of
 
-# Types of places in a sensible order to look through them: open surfaces, then what has to be opened.
+# Types of places in a sensible search order: open surfaces first, then containers.
 ORDER = (
     "countertop", "diningtable", "coffeetable", "sidetable", "desk", "dresser", "shelf", "bed", "sofa", "armchair",
     "ottoman", "tvstand", "cart", "stoveburner", "coffeemachine", "toaster", "sinkbasin", "bathtubbasin", "toilet",
@@ -18,13 +18,13 @@ _SEEN = re.compile(r"you see (.*?)\.?\s*$", re.MULTILINE)
 
 
 def room_places(text: str) -> list[str]:
-    """The places that the first observation of a game lists; none for other texts."""
+    """Returns the places that the first observation of a game lists; an empty list for other texts."""
     found = re.search(r"Looking quickly around you, you see .*", text)
     return things(found[0]) if found else []
 
 
 def things(text: str) -> list[str]:
-    """The things that a sentence of the game lists after "you see", in its order; none for "nothing"."""
+    """Returns the objects that a sentence of the game lists after "you see", in order; an empty list for "nothing"."""
     found = _SEEN.search(text)
     if not found:
         return []
@@ -33,13 +33,15 @@ def things(text: str) -> list[str]:
 
 
 class Memory:
-    """Places, what was seen in them, where the player stands and what it holds.
+    """What the player knows: the places, their contents, its own position and what it holds.
 
-    * places: every place of the room, in the order in which to look through them.
-    * inside: place -> the things seen there last; a place that was not looked into is not in it.
-    * shut: places known to be closed. at, held: names, "" for none. changed: "clean plate 1" and the like.
-    * refused: (thing, place) that the game did not let the player put there.
-    * unsure: "go to" failed, so the player stood there already, and has not seen what lies there.
+    * places: every place of the room, in search order.
+    * inside: place -> the objects last seen there; places that have not been searched are absent.
+    * shut: places known to be closed.
+    * at, held: names of the current place and the held object, "" for none.
+    * changed: what was cleaned, heated or cooled, such as "clean plate 1".
+    * refused: (object, place) pairs that the game refused.
+    * unsure: "go to" failed, so the player was already there and has not seen the contents.
     """
 
     def __init__(self, places: list[str]):
@@ -52,14 +54,14 @@ class Memory:
         self.unsure = False
 
     def see(self, action: str, text: str) -> None:
-        """Takes in a turn: the action, in either wording, and the observation that followed."""
+        """Records a turn: the action, in either wording, and the observation that followed."""
         action = in_words_of(action or "", NEW)
         verb, _, rest = action.partition(" ")
         failed = text.strip() == "Nothing happens."
         if verb == "go":
             place = rest.removeprefix("to ")
             if place in self.places:
-                self.at, self.unsure = place, failed  # it stands there already when "go to" fails
+                self.at, self.unsure = place, failed  # "go to" fails if the player is already there
                 self._look(place, text)
         elif verb in ("open", "examine") and rest in self.places:
             self.unsure = False
@@ -93,11 +95,11 @@ class Memory:
 
 
 def kind(name: str) -> str:
-    """The type of a numbered thing or place: "countertop" of "countertop 2"."""
+    """Returns the type of a numbered object or place: "countertop" for "countertop 2"."""
     return name.rpartition(" ")[0]
 
 
 def rank(place: str) -> tuple[int, str, int]:
-    """Sorts places by ORDER, types that it lacks before the first container, then by number."""
+    """Sort key of places: by ORDER, then by number. Types that are not in ORDER come before the first container."""
     type_, _, number = place.rpartition(" ")
     return (ORDER.index(type_) if type_ in ORDER else ORDER.index("fridge") - 1, type_, int(number) if number.isdigit() else 0)

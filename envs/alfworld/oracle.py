@@ -1,8 +1,8 @@
-"""The shortest way to the goal for a player who sees everything: an analytic plan from the true facts.
+"""The shortest plan for a player with full knowledge, computed from the true facts.
 
-An exchange of places costs `go to`, `open` where the container is closed, and `take` or `move`; cleaning, heating and
-cooling need no open door. The plan is the shortest over all choices of objects, receptacles and tools (and, with something
-useless in hand, of the place to put it down). A receptacle that shares the place where the agent stands needs no `go to`.
+Fetching or placing an object takes `go to`, `open` if the container is closed, and `take` or `move`. Cleaning, heating and
+cooling work with closed doors. The plan is the shortest over all choices of objects, receptacles and tools, and of a place to
+put down an object that is held but not needed. A receptacle at the agent's current location needs no `go to`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ _ABLE = {"isclean": "cleanable", "ishot": "heatable", "iscool": "coolable"}
 
 
 class Goal(NamedTuple):
-    """What a goal asks for, in the lower-case type names of the facts.
+    """A parsed goal, with type names in lower case as in the facts.
 
     target: type of the object. parent: type of the receptacle, "" for a task with light. change: "isclean", "ishot",
-    "iscool" or "". lamp: type of the lamp, or "". count: how many objects.
+    "iscool" or "". lamp: type of the lamp, or "". count: number of objects.
     """
 
     target: str
@@ -32,7 +32,7 @@ class Goal(NamedTuple):
 
 
 def goal_of(problem: str) -> Goal | None:
-    """The goal of a PDDL problem; None for one that is not of the six task types (slices, movable receptacles)."""
+    """Parses the goal of a PDDL problem; returns None outside the six task types (sliced objects, movable receptacles)."""
     text = problem[problem.find("(:goal") :].lower()
     if "issliced" in text or "inreceptacleobject" in text:
         return None
@@ -50,7 +50,7 @@ def goal_of(problem: str) -> Goal | None:
 
 
 class _World:
-    """The facts in the shape that planning asks for."""
+    """The facts, indexed for planning."""
 
     def __init__(self, facts: Iterable[tuple[str, ...]]):
         have = defaultdict(list)
@@ -73,7 +73,7 @@ class _World:
 
 
 class _Walk:
-    """A plan in the making: where it stands, what it has opened, what it has done."""
+    """A partial plan: the agent's location, the containers that are still closed, and the actions so far."""
 
     def __init__(self, world: _World):
         self.world, self.at, self.closed = world, world.at, set(world.closed)
@@ -103,11 +103,13 @@ class _Walk:
 
 
 def plan(facts: Iterable[tuple[str, ...]], goal: Goal) -> list[str] | None:
-    """A shortest list of actions to `goal`, in the new wording; None when there is none. Ties go to the first by name.
+    """Returns a shortest list of actions that reaches `goal`, in the new wording; None when there is none.
+
+    Among plans of equal length, the first by name is returned.
 
     Args:
-      facts: (predicate, *argument names) as `Engine.facts` gives them.
-      goal: what to reach, not reached yet.
+      facts: (predicate, *argument names), as returned by `Engine.facts`.
+      goal: the goal, which must not hold yet.
     """
     world = _World(facts)
     targets = [
@@ -132,7 +134,7 @@ def _fresh(world: _World, drop: str) -> _Walk:
 
 
 def _swap(world: _World, walk: _Walk, thing: str, drops_held: bool) -> _Walk | None:
-    """Takes `thing`, unless it is in the hand; None when the hand holds something else that is not put down."""
+    """Takes `thing` unless it is held; returns None if the agent holds another object that it does not put down."""
     if thing == world.held:
         return walk
     return walk.take(thing) if drops_held or not world.held else None
@@ -158,7 +160,7 @@ def _placed(world: _World, goal: Goal, targets: list[str], drops: list[str]):
         inside = [thing for thing in targets if world.homes.get(thing) == parent]
         lacking = goal.count - len(inside) if goal.count > 1 else 1
         outside = [thing for thing in targets if thing not in inside or goal.count == 1]
-        if world.held in outside and lacking > 1:  # what is in the hand goes first
+        if world.held in outside and lacking > 1:  # place the held object first
             orders = [(world.held, thing) for thing in outside if thing != world.held]
         elif world.held in outside:
             orders = [(world.held,)] if goal.count > 1 else [(thing,) for thing in outside]

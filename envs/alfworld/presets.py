@@ -1,4 +1,4 @@
-"""The limits and forms of the published experiments, by name."""
+"""Named settings: the limits and wordings of published experiments."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ TASK_TYPES = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What an ALFWorld environment plays. Equal settings and seeds give equal games on any machine.
+    """The settings of an ALFWorld environment. Equal settings and seeds give equal games on any machine.
 
-    data: folder of the benchmark's games, in the official layout or packed (see games.py); None: generated games.
-    held_out: which split of `data` is "held_out": "valid_seen" or "valid_unseen".
-    missing: a trial of the official layout without its game file is an "error", or one to "skip".
-    task_types: the types of task to play, of TASK_TYPES.
+    data: folder of the benchmark's games, in the official layout or packed (see games.py); None plays generated games.
+    held_out: the split of `data` that serves as "held_out": "valid_seen" or "valid_unseen".
+    missing: what to do about a trial in the official layout without a game file: "error" or "skip".
+    task_types: the types of task to play, from TASK_TYPES.
     max_steps: turns after which an episode is truncated.
-    won_reward: the reward of the step that solves the task; every other step is rewarded with 0.
-    grammar: "game": as the game file has it; "old": "put X in/on Y" and "You arrive at loc N"; "new": "move X to Y" and
-        "You arrive at Y". Actions of both forms are understood under each.
-    arrival: whether an observation keeps its "You arrive at ... ." sentence.
+    won_reward: reward of the step that solves the task; every other step earns 0.
+    grammar: wording of the game. "game" keeps that of the game file; "old" is "put X in/on Y" and "You arrive at loc N"; "new"
+        is "move X to Y" and "You arrive at Y". Actions in either wording are always understood.
+    arrival: whether observations keep the sentence "You arrive at ... .".
     welcome: whether the first observation keeps its "Welcome to TextWorld" line.
-    expert: what `expert` follows: "explorer" (sees only the observations), "recorded" (the benchmark's own trajectories,
-        where the data has them) or "oracle" (sees the whole state).
-    max_receptacles: how many receptacles a generated game may have; None: all of the floor plan.
-    max_objects: about how many things that can be carried a generated game has.
+    expert: the expert's policy: "explorer" (sees only the observations), "recorded" (the benchmark's own trajectories,
+        if the data has them) or "oracle" (sees the whole state).
+    max_receptacles: maximum number of receptacles in a generated game; None for all of the floor plan.
+    max_objects: approximate number of portable objects in a generated game.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None
@@ -63,7 +63,7 @@ class Settings:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
         if isinstance(self.task_types, str):
-            raise ValueError(f"task_types={self.task_types!r}: give a tuple of names")
+            raise ValueError(f"task_types={self.task_types!r}: give a tuple of names, not one string")
         object.__setattr__(self, "task_types", tuple(self.task_types))
         unknown = [name for name in self.task_types if name not in TASK_TYPES]
         if unknown or not self.task_types:
@@ -84,9 +84,9 @@ _TINY = Settings(
 )
 
 PRESETS = {
-    # Small generated rooms for training on a CPU: no cooling and no second object, few places to look at.
+    # Small generated rooms with few places, for training on a CPU; no cooling tasks, and no tasks with two objects.
     "tiny": _TINY,
-    # iStar (arXiv 2509.19199) and verl-agent: 50 steps, 10 for success; penalties are the trainer's.
+    # iStar (arXiv 2509.19199) and verl-agent: 50 steps, 10 for success. The trainer, not the environment, adds penalties.
     "istar": Settings(),
     # SPA-RL (arXiv 2505.20732): 40 steps, 1 for success, no "You arrive at loc N.".
     "spa": Settings(max_steps=40, won_reward=1.0, grammar="old", arrival=False, welcome=False),
@@ -94,8 +94,8 @@ PRESETS = {
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("ALFWorld", PRESETS, preset, overrides)

@@ -1,4 +1,4 @@
-"""The words around an ALFWorld environment: compact for small models, and the forms of verl-agent (iStar) and SPA-RL."""
+"""Prompts for ALFWorld: a compact one for small models, and the forms of verl-agent (iStar) and SPA-RL."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from stepreward.envs.choosing import choose
 from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
 from stepreward.envs.protocol import Observation, Prompt
 
-# Commands that CompactPrompt does not list: the places are listed anyway, the others tell nothing new.
+# Commands that CompactPrompt does not list: it lists the places separately, and the other commands reveal nothing new.
 _GENERAL = ("go to ", "examine ", "help", "inventory", "look", "close ")
 _OPTIONS = 6
 
 
 class CompactPrompt:
-    """For tiny models: what the player knows, sorted, instead of what was said; the answer is the bare command.
+    """For tiny models: a sorted summary of what the player knows instead of the dialogue; the answer is the bare command.
 
         task heat mug cabinet
         at countertop 1
@@ -29,12 +29,12 @@ class CompactPrompt:
         see On the countertop 1, you see a fork 1, and a mug 1.
         can take fork 1 from countertop 1 , take mug 1 from countertop 1
 
-    "task" is the task's verb (put, two, clean, heat, cool, look), thing and place; a task in other words stands as it is.
-    "found" has the things of the asked kinds that were seen, and where; "done" what was cleaned, heated or cooled; "left"
-    the places not looked into, surfaces first, then containers, by number; "goal" the places of the asked kind and those
-    to clean, heat or cool with. "shut" stands where this place is closed. "can" has the commands that are possible besides
-    going and looking, where they are at most six.
-    A window knows what happened in the turns it holds: show it all turns (rollout.history of at least max_steps).
+    "task" gives the verb (put, two, clean, heat, cool, look), object and place, or the task's own words if they match no
+    template. "found" lists the objects of the wanted types and where they were seen; "done" what was cleaned, heated or cooled;
+    "left" the places not searched yet, surfaces first, then containers, by number; "goal" the places of the wanted type and
+    those to clean, heat or cool with; "shut" the current place, if it is closed; "can" the possible commands other than going
+    and looking, if there are at most six.
+    The summary covers only the turns in the window, so give it all turns (rollout.history of at least max_steps).
     """
 
     def first(self, observation: Observation) -> str:
@@ -42,11 +42,11 @@ class CompactPrompt:
         return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
-        """The answer of the game."""
+        """The game's answer."""
         return f"see {observation['text']}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """What the player knows after `history`, the last action and what the game answered."""
+        """What the player knows after `history`, the last action and the game's answer."""
         views = [*(view for view, _ in history), observation]
         places = [place for view in views for place in room_places(view["text"])]
         for view in views:
@@ -82,7 +82,7 @@ class CompactPrompt:
         return "\n".join(lines)
 
     def parse(self, text: str) -> str | None:
-        """The first line of the text that is not blank, in lower case; None without one."""
+        """The first line of the stripped text, in lower case; None for a blank text."""
         if not isinstance(text, str):
             return None
         lines = text.strip().splitlines()
@@ -94,24 +94,24 @@ class CompactPrompt:
 
 
 class IStarPrompt:
-    """verl-agent's form, which iStar uses: task, turns taken, the last of them, what can be done; thoughts and action in tags.
+    """verl-agent's form, which iStar uses: task, number of turns, last turns, possible actions; thoughts and action in tags.
 
-    Without thoughts an answer holds no action, unless `require_think` is False.
+    An answer without thoughts holds no action, unless `require_think` is False.
     """
 
     def __init__(self, require_think: bool = True):
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """The task, the observation, what can be done and the form of the answer."""
+        """The task, the observation, the possible actions and the answer format."""
         return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
-        """The observation, what can be done and the form of the answer."""
+        """The observation, the possible actions and the answer format."""
         return f"What you see now: {observation['text']}\n{_choices(observation)}\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, how many turns were taken, those of `history` (verl-agent tells two), the observation, what can be done."""
+        """The task, the number of turns, the turns of `history` (two in verl-agent), the observation and the possible actions."""
         said = [_ROLE]
         if observation.get("task"):
             said.append(f"Your task is to: {observation['task']}")
@@ -125,17 +125,17 @@ class IStarPrompt:
         return "\n".join([*said, self.later(observation)])
 
     def parse(self, text: str) -> str | None:
-        """The line between the first <action> and </action>, in lower case; None without one, or without <think> tags."""
+        """The text between the first <action> and the next </action>, in lower case; None without it, or without <think> tags."""
         inside = tagged(text, require_think=self.require_think)
         return " ".join(inside.split()).lower() or None if inside is not None else None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"Next I should {action}.", action)
 
 
 class SpaPrompt:
-    """SPA-RL's form, after ETO and AgentGym: the rules once, then the conversation; `Thought:` and `Action:` lines."""
+    """SPA-RL's form, after ETO and AgentGym: the rules, then the conversation; answers in `Thought:` and `Action:` lines."""
 
     def first(self, observation: Observation) -> str:
         """The rules and the first observation."""
@@ -146,16 +146,16 @@ class SpaPrompt:
         return f"Observation: {observation['text']}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The rules, the turns of `history` as they were written, and the observation."""
+        """The rules, the turns of `history` with the answers unchanged, and the observation."""
         told = [f"{self.later(view)}\n{output.strip() if isinstance(output, str) else ''}" for view, output in history]
         return "\n\n".join([_RULES, *told, self.later(observation)])
 
     def parse(self, text: str) -> str | None:
-        """What stands after the first "Action:", as it is; None without one."""
+        """The text after the first `Action:`, up to the end of its line; None without one."""
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled(f"Next I should {action}.", action)
 
 
@@ -199,5 +199,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("ALFWorld prompt", name, _PROMPTS)()

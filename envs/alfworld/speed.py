@@ -1,15 +1,15 @@
-"""The stock TextWorld engine without its repeated work: the same output several times faster.
+"""Caches the repeated work of the stock TextWorld engine: the same output several times faster.
 
-A step of TextWorld's PDDL engine spends nearly all its time parsing the same few templates and queries, copying
-contexts that nobody changes and writing the commands of actions that it wrote a step before. `install` replaces these
-functions by ones that remember, `uninstall` puts the originals back, `installed` does both around a block:
+A step of TextWorld's PDDL engine spends nearly all its time on parsing the same few templates and queries, on copying
+contexts that never change, and on rendering the same commands as in the step before. `install` replaces these
+functions by cached ones, `uninstall` restores the originals, and `installed` does both around a block:
 
 * templates and queries are parsed once (`textgen._parse_and_convert`, `Rule.parse_conjunctive_query`, the grammar file);
-* a context is copied one level deep (`textgen.copy_context`): the engine replaces its entries, never what they hold;
-* the command of an action is written once a game, where its template asks only for facts that never change;
-* a problem is translated once (`fast_downward.pddl2sas`), not twice at load and twice at every reset; the planner, which
-  nothing here uses, gets the plain translation; and `sys.argv`, which the translator overwrites, is put back. Within
-  `kept_on_disk` translations are also read and written by `translations`.
+* a context is copied one level deep (`textgen.copy_context`), because the engine replaces its entries but never mutates them;
+* the command of an action is rendered once per game, if its template depends only on facts that never change;
+* a problem is translated once (`fast_downward.pddl2sas`), not twice at load and twice at every reset. The planner, which
+  is not used here, gets the unoptimised translation, and `sys.argv`, which the translator overwrites, is restored. Within
+  `kept_on_disk`, translations are also read from and written to disk (`translations`).
 
 Each process patches its own modules. Nothing is imported before `install`.
 """
@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from stepreward.envs.alfworld import translations
 from stepreward.envs.extras import require
 
-# Translated games that a process keeps, about 1 MB each.
+# Number of translated games that a process caches, about 1 MB each.
 TRANSLATIONS = 64
 _LOCATED = re.compile(r"\[\{r\.name \| receptacleatlocation\([^()]*\)\}\]")
 _originals: list[tuple[object, str, object]] = []
@@ -34,7 +34,7 @@ _on_disk = False
 
 
 def install() -> None:
-    """Replaces the slow functions; nothing happens when they are replaced already.
+    """Replaces the slow functions; does nothing if they are already replaced.
 
     Raises ValueError when the packages are not installed.
     """
@@ -54,7 +54,7 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Puts the original functions back."""
+    """Restores the original functions."""
     while _originals:
         owner, name, original = _originals.pop()
         setattr(owner, name, original)
@@ -62,7 +62,7 @@ def uninstall() -> None:
 
 @contextlib.contextmanager
 def installed() -> Iterator[None]:
-    """The replacements for the length of a block; as it was before, afterwards."""
+    """Installs the replacements for the duration of a block, then restores the previous state."""
     before = bool(_originals)
     install()
     try:
@@ -74,7 +74,7 @@ def installed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_on_disk(keep: bool = True) -> Iterator[None]:
-    """Whether translations are kept on disk within a block: for games of which there is a limited number."""
+    """Sets whether translations are kept on disk within a block; meant for games whose number is limited."""
     global _on_disk
     before, _on_disk = _on_disk, keep
     try:
@@ -95,7 +95,7 @@ def _remember_templates(parse):
         return parse(text, rule_name=rule_name)
 
     def remembered(text, rule_name="symbols", **_):
-        # The engine hangs contexts on the symbols that it gets, so each caller has symbols of its own.
+        # The engine attaches contexts to the symbols that it gets, so each caller needs its own copy.
         return copy.deepcopy(parsed(text, rule_name))
 
     return remembered
@@ -107,7 +107,7 @@ def _copy_context(context):
 
 def _remember_commands(derive):
     def remembered(grammar, start, context={}):  # noqa: B006 (the signature that it replaces)
-        # A rule's name holds "#"; a query may change its answer, unless it asks where a receptacle stands.
+        # Do not cache rules, whose names contain "#", nor queries, unless they ask for a receptacle's fixed location.
         if "#" in start or "[" in _LOCATED.sub("", start):
             return derive(grammar, start, context)
         commands = grammar.__dict__.setdefault("_commands", {})

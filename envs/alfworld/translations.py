@@ -1,9 +1,9 @@
-"""Translated games kept on disk, so that a game of the benchmark is translated once a machine, not once a process and run.
+"""Keeps translated games on disk, so that each machine translates a game of the benchmark once, not once per process and run.
 
-Translating a game's PDDL to the planner's form (SAS) is most of what loading it costs, and its result is a text that
-compresses to some 35 kB: 130 MB for the benchmark's 3,694 games. They lie in `$ALFWORLD_DATA/translations`, which the alfworld
-package makes (`~/.cache/alfworld` by default), under names that are digests of what was translated and of the translator.
-A file that is damaged or cannot be written is no error: the game is translated again.
+Translating a game's PDDL to the planner's format (SAS) takes most of its loading time. The result is a text that
+compresses to about 35 kB: 130 MB for the benchmark's 3,694 games. The files are in `$ALFWORLD_DATA/translations` (the alfworld
+package creates that folder, by default `~/.cache/alfworld`); their names are digests of the game and of the translator's version.
+A damaged or unwritable file is not an error: the game is translated again.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _TRANSLATOR = "fast-downward-textworld"
 
 
 def read(domain: str, problem: str) -> str | None:
-    """The SAS text of a problem, or None where none is kept."""
+    """Returns the stored SAS text of a problem, or None."""
     with contextlib.suppress(OSError, zlib.error, UnicodeDecodeError):
         return zlib.decompress(_file(domain, problem).read_bytes()).decode("utf-8")
     return None
 
 
 def write(domain: str, problem: str, sas: str) -> None:
-    """Keeps the SAS text of a problem; readers see all of it or nothing."""
+    """Stores the SAS text of a problem atomically."""
     file = _file(domain, problem)
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,12 +42,12 @@ def write(domain: str, problem: str, sas: str) -> None:
 
 
 def parsed(domain: str, problem: str):
-    """The problem as the translator reads it, which is all but the SAS text of what it returns. Overwrites `sys.argv`, as it does."""
-    sys.argv = ["translate", "domain", "problem"]  # its modules read it when they are first imported
+    """Parses the problem as the translator does, which yields its result except for the SAS text. Overwrites `sys.argv`, too."""
+    sys.argv = ["translate", "domain", "problem"]  # its modules read sys.argv on first import
     from fast_downward.translate import normalize
     from fast_downward.translate.pddl_parser import lisp_parser, parsing_functions
 
-    with contextlib.redirect_stdout(None):  # it warns of facts that are told twice
+    with contextlib.redirect_stdout(None):  # it prints warnings about duplicate facts
         task = parsing_functions.parse_task(*(lisp_parser.parse_nested_list(text.split("\n")) for text in (domain, problem)))
         normalize.normalize(task)
     return task

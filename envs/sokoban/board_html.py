@@ -12,12 +12,11 @@ _PLAYER, _SKIN = "#2f62c9", "#f0c9a0"
 
 
 def board_svg(observation: str) -> str:
-    """Returns a board as one self-contained `<svg>`; text that is no board comes back as an escaped `<pre>`.
+    """Returns a board as one self-contained `<svg>`, or an escaped `<pre>` if the text is not a board.
 
     Args:
-      observation: rows of `#` wall, `_` floor, `O` target, `√` box on target, `X` box, `P` player, `S` player on
-        target, separated by newlines; blanks between symbols and around the board are ignored, and short rows end in
-        wall.
+      observation: rows of `#` wall, `_` floor, `O` target, `√` box on target, `X` box, `P` player and `S` player on
+        target, separated by newlines. Blanks are ignored, and short rows are filled with walls.
     """
     rows = [row for row in ("".join(line.split()) for line in observation.splitlines()) if row]
     if not rows or not set("".join(rows)) <= SYMBOLS:

@@ -1,7 +1,7 @@
 """Boxoban levels from a file or a folder of files (Guez et al. 2018, github.com/google-deepmind/boxoban-levels).
 
-A file holds levels one after the other: a line `; 12` with the level's number, then its rows, of `#` wall, ` ` floor,
-`.` target, `$` box, `@` player, `*` box on target and `+` player on target. No level comes with this package.
+A file lists its levels one after another. A level is a line `; 12` with its number, then its rows of `#` wall, ` ` floor,
+`.` target, `$` box, `@` player, `*` box on target and `+` player on target. This package contains no levels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SYMBOLS = {"#": "#", " ": "_", ".": "O", "$": "X", "@": "P", "*": "√", "+": "
 
 
 class Levels:
-    """Rooms read from files, divided by their content into train and held-out ones."""
+    """Rooms from files. The content of a room decides whether it belongs to the train or to the held-out split."""
 
     def __init__(self, source: str, rooms: list[tuple[Room, State]]):
         self.source = source
@@ -26,22 +26,22 @@ class Levels:
             self.rooms[split_of(*room)].append(room)
 
     def room_for(self, seed: int, split: str = "train") -> tuple[Room, State]:
-        """Room number `seed` of a split, counted round. Raises ValueError for a bad seed or split, or an empty one."""
+        """Returns room number `seed` mod the number of rooms of a split. Raises ValueError for a bad seed, or a bad or empty split."""
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         if seed < 0:
             raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
         rooms = self.rooms[split]
         if not rooms:
-            raise ValueError(f"{self.source}: no level falls into the {split} split; give more levels")
+            raise ValueError(f"{self.source}: no level belongs to the {split} split; give more levels")
         return rooms[seed % len(rooms)]
 
 
 @lru_cache(maxsize=8)
 def load(path: str) -> Levels:
-    """Reads a file, or every .txt file below a folder in the order of their names.
+    """Reads a file, or all .txt files below a folder, sorted by name.
 
-    Raises FileNotFoundError when nothing is there, ValueError that names the file, the level and the line of a bad row.
+    Raises FileNotFoundError when there is no such file, and ValueError with the file, the level and the line of a bad row.
     """
     source = Path(path)
     files = sorted(source.rglob("*.txt")) if source.is_dir() else [source]
@@ -51,9 +51,9 @@ def load(path: str) -> Levels:
 
 
 def parse(file: Path) -> list[tuple[Room, State]]:
-    """The rooms of one file, in order. Raises ValueError as `load` does."""
+    """Returns the rooms of one file, in order. Raises ValueError as `load` does."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()  # editors may begin a file with a mark
+        lines = file.read_text(encoding="utf-8-sig").splitlines()  # some editors write a byte-order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"{file}: not a text file of Boxoban levels ({error})") from None
     rooms: list[tuple[Room, State]] = []
@@ -62,13 +62,13 @@ def parse(file: Path) -> list[tuple[Room, State]]:
     def finish():
         where = f"{file}, level {number}, line {first}"
         if not rows:
-            raise ValueError(f"{where}: the level has no rows")
+            raise ValueError(f"{where}: the level has no rows; add them below its header")
         try:
             room, state = core.from_text("\n".join(rows))
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
         if core.is_solved(room, state):
-            raise ValueError(f"{where}: the level is solved already")
+            raise ValueError(f"{where}: the level is already solved; remove it")
         rooms.append((room, state))
 
     for line_number, line in enumerate(lines, start=1):
@@ -77,10 +77,12 @@ def parse(file: Path) -> list[tuple[Room, State]]:
                 finish()
             number, first, rows = line[1:].strip(), line_number, []
             if not number:
-                raise ValueError(f"{file}, line {line_number}: a header without a level number; write `; 0`")
+                raise ValueError(f"{file}, line {line_number}: the header has no level number; write one, as in `; 0`")
         elif line.strip():
             if not number:
-                raise ValueError(f"{file}, line {line_number}: a row before the first header; write `; 0` above it")
+                raise ValueError(
+                    f"{file}, line {line_number}: this row comes before the first header; write a header such as `; 0` above it"
+                )
             for column, symbol in enumerate(line):
                 if symbol not in _SYMBOLS:
                     raise ValueError(
@@ -89,6 +91,6 @@ def parse(file: Path) -> list[tuple[Room, State]]:
                     )
             rows.append("".join(_SYMBOLS[symbol] for symbol in line))
     if not number:
-        raise ValueError(f"{file}: no levels; each begins with a line like `; 0`")
+        raise ValueError(f"{file}: the file has no levels; each must begin with a header such as `; 0`")
     finish()
     return rooms

@@ -1,8 +1,8 @@
-"""Sokoban's rules as pure functions: a room never changes, a state is where the player and the boxes are.
+"""Sokoban's rules as pure functions. A room never changes; a state holds the positions of the player and the boxes.
 
-Cells are numbered in reading order, `cell = row · width + column`, so a move is the addition of one number and a
-closed outer wall is all that keeps it on the board. Rewards are gym-sokoban's: −0.1 a step, ±1 for a change in the
-number of boxes on targets and +10 when all of them are there (Racanière et al. 2017, arXiv 1707.06203).
+Cells are numbered in reading order, `cell = row · width + column`. A move adds one number to a cell, and the closed outer
+wall keeps it on the board. Rewards are those of gym-sokoban: −0.1 a step, ±1 for each box that enters or leaves a target,
+and +10 when all boxes are on targets (Racanière et al. 2017, arXiv 1707.06203).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 ACTIONS = ("up", "down", "left", "right")
 
-# Codes of a cell in a grid, and its symbol: SYMBOLS[code].
+# Codes of the cells in a grid; SYMBOLS[code] is a cell's symbol.
 WALL, FLOOR, TARGET, BOX_ON_TARGET, BOX, PLAYER, PLAYER_ON_TARGET = range(7)
 SYMBOLS = "#_O√XPS"
 
@@ -25,9 +25,9 @@ FINISH_REWARD = 10.0
 
 @dataclass(frozen=True)
 class Room:
-    """What never moves: the size, the wall cells and the target cells. Equal rooms are equal and hash equal.
+    """The fixed part of a board: its size, wall cells and target cells. Rooms compare and hash by value.
 
-    Raises ValueError when the outer wall has a gap, or when a target lies in a wall or off the board.
+    Raises ValueError when the outer wall has a gap, or when a target is in a wall or off the board.
     """
 
     height: int
@@ -42,21 +42,21 @@ class Room:
             row, column = divmod(cell, self.width)
             at_edge = row in (0, self.height - 1) or column in (0, self.width - 1)
             if at_edge and cell not in self.walls:
-                raise ValueError(f"row {row}, column {column}: the outer wall has a gap; every cell on the edge must be a wall")
+                raise ValueError(f"row {row}, column {column}: the outer wall has a gap; every cell on the border must be a wall")
         for cell in self.targets:
             if cell in self.walls or not 0 <= cell < self.height * self.width:
                 raise ValueError(f"target cell {cell} is in a wall or off the {self.height}x{self.width} board")
 
 
 class State(NamedTuple):
-    """What moves: the player's cell and the boxes' cells in ascending order."""
+    """The moving part of a board: the player's cell and the boxes' cells, in ascending order."""
 
     player: int
     boxes: tuple[int, ...]
 
 
 class Transition(NamedTuple):
-    """What one action led to; `executed` says whether the state changed, `done` whether every box is on a target."""
+    """The result of an action. `executed`: the state changed; `done`: every box is on a target."""
 
     state: State
     reward: float
@@ -70,12 +70,12 @@ def is_solved(room: Room, state: State) -> bool:
 
 
 def step(room: Room, state: State, action: str) -> Transition:
-    """Moves the player by one cell, pushing the box that is in the way.
+    """Moves the player by one cell and pushes a box that is in the way.
 
     reward = −0.1 + (boxes on targets after − before) + 10 · [all boxes on targets]
 
-    A move into a wall, or a push of a box against a wall or another box, leaves the state as it was (reward −0.1).
-    `action` is one of ACTIONS; raises KeyError on any other.
+    A move into a wall, or a push of a box against a wall or another box, leaves the state unchanged (reward −0.1).
+    `action` is one of ACTIONS; any other raises KeyError.
     """
     offset = room.offsets[action]
     cell = state.player + offset
@@ -93,7 +93,7 @@ def step(room: Room, state: State, action: str) -> Transition:
 
 
 def to_text(room: Room, state: State) -> str:
-    """The board as text, one symbol of SYMBOLS a cell and one line a row; it determines room and state."""
+    """Writes the board as text, one symbol of SYMBOLS a cell and one line a row. The text determines room and state."""
     targets, walls = room.targets, room.walls
     symbols = ["#" if cell in walls else "_" for cell in range(room.height * room.width)]
     for cell in targets:
@@ -106,18 +106,17 @@ def to_text(room: Room, state: State) -> str:
 
 
 def from_text(text: str) -> tuple[Room, State]:
-    """Reads a board that `to_text` wrote; blank lines and spaces around it are dropped.
+    """Reads a board in the format of `to_text`; ignores blank lines, and spaces around a row.
 
-    Raises ValueError that names the row and column (from 0) of a foreign symbol or a gap in the outer wall, the row
-    of another length, or how many players, boxes and targets there are when they do not fit: one player, at least
-    one box, as many targets as boxes.
+    Raises ValueError for an unknown symbol or a gap in the outer wall (with row and column, from 0), for a row of another
+    length, and unless the board has one player, at least one box, and as many targets as boxes.
     """
     if not isinstance(text, str):
-        raise ValueError(f"the room is {type(text).__name__}, not text; give one line a row, of the symbols {SYMBOLS}")
+        raise ValueError(f"the room is {type(text).__name__}, not text; give one line a row, with the symbols {SYMBOLS}")
     rows = [row.strip() for row in text.splitlines()]
     rows = [row for row in rows if row]
     if not rows:
-        raise ValueError(f"the room is empty: give one line a row, of the symbols {SYMBOLS}")
+        raise ValueError(f"the room is empty; give one line a row, with the symbols {SYMBOLS}")
     height, width = len(rows), len(rows[0])
     found: dict[str, list[int]] = {symbol: [] for symbol in SYMBOLS}
     for row, line in enumerate(rows):
@@ -132,7 +131,7 @@ def from_text(text: str) -> tuple[Room, State]:
     targets = found["O"] + found["√"] + found["S"]
     if len(players) != 1 or not boxes or len(boxes) != len(targets):
         raise ValueError(
-            f"the room has {len(players)} players, {len(boxes)} boxes and {len(targets)} targets; "
+            f"the room has players: {len(players)}, boxes: {len(boxes)}, targets: {len(targets)}; "
             "it needs one player, at least one box, and as many targets as boxes"
         )
     room = Room(height, width, frozenset(found["#"]), frozenset(targets))
@@ -140,7 +139,7 @@ def from_text(text: str) -> tuple[Room, State]:
 
 
 def to_grid(room: Room, state: State) -> np.ndarray:
-    """The board as codes: int8[height, width], values WALL … PLAYER_ON_TARGET."""
+    """Returns the board as codes WALL … PLAYER_ON_TARGET: int8[height, width]."""
     grid = np.full(room.height * room.width, FLOOR, np.int8)
     grid[list(room.walls)] = WALL
     grid[list(room.targets)] = TARGET

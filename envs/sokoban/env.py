@@ -1,4 +1,4 @@
-"""The Sokoban environment: rooms by seed, split or text, one word an action."""
+"""The Sokoban environment. A seed and a split, or a text, select the room; an action is one word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OPTIONS = ("split", "room")
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of; plain data that can be pickled and restored in another environment."""
+    """The whole state of an episode, as plain data that can be pickled and restored in another environment."""
 
     room: Room
     state: State
@@ -30,7 +30,7 @@ class Snapshot(NamedTuple):
 
 
 class _Node:
-    """A state with its text and, once asked for, what each action makes of it."""
+    """A state, its text, and the transitions from it that have been computed so far."""
 
     __slots__ = ("state", "text", "won", "edges")
 
@@ -43,21 +43,22 @@ class _Node:
 
 @lru_cache(maxsize=512)
 def _nodes(room: Room) -> dict[State, _Node]:
-    """The states of a room met so far; environments that play the same room share them."""
+    """The known states of a room; environments that play the same room share them."""
     return {}
 
 
 class SokobanEnv:
-    """One Sokoban game, as `stepreward.envs.protocol.Environment`.
+    """One Sokoban game; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": the board, one line a row, symbols of core.SYMBOLS}; with settings.observation "image" also
+    * Observation: {"text": the board, one line a row, in core.SYMBOLS}; with settings.observation "image" also
       {"image": uint8[16·height, 16·width, 3]}.
-    * Actions: "up", "down", "left", "right"; they move the player and push a box that stands in the way. Any other
-      string, and None, changes nothing, is rewarded with settings.invalid_reward and counts as a turn.
-    * Reward: −0.1 a step, ±1 for a box that comes onto or leaves a target, +10 for the last one.
+    * Actions: "up", "down", "left", "right"; they move the player and push a box that is in the way. Any other
+      string, or None, changes nothing, earns settings.invalid_reward and counts as a turn.
+    * Reward: −0.1 a step, ±1 for a box that enters or leaves a target, +10 when the last box enters a target.
     * `terminated` when every box is on a target; otherwise `truncated` after settings.max_steps turns.
     * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text).
-    * capabilities: snapshot, replay and expert; distance where the room is small enough for exact tables; image.
+    * capabilities: snapshot, replay and expert; distance if the room is small enough for exact tables; image with
+      settings.observation "image".
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -75,10 +76,10 @@ class SokobanEnv:
         self._over = True
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts the room that `seed` names in options["split"] ("train" unless given), or the board options["room"].
+        """Starts room `seed` of options["split"] (default "train"), or the board in options["room"].
 
-        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or
-        split, a negative seed, a malformed or already solved room.
+        Without a seed, it draws one from the operating system. Raises ValueError for an unknown option or
+        split, a negative seed, or a malformed or already solved room.
         """
         options = {} if options is None else options
         unknown = sorted(set(options) - set(_OPTIONS))
@@ -87,7 +88,7 @@ class SokobanEnv:
         if options.get("room") is not None:
             room, state = core.from_text(options["room"])
             if core.is_solved(room, state):
-                raise ValueError("the room is solved already: every box is on a target")
+                raise ValueError("the room is already solved: every box is on a target")
         else:
             seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             split = options.get("split", "train")
@@ -99,7 +100,7 @@ class SokobanEnv:
         return self._observe(), {"won": False, "score": 0.0, "executed": True, "state_key": self._node.text}
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
@@ -116,29 +117,29 @@ class SokobanEnv:
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_room()
         return Snapshot(self._room, self._node.state, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self._enter(state)
 
     def distance(self) -> float:
-        """The exact number of actions to success from here; math.inf when it is out of reach.
+        """Returns the exact number of actions to a solution; math.inf when there is none.
 
-        Raises solve.SearchLimit when a room too large for the exact table could not be searched through.
+        Raises solve.SearchLimit when the room is too large for the exact table and the search reached its limit.
         """
         self._require_room()
         return solve.distance(self._room, self._node.state)
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """A shortest solution from here, with `rng` drawn at random among the optimal actions.
+        """Returns a shortest solution from here; with `rng`, draws each action among the optimal ones.
 
-        None from a dead end, and when a large room's search met its limit.
+        Returns None in a dead end, or when the search of a large room reached its limit.
         """
         self._require_room()
         try:
@@ -174,17 +175,17 @@ class SokobanEnv:
 
 
 def make(preset: str = "tiny", **overrides) -> Callable[[], SokobanEnv]:
-    """A function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
+    """Returns a function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError for an unknown preset or setting, and lists the known ones.
     """
     return functools.partial(SokobanEnv, preset_settings(preset, **overrides))
 
 
 def random_play_success(settings: Settings, rooms: int = 2000, seed: int = 0, split: str = "train") -> float:
-    """The share of rooms, in [0, 1], that uniformly random actions solve within max_steps.
+    """Returns the share of rooms, in [0, 1], that uniformly random actions solve within max_steps.
 
-    The rooms are those of the seeds seed … seed + rooms − 1 in `split`; `seed` also seeds the play.
+    The rooms have the seeds seed … seed + rooms − 1 in `split`; `seed` also seeds the actions.
     """
     environment = SokobanEnv(settings)
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed)))

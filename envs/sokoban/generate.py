@@ -1,11 +1,11 @@
-"""Solvable rooms from a seed, by playing backwards from the solution.
+"""Generates solvable rooms from a seed by playing backwards from the solution.
 
-A random walk digs the floor, the player and the boxes are put down with every box on its target, and a depth-first
-search pulls the boxes away; the state whose boxes went farthest becomes the start (Racanière et al. 2017, arXiv
-1707.06203, with the last walk of the player that RAGEN adds, arXiv 2504.20073). Pulling is pushing reversed, so every
+A random walk digs the floor. The player and the boxes are placed, every box on its target, and a depth-first search pulls
+the boxes away. The state with the largest displacement of the boxes becomes the start (Racanière et al. 2017, arXiv
+1707.06203, with the final walk of the player that RAGEN adds, arXiv 2504.20073). Pulling reverses pushing, so every
 room can be solved.
 
-A seed names the same room on every machine: randomness is PCG64's alone, and nothing depends on Python's `hash`.
+A seed gives the same room on every machine: all randomness comes from PCG64, and nothing depends on Python's `hash`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HELD_OUT_ONE_IN = 8
 _TURN = 0.35  # chance that the digging walk takes a new direction
 _DIG_STEPS = 1.7  # steps of the digging walk per cell of height + width
 _DIRECTIONS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-# What one step of the walk digs around its cell, as (row, column) offsets: two bars, two corners and a block.
+# The cells that one step of the walk digs, as (row, column) offsets from its cell: two bars, two corners and a block.
 _SHAPES = (
     ((0, -1), (0, 0), (0, 1)),
     ((-1, 0), (0, 0), (1, 0)),
@@ -36,7 +36,7 @@ _SHAPES = (
 
 
 class _Draws:
-    """Uniform draws from one PCG64 stream, fetched in blocks since a single draw costs as much as a hundred."""
+    """Uniform draws from one PCG64 stream, fetched in blocks because one NumPy call costs as much as a hundred draws."""
 
     def __init__(self, seed: int, attempt: int):
         self._generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(attempt,))))
@@ -52,12 +52,12 @@ class _Draws:
 
 
 def room_for(settings: Settings, seed: int, split: str = "train") -> tuple[Room, State]:
-    """The room and initial state that `seed` names in a split.
+    """Returns the room and initial state for a seed and a split.
 
-    Rooms are drawn from the seed's child streams 0, 1, 2, … until one belongs to the split and its shortest solution
-    has min_moves to max_moves moves. No room of one split is in the other, not even turned or mirrored.
+    Draws rooms from the seed's child streams 0, 1, 2, … until one belongs to the split and its shortest solution
+    has min_moves to max_moves moves. The splits share no room, not even a rotated or mirrored one.
 
-    Raises ValueError for a negative seed, an unknown split, or when settings.attempts rooms held none that fits.
+    Raises ValueError for a negative seed or an unknown split, or when none of settings.attempts rooms fits.
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
@@ -73,8 +73,8 @@ def _room_for(settings: Settings, seed: int, split: str) -> tuple[Room, State]:
         if drawn is not None and split_of(*drawn) == split and _fits(settings, *drawn):
             return drawn
     raise ValueError(
-        f"seed {seed}: none of {settings.attempts} rooms of {settings.height}x{settings.width} with {settings.boxes} "
-        f"boxes fits the {split} split with a shortest solution of {settings.min_moves} to {settings.max_moves} moves; "
+        f"seed {seed}: none of {settings.attempts} rooms of {settings.height}x{settings.width} with boxes={settings.boxes} is in the "
+        f"{split} split and has a shortest solution within min_moves={settings.min_moves} and max_moves={settings.max_moves}; "
         "widen min_moves and max_moves, or raise attempts or search_depth"
     )
 
@@ -87,16 +87,16 @@ def _fits(settings: Settings, room: Room, state: State) -> bool:
 
 
 def split_of(room: Room, state: State) -> str:
-    """The split that a room belongs to by its content alone: "held_out" for one in eight, "train" for the rest.
+    """Returns the split of a room, which its content alone decides: "held_out" for one room in eight, else "train".
 
-    The eight turned and mirrored forms of a room share one digest, that of the least of them, hence one split.
+    The eight rotations and reflections of a room have the same digest, that of their least text, and so the same split.
     """
     digest = blake2b(canonical(room, state).encode(), digest_size=8).digest()
     return "held_out" if int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0 else "train"
 
 
 def canonical(room: Room, state: State) -> str:
-    """The least text among the eight rotations and reflections of a room and its state."""
+    """Returns the least text among the eight rotations and reflections of a room and its state."""
     rows = to_text(room, state).split("\n")
     columns = ["".join(column) for column in zip(*rows, strict=True)]
     forms = []
@@ -107,7 +107,7 @@ def canonical(room: Room, state: State) -> str:
 
 
 def draw_room(settings: Settings, draws: _Draws) -> tuple[Room, State] | None:
-    """One room without any filter, or None when the floor is too small or the reverse play moved no box."""
+    """Draws one room without filtering; None when the floor is too small or the reverse play moved no box."""
     height, width, boxes = settings.height, settings.width, settings.boxes
     floor = _dig(height, width, draws)
     if len(floor) < 2 * boxes + 1:
@@ -126,7 +126,7 @@ def draw_room(settings: Settings, draws: _Draws) -> tuple[Room, State] | None:
 
 
 def _dig(height: int, width: int, draws: _Draws) -> frozenset[int]:
-    """The floor cells: everything inside the outer wall that the walk's shapes touched."""
+    """Returns the floor: all cells inside the outer wall that the shapes of the walk cover."""
     down, right = _DIRECTIONS[draws.below(4)]
     row, column = 1 + draws.below(height - 1), 1 + draws.below(width - 1)
     floor = set()
@@ -142,17 +142,17 @@ def _dig(height: int, width: int, draws: _Draws) -> frozenset[int]:
 
 
 def _reverse_play(floor, targets, player, offsets, depth_limit, state_limit):
-    """Depth-first search over moves that pull a box along whenever one stands behind the player.
+    """Searches depth first over moves in which the player pulls along any box behind it.
 
-    A state scores (changes of the box that is pulled) · Σ (Manhattan distance of each box from its target), and 0 while
-    a target is covered by a box or the player. Returns (player, places, displacement) of the best state, where
-    places[i] is the cell of the box that belongs on targets[i], or None when no state scores.
+    score = (number of changes of the pulled box) · Σ (Manhattan distance of each box from its target), and 0 while a box or
+    the player covers a target. Returns (player, places, displacement) of the state with the highest score, where
+    places[i] is the cell of the box for targets[i]; None when no state has a positive score.
     """
     width = offsets[1]
     target_set = frozenset(targets)
     best, best_score = None, 0
     seen = set()
-    # One entry a state: player, places, box pulled last (−1: none yet), changes of that box, moves so far + 1.
+    # Entries: player, places, index of the box pulled last (−1: none yet), changes of that box, moves so far + 1.
     stack = [(player, targets, -1, 0, 1)]
     while stack and len(seen) < state_limit:
         player, places, pulled, swaps, depth = stack.pop()
@@ -183,7 +183,7 @@ def _reverse_play(floor, targets, player, offsets, depth_limit, state_limit):
 
 
 def _walk(floor, player, places, offsets, chance, draws):
-    """Moves the player by up to three free cells, without going back: a start rarely touches its box then."""
+    """Moves the player by up to three free cells, never back, so that it rarely starts next to the last box."""
     visited = {player}
     for _ in range(3):
         if draws.uniform() >= chance:

@@ -1,4 +1,4 @@
-"""The rooms and limits of the published experiments, by name."""
+"""Named settings: the rooms and limits of published experiments."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from stepreward.envs.choosing import settings_of
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Sokoban environment plays. Hashable: equal settings and seeds give equal rooms.
+    """The settings of a Sokoban environment. Hashable: equal settings and seeds give equal rooms.
 
-    height, width: the board with its outer wall, in cells.
-    boxes: how many boxes, and targets.
+    height, width: size of the board in cells, including its outer wall.
+    boxes: number of boxes, and of targets.
     max_steps: turns after which an episode is truncated.
-    search_depth: depth budget of the generator's reverse play; as in gym-sokoban it spends two more than its moves.
-    search_states: states that one reverse play may visit.
+    search_depth: depth limit of the generator's reverse play; as in gym-sokoban, it allows search_depth − 2 moves.
+    search_states: maximum number of states in one reverse play.
     min_moves, max_moves: accepted lengths of the shortest solution, in moves; (0, None) accepts every room.
-    attempts: rooms tried for one seed before giving up.
+    attempts: rooms to try for one seed before an error.
     observation: "text", or "image" for text and an RGB picture.
-    invalid_reward: reward of a turn whose output held no known action.
-    data: file or folder of Boxoban levels to play, as they are, instead of generated rooms: of the settings then only
-        max_steps, observation and invalid_reward apply.
+    invalid_reward: reward of a turn without a known action.
+    data: file or folder of Boxoban levels to play instead of generated rooms. Only max_steps, observation and
+        invalid_reward apply to them.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     height: int = 6
@@ -50,11 +50,11 @@ class Settings:
         if self.observation not in ("text", "image"):
             raise ValueError(f'observation={self.observation!r}: give "text" or "image"')
         if 2 * self.boxes + 1 > (self.height - 2) * (self.width - 2):
-            raise ValueError(f"boxes={self.boxes}: too many for the inside of a {self.height}x{self.width} room")
+            raise ValueError(f"boxes={self.boxes}: too many for the inside of a {self.height}x{self.width} room; enlarge the room")
 
 
 PRESETS = {
-    # iStar's room, without the rooms that three moves solve and the few very long ones.
+    # iStar's rooms, without those that three moves solve and the few with very long solutions.
     "tiny": Settings(min_moves=4, max_moves=12),
     "tiny_image": Settings(min_moves=4, max_moves=12, observation="image"),
     # iStar (arXiv 2509.19199): 6x6, one box, 15 steps.
@@ -63,14 +63,14 @@ PRESETS = {
     # RAGEN (arXiv 2504.20073): its environments end after 100 steps, but its trajectories after ten actions.
     "ragen": Settings(max_steps=10, search_depth=300),
     "ragen_large": Settings(height=8, width=8, boxes=2, max_steps=10, search_depth=10),
-    # The size of Racanière et al. (2017) and of Boxoban.
+    # The size used by Racanière et al. (2017) and by Boxoban.
     "large": Settings(height=10, width=10, boxes=4, max_steps=120, search_depth=300),
 }
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("Sokoban", PRESETS, preset, overrides)

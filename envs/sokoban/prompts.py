@@ -1,4 +1,4 @@
-"""The words around a Sokoban environment, after the experiments that used them."""
+"""Prompts for Sokoban, modelled on those of published experiments."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ The board now: <image>
 
 
 def _told(history: Sequence[tuple[Observation, str]]) -> str:
-    """The turns of a window as text, with an empty line after them; nothing for no turns."""
+    """Writes the turns of a window, followed by an empty line; returns an empty string when there are none."""
     if not history:
         return ""
     turns = "\n\n".join(f"Board:\n{before['text']}\nYour action: {action}" for before, action in history)
@@ -50,10 +50,10 @@ def _told(history: Sequence[tuple[Observation, str]]) -> str:
 
 
 class CompactPrompt:
-    """For tiny models: the inside of the board in reading order, one symbol a cell; the answer is the bare word."""
+    """For tiny models: the inside of the board in reading order, one symbol a cell; the answer is the action's word alone."""
 
     def first(self, observation: Observation) -> str:
-        """The board without its outer wall and without line ends: (height − 2) · (width − 2) symbols."""
+        """The board without its outer wall and without line breaks: (height − 2) · (width − 2) symbols."""
         return "".join(row[1:-1] for row in observation["text"].split("\n")[1:-1])
 
     def later(self, observation: Observation) -> str:
@@ -61,11 +61,11 @@ class CompactPrompt:
         return self.first(observation)
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`: the board is all there is to know, so no history is told."""
+        """As `first`: the board is the whole state, so it shows no history."""
         return self.first(observation)
 
     def parse(self, text: str) -> str | None:
-        """The action when the stripped text is one of the four words, in any case; None otherwise."""
+        """The action if the stripped text is one of the four words, in upper or lower case; None otherwise."""
         if not isinstance(text, str):
             return None
         word = text.strip().lower()
@@ -77,49 +77,48 @@ class CompactPrompt:
 
 
 class CompactImagePrompt(CompactPrompt):
-    """For tiny models that see: one `<image>` and not a word; the answer is the bare word."""
+    """For tiny vision models: one `<image>` and no words; the answer is the action's word alone."""
 
     def first(self, observation: Observation) -> str:
-        """The place of the picture."""
+        """The placeholder of the picture."""
         return "<image>"
 
 
 class IStarPrompt:
-    """iStar's and verl-agent's form for text rooms: rules, the last turns, the board, thoughts and action in tags.
+    """The form of iStar and verl-agent for text rooms: rules, last turns, board; thoughts and action in tags.
 
-    The paper counts an answer without thoughts as invalid, so `parse` gives None for it; its release executes it all
-    the same and only marks it as invalid: `require_think=False` executes it. In both, the first of up, down, left and
-    right (in this order, not in that of the text) that the action tags contain is taken. verl-agent tells the last
-    two turns.
+    The paper counts an answer without thoughts as invalid, so `parse` returns None for it. The paper's code executes such an
+    answer and only marks it as invalid; `require_think=False` does the same. If the action tags contain several of up, down,
+    left and right, the first in this order counts, whatever their order in the text. verl-agent shows the last two turns.
     """
 
     def __init__(self, require_think: bool = True):
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """The rules, the legend, the board and the form of the answer."""
+        """The rules, the legend, the board and the answer format."""
         return f"{_OPENING}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The board and the form of the answer."""
+        """The board and the answer format."""
         return f"The board now:\n{observation['text']}\n\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The rules, the legend, the turns of `history`, the board and the form of the answer."""
+        """The rules, the legend, the turns of `history`, the board and the answer format."""
         return f"{_OPENING}\n\n{_told(history)}{self.later(observation)}"
 
     def parse(self, text: str) -> str | None:
-        """The action between the first <action> and </action>; None without them, or without <think> tags."""
+        """The action between the first <action> and the next </action>; None without them, or without <think> tags if required."""
         inside = tagged(text, require_think=self.require_think)
         return None if inside is None else next((action for action in ACTIONS if action in inside.lower()), None)
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The shortest way on is {action}.", action)
 
 
 class IStarImagePrompt(IStarPrompt):
-    """iStar's form for pictures: the same words at every step with one `<image>` in them, and no history."""
+    """iStar's form for pictures: the same text with one `<image>` at every step, without history."""
 
     def first(self, observation: Observation) -> str:
         """The constant text."""
@@ -130,38 +129,38 @@ class IStarImagePrompt(IStarPrompt):
         return _IMAGE_TEXT
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The constant text: no history is told."""
+        """The constant text, without history."""
         return _IMAGE_TEXT
 
 
 class RagenPrompt:
     """RAGEN's form with one action a turn: `<think>…</think><answer>Right</answer>`.
 
-    RAGEN lets a turn hold several actions (`Right || Up`). Here a turn is one step, so such an answer holds no action.
+    RAGEN allows several actions in a turn (`Right || Up`). Here a turn is one step, so such an answer holds no action.
     """
 
     def first(self, observation: Observation) -> str:
-        """The rules, the legend, the board and the form of the answer."""
+        """The rules, the legend, the board and the answer format."""
         return f"{_OPENING}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The board and the form of the answer."""
+        """The board and the answer format."""
         return (
             f"The board now:\n{observation['text']}\n\n"
             "Answer with one of Up, Down, Left, Right, like this: <think>your thoughts</think><answer>Right</answer>"
         )
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The rules, the legend, the turns of `history`, the board and the form of the answer."""
+        """The rules, the legend, the turns of `history`, the board and the answer format."""
         return f"{_OPENING}\n\n{_told(history)}{self.later(observation)}"
 
     def parse(self, text: str) -> str | None:
-        """The word between the first <answer> and </answer> when it is an action, in any case; None otherwise."""
+        """The word between the first <answer> and the next </answer> if it is an action, in upper or lower case; None otherwise."""
         word = (tagged(text, "answer", require_think=False) or "").lower()
         return word if word in ACTIONS else None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The shortest way on is {action}.", action.capitalize(), "answer")
 
 
@@ -172,5 +171,5 @@ _PROMPTS = {
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar, istar_image, compact_image or ragen. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar, istar_image, compact_image or ragen. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("Sokoban prompt", name, _PROMPTS)()

@@ -1,4 +1,4 @@
-"""Pictures of boards from seven 16×16 tiles, drawn here by code."""
+"""Renders boards as pictures from seven 16×16 tiles, which the code below draws."""
 
 from __future__ import annotations
 
@@ -82,8 +82,8 @@ TILES.setflags(write=False)
 
 
 def rgb(grids: np.ndarray) -> np.ndarray:
-    """Pictures of boards: int[B, H, W] of core's codes → uint8[B, 16·H, 16·W, 3]; ValueError on another rank."""
+    """Renders boards: int[B, H, W] of core's codes → uint8[B, 16·H, 16·W, 3]. Raises ValueError for another rank."""
     if grids.ndim != 3:
-        raise ValueError(f"grids has shape {grids.shape}; give [B, H, W]")
+        raise ValueError(f"grids has shape {grids.shape}; give three axes [B, H, W]")
     count, height, width = grids.shape
     return TILES[grids].transpose(0, 1, 3, 2, 4, 5).reshape(count, height * TILE, width * TILE, 3)

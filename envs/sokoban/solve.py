@@ -1,4 +1,4 @@
-"""Exact shortest solutions: a table of every state's distance for small rooms, a bounded A* for large ones."""
+"""Exact shortest solutions, from a table of all states' distances for small rooms and from a bounded A* for large ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 
 from stepreward.envs.sokoban.core import Room, State, is_solved
 
-TABLE_STATES = 30_000  # rooms with more placements than this are searched by A* instead of tabulated
+TABLE_STATES = 30_000  # A* searches rooms with more placements than this; smaller ones get a table
 NODE_LIMIT = 200_000  # states that one A* search may expand
 
 
 class SearchLimit(RuntimeError):
-    """A* gave up at NODE_LIMIT states: the distance from the state is unknown."""
+    """A* stopped at NODE_LIMIT states, so the distance is unknown."""
 
 
 def placements(floor: int, boxes: int) -> int:
-    """An upper bound on the states of a room with `floor` free cells: player's cells · choices of the boxes' cells."""
+    """Returns an upper bound on the number of states of a room with `floor` free cells: floor · C(floor − 1, boxes)."""
     return floor * math.comb(max(floor - 1, 0), boxes)
 
 
 def solve(room: Room, state: State, rng: np.random.Generator | None = None) -> list[str] | None:
-    """A shortest list of actions that puts every box on a target; None when there is none.
+    """Returns a shortest list of actions that puts every box on a target; None when there is none.
 
-    With `rng`, each action is drawn uniformly among those that shorten the distance (tabulated rooms only; A* has one
-    answer). Raises SearchLimit when the room is too large for the table and A* met its limit.
+    With `rng`, draws each action uniformly among those that shorten the distance (only in rooms with a table; A* finds one
+    solution). Raises SearchLimit when the room is too large for a table and A* reached its limit.
     """
     if not tabulated(room, state):
         return _a_star(room, state)
@@ -46,7 +46,7 @@ def solve(room: Room, state: State, rng: np.random.Generator | None = None) -> l
 
 
 def distance(room: Room, state: State) -> float:
-    """The number of actions in a shortest solution from `state`; math.inf from a dead end. Raises as `solve` does."""
+    """Returns the number of actions in a shortest solution from `state`; math.inf in a dead end. Raises as `solve` does."""
     if tabulated(room, state):
         return distances(room, state)[state]
     actions = _a_star(room, state)
@@ -54,7 +54,7 @@ def distance(room: Room, state: State) -> float:
 
 
 def solution_length(room: Room, state: State) -> float:
-    """As `distance`, but for a state that is asked about once: a search that ends at the first solution."""
+    """Computes `distance` for a single state: it searches only to the first solution and keeps no table."""
     if not tabulated(room, state):
         return distance(room, state)
     seen, layer, depth = {state}, [state], 0
@@ -72,21 +72,21 @@ def solution_length(room: Room, state: State) -> float:
 
 
 def tabulated(room: Room, state: State) -> bool:
-    """Whether the room is small enough for `distances`."""
+    """Whether the room is small enough for the table of `distances`."""
     return placements(room.height * room.width - len(room.walls), len(state.boxes)) <= TABLE_STATES
 
 
 @lru_cache(maxsize=128)
 def _tables(room: Room) -> list[dict[State, float]]:
-    """The tables made for a room so far; one serves all states that its first state reaches."""
+    """The tables of a room so far. A table covers all states that can be reached from its first state."""
     return []
 
 
 def distances(room: Room, state: State) -> dict[State, float]:
-    """The distance to a solution of every state that can be reached from `state`, itself included.
+    """Returns the distance to a solution for `state` and every state that can be reached from it.
 
-    A solved state has distance 0 and is an end: nothing is reached through it. A state from which no solution can be
-    reached has distance math.inf. Tables are cached by room. Meant for rooms that are `tabulated`.
+    A solved state has distance 0 and ends the episode, so no path leads through it. A state that cannot reach a solution has
+    distance math.inf. Tables are cached by room. Use it only for rooms that are `tabulated`.
     """
     for table in _tables(room):
         if state in table:
@@ -120,7 +120,7 @@ def distances(room: Room, state: State) -> dict[State, float]:
 
 
 def _moves(room: Room, state: State) -> list[tuple[str, State]]:
-    """The actions that change the state, each with what it leads to: `core.step` without the rewards, for speed."""
+    """Returns the actions that change the state, and the states they lead to: `core.step` without rewards, for speed."""
     player, boxes = state
     walls = room.walls
     moves = []
@@ -139,7 +139,7 @@ def _moves(room: Room, state: State) -> list[tuple[str, State]]:
 
 @lru_cache(maxsize=1024)
 def _push_distances(room: Room) -> dict[int, int]:
-    """The pushes that bring a lone box from a cell to its nearest target; cells where it is lost are absent."""
+    """Maps a cell to the number of pushes that a lone box there needs to the nearest target; omits cells without a way."""
     pushes = dict.fromkeys(room.targets, 0)
     queue = deque(room.targets)
     while queue:
@@ -153,7 +153,7 @@ def _push_distances(room: Room) -> dict[int, int]:
 
 
 def _a_star(room: Room, start: State) -> list[str] | None:
-    """A shortest solution by A*; the estimate is the sum of the boxes' lone push distances, which never overrates."""
+    """Finds a shortest solution by A*. Its admissible heuristic is the sum of the boxes' distances in `_push_distances`."""
     pushes = _push_distances(room)
 
     def estimate(boxes):
@@ -190,6 +190,6 @@ def _a_star(room: Room, start: State) -> list[str] | None:
                 cost[after] = steps
                 came_from[after] = (state, action)
                 pushed_count += 1
-                # Ties go to the deeper state, then to the newer one.
+                # Prefer the deeper state on ties, then the newer one.
                 heapq.heappush(frontier, (steps + left, left, -pushed_count, after))
     return None

@@ -1,8 +1,8 @@
-"""The package `sotopia`, loaded so that it runs offline and quietly, and its model calls led to our endpoints.
+"""Loads the package `sotopia` so that it runs offline and silently, and sends its model calls to our endpoints.
 
-Facts of sotopia 0.1.5 that this deals with: importing it makes its storage under the home folder and prints; litellm fetches a
-price list at import, and its logging task keeps `asyncio.run` from returning; the key is taken from a fixed variable; failures
-of a partner become silence and those of a judge become scores of 0.
+This module works around these properties of sotopia 0.1.5: its import creates a storage folder in the home folder and prints;
+litellm downloads a price list at import, and its logging task keeps `asyncio.run` from returning; the name of the key's
+environment variable is fixed; a partner's failure becomes silence, and a judge's failure becomes scores of 0.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from typing import Any
 from stepreward.envs.extras import require
 from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError, words
 
-REQUESTS = 64  # requests under way at once in one process
+REQUESTS = 64  # maximum number of concurrent requests in one process
 _STORAGE = "sotopia.database.storage_backend"
 
 
 class Call:
-    """The endpoint that the package's model calls go to in the current context, and what it raised."""
+    """The endpoint for the package's model calls in the current context, and the error that it raised."""
 
     def __init__(self, endpoint: Endpoint, accept: Callable[[str], str]):
         self.endpoint, self.accept = endpoint, accept
@@ -50,12 +50,12 @@ _loops: dict[int, tuple[asyncio.AbstractEventLoop, ThreadPoolExecutor]] = {}
 
 
 def run(coroutine: Coroutine) -> Any:
-    """Runs a coroutine on the one event loop of this process, which lives in a thread of its own, and waits for its result."""
+    """Runs a coroutine on this process's event loop, which has its own thread, and waits for the result."""
     return asyncio.run_coroutine_threadsafe(coroutine, _loop()[0]).result()
 
 
 async def asked(endpoint: Endpoint, accept: Callable[[str], str], make: Callable[[], Coroutine]) -> Any:
-    """The result of a coroutine of the package whose model calls go to `endpoint`; raises that endpoint's error."""
+    """Runs a coroutine of the package with its model calls sent to `endpoint`; returns its result or raises the endpoint's error."""
     call = Call(endpoint, accept)
     token = _CALL.set(call)
     try:
@@ -64,29 +64,31 @@ async def asked(endpoint: Endpoint, accept: Callable[[str], str], make: Callable
         _CALL.reset(token)
     if call.error is not None:
         raise call.error
-    if not call.answered:  # the package turns errors of its own into silence, too
-        raise RuntimeError("the package sotopia failed before it asked its model; is it a version that this was written for?")
+    if not call.answered:  # the package swallows its own errors, too
+        raise RuntimeError(
+            "the package sotopia failed before it called its model; install the version in the extra 'sotopia' of this project"
+        )
     return result
 
 
 async def complete(endpoint: Endpoint, messages: list[dict[str, str]], accept: Callable[[str], str] = words) -> str:
-    """`endpoint.complete` without holding the event loop."""
+    """Calls `endpoint.complete` without blocking the event loop."""
     loop, executor = _loop()
     return await loop.run_in_executor(executor, functools.partial(endpoint.complete, messages, accept))
 
 
 def check() -> None:
-    """Raises ValueError when the extra is not installed; imports nothing else of it."""
+    """Raises ValueError when the extra is not installed; does not import it otherwise."""
     if importlib.util.find_spec("sotopia") is None:
         require("sotopia", "sotopia")
 
 
 @functools.cache
 def package(storage: str | None = None) -> SimpleNamespace:
-    """What is used of the package: its environment, agents, messages, evaluators, profiles, parser and version.
+    """Imports the package; returns its environment, agents, messages, evaluators, profiles, parser and version.
 
-    storage: folder that it may write to; None makes a temporary one that goes with the process. The first call of a process
-    decides. Raises ValueError when the extra is not installed, or the package is in use with Redis already.
+    storage: folder that the package may write to; None makes a temporary one that is removed at exit. Only the first call in
+    a process sets it. Raises ValueError when the extra is not installed, or when the package was imported with its Redis storage.
     """
     with _LOCK:
         check()
@@ -100,10 +102,12 @@ def package(storage: str | None = None) -> SimpleNamespace:
             modules = [importlib.import_module(f"sotopia.{name}") for name in names]
         agents, database, parallel, evaluators, generate, messages = modules
         if not database.is_local_backend():
-            raise ValueError("sotopia was imported with its Redis storage: import it with SOTOPIA_STORAGE_BACKEND=local")
+            raise ValueError(
+                "the package sotopia was imported with its Redis storage; set SOTOPIA_STORAGE_BACKEND=local before importing it"
+            )
         generate.acompletion = _acompletion
         generate.log.setLevel(logging.CRITICAL)
-        evaluators.print = lambda *_, **__: None  # it prints what went wrong; here it is raised
+        evaluators.print = lambda *_, **__: None  # it prints errors, which are raised here instead
     return SimpleNamespace(
         agents=agents,
         database=database,
@@ -116,7 +120,7 @@ def package(storage: str | None = None) -> SimpleNamespace:
 
 
 async def _acompletion(*, messages: list[dict[str, str]], **_: Any) -> Any:
-    """Stands in for litellm's: the current endpoint is asked, whatever model, key and format the package names."""
+    """Replaces litellm's `acompletion`: asks the current endpoint and ignores the package's model, key and format."""
     call = _CALL.get()
     try:
         text = await complete(call.endpoint, messages, call.accept)
@@ -128,7 +132,7 @@ async def _acompletion(*, messages: list[dict[str, str]], **_: Any) -> Any:
 
 
 def _private_storage(storage: str | None) -> None:
-    """Loads the package's storage module before the package, and gives it our folder instead of the one under the home folder."""
+    """Loads the package's storage module before the package, with our folder instead of the one in the home folder."""
     if storage is None:
         storage = tempfile.mkdtemp(prefix="sotopia-")
         atexit.register(_remove, storage, os.getpid())

@@ -1,4 +1,4 @@
-"""A language model behind an OpenAI-compatible /chat/completions address: retries, time limits, no key in anything it keeps."""
+"""A client for a language model behind an OpenAI-compatible /chat/completions, with retries and time limits. It stores no key."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-LARGEST = 8 << 20  # bytes of an answer that are read
-LONGEST_WAIT = 10.0  # seconds between two tries
-REACH_S = 10.0  # seconds in which a server must say that it is there
-FINAL = (400, 401, 403, 404, 405, 422)  # statuses that another try will not change
-_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # an error's code, such as context_length_exceeded: words, which no key is
+LARGEST = 8 << 20  # maximum size of an answer in bytes
+LONGEST_WAIT = 10.0  # maximum seconds between two tries
+REACH_S = 10.0  # seconds in which a server must respond to the first request
+FINAL = (400, 401, 403, 404, 405, 422)  # statuses that a retry will not change
+_CODE = re.compile(r"[a-z]+(_[a-z]+)*")  # an error's code, such as context_length_exceeded; a key never has this form
 
 
 class EndpointError(RuntimeError):
-    """An endpoint gave no usable answer. The message names its role, address and model, and never a key or an answer's text."""
+    """An endpoint gave no usable answer. The message has its role, address and model, but never a key or an answer's text."""
 
     def __init__(self, role: str, url: str, model: str, reason: str):
         super().__init__(role, url, model, reason)
         self.role, self.url, self.model, self.reason = role, url, model, reason
 
     def __str__(self) -> str:
-        return f"the {self.role} at {self.url} (model {self.model}) did not answer: {self.reason}"
+        return f"the {self.role} at {self.url} (model {self.model}) gave no usable answer: {self.reason}"
 
 
 def words(text: str) -> str:
-    """`text`, or ValueError where it is blank."""
+    """Returns `text`; raises ValueError when it is blank."""
     if not text.strip():
         raise ValueError("blank")
     return text
@@ -39,16 +39,16 @@ def words(text: str) -> str:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *arguments, **named):
-        return None  # a redirect would carry the key to another address
+        return None  # a redirect would send the key to another address
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One model at one address. The key is read from the environment at each request and kept nowhere.
+    """One model at one address. Each request reads the key from the environment; it is stored nowhere.
 
-    role: what the endpoint is called in errors. url: up to and with /v1. temperature: sent with each request.
-    timeout_s: seconds for one request; an answer that comes in drops is cut off within twice that. retries: further tries.
-    backoff_s: wait before the first; doubled each time.
+    role: the endpoint's name in errors. url: the address, up to and including /v1. temperature: sent with each request.
+    timeout_s: seconds for one request; a slowly trickling answer is cut off within twice that time. retries: tries after the
+    first. backoff_s: seconds before the first retry; doubled for each further one.
     """
 
     role: str
@@ -61,10 +61,10 @@ class Endpoint:
     backoff_s: float = 0.5
 
     def complete(self, messages: Sequence[dict[str, str]], accept: Callable[[str], str] = words) -> str:
-        """The model's answer to chat messages {"role", "content"}, as `accept` returns it.
+        """Asks the model for an answer to chat messages {"role", "content"}; returns `accept(answer)`.
 
-        accept: raises ValueError on an answer that cannot be used, such as a blank one; then the model is asked again.
-        Raises EndpointError after the last try, or at once on a status that says that the request itself is refused.
+        accept: raises ValueError for an unusable answer, such as a blank one; then the model is asked again.
+        Raises EndpointError after the last try, or at once for a status that a retry will not change.
         """
         wait, reason = self.backoff_s, ""
         for left in range(self.retries, -1, -1):
@@ -77,15 +77,15 @@ class Endpoint:
             else:
                 try:
                     return accept(text)
-                except ValueError:  # its text may repeat the answer
-                    reason = "what it wrote cannot be used"
+                except ValueError:  # drop the error's text, which may repeat the answer
+                    reason = "its answer could not be parsed or was blank"
             if left:
                 time.sleep(min(wait, LONGEST_WAIT))
                 wait *= 2
         raise EndpointError(self.role, self.url, self.model, f"{reason} (tried {self.retries + 1} times)")
 
     def reach(self) -> None:
-        """Raises EndpointError unless a server is there: one try, in which any status will do."""
+        """Raises EndpointError unless a server responds. It tries once and accepts any status."""
         try:
             self._exchange("models", None, min(self.timeout_s, REACH_S))
         except _Status:
@@ -105,7 +105,7 @@ class Endpoint:
         return text or ""  # a model that stopped at once
 
     def _exchange(self, path: str, body: bytes | None, timeout_s: float) -> bytes:
-        """What the server answers to a GET, or with a body to a POST."""
+        """Sends a GET, or a POST if there is a body; returns the server's answer."""
         headers = {} if body is None else {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url.rstrip('/')}/{path}", body, headers)
         key = os.environ.get(self.key_variable)
@@ -122,7 +122,7 @@ class Endpoint:
                     if time.monotonic() > end:
                         raise _Failed(f"no full answer within {timeout_s:g} s")
                     if len(answer) > LARGEST:
-                        raise _Failed(f"an answer of more than {LARGEST} bytes")
+                        raise _Failed(f"the answer has more than {LARGEST} bytes")
                 return bytes(answer)
         except urllib.error.HTTPError as error:
             with error:
@@ -133,28 +133,28 @@ class Endpoint:
             late = isinstance(error.reason, TimeoutError)
             reason = f"no full answer within {timeout_s:g} s" if late else f"no connection ({type(error.reason).__name__})"
             raise _Failed(reason) from None
-        except (OSError, ValueError) as error:  # a broken answer, or a key that no header can hold: its text may show the key
-            raise _Failed(f"the exchange broke off ({type(error).__name__})") from None
-        except Exception as error:  # http.client's own
-            raise error if isinstance(error, _Failed) else _Failed(f"the exchange broke off ({type(error).__name__})") from None
+        except (OSError, ValueError) as error:  # a broken answer, or a key that is no legal header, which the error's text may show
+            raise _Failed(f"the request failed ({type(error).__name__})") from None
+        except Exception as error:  # errors of http.client
+            raise error if isinstance(error, _Failed) else _Failed(f"the request failed ({type(error).__name__})") from None
 
 
 def _code(error: urllib.error.HTTPError) -> str:
-    """The code that an OpenAI-compatible server gives for an error, in brackets; nothing where there is none."""
+    """Returns the error code of an OpenAI-compatible server, in brackets; an empty string if there is none."""
     try:
         code = json.loads(error.read(1 << 16))["error"]["code"]
         return f" ({code})" if _CODE.fullmatch(code) else ""
-    except Exception:  # the body is broken off, or another server's
+    except Exception:  # the body is incomplete, or not from an OpenAI-compatible server
         return ""
 
 
 class _Failed(Exception):
-    """A try that failed; another may not."""
+    """A try that failed; a retry may succeed."""
 
 
 class _Status(_Failed):
-    """The server answered with the status of an error."""
+    """The server answered with an error status."""
 
 
 class _Refused(_Status):
-    """A request that will be refused again."""
+    """The server refused the request; a retry will not help."""

@@ -1,4 +1,4 @@
-"""The embedded social world: a talk with a rule-based partner, scored by a rule-based judge when it ends."""
+"""The embedded social world: a conversation with a rule-based partner, scored by a rule-based judge at the end."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from stepreward.envs.sotopia.presets import settings as preset_settings
 from stepreward.envs.sotopia.scenarios import Task, describe, task_for, topic_words
 from stepreward.envs.sotopia.speech import NOTHING, hear
 
-OFFERS = 6  # of a ladder, as many rungs from the best are listed as admissible
+OFFERS = 6  # number of offers listed as admissible, from the player's best
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of; plain data."""
+    """The whole state of an episode, as plain data."""
 
     task: Task
     state: State
@@ -31,17 +31,16 @@ class Snapshot(NamedTuple):
 
 
 class SocialEnv:
-    """One talk, as `stepreward.envs.protocol.Environment`.
+    """One conversation; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": what the partner said last, "talk": all (speaker, words) so far, "you": the player's name,
+    * Observation: {"text": the partner's last words, "talk": all (speaker, words) so far, "you": the player's name,
       "turn": 1 … max_steps, "turns": max_steps}.
-    * Actions: any utterance; its acts are recognised (see speech.py). One in which nothing is, and None, only costs a turn.
-    * Reward: the judge's goal score, 0 … 10, in the last turn; 0 before.
-    * `terminated` with a deal and when somebody leaves; otherwise `truncated` after settings.max_steps turns, judged all the
-      same.
-    * info: won (goal > 6), score (goal / 10), executed (something was understood), state_key, task (scene, private goal and
-      secret), admissible (short forms that are understood here; not all there is to say), and in the last turn dimensions, the
-      seven scores.
+    * Actions: any utterance; speech.py recognises its acts. An utterance without a recognised act, or None, only costs a turn.
+    * Reward: the judge's goal score, 0 … 10, in the last turn; settings.invalid_reward for a turn without a recognised act; else 0.
+    * `terminated` after a deal or when somebody leaves; otherwise `truncated` after settings.max_steps turns. Both are judged.
+    * info: won (goal > 6), score (goal / 10), executed (an act was recognised), state_key, task (scene, private goal and
+      secret), admissible (some short forms that are understood; other utterances are, too), and in the last turn dimensions,
+      the seven scores.
     * capabilities: snapshot, replay, expert, admissible.
     """
 
@@ -53,7 +52,7 @@ class SocialEnv:
         self._over = True
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts the talk that `seed` names in options["split"] ("train" unless given); without a seed a fresh one.
+        """Starts conversation `seed` of options["split"] (default "train"). Without a seed, it draws one.
 
         Raises ValueError for an unknown option or split, or a negative seed.
         """
@@ -64,7 +63,7 @@ class SocialEnv:
         return self._observe(), self._info(executed=True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Says something; raises RuntimeError only when there is no talk to speak in."""
+        """Says something. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         executed = self._say(action)
@@ -80,23 +79,23 @@ class SocialEnv:
         return self._observe(), float(reward), terminated, truncated, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         if self._task is None:
-            raise RuntimeError("no talk yet: call reset()")
+            raise RuntimeError("no conversation yet: call reset()")
         return Snapshot(self._task, self._state, self._talk, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, of this or another environment of equal settings."""
+        """Continues from a snapshot. Any environment with equal settings may have taken it."""
         self._enter(state)
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """What the scripted player would say from here to the end of the talk; None when the talk is over.
+        """Returns the scripted player's utterances from here to the end of the conversation; None when it is over.
 
-        It decides turn by turn on its own goal and what it heard, so a policy can learn it; success is likely, not certain.
-        With `rng` it opens with one of two courtesies.
+        The player decides turn by turn from its own goal and what it has heard, so a policy can learn to imitate it. It usually
+        succeeds, but not always. With `rng`, it draws the first courtesy from two.
         """
         here, said = self.snapshot(), []
         try:
@@ -110,7 +109,7 @@ class SocialEnv:
         return said or None
 
     def _say(self, action: str | None) -> bool:
-        """Takes one utterance and the partner's answer into the talk; returns whether anything was understood."""
+        """Adds one utterance and the partner's answer to the conversation; returns whether an act was recognised."""
         self._steps += 1
         acts = hear(action, self._task)
         said = action.strip() if isinstance(action, str) else ""
@@ -150,11 +149,11 @@ class SocialEnv:
 
 
 def seed_and_split(seed: int | None, options: Mapping[str, Any] | None) -> tuple[int, str]:
-    """The seed, drawn from the operating system when None, and the split of reset's options; ValueError on an unknown option."""
+    """Returns the seed (drawn from the operating system if None) and the split. Raises ValueError for an unknown option."""
     options = {} if options is None else options
     unknown = sorted(set(options) - {"split"})
     if unknown:
-        raise ValueError(f"unknown reset option {', '.join(unknown)}; the option is split")
+        raise ValueError(f"unknown reset option {', '.join(unknown)}; the only option is split")
     seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
     return seed, options.get("split", "train")
 

@@ -1,4 +1,4 @@
-"""A scripted player of the embedded world that knows only its own goal and what was said."""
+"""A scripted player of the embedded world that knows only its own goal and the conversation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from stepreward.envs.sotopia.partner import State
 from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 
-ENOUGH = 60  # the lowest worth, in hundredths, whose goal score is a success
+ENOUGH = 60  # least worth of a deal, in hundredths, that counts as success
 
 FORMS = {
     "short": {
@@ -32,11 +32,11 @@ FORMS = {
 
 
 def choose(task: Task, state: State, turns_left: int, style: str, rng: np.random.Generator | None = None) -> str:
-    """The next utterance.
+    """Chooses the next utterance.
 
-    Courtesy where there is time or the partner asks for it; the question; the argument that fits the answer; then offers that
-    come down rung by rung, the first so high that a successful one is reached in the last turn; and the partner's offer once it
-    is as good.
+    The player is polite if there is time or the partner demands it, asks for the partner's concern and gives the argument for it.
+    Then it makes offers that fall rung by rung; the first is so high that the last turn reaches the least successful one.
+    It accepts the partner's offer once that is as good as its own.
     """
     forms = FORMS[style]
     topics = SCENARIOS[task.scenario].topics
@@ -52,7 +52,7 @@ def choose(task: Task, state: State, turns_left: int, style: str, rng: np.random
         if task.concern not in state.argued:
             return forms["reason"].format(word=topics[task.concern].word)
     lowest = ENOUGH if state.ask is None or state.ask > ENOUGH else 0
-    if turns_left == 1 or state.patience == 1:  # at 1 the partner has said that it is its last word
+    if turns_left == 1 or state.patience == 1:  # at patience 1, the partner has announced its last offer
         aim = lowest
         if standing >= ENOUGH or lowest == 0:
             return forms["agree"]

@@ -1,4 +1,4 @@
-"""The rule-based judge of the embedded world: seven graded scores, in SOTOPIA's dimensions and ranges (arXiv 2310.11667)."""
+"""The rule-based judge of the embedded world: scores in SOTOPIA's seven dimensions and their ranges (arXiv 2310.11667)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ WON_ABOVE = 6  # a goal score over this is a success (iStar, arXiv 2509.19199, f
 
 
 def judge(task: Task, state: State) -> dict[str, int]:
-    """Scores of a finished talk, whole numbers in the ranges of DIMENSIONS.
+    """Scores a finished conversation, in whole numbers within the ranges of DIMENSIONS.
 
-    goal = 2 + 8 · worth (worth of the deal in [0, 1], halves rounded up), less 2 when the secret was told and 1 when there was
-    a threat; without a deal 1, or 0 after a threat or an insult. A deal below the ladder gives 1.
+    goal = 2 + 8 · worth − 2 · [secret told] − [threat made]
+
+    with the deal's worth in [0, 1]; halves are rounded up. Without a deal, the goal score is 1, or 0 after a threat or an
+    insult. A deal below the worst listed outcome scores 1.
     """
     rude = state.threats + state.insults
     worth = None if state.deal is None else min(state.deal, 100) / 100

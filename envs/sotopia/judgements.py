@@ -1,4 +1,4 @@
-"""Judgements on disk: kept by content, and finished talks that await one."""
+"""Judgements on disk, stored by content, and finished conversations that still need one."""
 
 from __future__ import annotations
 
@@ -17,36 +17,35 @@ Scores = dict[str, dict[str, int]]  # agent_1, agent_2 → dimension → score
 
 
 def key_of(*content: str) -> str:
-    """The name of a judgement: the SHA-256 of all that it depends on."""
+    """Returns the key of a judgement: the SHA-256 of everything that it depends on."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check(scores: Any) -> Scores:
-    """`scores` if it holds all dimensions of both agents, in their ranges; else ValueError."""
+    """Returns `scores`; raises ValueError unless it has all dimensions of both agents, within their ranges."""
     if not isinstance(scores, dict) or set(scores) != set(AGENTS):
-        raise ValueError("scores of agent_1 and agent_2 are needed")
+        raise ValueError("the scores must be a mapping with agent_1 and agent_2")
     for agent in AGENTS:
         if not isinstance(scores[agent], dict) or set(scores[agent]) != set(DIMENSIONS):
-            raise ValueError(f"{agent}: the dimensions are {', '.join(DIMENSIONS)}")
+            raise ValueError(f"{agent}: the scores must have the dimensions {', '.join(DIMENSIONS)}")
         for name, (low, high) in DIMENSIONS.items():
             value = scores[agent][name]
             if not isinstance(value, (int, float)) or isinstance(value, bool) or not low <= value <= high:
-                raise ValueError(f"{agent}: {name} lies in {low} … {high}")
+                raise ValueError(f"{agent}: {name} must be a number in {low} … {high}")
     return scores
 
 
 class Judgements:
     """A folder with judgements/KEY.json, {"key", "scores"}, and judge_later/KEY.json, {"key", "history", "names", "judge"}.
 
-    Files are written beside their place and moved there, so that a reader sees all of one or nothing. What cannot be read, or is
-    not what it should be, counts as absent and is written anew.
+    Files are written atomically. A damaged or malformed file counts as absent and is overwritten.
     """
 
     def __init__(self, folder: str):
         self.folder = Path(folder)
 
     def get(self, key: str) -> Scores | None:
-        """The scores kept under a key; None when there are none, or when the file is damaged."""
+        """Returns the scores of a key; None when there are none, or when the file is damaged."""
         entry = _read(self._path("judgements", key))
         if not isinstance(entry, dict) or entry.get("key") != key:
             return None
@@ -56,22 +55,22 @@ class Judgements:
             return None
 
     def put(self, key: str, scores: Scores) -> None:
-        """Keeps scores; a talk that awaited them under this key no longer does."""
+        """Stores scores, and removes the key's pending conversation."""
         _write(self._path("judgements", key), {"key": key, "scores": check(scores)})
         self.drop(key)
 
     def later(self, key: str, history: str, names: tuple[str, str], judge: tuple[str, str]) -> Path:
-        """Keeps a talk that could not be judged; judge: address and model that were asked. Returns the file."""
+        """Stores a conversation that could not be judged; `judge` is (address, model). Returns the file's path."""
         path = self._path("judge_later", key)
         _write(path, {"key": key, "history": history, "names": list(names), "judge": list(judge)})
         return path
 
     def drop(self, key: str) -> None:
-        """Forgets that a talk awaits its judgement."""
+        """Removes the key's pending conversation."""
         self._path("judge_later", key).unlink(missing_ok=True)
 
     def pending(self) -> list[dict[str, Any]]:
-        """The talks that await a judgement, by name; damaged files are left out."""
+        """Returns the conversations that need a judgement, sorted by file name; skips damaged files."""
         entries = [_read(path) for path in sorted((self.folder / "judge_later").glob("*.json"))]
         return [entry for entry in entries if isinstance(entry, dict) and {"key", "history", "names", "judge"} <= set(entry)]
 

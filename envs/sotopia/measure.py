@@ -1,4 +1,4 @@
-"""Goal scores of the scripted player and of random play in the embedded world.
+"""Measures the goal scores of the scripted player and of random play in the embedded world.
 
 python -m stepreward.envs.sotopia.measure tiny
 """
@@ -17,9 +17,9 @@ PLAYERS = ("expert", "random")
 
 
 def play(chosen: Settings, player: str = "expert", tasks: int = 200, seed: int = 0, split: str = "held_out") -> dict[str, float]:
-    """Mean goal (0 … 10), success (share of goals over 6), turns an episode and steps in a CPU second, over `tasks` tasks.
+    """Returns means over `tasks` tasks: goal (0 … 10), success (share of goals over 6), turns per episode, steps per CPU second.
 
-    player: "expert", or "random": one of the admissible actions, uniformly. Task number n has the seed `seed` + n. Raises
+    player: "expert", or "random", which draws uniformly from the admissible actions. Task n has the seed `seed` + n. Raises
     ValueError for another player.
     """
     if player not in PLAYERS:

@@ -1,4 +1,4 @@
-"""The benchmark's own package end to end: the policy is one agent, models behind endpoints are the other and the judge."""
+"""The benchmark's own package: the policy plays one agent; models behind endpoints play the other and the judge."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ from stepreward.envs.sotopia.prompts import LEAVE, prompts
 FINANCIAL = "financial_and_material_benefits"  # the package's name of the dimension
 _KINDS = re.compile(r"\[(action|non-verbal communication)\]\s*(.+)", re.DOTALL | re.IGNORECASE)
 _reached: set[str] = set()
-# What no file or terminal takes, and pools replace before the player reads it; the judge is to read the same words.
+# Characters that files or terminals reject. Pools replace them in what the policy reads, so the judge must see them replaced, too.
 _NO_TEXT = re.compile("[\0\ufdd0\ud800-\udfff]")
 _LEFT = re.compile(r"leave|(?:i )?(?:leave|left) the conversation[.!]?", re.IGNORECASE)
 
 
 class PackageEnv:
-    """One episode of the package, as `stepreward.envs.protocol.Environment`.
+    """One episode of the package; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": what the partner did last, "talk": all (speaker, words) so far, "you": the policy's name,
-      "turn", "turns": of the policy}.
-    * Actions: an utterance, `left the conversation`, or `[action] …` and `[non-verbal communication] …`. None says nothing; the
-      package ends a talk in which too much is silent.
-    * Reward: the judge's goal score, 0 … 10, in the last turn; 0 before.
-    * `terminated` when somebody leaves or the talk is stale, `truncated` at the limit of turns; both are judged.
-    * info: won (goal > 6), score (goal / 10), executed, state_key, task (scene, character and private goal), and in the last turn
-      dimensions and partner_dimensions, the seven scores of the policy's and of the other character.
-    * capabilities: tasks. A model's answers are no function of the actions, so there is no replay and no snapshot.
+    * Observation: {"text": the partner's last words or action, "talk": all (speaker, words) so far, "you": the policy's name,
+      "turn": the policy's turn from 1, "turns": max_steps}.
+    * Actions: an utterance, `left the conversation`, `[action] …` or `[non-verbal communication] …`. None says nothing; the
+      package ends a conversation after too many silent turns.
+    * Reward: the judge's goal score, 0 … 10, in the last turn; settings.invalid_reward for a silent turn; else 0.
+    * `terminated` when somebody leaves or the conversation is stale, `truncated` at the turn limit; both are judged.
+    * info: won (goal > 6), score (goal / 10), executed (the policy said or did something), state_key, task (scene, character and
+      private goal), and in the last turn dimensions and partner_dimensions, the seven scores of both characters.
+    * capabilities: tasks. There is no replay and no snapshot, because a model's answers do not depend on the actions alone.
 
-    `step`, and `reset` where the partner begins, raise EndpointError when an endpoint fails for good; the episode is over then.
-    When it is the judge, the finished talk is kept: in judge_later of settings.cache, see `judge_pending`, or else in the
-    error's notes.
+    `step`, and `reset` if the partner begins, raise EndpointError when an endpoint still fails after its retries; the episode is
+    then over. If the judge fails, the finished conversation is kept in settings.cache/judge_later (see `judge_pending`), or, without
+    a cache, in the notes of the error.
     """
 
     capabilities = frozenset({TASKS})
@@ -61,15 +61,15 @@ class PackageEnv:
         self._over = True
 
     def num_tasks(self, split: str) -> int:
-        """Pairings of a split, twice each where the policy takes both seats in turn."""
+        """Returns the number of pairings in a split, times two if the policy plays both seats in turn."""
         if split not in self._pairings:
             raise ValueError(f"unknown split {split!r}; the splits are {', '.join(self._pairings)}")
         return len(self._pairings[split]) * (2 if self.settings.seat is None else 1)
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts pairing `seed` mod the split's pairings; the partner speaks first where it has the first seat.
+        """Starts task `seed` mod num_tasks(split); the partner speaks first if it has the first seat.
 
-        Raises ValueError for an unknown option or split, or a negative seed; EndpointError as `step`.
+        Raises ValueError for an unknown option or split, or a negative seed; EndpointError as `step` does.
         """
         seed, split = seed_and_split(seed, options)
         tasks = self.num_tasks(split)
@@ -84,7 +84,7 @@ class PackageEnv:
         return self._observe(), self._info(executed=True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Acts, and lets the partner answer; RuntimeError when there is no talk, EndpointError when an endpoint failed."""
+        """Acts, and lets the partner answer. Raises RuntimeError when no episode is running, EndpointError when an endpoint fails."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._over = True  # until the endpoints have answered
@@ -103,7 +103,7 @@ class PackageEnv:
         return self._observe(), float(reward), ended and not truncated, truncated, info
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def _begin(self, pairing: data.Pairing, seat: int) -> None:
         package = self._package
@@ -129,7 +129,7 @@ class PackageEnv:
         self._told = {name: self._observations[name].last_turn for name in self._names}
 
     def _act(self, action: str | None):
-        """The package's action for what the policy wrote."""
+        """Converts the policy's text to an action of the package."""
         AgentAction = self._package.messages.AgentAction
         said = action.strip() if isinstance(action, str) else ""
         if not said:
@@ -142,7 +142,7 @@ class PackageEnv:
         return AgentAction(action_type="speak", argument=said)
 
     def _advance(self, act) -> bool:
-        """One turn of the package, the policy's with `act` or the partner's with None; returns whether the talk has ended."""
+        """Plays one turn: the policy's with `act`, the partner's with None. Returns whether the conversation has ended."""
         return backend.run(self._turn(act))
 
     async def _turn(self, act) -> bool:
@@ -155,7 +155,7 @@ class PackageEnv:
         return any(ended.values())
 
     async def _partner_hears(self):
-        """The partner's part in a turn that is not its own: it takes the observation in and does nothing."""
+        """The partner's part in the policy's turn: it receives the observation and does nothing."""
         if self.settings.partner_prompt is None:
             return await self._partner.aact(self._observations[self._other])
         return self._package.messages.AgentAction(action_type="none", argument="")
@@ -165,7 +165,7 @@ class PackageEnv:
             prompt = prompts(self.settings.partner_prompt)
             view = {**self._view(self._other, 1 + self._env.turn_number // 2), "task": self._task(self._other)}
             messages = [{"role": "user", "content": prompt.window(view, ())}]
-            text = await backend.complete(self._partner_endpoint, messages, str)  # a blank is silence, as the policy's
+            text = await backend.complete(self._partner_endpoint, messages, str)  # a blank answer is silence, as for the policy
             return self._act(prompt.parse(text))
         parser = self._package.Parser(pydantic_object=self._package.messages.AgentAction)
         observation = self._observations[self._other]
@@ -183,10 +183,10 @@ class PackageEnv:
             scores = backend.run(ask_judge(self._package, self._judge, history, self._names))
         except EndpointError as error:
             if self._judgements is None:
-                error.add_note(f"the talk that was not judged, with settings.cache unset kept here alone:\n{history}")
+                error.add_note(f"the conversation that was not judged, kept only here because settings.cache is unset:\n{history}")
             else:
                 path = self._judgements.later(key, history, self._names, (self._judge.url, self._judge.model))
-                error.add_note(f"the talk is kept in {path}; stepreward.envs.sotopia.package.judge_pending judges it later")
+                error.add_note(f"the conversation is kept in {path}; call stepreward.envs.sotopia.package.judge_pending to judge it later")
             raise
         if self._judgements is not None:
             self._judgements.put(key, scores)
@@ -200,7 +200,7 @@ class PackageEnv:
         return tuple(talk)
 
     def _view(self, name: str, turn: int) -> Observation:
-        """What the character `name` sees in its turn number `turn`."""
+        """Returns what the character `name` sees in its turn number `turn`."""
         talk = self._talk()
         last = next((words for who, words in reversed(talk) if who != name), "Nobody has spoken yet.")
         turns = self.settings.max_steps
@@ -218,23 +218,23 @@ class PackageEnv:
 
 
 def check_settings(settings: PackageSettings) -> None:
-    """Finds what is missing, as far as no server need be asked.
+    """Checks the settings, the data and the package without contacting a server.
 
-    Raises ValueError when data or partner_url is not given, or the package is not installed; what `data.load` raises.
+    Raises ValueError when data or partner_url is unset or the package is not installed, and the errors of `data.load`.
     """
     needed = {"data": f"the folder with {', '.join(data.FILES)}", "partner_url": "the address of an OpenAI-compatible server"}
     missing = [name for name in needed if getattr(settings, name) is None]
     if missing:
         told = ", ".join(f"{name} is {needed[name]}" for name in missing)
-        raise ValueError(f"SOTOPIA's preset sotopia needs {' and '.join(missing)}: {told}; tiny, istar and spa need neither")
+        raise ValueError(f"SOTOPIA's preset 'sotopia' needs {' and '.join(missing)}: {told}; the presets tiny, istar and spa need neither")
     data.load(settings.data)
     backend.check()
 
 
 async def ask_judge(package: SimpleNamespace, endpoint: Endpoint, history: str, names: tuple[str, str]) -> Scores:
-    """The package's evaluator on a talk: seven scores for the first and for the second agent.
+    """Runs the package's evaluator on a conversation; returns seven scores for each agent.
 
-    Raises EndpointError when the judge fails, or keeps writing what is no judgement of both.
+    Raises EndpointError when the judge fails, or when its answers never judge both agents.
     """
     model = package.evaluators.EvaluationForAgents[package.database.SotopiaDimensions]
     parser = package.Parser(pydantic_object=model)
@@ -244,27 +244,27 @@ async def ask_judge(package: SimpleNamespace, endpoint: Endpoint, history: str, 
     def accept(text: str) -> str:
         found = _parsed(parser, text)
         if set(found.evaluations) != set(AGENTS):
-            raise ValueError("both agents are to be judged")
-        found.evaluations = {agent: found.evaluations[agent] for agent in AGENTS}  # the package goes by their order
+            raise ValueError("the judge must score both agents")
+        found.evaluations = {agent: found.evaluations[agent] for agent in AGENTS}  # the package relies on their order
         return found.model_dump_json()
 
-    acts = [(name, silent) for name in names]  # of these it only counts the agents
+    acts = [(name, silent) for name in names]  # the evaluator only counts the agents in these
     responses = await backend.asked(endpoint, accept, lambda: evaluator.__acall__(turn_number=-1, messages=acts, history=history))
     rates = package.evaluators.unweighted_aggregate_evaluate(responses)
     try:
         return check({agent: _scores(rate) for agent, rate in zip(AGENTS, (rates.p1_rate, rates.p2_rate))})
     except ValueError as error:
-        raise EndpointError(endpoint.role, endpoint.url, endpoint.model, f"the package read no scores ({error})") from None
+        raise EndpointError(endpoint.role, endpoint.url, endpoint.model, f"the package found no scores in it ({error})") from None
 
 
 def judge_pending(settings: PackageSettings) -> dict[str, Scores]:
-    """Judges the talks that await it in settings.cache with the judge of `settings`; returns the scores by the talks' keys.
+    """Judges the pending conversations in settings.cache with the judge of `settings`; returns the scores by key.
 
-    A judgement counts as that of the judge that gave it. Raises ValueError without a cache, and EndpointError at the first
-    failure; what was judged before it is kept.
+    Each judgement is stored under the judge that gave it. Raises ValueError without a cache, and EndpointError at the first
+    failure; earlier judgements are kept.
     """
     if settings.cache is None:
-        raise ValueError("cache=None: give the folder that holds judge_later")
+        raise ValueError("cache=None: set it to the folder that contains judge_later")
     package, endpoint, kept = backend.package(settings.storage), judge_endpoint(settings), Judgements(settings.cache)
     scores = {}
     for talk in kept.pending():
@@ -275,21 +275,21 @@ def judge_pending(settings: PackageSettings) -> dict[str, Scores]:
 
 
 def judge_endpoint(settings: PackageSettings) -> Endpoint:
-    """The judge's endpoint, at temperature 0; the partner's address and model where the judge has none of its own."""
+    """Returns the judge's endpoint, at temperature 0. Its address and model default to the partner's."""
     url, model = settings.judge_url or settings.partner_url, settings.judge_model or settings.partner_model
     if url is None:
-        raise ValueError("judge_url=None: give the address of an OpenAI-compatible server")
+        raise ValueError("judge_url=None: set it to the address of an OpenAI-compatible server")
     return _endpoint(settings, "judge", url, model, 0.0)
 
 
 def _reach(endpoint: Endpoint) -> None:
-    """Raises ValueError unless a server is at the endpoint's address; asked once a process."""
+    """Raises ValueError unless a server responds at the endpoint's address. A process asks each address once."""
     if endpoint.url in _reached:
         return
     try:
         endpoint.reach()
     except EndpointError as error:
-        raise ValueError(f"{error}. Start a server at {endpoint.role}_url, or give the address of one") from None
+        raise ValueError(f"{error}. Start a server at {endpoint.role}_url, or set it to the address of a running one") from None
     _reached.add(endpoint.url)
 
 
@@ -306,17 +306,17 @@ def _scores(rate) -> dict[str, int]:
 
 
 def _parsed(parser, text: str):
-    """What the package's parser makes of an answer; ValueError on anything that it stumbles over."""
+    """Parses an answer with the package's parser; turns any of its errors into ValueError."""
     try:
         return parser.parse(text)
     except Exception:
-        raise ValueError("not in the asked form") from None
+        raise ValueError("the answer does not have the requested format") from None
 
 
 def _history(inbox) -> str:
-    """The talk as the package shows it to its judge: both characters' backgrounds and goals, and what was done.
+    """Writes the conversation as the package shows it to its judge: both characters' backgrounds and goals, and their acts.
 
-    Turns in which nothing was done are left out. The package leaves out every line that holds "did nothing", a spoken one too.
+    It omits turns without an act. The package itself would omit every line that contains "did nothing", even a spoken one.
     """
     lines = []
     for who, message in inbox:
@@ -327,7 +327,7 @@ def _history(inbox) -> str:
 
 
 def _unscored(package: SimpleNamespace):
-    """A terminal evaluator that says nothing: `astep` needs one, and the judge is asked by `PackageEnv` itself."""
+    """Returns a terminal evaluator without output: `astep` needs one, but `PackageEnv` itself calls the judge."""
 
     class Unscored(package.evaluators.Evaluator):
         prompt = ""

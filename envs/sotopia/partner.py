@@ -1,10 +1,10 @@
-"""The rule-based partner: how it takes an utterance, what it answers, when it gives in or walks out.
+"""The rule-based partner: how it reacts to an utterance, what it answers, and when it gives in or leaves.
 
-The partner grants outcomes worth up to `limit` hundredths to the player. The limit moves with what is said: up by 30 for an
-argument that speaks to its concern (which it names when asked), up by its mood's measure for courtesy (twice at most), by 2 for
-another argument; down by 15 for a threat or an insult and by 20 for the player's secret. It takes an offer at once that is
-within its limit, and otherwise moves its own offer by two fifths of the way to its limit, if the player came towards it. Its
-patience ends the talk.
+The partner grants outcomes that are worth up to `limit` hundredths to the player. An argument that addresses its concern (which
+it names when asked) raises the limit by 30, any other argument by 2, and a courtesy by an amount that depends on its mood (at
+most twice). A threat or an insult lowers the limit by 15, and the player's secret by 20. The partner accepts an offer within its
+limit at once. Otherwise, if the player's offer came closer, it moves its own offer two fifths of the way to its limit. It ends
+the conversation when its patience runs out.
 """
 
 from __future__ import annotations
@@ -15,17 +15,18 @@ from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 from stepreward.envs.sotopia.speech import NOTHING, Acts
 
 ARGUMENT, OTHER_ARGUMENT, RUDENESS, SECRET = 30, 2, -15, -20
-TOO_FAR = 40  # an offer so far over the limit costs patience
+TOO_FAR = 40  # an offer that exceeds the limit by more than this costs patience
 COURTESY = {"warm": 8, "brisk": 3, "touchy": 10}
 PATIENCE = {"warm": 7, "brisk": 5, "touchy": 4}
 
 
 class State(NamedTuple):
-    """All that changes in a talk, but its words.
+    """The changing state of a conversation, without its words.
 
-    limit: the worth that the partner grants now. standing: rung that the partner offers. ask: worth of the player's last offer.
-    patience: what it has left. courtesy: polite utterances, two counted. argued: topics argued with. deal: worth agreed.
-    ended: "" while the talk goes on, else "deal", "left" (the player) or "walked" (the partner). The others count utterances.
+    limit: worth that the partner grants now. standing: index of the partner's offer in the ladder. ask: worth of the player's
+    last offer. patience: the partner's remaining patience. courtesy: number of polite utterances, of which two count. argued: topics
+    already used in arguments. deal: worth of the deal. ended: "" while the conversation runs, else "deal", "left" (the player left)
+    or "walked" (the partner left). The other fields count utterances.
     """
 
     limit: int
@@ -47,12 +48,12 @@ class State(NamedTuple):
 
 
 def opening(task: Task) -> State:
-    """The state at the beginning: the partner offers the worst rung."""
+    """Returns the initial state: the partner offers the player's worst outcome."""
     return State(task.limit, len(task.ladder) - 1, PATIENCE[task.mood])
 
 
 def respond(task: Task, state: State, acts: Acts) -> tuple[State, list[tuple[str, dict[str, str]]]]:
-    """The state after an utterance, and what the partner says: names of lines with the words to put into them."""
+    """Returns the state after an utterance and the partner's answer, as keys of LINES with the words to insert."""
     if acts.leave:
         return state._replace(ended="left"), [("left", {})]
     if acts == NOTHING:
@@ -107,7 +108,7 @@ def _argue(task: Task, state: State, topic: int) -> tuple[State, tuple[str, dict
 
 
 def _offered(task: Task, state: State, acts: Acts) -> tuple[int, str] | None:
-    """The worth and label of what the utterance offers; None when that is nothing, or only names what it refuses."""
+    """Returns the worth and label of the offer in an utterance; None if it offers nothing, or only names what it refuses."""
     if acts.offer is not None:
         refused = acts.refuse and acts.offer[0] == task.worth[state.standing]
         return None if refused else acts.offer
@@ -138,7 +139,7 @@ def _bargain(task: Task, state: State, worth: int, label: str) -> tuple[State, t
     return state, (line, {"asked": label, "label": task.ladder[state.standing]})
 
 
-# Each line in a few words and in whole sentences; a partner keeps to one of the wordings.
+# Each line in a short form, and as whole sentences in several wordings; a partner always uses the same wording.
 LINES = {
     "warm": ("hi! {label}?", ("Hello {you}, how good to see you! I was thinking of {label}.",)),
     "brisk": ("so. {label}?", ("Let us be quick. I say {label}.",)),
@@ -167,7 +168,7 @@ LINES = {
 
 
 def speak(task: Task, lines: list[tuple[str, dict[str, str]]], style: str = "full") -> str:
-    """The partner's words for some lines; style "short" takes the few words."""
+    """Writes lines as the partner's words; style "short" uses the short forms."""
     parts = []
     for name, words in lines:
         short, full = LINES[name]

@@ -1,4 +1,4 @@
-"""Settings by name: the embedded world's and the package's."""
+"""Named settings of the embedded world and of the package."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ PROMPTS = ("compact", "istar", "spa")
 
 @dataclass(frozen=True)
 class Settings:
-    """The embedded world.
+    """The settings of the embedded world.
 
-    max_steps: the player's turns; after them the talk is judged as it stands.
-    style: "short" speaks in a few words, for tiny models; "full" in sentences.
+    max_steps: the player's turns; after them, the unfinished conversation is judged.
+    style: "short" uses a few words, for tiny models; "full" uses sentences.
     scenarios: names of the scenarios to draw from; None for all.
-    invalid_reward: reward of a turn in which nothing was understood.
-    judge_noise: standard deviation of a normal error on the goal score, in points, before it is rounded; it depends on the talk
-        alone.
+    invalid_reward: reward of a turn without a recognised act.
+    judge_noise: standard deviation, in points, of a normal error that is added to the goal score before rounding. The
+        conversation alone determines the error.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     max_steps: int = 20
@@ -41,7 +41,7 @@ class Settings:
             raise ValueError(f"style={self.style!r}: give {' or '.join(STYLES)}")
         if self.scenarios is not None:
             if isinstance(self.scenarios, str) or not self.scenarios:
-                raise ValueError(f"scenarios={self.scenarios!r}: give a list of names, out of {', '.join(SCENARIOS)}")
+                raise ValueError(f"scenarios={self.scenarios!r}: give a list of names from {', '.join(SCENARIOS)}")
             unknown = sorted(set(self.scenarios) - set(SCENARIOS))
             if unknown:
                 raise ValueError(f"unknown SOTOPIA scenario {', '.join(unknown)}; the scenarios are {', '.join(SCENARIOS)}")
@@ -52,26 +52,26 @@ class Settings:
 
 @dataclass(frozen=True)
 class PackageSettings:
-    """The benchmark's own package, `sotopia`, with a partner and a judge behind OpenAI-compatible endpoints.
+    """The settings of the benchmark's own package, `sotopia`, with a partner and a judge behind OpenAI-compatible endpoints.
 
     data: folder with the benchmark's envs.json, agents.json and env_agent_combos.json.
-    partner_url, judge_url: addresses up to and with /v1, where /chat/completions is asked; judge_url None: partner_url.
-    partner_model, judge_model: the models' names there; judge_model None: partner_model.
-    key_variable: environment variable that holds the key; none is sent where it is unset. Only its name is kept here.
-    max_steps: the policy's turns; the package counts both agents' turns, so its limit is twice that.
-    partner_prompt: None for the package's own agent, which answers in JSON; or a prompt of `prompts` (istar, spa, compact), with
-        which the partner is asked and read as the policy is: self-play, with a server of the policy at partner_url.
-    subset: "all" holds out a fifth of the scenarios; "hard" the 14 of SOTOPIA-hard, 70 of the 450 pairings.
+    partner_url, judge_url: addresses up to and including /v1; /chat/completions is appended. judge_url defaults to partner_url.
+    partner_model, judge_model: the models' names on the servers. judge_model defaults to partner_model.
+    key_variable: environment variable with the API key. No key is sent if it is unset. The settings hold only its name.
+    max_steps: the policy's turns. The package counts the turns of both agents, so its own limit is 2 · max_steps.
+    partner_prompt: None for the package's own agent, which answers in JSON; or istar, spa or compact, to prompt and parse the
+        partner like the policy. With a server of the policy at partner_url, that is self-play.
+    subset: "all" holds out a fifth of the scenarios; "hard" holds out the 14 of SOTOPIA-hard, 70 of the 450 pairings.
     split_seed: seeds the division of "all" into train and held_out.
-    seat: 0 or 1, the agent that the policy plays; None takes them in turn by the task's seed.
-    temperature: of the partner; the judge is asked at 0.
-    timeout_s: seconds for one request. retries: further tries of a request and of a judgement. backoff_s: wait before the first.
-    cache: folder for judgements, kept by content, and for finished talks that could not be judged; None keeps nothing.
+    seat: the agent that the policy plays, 0 or 1; None alternates by the task's seed.
+    temperature: sampling temperature of the partner; the judge uses 0.
+    timeout_s: seconds for one request. retries: tries of a request after the first. backoff_s: seconds before the first retry.
+    cache: folder for judgements and for finished conversations that could not be judged; None stores neither.
     storage: folder that the package may write to; None makes a temporary one.
     invalid_reward: reward of a turn without an utterance.
 
-    An empty string, as a config that is yet to be filled in has it, stands for None.
-    Raises ValueError that names the setting and what it may be.
+    An empty string, as in a config that has yet to be filled in, counts as None.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None
@@ -102,7 +102,7 @@ class PackageSettings:
         for name, least in (("temperature", 0), ("timeout_s", 0), ("backoff_s", 0), ("invalid_reward", None)):
             _number(name, getattr(self, name), least)
         if self.timeout_s == 0:
-            raise ValueError("timeout_s=0: give seconds, more than 0")
+            raise ValueError("timeout_s=0: give a number of seconds, greater than 0")
         if self.partner_prompt not in (None, *PROMPTS):
             raise ValueError(f"partner_prompt={self.partner_prompt!r}: give {', '.join(PROMPTS)} or None")
         if self.subset not in SUBSETS:
@@ -122,16 +122,16 @@ class PackageSettings:
         for name in ("partner_model", "judge_model", "key_variable"):
             value = getattr(self, name)
             if not (isinstance(value, str) and value.strip()) and not (name == "judge_model" and value is None):
-                raise ValueError(f"{name}={value!r}: give a name")
+                raise ValueError(f"{name}={value!r}: give a name, not an empty string")
         if not self.key_variable.isidentifier():
             raise ValueError("key_variable: give the name of an environment variable, not a key")
 
 
 def check_url(name: str, url: str) -> None:
-    """Raises ValueError, which does not repeat credentials, unless `url` is an http(s) address without any in it."""
+    """Raises ValueError unless `url` is an http(s) address without credentials. The message never repeats them."""
     parts = urlsplit(url) if isinstance(url, str) else None
     if parts is not None and "@" in url:
-        raise ValueError(f"{name}: no user or password in the address; name an environment variable with key_variable")
+        raise ValueError(f"{name}: put no user or password into the address; set key_variable to the environment variable with the key")
     if parts is None or parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(f"{name}: give an address such as http://127.0.0.1:8000/v1")
 
@@ -153,11 +153,11 @@ PRESETS: dict[str, Settings | PackageSettings] = {
     # iStar (arXiv 2509.19199): 20 turns.
     "istar": Settings(max_steps=20),
     "spa": Settings(max_steps=20),
-    # The benchmark: 20 turns of both agents together.
+    # The benchmark: 20 turns in total, ten for each agent.
     "sotopia": PackageSettings(),
 }
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings | PackageSettings:
-    """The settings of a preset, with `overrides` replacing fields. Raises ValueError that lists the presets or the fields."""
+    """Returns the settings of a preset, with the fields in `overrides` replaced. Raises ValueError for an unknown preset or field."""
     return settings_of("SOTOPIA", PRESETS, preset, overrides)

@@ -1,4 +1,4 @@
-"""The words around a talk, for the embedded world and the package alike."""
+"""Prompts for conversations, used by the embedded world and by the package."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def _answerable(action: str | None) -> str | None:
 
 
 class CompactPrompt:
-    """For tiny models: the task and the talk in bare lines; the answer is the bare utterance, such as `ask why` or `offer 45`."""
+    """For tiny models: the task and the conversation line by line; the answer is the bare utterance, such as `offer 45`."""
 
     def first(self, observation: Observation) -> str:
-        """The task, and what was said."""
+        """The task and the partner's words."""
         return f"{observation['task']}\n{observation['text']}" if observation.get("task") else observation["text"]
 
     def later(self, observation: Observation) -> str:
-        """What the partner said."""
+        """The partner's words."""
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, and every turn of the talk, the player's after a `>`; the observation holds them, `history` is not told."""
+        """The task and the conversation, the player's lines marked with `>`. It comes from the observation; `history` is ignored."""
         talk = observation.get("talk")
         if not talk:
             return self.first(observation)
@@ -57,7 +57,7 @@ class CompactPrompt:
         return f"{observation['task']}\n{lines}" if observation.get("task") else lines
 
     def parse(self, text: str) -> str | None:
-        """The first line of the stripped text; None for a blank."""
+        """The first line of the stripped text; None for a blank text."""
         return _answerable(text.strip().split("\n")[0].strip() if isinstance(text, str) else None)
 
     def answer(self, action: str) -> str:
@@ -66,7 +66,7 @@ class CompactPrompt:
 
 
 class IStarPrompt:
-    """iStar's form (arXiv 2509.19199): role, private goal, the talk so far, the turn; thoughts and utterance in tags.
+    """iStar's form (arXiv 2509.19199): role, private goal, conversation so far, turn; thoughts and utterance in tags.
 
     An answer without thoughts holds no action, unless `require_think=False`.
     """
@@ -75,52 +75,52 @@ class IStarPrompt:
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """Rules, role and goal, the talk so far, and the form of the answer."""
+        """The rules, the role and goal, the conversation so far, and the answer format."""
         task = f"\n\n{observation['task']}" if observation.get("task") else ""
         talk = _told(observation)
         talk = f"\n\nThe conversation so far:\n{talk}" if talk else "\n\nYou open the conversation."
         return f"{_RULES}{task}{talk}\n\n{_turn(observation)}\n{_TAGS}"
 
     def later(self, observation: Observation) -> str:
-        """What the partner said, the turn, and the form of the answer."""
+        """The partner's words, the turn, and the answer format."""
         return f"The other person: {observation['text']}\n\n{_turn(observation)}\n{_TAGS}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`: the talk so far stands in the observation, `history` is not told again."""
+        """As `first`: the observation has the whole conversation; `history` is ignored."""
         return self.first(observation)
 
     def parse(self, text: str) -> str | None:
-        """What stands between the first <action> and </action>; None without it, for a blank, or without <think> tags."""
+        """The text between the first <action> and the next </action>; None without it, for a blank, or without <think> tags."""
         return _answerable(tagged(text, require_think=self.require_think))
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged("What I say should bring me nearer to my goal.", action)
 
 
 class SpaPrompt:
-    """SPA-RL's form (arXiv 2505.20732): `Thought: …` and `Action: …`, with the history in full."""
+    """SPA-RL's form (arXiv 2505.20732): `Thought: …` and `Action: …` lines, with full history."""
 
     def first(self, observation: Observation) -> str:
-        """Rules and the form of the answer, role and goal, and what was said."""
+        """The rules, the answer format, the role and goal, and the conversation so far."""
         task = f"\n\n{observation['task']}" if observation.get("task") else ""
         talk = _told(observation) or "You open the conversation."
         return f"{_RULES}\n{_LABELS}{task}\n\n{talk}"
 
     def later(self, observation: Observation) -> str:
-        """What the partner said."""
+        """The partner's words."""
         return f"Observation: {observation['text']}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`: the talk so far stands in the observation."""
+        """As `first`: the observation has the whole conversation; `history` is ignored."""
         return self.first(observation)
 
     def parse(self, text: str) -> str | None:
-        """The line after the first `Action:`; None without one."""
+        """The text after the first `Action:`, up to the end of its line; None without one."""
         return _answerable(labelled(text))
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled("What I say should bring me nearer to my goal.", action)
 
 
@@ -128,5 +128,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("SOTOPIA prompt", name, _PROMPTS)()

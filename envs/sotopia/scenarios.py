@@ -1,9 +1,9 @@
-"""The embedded world's scenarios, and the seeded generator of tasks from them.
+"""The scenarios of the embedded world, and the seeded generator of tasks.
 
-A task is a talk between two people about one issue, a ladder of outcomes from the best to the worst for the player: numbers
-(a price, days, evenings) or named choices (films, places). Only the partner knows its limit on that ladder, its mood and which of
-three concerns it has. Tasks are drawn from `numpy.random.SeedSequence([split, seed])`, and a task belongs to the split that the
-checksum of its public words says, so no task is in both.
+In a task, two people negotiate one issue. Its outcomes form a ladder from the best to the worst for the player; its rungs are
+numbers (a price, days, evenings) or named choices (films, places). Only the partner knows its limit on the ladder, its mood and
+which of three concerns it has. Tasks are drawn from `numpy.random.SeedSequence([split, seed])`. The checksum of a task's public
+text decides its split, so the splits share no task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 SPLITS = ("train", "held_out")
-HELD_OUT_SHARE = 5  # one task in so many is held out
+HELD_OUT_SHARE = 5  # one task in five is held out
 
 NAMES = (
     "Ada", "Ben", "Carla", "Dev", "Elif", "Femi", "Greta", "Hugo", "Ines", "Jonas", "Kofi", "Lena",
@@ -23,7 +23,7 @@ NAMES = (
 
 
 class Topic(NamedTuple):
-    """A concern that an argument may speak to: the word for it, further words by which it is recognised, how it is voiced."""
+    """A concern that an argument may address: its word, other words by which it is recognised, and how the partner voices it."""
 
     word: str
     words: str
@@ -31,10 +31,10 @@ class Topic(NamedTuple):
 
 
 class Scenario(NamedTuple):
-    """What all tasks of one kind share.
+    """The common part of all tasks of one kind.
 
-    options: named choices to draw six from, or () for numbers; then best: possible best numbers, step: the ladder's possible
-    steps, negative where the player wants much and positive where it wants little.
+    options: named choices, of which a task draws six; () if the outcomes are numbers. For numbers, best: possible best outcomes;
+    step: possible differences between rungs, negative if the player wants much and positive if it wants little.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Scenario(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One task. Public to the player: all but concern, mood, limit and voice.
+    """One task. The player sees all fields but concern, mood, limit and voice.
 
-    ladder: labels of the outcomes, the best for the player first; worth[i] in hundredths, 100 for the best and 0 for the worst.
-    topics: the order in which the scenario's topics are told. concern: index into the scenario's topics.
-    limit: the worth that the partner grants unless moved. voice: which of its wordings the partner uses.
+    ladder: labels of the outcomes, best for the player first. worth[i]: worth of rung i in hundredths, from 100 down to 0.
+    topics: the order in which the player is told the scenario's topics. concern: index into the scenario's topics.
+    limit: worth that the partner grants at first. voice: index of the partner's wording.
     """
 
     scenario: str
@@ -71,7 +71,7 @@ class Task(NamedTuple):
 
     @property
     def worth(self) -> tuple[int, ...]:
-        """Worth of each rung in hundredths."""
+        """The worth of each rung, in hundredths."""
         return tuple(100 - 100 * index // (len(self.ladder) - 1) for index in range(len(self.ladder)))
 
 
@@ -203,9 +203,9 @@ RUNGS = 11  # rungs of a ladder of numbers
 
 
 def task_for(seed: int, split: str = "train", names: tuple[str, ...] | None = None) -> Task:
-    """The task of a seed: the first one of its stream that belongs to `split`.
+    """Returns the task of a seed: the first task of its random stream that belongs to `split`.
 
-    names: scenarios to draw from, all unless given. Raises ValueError for an unknown split or scenario, or a negative seed.
+    names: scenarios to draw from; None for all. Raises ValueError for an unknown split or a negative seed.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
@@ -220,7 +220,7 @@ def task_for(seed: int, split: str = "train", names: tuple[str, ...] | None = No
 
 
 def split_of(task: Task) -> str:
-    """The split of a task, by the checksum of what the player is told."""
+    """Returns the split of a task, from the checksum of the player's description."""
     held_out = zlib.crc32(describe(task).encode()) % HELD_OUT_SHARE == 0
     return "held_out" if held_out else "train"
 
@@ -244,13 +244,13 @@ def _draw(generator: np.random.Generator, names: tuple[str, ...]) -> Task:
 
 
 def topic_words(task: Task) -> tuple[str, ...]:
-    """The words of the task's three topics, in the order in which they are told."""
+    """Returns the words of the task's three topics, in the order in which the player is told them."""
     topics = SCENARIOS[task.scenario].topics
     return tuple(topics[index].word for index in task.topics)
 
 
 def describe(task: Task, style: str = "full") -> str:
-    """What the player is told before the talk: scene, goal, arguments and its secret; with style "short" in a few words."""
+    """Describes the task to the player: scene, goal, arguments and secret; style "short" is terse and omits the secret."""
     scenario = SCENARIOS[task.scenario]
     words = ", ".join(topic_words(task))
     if style == "short":

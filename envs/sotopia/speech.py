@@ -1,4 +1,4 @@
-"""What an utterance does: acts recognised in free text, from `offer 45` to whole sentences."""
+"""Recognises speech acts in free text, from `offer 45` to whole sentences."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from stepreward.envs.sotopia.scenarios import SCENARIOS, Task
 
-HEARD = 2000  # characters of an utterance that are listened to
+HEARD = 2000  # characters of an utterance that are read; the rest is ignored
 
 _GREET = re.compile(r"\b(hello|hi|hey|good (?:morning|day|evening|afternoon)|greet\w*|nice to (?:see|meet)|good to see)\b")
 _THANK = re.compile(r"\b(thank\w*|please|appreciate\w*|grateful|kind of you|sorry|apolog\w+|i (?:do )?understand|i see your)\b")
@@ -39,10 +39,11 @@ _NUMBER = re.compile(r"(?<![\w.])\$?(\d[\d,]*(?:\.\d+)?)(?![\w%])")
 
 
 class Acts(NamedTuple):
-    """What an utterance does, each at most once.
+    """The acts in an utterance.
 
-    reason: index into the scenario's topics, of the first that is named. offer: worth in hundredths of the last thing on offer
-    that is named (over 100, or negative, when outside the ladder), with its label; relative: "best", "concede" or "halfway".
+    reason: index, in the scenario's topics, of the first topic that is named. offer: worth in hundredths (over 100 or negative
+    outside the ladder) and label of the last outcome that is named. relative: an offer without an outcome: "best", "concede" or
+    "halfway".
     """
 
     greet: bool = False
@@ -63,7 +64,7 @@ NOTHING = Acts()
 
 
 def hear(text: str | None, task: Task) -> Acts:
-    """The acts in an utterance; NOTHING in None, in a blank and in what is not understood. Never raises."""
+    """Recognises the acts in an utterance; returns NOTHING for None, for a blank and for text without acts. Never raises."""
     if not isinstance(text, str) or not text.strip():
         return NOTHING
     said = " ".join(text[:HEARD].lower().replace("’", "'").split())

@@ -1,7 +1,7 @@
-"""Actions as text: the 42 verbs of the simulator in natural language, read and written.
+"""Reads and writes actions in natural language, for the 42 verbs of the simulator.
 
 The forms are those of SPA-RL's VirtualHome tasks ("walk to {}", "put {} on {}"). An object is named by its class, with blanks or
-underscores ("washing machine"); `washing machine (1000)` names one instance by the number that the graph has for it.
+underscores ("washing machine"); `washing machine (1000)` names an instance by its number in the graph.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import NamedTuple
 
-# The simulator's verb, and how it is said.
+# The simulator's verbs and their text forms.
 FORMS = {
     "WALK": "walk to {}",
     "RUN": "run to {}",
@@ -63,26 +63,26 @@ _OBJECT = re.compile(r"<([^<>]+)>\s*\((?:\d+\.)?(\d+)\)", re.ASCII)
 
 
 class Named(NamedTuple):
-    """An object as an action names it: its class, and the instance where the action says it."""
+    """An object in an action: its class, and the number of the instance if the action gives one."""
 
     name: str
     number: int | None = None
 
 
 class Command(NamedTuple):
-    """What a text asks for: the simulator's verb and its objects."""
+    """A parsed action: the simulator's verb and its objects."""
 
     verb: str
     objects: tuple[Named, ...]
 
 
 def read(text: object, known: Collection[str]) -> Command | None:
-    """The command that a text holds; None when it holds none, whatever it is.
+    """Parses an action; returns None for a text that is not one, and for any value that is not a string.
 
     Args:
-      text: what a model wrote, e.g. "Put plate on table (123).".
-      known: the classes of the scene. Where a text can be split into two objects in several ways, the one whose objects are known
-        counts; an unknown object makes it no command.
+      text: a model's action, such as "Put plate on table (123).".
+      known: the classes of the scene. If a text can be split into two objects in several ways, the split with known classes
+        counts. A text with an unknown class is not an action.
     """
     if not isinstance(text, str) or len(text) > 200:
         return None
@@ -121,15 +121,15 @@ def _named(text: str) -> Named:
 
 
 def write(verb: str, objects: tuple[Named, ...]) -> str:
-    """The text of a command, its objects with blanks: `read` gives the command back."""
+    """Writes an action, with blanks in the names of objects; `read` is its inverse."""
     said = (each.name.replace("_", " ") + ("" if each.number is None else f" ({each.number})") for each in objects)
     return FORMS[verb].format(*said)
 
 
 def read_line(line: str) -> tuple[str, tuple[Named, ...]]:
-    """A line of a VirtualHome program: `[PUTBACK] <plate> (1.1000) <table> (1.123)` → its verb and its numbered objects.
+    """Parses a line of a VirtualHome program: `[PUTBACK] <plate> (1.1000) <table> (1.123)` → verb and numbered objects.
 
-    Raises ValueError when the line is none, or its verb has another number of objects.
+    Raises ValueError for a malformed line, an unknown verb or a wrong number of objects.
     """
     match = _LINE.match(line.strip())
     verb = match[1].upper() if match else ""
@@ -137,5 +137,5 @@ def read_line(line: str) -> tuple[str, tuple[Named, ...]]:
         raise ValueError(f"not a line of a VirtualHome program: {line.strip()!r}")
     objects = tuple(Named(name.lower().replace(" ", "_"), int(number)) for name, number in _OBJECT.findall(match[2]))
     if len(objects) != FORMS[verb].count("{}"):
-        raise ValueError(f"[{verb}] takes {FORMS[verb].count('{}')} objects: {line.strip()!r}")
+        raise ValueError(f"[{verb}] takes {FORMS[verb].count('{}')} objects, not {len(objects)}: {line.strip()!r}")
     return verb, objects

@@ -1,7 +1,7 @@
-"""Actions that can be done here, among a bounded set: the benchmark itself lists none.
+"""Lists executable actions from a bounded set of candidates, because the benchmark itself lists none.
 
-The objects are the task's own (those of its program and of its goal), what is held, and a few of those near. To name the task's
-objects among others helps a policy, as ALFWorld's and WebShop's lists do.
+The candidate objects are those of the task (in its program and goal), those in the agent's hands, and a few nearby ones. The list
+reveals the task's objects among others, which helps a policy, like the lists of ALFWorld and WebShop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from stepreward.envs.virtualhome.game import Game, Position
 
 _PLACES = ("WALK", "FIND")
-# Verb: properties of which its first object has one. () asks for none; what is right is then the simulator's to say.
+# Verb: its first object must have one of these properties. With (), any object is tried, and the simulator decides.
 _CHANGES = {
     "GRAB": ("GRABBABLE",),
     "OPEN": ("CAN_OPEN",),
@@ -42,17 +42,17 @@ _ACTS = {
 _OF_HELD = ("DROP", "PUTOBJBACK")
 _FROM_HELD = ("PUTBACK", "PUTIN", "POUR")
 _BARE = ("STANDUP", "SLEEP", "WAKEUP")
-_GRABBED_ANYWAY = ("water", "child")  # the simulator lets these be grabbed without the property
+_GRABBED_ANYWAY = ("water", "child")  # the simulator allows grabbing these without the property
 
 
 def admissible(game: Game, at: Position, objects: Sequence[int], acts: bool, near: int = 4) -> tuple[str, ...]:
-    """The texts of actions that would be executed at a position.
+    """Returns the texts of actions that would be executed at a position.
 
     Args:
-      game, at: the task and where it stands.
-      objects: the instances that the task is about.
-      acts: also list what leaves the home as it is (look at, touch, read …), and washing.
-      near: how many more objects, of those near and seen, to list actions for.
+      game, at: the task and the position.
+      objects: ids of the task's objects.
+      acts: whether to include actions that do not change the home (look at, touch, read …), and washing.
+      near: number of further objects to include, from those that are close and visible.
     """
     scene, state = game.scene, at.state
     held = scene.held(state)

@@ -1,4 +1,4 @@
-"""The VirtualHome environment: household tasks in a simulated home, by actions in words."""
+"""The VirtualHome environment: household tasks in a simulated home, with actions in natural language."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from stepreward.envs.virtualhome.presets import Settings
 from stepreward.envs.virtualhome.presets import settings as preset_settings
 from stepreward.envs.virtualhome.tasks import Task
 
-# Packaged tasks without a goal: their program changes nothing but where the agent stands and looks.
+# Packaged tasks without a goal: their program only changes where the agent stands and looks.
 WITHOUT_GOAL = (
     "1035_1", "113_2", "137_2", "224_2", "287_1", "319_2", "38_1", "402_1", "416_2", "471_2", "502_1", "549_2", "656_1", "664_1",
     "692_2", "955_2",
 )  # fmt: skip
-# Packaged tasks whose program the simulator refuses: it grabs what it already holds.
+# Packaged tasks whose program the simulator refuses, because it grabs an object that is already held.
 REFUSED = ("624_1", "688_1")
-# Packaged tasks whose annotated goal holds before the first action.
+# Packaged tasks whose annotated goal already holds at the start.
 ANNOTATED_DONE = ("339_1", "627_1", "84_1", "93_1")
 
 
 @functools.lru_cache(maxsize=32)
 def task_lists(settings: Settings) -> dict[str, tuple[Task, ...]]:
-    """The tasks of each split that the settings ask for. Raises ValueError, FileNotFoundError as their readers do."""
+    """Returns the tasks of each split for some settings. Raises ValueError and FileNotFoundError as the readers of the files do."""
     if settings.data is None and settings.goal == "annotated":
         found = tasks.playable(tasks.annotated(), (*REFUSED, *ANNOTATED_DONE))
     elif settings.data is None:
@@ -48,13 +48,13 @@ def task_lists(settings: Settings) -> dict[str, tuple[Task, ...]]:
     if not found:
         raise ValueError(
             f"no VirtualHome task is left with data={settings.data!r}, min_program={settings.min_program}, "
-            f"max_program={settings.max_program}"
+            f"max_program={settings.max_program}; widen min_program and max_program, or use other data"
         )
     return tasks.split(found, settings.split_by, settings.split_seed)
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of, for this process: the simulator's states are shared, not copied."""
+    """The whole state of an episode. It is valid only in this process, because it shares the simulator's states."""
 
     task: Task
     game: Game
@@ -65,18 +65,19 @@ class Snapshot(NamedTuple):
 
 
 class VirtualHomeEnv:
-    """One household task, as `stepreward.envs.protocol.Environment`.
+    """One household task; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": what the agent is close to and sees, and holds}; "Nothing happens." when an action is not executed.
+    * Observation: {"text": the visible objects close to the agent, and those it holds}; "Nothing happens." after an action that was
+      not executed.
     * Actions: the 42 forms of `stepreward.envs.virtualhome.actions`, such as "put plate on table"; "sink (42)" names an instance.
-    * Reward: settings.success_reward when the goal is reached, and settings.progress_reward · (share reached now − before).
+    * Reward: settings.success_reward · [goal reached] + settings.progress_reward · (share of the goal reached after − before).
     * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
-    * info: won; score (share of the goal's parts that is reached); executed (the simulator did it); state_key; task (title and
-      description); admissible where the settings ask for it.
-    * capabilities: snapshot, replay, tasks, expert, distance (how many parts of the goal are not reached); admissible.
-    * `task`, `game` and `at` are the task, its rules and the position, for those who want more than text.
+    * info: won; score (share of the goal's parts that are reached); executed (the simulator executed the action); state_key; task
+      (title and description); admissible, unless settings.admissible is "none".
+    * capabilities: snapshot, replay, tasks, expert, distance (number of the goal's parts that are not reached); admissible.
+    * The attributes `task`, `game` and `at` hold the task, its rules and the position, for uses that need more than text.
 
-    Raises ValueError, FileNotFoundError when the simulator is not installed or the data is missing or has another layout.
+    Raises ValueError when the simulator is not installed or the data is malformed, FileNotFoundError when data is missing.
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -90,22 +91,22 @@ class VirtualHomeEnv:
         self._over = True
 
     def num_tasks(self, split: str = "train") -> int:
-        """How many tasks a split has."""
+        """Returns the number of tasks in a split."""
         return len(self._split(split))
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts task `seed mod num_tasks(split)` of options["split"] ("train" unless given).
+        """Starts task `seed mod num_tasks(split)` of options["split"] (default "train").
 
-        The seed also decides which instance a name means where nothing else does. Without one, a fresh one is drawn from the
-        operating system. Raises ValueError for an unknown option or split, or a negative seed.
+        The seed also selects the instance of a name when nothing else does. Without a seed, it draws one from the operating system.
+        Raises ValueError for an unknown option or split, an empty split, or a negative seed.
         """
         options = {} if options is None else options
         unknown = sorted(set(options) - {"split"})
         if unknown:
-            raise ValueError(f"unknown reset option {', '.join(unknown)}; the option is split")
+            raise ValueError(f"unknown reset option {', '.join(unknown)}; the only option is split")
         chosen = self._split(options.get("split", "train"))
         if not chosen:
-            raise ValueError(f"the {options.get('split', 'train')} split has no task: give more tasks")
+            raise ValueError(f"the {options.get('split', 'train')} split has no task; widen the settings that select tasks")
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
             raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
@@ -117,7 +118,7 @@ class VirtualHomeEnv:
         return {"text": self._text()}, self._info(self.game.missing(self.at), True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         game, settings = self.game, self.settings
@@ -137,28 +138,28 @@ class VirtualHomeEnv:
         return {"text": text}, float(reward), won, truncated, self._info(missing, after is not None)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore` in this process; costs nothing, states are never changed."""
+        """Returns the state of the episode for `restore` in this process. It is free, because states are immutable."""
         self._require_task()
         return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self.task, self.game, self.at, self._left, self._steps, self._over = state
 
     def distance(self) -> float:
-        """How many parts of the goal (facts about the home, and actions to be done) are not reached: 0 when won."""
+        """Returns the number of the goal's parts (facts about the home, and required actions) that are not reached; 0 when won."""
         self._require_task()
         return float(self.game.missing(self.at))
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """The texts by which the task's own program reaches the goal from here; None when it does not. `rng` is not used.
+        """Returns the actions by which the task's own program reaches the goal from here; None if it cannot. `rng` is not used.
 
-        While the episode has followed the program, the rest of it; else the whole program, without the lines that cannot be done
-        here. Where the turns left are too few, or settings.short_expert asks for it, lines that the goal can do without are left
-        out. The program is a person's, who knew the home.
+        If the episode has followed the program so far, these are the remaining lines; otherwise the whole program without the lines
+        that cannot be executed. Lines that the goal does not need are dropped if too few turns are left or settings.short_expert is
+        set. A person who knew the home wrote the program.
         """
         self._require_task()
         game, at = self.game, self.at
@@ -183,7 +184,7 @@ class VirtualHomeEnv:
             raise RuntimeError("no task yet: call reset()")
 
     def _note(self, action: str) -> None:
-        """Keeps what of the program is still to come: what lies behind the first line that says this action."""
+        """Drops the program's lines up to and including the first that gives this action."""
         for index, line in enumerate(self._left):
             if self.game.say(self.at, *line) == action:
                 self._left = self._left[index + 1 :]
@@ -212,8 +213,8 @@ class VirtualHomeEnv:
 
 
 def make(preset: str = "tiny", **overrides) -> Callable[[], VirtualHomeEnv]:
-    """A function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
+    """Returns a function without arguments that makes environments of a preset; `overrides` replace fields of Settings.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError for an unknown preset or setting, and lists the known ones.
     """
     return functools.partial(VirtualHomeEnv, preset_settings(preset, **overrides))

@@ -1,4 +1,4 @@
-"""The rules between text and simulator: which instance a name means, and what a text does."""
+"""The rules between text and simulator: which instance a name refers to, and what an action in text does."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from stepreward.envs.virtualhome.actions import FORMS, Command, Named, read, wri
 from stepreward.envs.virtualhome.goals import Goal
 from stepreward.envs.virtualhome.simulator import Scene
 
-_FROM_HAND = ("PUTBACK", "PUTIN", "POUR", "PUTOBJBACK", "DROP", "RELEASE")  # their first object is one that is held
+_FROM_HAND = ("PUTBACK", "PUTIN", "POUR", "PUTOBJBACK", "DROP", "RELEASE")  # their first object is in the agent's hand
 
 
 class Position(NamedTuple):
-    """Where an episode stands; never changed.
+    """The state of a game; immutable.
 
-    state: the simulator's. memory: the instance that each name meant last. last: the object acted on last, or None.
-    acted: how many of the goal's actions are done.
+    state: the simulator's state. memory: the last instance that each name referred to. last: the object of the last action, or
+    None. acted: number of the goal's actions that are done.
     """
 
     state: Any
@@ -29,30 +29,30 @@ class Position(NamedTuple):
 
 
 class Game:
-    """One task as it is played. `seed` decides between instances of a name where nothing else does."""
+    """The rules of one task. `seed` selects among the instances of a name when nothing else does."""
 
     def __init__(self, scene: Scene, goal: Goal, seed: int = 0):
         self.scene, self.goal, self.seed = scene, goal, seed
 
     def start(self, memory: Mapping[str, int] | None = None) -> Position:
-        """The first position; `memory` holds the instances that names shall mean from the start."""
+        """Returns the first position; `memory` presets the instances of names."""
         there = {name: number for name, number in (memory or {}).items() if number in self.scene.names}
         return Position(self.scene.start(), there)
 
     def missing(self, at: Position) -> int:
-        """How many parts of the goal are not reached."""
+        """Returns the number of the goal's parts that are not reached."""
         return self.goal.missing(self.scene, at.state, at.acted)
 
     def key(self, at: Position) -> str:
-        """Equal for positions from which the same texts do the same."""
+        """Returns a key that is equal for positions in which the same actions have the same effects."""
         return self.scene.key(at.state, sorted(at.memory.items()), at.last, at.acted)
 
     def instance(self, at: Position, named: Named, from_hand: bool = False) -> int | None:
-        """The instance that an object of an action means; None when the scene has none of that class.
+        """Returns the instance that an object of an action refers to; None if the scene has none of that class.
 
-        Its number where it is said; else, for what is taken from a hand, the one held; else the one that the name meant last;
-        else the lowest close to the agent; else the lowest close to or inside the object acted on last; else any, drawn from the
-        seed and the name.
+        The first of these applies: the number in the action; for an object taken from the hand, the held instance; the instance
+        that the name referred to last; the lowest number close to the agent; the lowest number close to or inside the object of the
+        last action; any instance, drawn from the seed and the name.
         """
         scene, same = self.scene, self.scene.ids.get(named.name, ())
         if named.number is not None:
@@ -76,12 +76,12 @@ class Game:
         return same[int(draw) % len(same)]
 
     def instances(self, at: Position, command: Command) -> tuple[int, ...] | None:
-        """The instances of a command's objects; None when one is not there."""
+        """Returns the instances of a command's objects; None if the scene lacks one."""
         found = tuple(self.instance(at, named, not index and command.verb in _FROM_HAND) for index, named in enumerate(command.objects))
         return None if None in found else found
 
     def do(self, at: Position, verb: str, ids: Sequence[int]) -> Position | None:
-        """The position after an action on instances; None when it cannot be done, or does not do anything."""
+        """Returns the position after an action on instances; None if it is impossible or has no effect."""
         state = self.scene.execute(at.state, verb, tuple(ids))
         if state is None:
             return None
@@ -89,13 +89,13 @@ class Game:
         return Position(state, memory, ids[-1] if ids else at.last, self.goal.advance(at.acted, verb))
 
     def take(self, at: Position, text: object) -> Position | None:
-        """The position after a text action; None when it is none, names what is not there, or cannot be done."""
+        """Returns the position after an action in text; None if it cannot be parsed, names a missing object, or is impossible."""
         command = read(text, self.scene.ids)
         ids = None if command is None else self.instances(at, command)
         return None if ids is None else self.do(at, command.verb, ids)
 
     def say(self, at: Position, verb: str, ids: Sequence[int]) -> str:
-        """The text that means an action on these instances here: with numbers only where the bare name means another one."""
+        """Writes an action on these instances, with a number only if the bare name would refer to another instance here."""
         objects = tuple(Named(self.scene.names[number]) for number in ids)
         meant = self.instances(at, Command(verb, objects)) or ()
         exact = tuple(
@@ -104,9 +104,9 @@ class Game:
         return write(verb, exact)
 
     def follow(self, at: Position, program: Sequence[tuple[str, Sequence[int]]]) -> Iterator[tuple[str, Position]]:
-        """Takes the actions of a program in text until the goal is reached; those that cannot be done are left out.
+        """Takes the actions of a program as text until the goal is reached; skips impossible ones.
 
-        Yields the text and the position after it.
+        Yields (text, position after it).
         """
         for verb, ids in program:
             if not self.missing(at):
@@ -118,7 +118,7 @@ class Game:
                 yield text, at
 
     def solution(self, at: Position, program: Sequence[tuple[str, Sequence[int]]]) -> list[str] | None:
-        """The texts by which a program reaches the goal from here; None when it does not."""
+        """Returns the texts by which a program reaches the goal from here; None if it does not."""
         texts = []
         for text, after in self.follow(at, program):
             texts.append(text)
@@ -126,7 +126,7 @@ class Game:
         return None if self.missing(at) else texts
 
     def shortened(self, at: Position, program: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[str, Sequence[int]]]:
-        """The program without the lines that the goal can do without, tried from the first to the last."""
+        """Removes the lines that the goal does not need, trying them from first to last."""
         kept = list(program)
         for line in list(program):
             shorter = list(kept)
@@ -137,7 +137,7 @@ class Game:
 
 
 def lines(program) -> list[tuple[str, tuple[int, ...]]]:
-    """A task's program as verbs and instances."""
+    """Returns a task's program as (verb, instances) pairs."""
     return [(verb, tuple(each.number for each in objects)) for verb, objects in program]
 
 

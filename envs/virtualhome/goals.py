@@ -1,4 +1,4 @@
-"""What a task asks for, as facts about the graph that hold or do not."""
+"""Goals of tasks, as facts about the graph that must hold."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from stepreward.envs.virtualhome.simulator import NEAR_RELATIONS, Scene, untangl
 
 
 class Fact(NamedTuple):
-    """One fact. kind "edge": `start RELATION end` is there; "no edge": it is not; "states": node `start` has just `states`;
-    "state": it has them among others."""
+    """One fact. kind "edge": the edge `start RELATION end` exists; "no edge": it does not; "states": node `start` has exactly
+    `states`; "state": it has at least these."""
 
     kind: str
     start: int
@@ -31,22 +31,22 @@ class Fact(NamedTuple):
 
 
 class Goal(NamedTuple):
-    """Facts that must hold together, and actions that must have been done, in this order: each one of a set of verbs."""
+    """Facts that must all hold, and actions that must be done in this order; each action allows a set of verbs."""
 
     facts: tuple[Fact, ...]
     actions: tuple[frozenset[str], ...] = ()
 
     @property
     def size(self) -> int:
-        """How many facts and actions there are."""
+        """The number of facts and actions."""
         return len(self.facts) + len(self.actions)
 
     def missing(self, scene: Scene, state, acted: int) -> int:
-        """How many facts do not hold in `state`, and how many actions are still to do when `acted` are done."""
+        """Returns the number of facts that do not hold in `state`, plus the number of actions to do after the first `acted`."""
         return sum(not fact.holds(scene, state) for fact in self.facts) + len(self.actions) - acted
 
     def advance(self, acted: int, verb: str) -> int:
-        """How many of the actions are done after one more, executed, action."""
+        """Returns the number of required actions that are done after executing `verb`."""
         return acted + (acted < len(self.actions) and verb in self.actions[acted])
 
 
@@ -56,7 +56,7 @@ def _edges(graph: Mapping[str, Any]) -> set[tuple[int, str, int]]:
 
 
 def from_graphs(first: Mapping[str, Any], final: Mapping[str, Any]) -> Goal:
-    """What changed between two graphs: states of nodes, edges gone and edges come; CLOSE and FACING edges do not count."""
+    """Returns the changes between two graphs: states of nodes, removed edges and added edges, except CLOSE and FACING edges."""
     before = {node["id"]: frozenset(node["states"]) for node in first["nodes"]}
     after = {node["id"]: frozenset(node["states"]) for node in final["nodes"]}
     start, end = _edges(first), _edges(final)
@@ -67,11 +67,11 @@ def from_graphs(first: Mapping[str, Any], final: Mapping[str, Any]) -> Goal:
 
 
 def from_revision(revision: Mapping[str, Any]) -> Goal:
-    """The goal of an SPA-RL task.
+    """Returns the goal of an SPA-RL task.
 
-    revision: {"nodes": as they must be, "revised_nodes": edges that must go, "revised_add_edges": edges that must come}.
+    revision: {"nodes": required states of nodes, "revised_nodes": edges to remove, "revised_add_edges": edges to add}.
 
-    CLOSE and FACING edges do not count. Raises ValueError when a part is missing or malformed.
+    CLOSE and FACING edges are ignored. Raises ValueError when a part is missing or malformed.
     """
     try:
         facts = [Fact("states", node["id"], states=frozenset(node["states"])) for node in revision["nodes"]]
@@ -80,12 +80,12 @@ def from_revision(revision: Mapping[str, Any]) -> Goal:
             facts += [Fact(kind, *edge) for edge in edges if edge[1] not in NEAR_RELATIONS]
     except (KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"not a revised_graph of nodes, revised_nodes and revised_add_edges ({why})") from None
+        raise ValueError(f"revised_graph must have nodes, revised_nodes and revised_add_edges ({why})") from None
     return Goal(tuple(facts))
 
 
 def from_annotation(annotation: Mapping[str, Any]) -> Goal:
-    """The goal of an annotated task (Embodied Agent Interface): states, edges of every relation, and actions in order.
+    """Returns the goal of an annotated task (Embodied Agent Interface): states, edges of any relation, and ordered actions.
 
     annotation: {"goal": [{"id", "state"} or {"from_id", "relation_type", "to_id"}], "actions": ["GRAB", "WASH|RINSE", …]}.
     """

@@ -1,20 +1,20 @@
-"""What the agent sees, as text."""
+"""Writes observations as text."""
 
 from __future__ import annotations
 
 from stepreward.envs.virtualhome.simulator import Scene
 
 NOTHING = "Nothing happens."
-EMPTY = "You see nothing near."  # where SPA-RL's release says nothing at all
-_RELATIONS = ("ON",)  # BETWEEN joins doors and rooms, and SITTING is not used by the simulator
-_USUAL = ("CLEAN", "PLUGGED_IN", "OFF")  # what a short text leaves out
+EMPTY = "You see nothing near."  # SPA-RL's release shows an empty text here
+_RELATIONS = ("ON",)  # BETWEEN only joins doors and rooms, and the simulator does not use SITTING
+_USUAL = ("CLEAN", "PLUGGED_IN", "OFF")  # states that a short text omits
 
 
 def full(scene: Scene, state, room: bool = False) -> str:
     """SPA-RL's form: `plate is CLEAN, sink is CLEAN, plate ON sink. You have soap.`
 
-    The objects are those that the agent is close to and sees, ascending by number, with their states, then what lies on what
-    among them, then what is in its hands; equal words are said once. With `room`, it begins with the room.
+    It lists the visible objects close to the agent with their states, by number; then the ON relations among them; then what the
+    agent holds. Repeated words appear once. With `room`, it begins with the room.
     """
     near = scene.visible_near(state)
     said = {}
@@ -37,9 +37,9 @@ def full(scene: Scene, state, room: bool = False) -> str:
 
 
 def short(scene: Scene, state) -> str:
-    """A few words: room, posture, hands, and near objects, each with its unusual states.
+    """A few words: room, posture, held objects, and close objects with their unusual states.
 
-    For instance `bathroom. sitting. have soap. near sink, faucet on.`
+    Example: `bathroom. sitting. have soap. near sink, faucet on.`
     """
     parts = [_words(scene, scene.room(state))]
     posture = [each.lower() for each in scene.states(state, scene.agent) if each in ("SITTING", "LYING")]

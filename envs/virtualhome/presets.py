@@ -1,4 +1,4 @@
-"""What a VirtualHome environment plays and pays, by name."""
+"""Named settings: tasks, rewards and limits."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ class Settings:
     """The settings of a VirtualHome environment. Hashable: equal settings and seeds give equal episodes.
 
     max_steps: turns after which an episode is truncated.
-    data: None for the tasks that come with the simulator; a folder of executable_programs and init_and_final_graphs; or an SPA-RL
+    data: None for the tasks of the simulator's package; a folder with executable_programs and init_and_final_graphs; or an SPA-RL
         task file (.jsonl or .json), which needs `graphs`.
-    graphs: for a task file, the folder of its first graphs: init_and_final_graphs, or the seven apartments' base graphs.
-    scenes: for a task file without paths, a JSON file that lists the apartments that fit each task.
-    goal: "graph": what the program changed, CLOSE and FACING edges left out; "annotated": the goals of the Embodied Agent
-        Interface (packaged tasks only).
+    graphs: for a task file, the folder of its initial graphs: init_and_final_graphs, or the base graphs of the seven apartments.
+    scenes: for a task file without paths, a JSON file that lists the possible apartments of each task.
+    goal: "graph": the program's changes, except CLOSE and FACING edges; "annotated": the goals of the Embodied Agent Interface
+        (packaged tasks only).
     split_by: "task", or "title" to hold out titles that training never sees.
-    split_seed: another number, another division.
-    min_program, max_program: only tasks whose program has so many lines; (1, None) for all.
-    titles: only tasks with one of these titles; empty for all.
-    gold_memory: from the start, a name means the instance that the task's own program means by it.
+    split_seed: seeds the division into train and held_out.
+    min_program, max_program: least and largest number of lines in a task's program; (1, None) for all tasks.
+    titles: plays only tasks with one of these titles; empty for all.
+    gold_memory: whether a name refers, from the start, to the same instance as in the task's own program.
     observation: "full" (SPA-RL's form) or "short" (a few words).
-    show_room: begin a full observation with the room (a short one always does).
-    success_reward: reward of the step that reaches the goal; every other step has 0, but for `progress_reward`.
-    progress_reward: reward for a change of the share of the goal that is reached, times that change.
-    admissible: what info["admissible"] lists: "none", "changes" (actions that change the home) or "all" (also look at, read …).
-    short_expert: the expert leaves out the lines of the program that the goal can do without.
+    show_room: whether a full observation begins with the room; a short one always does.
+    success_reward: reward of the step that reaches the goal; other steps earn only `progress_reward`.
+    progress_reward: reward per step = progress_reward · change of the share of the goal that is reached.
+    admissible: the content of info["admissible"]: "none", "changes" (actions that change the home) or "all" (also look at, read …).
+    short_expert: whether the expert skips lines of the program that the goal does not need.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     max_steps: int = 40
@@ -85,13 +85,13 @@ class Settings:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         if self.goal == "annotated" and self.data is not None:
-            raise ValueError('goal="annotated" is for the tasks that come with the simulator: leave `data` out')
+            raise ValueError(f"goal='annotated' works only with the simulator's own tasks, not with data={self.data!r}: leave `data` out")
         if self.data is None and (self.graphs is not None or self.scenes is not None):
-            raise ValueError("`graphs` and `scenes` belong to a task file: give `data` too")
+            raise ValueError("`graphs` and `scenes` apply only to a task file: give `data` too")
 
 
 PRESETS = {
-    # Short programs for small models on a CPU: titles that take several actions, few words in, a list of what can be done.
+    # For small models on a CPU: short programs of several actions, short observations, and a list of possible actions.
     "tiny": Settings(
         max_steps=12,
         max_program=12,
@@ -111,16 +111,16 @@ PRESETS = {
         admissible="changes",
         short_expert=True,
     ),
-    # iStar's reward for a finished task, with verl-agent's list of actions; iStar itself does not play VirtualHome.
+    # iStar's success reward and verl-agent's list of actions; the iStar paper itself does not use VirtualHome.
     "istar": Settings(success_reward=10.0, admissible="changes", short_expert=True),
-    # SPA-RL (arXiv 2505.20732): 40 steps, 0/1, and its release's memory of the right instances.
+    # SPA-RL (arXiv 2505.20732): 40 steps, reward 0 or 1; names refer to the program's instances, as in its release.
     "spa": Settings(gold_memory=True, show_room=False),
 }
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("VirtualHome", PRESETS, preset, overrides)

@@ -1,4 +1,4 @@
-"""The words around a VirtualHome environment, after the experiments that such words come from."""
+"""Prompts for VirtualHome, modelled on those of published experiments."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ class CompactPrompt:
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, the actions of `history`, the observation."""
+        """The task, the actions of `history` and the observation."""
         done = f"done: {'; '.join(' '.join(output.split()) for _, output in history)}\n" if history else ""
         return f"task: {_task(observation)}\n{done}{observation['text']}"
 
     def parse(self, text: str) -> str | None:
-        """The first line with text in it; None without one."""
+        """The first line that is not blank; None without one."""
         if not isinstance(text, str):
             return None
         return next((line.strip() for line in text.splitlines() if line.strip()), None)
@@ -57,15 +57,15 @@ class CompactPrompt:
 class IStarPrompt:
     """verl-agent's form, which iStar uses: rules, task, last turns, observation, admissible actions; think and action tags.
 
-    An answer without thoughts holds no action, as the paper counts it. verl-agent tells the last two turns.
+    As in the paper, an answer without thoughts holds no action. verl-agent shows the last two turns.
     """
 
     def first(self, observation: Observation) -> str:
-        """The rules, the task, the observation, what can be done and the form of the answer."""
+        """The rules, the task, the observation, the possible actions and the answer format."""
         return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The observation, what can be done and the form of the answer."""
+        """The observation, the possible actions and the answer format."""
         return f"You observe: {observation['text']}\n{self._choices(observation)}\n\n{self._request()}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
@@ -75,11 +75,11 @@ class IStarPrompt:
         return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{past}{self.later(observation)}"
 
     def parse(self, text: str) -> str | None:
-        """The text between the first <action> and </action>; None without them, without text, or without <think> tags."""
+        """The text between the first <action> and the next </action>; None without them, for a blank, or without <think> tags."""
         return tagged(text) or None
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The next thing to do is to {action}.", action)
 
     def _choices(self, observation: Observation) -> str:
@@ -93,13 +93,13 @@ class IStarPrompt:
 
 
 class SpaPrompt:
-    """SPA-RL's form: an instruction with the 42 actions, then the whole history as turns; `Thought: …` and `Action: …` lines.
+    """SPA-RL's form: an instruction with the 42 actions, then the full history as turns; `Thought: …` and `Action: …` lines.
 
-    SPA-RL also shows a solved example before the task; here the instruction stands alone.
+    SPA-RL also shows a solved example before the task; this prompt does not.
     """
 
     def first(self, observation: Observation) -> str:
-        """The instruction, the form of the answer, the task and the first observation."""
+        """The instruction, the answer format, the task and the first observation."""
         return (
             f"{_WORLD}\n{_HINTS}\n\nThe actions, where {{object}} and {{place}} are things in the home:\n{_LIST}\n\n"
             "Answer every turn in two lines:\nThought: what you conclude, and what to do next\nAction: one action of the list\n\n"
@@ -119,11 +119,11 @@ class SpaPrompt:
         return text
 
     def parse(self, text: str) -> str | None:
-        """The line after the first `Action:`; None without one."""
+        """The text after the first `Action:`, up to the end of its line; None without one."""
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """A thought and the action on their lines."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled(f"The next thing to do is to {action}.", action)
 
 
@@ -131,5 +131,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("VirtualHome prompt", name, _PROMPTS)()

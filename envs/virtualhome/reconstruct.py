@@ -1,9 +1,9 @@
-"""The first graph of a task, rebuilt from an apartment's base graph where the task's own graph is not there.
+"""Rebuilds the initial graph of a task from an apartment's base graph, for tasks without their own graph.
 
-VirtualHome prepared a graph for every program: it completed the states of things, set those that the program relies on, and
-placed things that the apartment lacks (numbers from 1000). The same is done here from what a task file tells: the edges that the
-task removes were there, those that it adds were not, a thing that the program switches on was off. What the file does not tell is
-filled from VirtualHome's tables, so that a rebuilt graph is like the original, not equal to it.
+VirtualHome prepared a graph for every program: it completed the states of objects, set the states that the program relies on, and
+added objects that the apartment lacks (numbers from 1000). This module infers them from the task file: the edges that the
+task removes existed, the edges that it adds did not, and an object that the program switches on was off. VirtualHome's tables
+supply the rest, so a rebuilt graph resembles the original but need not equal it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 from stepreward.envs.virtualhome.actions import Named
 from stepreward.envs.virtualhome.simulator import simulator
 
-# Property: the states of which a thing has one, the usual one first.
+# Property: the states of which an object with it has exactly one, the usual one first.
 _USUAL = {"HAS_SWITCH": ("OFF", "ON"), "CAN_OPEN": ("CLOSED", "OPEN"), "HAS_PLUG": ("PLUGGED_IN", "PLUGGED_OUT")}
-# Verb: the state that a thing must have for it, and its opposite.
+# Verb: the state that it requires of its object, and the opposite state.
 _NEEDS = {
     "SWITCHON": ("OFF", "ON"),
     "SWITCHOFF": ("ON", "OFF"),
@@ -41,15 +41,16 @@ def rebuilt(
     program: Sequence[tuple[str, tuple[Named, ...]]],
     objects: Mapping[str, int],
 ) -> dict[str, Any]:
-    """An apartment's base graph, made ready for a task.
+    """Returns an apartment's base graph, prepared for a task.
 
     Args:
       base: the graph of an apartment.
       revision: the task's `revised_graph`.
-      program: the task's program; objects: the instances that it names.
+      program: the task's program.
+      objects: class → number of the instances in the program.
 
     Raises:
-      ValueError: a number that the task needs is neither in the apartment nor named by the task.
+      ValueError: an object of the task is neither in the apartment nor named by the task.
     """
     nodes = {node["id"]: {**node, "states": list(node["states"])} for node in base["nodes"]}
     edges = {(edge["from_id"], edge["relation_type"], edge["to_id"]): None for edge in base["edges"]}
@@ -59,10 +60,10 @@ def rebuilt(
     placed = [number for number in sorted(named) if number not in nodes]
     for number in placed:
         kind = {"class_name": named[number], "category": "placable_objects"}
-        nodes[number] = {"id": number, **kind, "properties": [], "states": []}  # properties follow with the states
+        nodes[number] = {"id": number, **kind, "properties": [], "states": []}  # `_set_states` adds the properties
     for number in sorted({number for pair in _places(revision) for number in pair}):
         if number not in nodes:
-            raise ValueError(f"object {number} is neither in the apartment nor named by the task")
+            raise ValueError(f"object {number} is neither in the apartment nor named by the task; use the apartment that fits the task")
     agent = min(number for number, node in nodes.items() if node["class_name"] == "character")
     if any(edge[:2] == (agent, "INSIDE") for edge in removed):
         edges = {edge: None for edge in edges if edge[:2] != (agent, "INSIDE")}
@@ -100,7 +101,7 @@ def _room_of(number, edges, rooms) -> int | None:
 
 
 def _place(number, nodes, edges, rooms, visited) -> None:
-    """Gives a thing its place: the one that the task tells of, else beside what it was close to, else VirtualHome's usual one."""
+    """Places an object: where the task says, else next to an object it was close to, else at VirtualHome's usual place."""
     name = nodes[number]["class_name"]
     there = [end for start, relation, end in edges if start == number and relation in ("INSIDE", "ON")]
     beside = [end for start, relation, end in edges if start == number and relation == "CLOSE" and end != number]

@@ -1,8 +1,8 @@
-"""The evolving-graph simulator of the package `virtualhome-eval` (MIT), as an immutable scene and pure steps.
+"""Wraps the evolving-graph simulator of the package `virtualhome-eval` (MIT) as an immutable scene with pure steps.
 
 A home is a graph: nodes with a class and states (OPEN, ON, SITTING …), edges with a relation (INSIDE, ON, CLOSE, HOLDS_RH …).
-An action changes the graph; a state is kept by the package as what differs from the first graph, so that states are small, are
-never changed once made, and may be shared.
+An action changes the graph. The package stores a state as its difference from the initial graph, so states are small, immutable
+and can be shared.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 INSTALL = "pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'"
-# Its dependencies (pddlgym with gym and an old Pillow, openai, ipdb) serve its other parts; what is used here needs numpy only.
+# --no-deps: its dependencies (pddlgym with gym and an old Pillow, openai, ipdb) serve other parts; this part needs only numpy.
 _PACKAGE = "virtualhome_eval"
 _GRAPHS = f"{_PACKAGE}.simulation.evolving_graph"
 
-KNOWN_STATES = 128  # states of a scene whose outcomes are remembered
-NEAR_RELATIONS = ("CLOSE", "FACING")  # where the agent stands and looks: never part of a task's goal
+KNOWN_STATES = 128  # number of states of a scene whose transitions are cached
+NEAR_RELATIONS = ("CLOSE", "FACING")  # where the agent stands and looks; never part of a task's goal
 
 
 class Simulator(NamedTuple):
-    """The names that are used of the package, and the folder that it is installed in."""
+    """The package's classes that this module uses, and the folder of its installation."""
 
     Action: Any
     EnvironmentGraph: Any
@@ -43,16 +43,16 @@ class Simulator(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def simulator() -> Simulator:
-    """Imports the package once. Raises ValueError that says how to install it when it is missing."""
-    before = random.getstate()  # the package seeds Python's generator when it is imported
+    """Imports the package once. If it is missing, raises ValueError with the command that installs it."""
+    before = random.getstate()  # the package's import seeds Python's generator
     try:
         common, environment, execution, scripts = (
             importlib.import_module(f"{_GRAPHS}.{name}") for name in ("common", "environment", "execution", "scripts")
         )
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != _PACKAGE:
-            raise  # the package is there, something that it imports is not
-        raise ValueError(f"VirtualHome needs the package virtualhome-eval, which is not installed: {INSTALL}") from None
+            raise  # the package is installed, but one that it imports is not
+        raise ValueError(f"VirtualHome needs the package virtualhome-eval, which is not installed; run {INSTALL}") from None
     finally:
         random.setstate(before)
     found = {}
@@ -62,21 +62,21 @@ def simulator() -> Simulator:
 
 
 def untangled(edges: list[dict]) -> list[dict]:
-    """The edges without pairs of nodes that are INSIDE each other, which the data holds by mistake (and SPA-RL drops too)."""
+    """Drops INSIDE edges between nodes that are inside each other. They are errors in the data; SPA-RL drops them, too."""
     inside = {(edge["from_id"], edge["to_id"]) for edge in edges if edge["relation_type"] == "INSIDE"}
     tangled = {pair for pair in inside if pair[::-1] in inside}
     return [edge for edge in edges if edge["relation_type"] != "INSIDE" or (edge["from_id"], edge["to_id"]) not in tangled]
 
 
 class Scene:
-    """A first graph and what can be asked of states that grow from it. Never changed, so that environments may share it.
+    """An initial graph, with queries about the states that follow from it. Immutable, so environments may share it.
 
     Args:
       graph: {"nodes": [{"id", "class_name", "category", "properties", "states"}, …],
         "edges": [{"from_id", "relation_type", "to_id"}, …]}.
 
     Raises:
-      ValueError: the graph has another layout, or does not hold one character inside a room.
+      ValueError: the graph is malformed, has no character, or its character is in no room.
     """
 
     def __init__(self, graph: dict):
@@ -92,33 +92,33 @@ class Scene:
             self.ids[node.class_name] = (*self.ids.get(node.class_name, ()), node.id)
         characters = self.ids.get("character", ())
         if not characters:
-            raise ValueError("the VirtualHome graph has no character to act")
+            raise ValueError("the VirtualHome graph has no node of the class character")
         self.agent = characters[0]
         self._start = sim.EnvironmentState(self.graph, {}, instance_selection=True)
         self._known: dict[Any, dict[tuple, Any]] = {}
         self.rooms = frozenset(node.id for node in nodes if node.category == "Rooms")
         self.body = frozenset(node.id for node in nodes if sim.Property.BODY_PART in node.properties)
         if self.room(self.start()) is None:
-            raise ValueError("the VirtualHome graph's character is in no room")
+            raise ValueError("the character of the VirtualHome graph is in no room; add an INSIDE edge to a room")
 
     def start(self):
-        """The first state."""
+        """Returns the initial state."""
         return self._start
 
     def execute(self, state, verb: str, ids: tuple[int, ...]):
-        """The state after `[VERB] <object> (id) …`, or None when the simulator refuses. `ids` are ids of this scene.
+        """Returns the state after `[VERB] <object> (id) …`, or None when the simulator refuses. `ids` are ids of this scene.
 
-        The verbs are the names of the package's Action. Raises nothing on a legal verb, whatever the ids.
+        The verbs are the names of the package's Action. A legal verb never raises, whatever the ids.
         """
         after = self._call(state, verb, ids, True)
-        return None if after is state else after  # it answers a put back that it refuses with the state as it was
+        return None if after is state else after  # for a refused put back, it returns the unchanged state
 
     def allows(self, state, verb: str, ids: tuple[int, ...]) -> bool:
-        """Whether the preconditions of an action hold; cheaper than executing it."""
+        """Whether the preconditions of an action hold. It is cheaper than executing the action."""
         return self._call(state, verb, ids, False) is not None
 
     def _call(self, state, verb, ids, modify):
-        """What an action leads to, remembered for the last states: episodes of one task meet the same ones again and again."""
+        """Caches the results of actions: episodes of one task visit the same states repeatedly."""
         known = self._known.get(state)
         if known is None:
             if len(self._known) >= KNOWN_STATES:
@@ -136,16 +136,16 @@ class Scene:
             states = sim.ScriptExecutor.call_action_method(sim.Script([line]), state, sim.ExecutionInfo(), 0, modify)
             return next(states, None)
         except (AssertionError, AttributeError, TypeError):
-            return None  # how the simulator refuses what it did not think of, such as leaving a place that is in no room
+            return None  # the simulator's way of refusing unforeseen cases, such as leaving a place in no room
         finally:
-            sim.TimeMeasurement.reset_all()  # it keeps a record of every change, for ever
+            sim.TimeMeasurement.reset_all()  # it would record every change forever
 
     def states(self, state, number: int) -> tuple[str, ...]:
-        """The states of a node, in the simulator's order of them."""
+        """Returns the states of a node, in the simulator's order."""
         return tuple(each.name for each in sorted(state.get_node(number).states, key=lambda each: each.value))
 
     def targets(self, state, number: int, relation: str) -> list[int]:
-        """The nodes that an edge of the relation leads to from node `number`, ascending."""
+        """Returns the nodes to which node `number` has an edge of the relation, in ascending order."""
         return sorted(state.get_node_ids_from(number, self._sim.Relation[relation]))
 
     def has_edge(self, state, start: int, relation: str, end: int) -> bool:
@@ -158,11 +158,11 @@ class Scene:
         return any(self._sim.Property[name] in self.graph.get_node(number).properties for name in names)
 
     def held(self, state) -> list[int]:
-        """What the agent holds: right hand first."""
+        """Returns the objects in the agent's hands, right hand first."""
         return [number for hand in ("HOLDS_RH", "HOLDS_LH") for number in self.targets(state, self.agent, hand)]
 
     def room(self, state, number: int | None = None) -> int | None:
-        """The room that a node (the agent unless given) is in, through whatever contains it; None when in none."""
+        """Returns the room of a node (default: the agent), following INSIDE edges; None if it is in no room."""
         seen, layer = set(), [self.agent if number is None else number]
         while layer:
             for each in layer:
@@ -173,7 +173,7 @@ class Scene:
         return None
 
     def visible_near(self, state) -> list[int]:
-        """What the agent is close to and sees, ascending: no body parts, nothing shut in a closed container."""
+        """Returns the objects close to the agent, in ascending order, except body parts and contents of closed containers."""
         near = [number for number in self.targets(state, self.agent, "CLOSE") if number not in self.body and number != self.agent]
         return [number for number in near if not self._shut_in(state, number)]
 
@@ -183,7 +183,7 @@ class Scene:
         )
 
     def key(self, state, *more: Any) -> str:
-        """A digest that is equal for states with equal graphs and equal `more`."""
+        """Returns a digest that is equal for states with equal graphs and equal `more`."""
         graph = self.graph
         removed = state._removed_edges_from
         added = sorted(

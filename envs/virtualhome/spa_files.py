@@ -1,12 +1,12 @@
-"""SPA-RL's task files: one JSON a task with its program, its goal as a change of the graph, and the instances that it names.
+"""Reads SPA-RL's task files. Each task is a JSON object with its program, its goal as a change of the graph, and its instances.
 
 A task: {"task", "description", "new_program_lines", "revised_graph": {"nodes", "revised_nodes", "revised_add_edges"},
-"object_id_dict", "path", …}. Its first graph is elsewhere:
+"object_id_dict", "path", …}. The setting `graphs` names the folder of the initial graphs:
 
-* `graphs` is `init_and_final_graphs`: the graph is the file that `path` names, from "TrimmedTestScene…" on, .json for .txt;
-* `graphs` holds the apartments' base graphs, TrimmedTestScene1_graph.json … 7: the graph is rebuilt (`reconstruct`), and only
-  tasks whose program then reaches their goal are kept. The apartment is the one that `path` names, or else the first that the
-  `scenes` file lists for the task: a JSON list of {"row", "scene_candidates"}, row counted from 0.
+* `init_and_final_graphs`: the graph is the file in `path`, from "TrimmedTestScene…" on, with .json instead of .txt;
+* a folder with the apartments' base graphs, TrimmedTestScene1_graph.json … 7: the graph is rebuilt (`reconstruct`), and only
+  tasks whose program then reaches their goal are kept. `path` names the apartment; if it does not, the first one that the
+  `scenes` file lists for the task is used. That file is a JSON list of {"row", "scene_candidates"}, with rows counted from 0.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _FIELDS = ("task", "description", "new_program_lines", "revised_graph", "object_
 
 @functools.lru_cache(maxsize=4)
 def read(data: str, graphs: str | None, scenes: str | None = None) -> tuple[Task, ...]:
-    """The tasks of a file, in its order, without those that have no goal or whose graph is not there.
+    """Returns the tasks of a file, in its order, without those that have no goal or no apartment, or that cannot be rebuilt.
 
-    Raises FileNotFoundError for a missing file or folder, ValueError that names the file and line of what is malformed.
+    Raises FileNotFoundError for a missing file or folder, and ValueError with the file and line or task of malformed data.
     """
     if graphs is None:
-        raise ValueError(f"{data} holds tasks without homes: give graphs=, the folder of init_and_final_graphs or of base graphs")
+        raise ValueError(f"{data} has tasks without graphs; give graphs=, the folder of init_and_final_graphs or of the base graphs")
     folder = Path(graphs)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder of VirtualHome graphs at {folder}")
+        raise FileNotFoundError(f"no folder of VirtualHome graphs at {folder}; set graphs to an existing folder")
     base = any(folder.glob("TrimmedTestScene*_graph.json"))
     if not base and not any(folder.glob("TrimmedTestScene*_graph")):
-        raise ValueError(f"{folder} holds no VirtualHome graphs: no TrimmedTestScene1_graph.json, no folder of that name")
+        raise ValueError(f"{folder} has no VirtualHome graphs: it needs TrimmedTestScene1_graph.json … or folders of these names")
     candidates = {} if scenes is None else _candidates(Path(scenes))
     found = []
     for row, record in enumerate(_records(Path(data))):
         where = f"{data}, task {row}"
         missing = [name for name in _FIELDS if name not in record] if isinstance(record, dict) else list(_FIELDS)
         if missing:
-            raise ValueError(f"{where}: not an SPA-RL task, it lacks {', '.join(missing)}")
+            raise ValueError(f"{where}: this is not an SPA-RL task; it lacks {', '.join(missing)}")
         graph = _base_graph(folder, record, candidates.get(row, ())) if base else _own_graph(folder, record, where)
         if graph is None:
             continue
@@ -57,7 +57,7 @@ def read(data: str, graphs: str | None, scenes: str | None = None) -> tuple[Task
         if task.goal.size and (not base or _solvable(task)):
             found.append(task)
     if not found and base and not candidates:
-        raise ValueError(f"{data}: its paths name no apartment; give scenes=, a JSON list of {{row, scene_candidates}}")
+        raise ValueError(f"{data}: the tasks' paths name no apartment; give scenes=, a JSON list of {{row, scene_candidates}}")
     return tuple(found)
 
 
@@ -65,7 +65,7 @@ def _records(file: Path) -> list[Any]:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise FileNotFoundError(f"no VirtualHome task file at {file}") from None
+        raise FileNotFoundError(f"no VirtualHome task file at {file}; set data to an existing file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not a text file ({error})") from None
     if file.suffix == ".json":
@@ -81,7 +81,7 @@ def _records(file: Path) -> list[Any]:
             except json.JSONDecodeError as error:
                 raise ValueError(f"{file}, line {number} is not JSON; the file may be cut off ({error})") from None
     if not records:
-        raise ValueError(f"{file} holds no task")
+        raise ValueError(f"{file} has no tasks")
     return records
 
 
@@ -99,7 +99,7 @@ def _base_graph(folder: Path, record, candidates) -> Path | None:
         return None
     graph = folder / f"TrimmedTestScene{scene}_graph.json"
     if not graph.is_file():
-        raise FileNotFoundError(f"the base graph {graph} is missing")
+        raise FileNotFoundError(f"the base graph {graph} is missing; set graphs to a folder with all apartments")
     return graph
 
 
@@ -110,7 +110,7 @@ def _own_graph(folder: Path, record, where: str) -> Path:
         raise ValueError(f"{where}: path {path!r} names no TrimmedTestScene…_graph; give the base graphs and scenes= instead")
     graph = (folder / path[named.start() :]).with_suffix(".json")
     if not graph.is_file():
-        raise FileNotFoundError(f"{where}: its graph {graph} is missing")
+        raise FileNotFoundError(f"{where}: the graph {graph} is missing")
     return graph
 
 
@@ -128,7 +128,7 @@ def _task(row: int, record, graph: Path, base: bool) -> Task:
 
 
 def _solvable(task: Task) -> bool:
-    """Whether the program reaches the goal in the rebuilt home: where not, the home was not rebuilt well enough."""
+    """Whether the program reaches the goal in the rebuilt graph; if not, the graph differs too much from the original."""
     try:
         scene, goal = tasks.load(task)
     except ValueError:

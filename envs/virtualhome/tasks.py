@@ -1,8 +1,8 @@
-"""Lists of tasks: the programs that come with the simulator or lie in a folder of the same layout, and their splits.
+"""Lists of tasks and their splits: the programs in the simulator's package, or in a folder with the same layout.
 
-Layout of a folder: `executable_programs/SCENE/…/NAME.txt` (title, description, empty lines, then one
-`[VERB] <object> (1.id) …` a line) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …,
-"final_graph": …}), with equal paths below the two.
+Layout of a folder: `executable_programs/SCENE/…/NAME.txt` (title, description, empty lines, then lines
+`[VERB] <object> (1.id) …`) and `init_and_final_graphs/SCENE/…/NAME.json` ({"init_graph": …,
+"final_graph": …}), with the same paths below both folders.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _PROGRAMS, _GRAPHS = "executable_programs", "init_and_final_graphs"
 
 @dataclass(frozen=True)
 class Task:
-    """What is asked, by whom it was shown, and where its graphs are.
+    """A task: its description, its demonstration and the files of its graphs.
 
-    name: unique in its list. title, description: a person's words. program: (verb, numbered objects) a line.
-    graph: file of the first graph, and of the final one where there is no `goal`.
-    goal: the facts to reach; None: what differs between the file's two graphs. objects: the instance that each name means.
-    revision: for a `graph` that is an apartment's base graph, the task's revised_graph as JSON, to rebuild the first graph with.
+    name: unique in its list. title, description: written by a person. program: lines of (verb, numbered objects).
+    graph: file of the initial graph, and of the final one if `goal` is None.
+    goal: the facts to reach; None for the difference between the file's two graphs. objects: the instance of each name.
+    revision: if `graph` is an apartment's base graph, the task's revised_graph as JSON, from which to rebuild the initial graph.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Task:
 
     @property
     def text(self) -> str:
-        """Title and description, as SPA-RL writes them."""
+        """The title and description, in SPA-RL's form."""
         return f"{self.title} ({self.description})" if self.description else self.title
 
 
@@ -63,7 +63,7 @@ class Loaded(NamedTuple):
 
 
 def objects_of(program: Sequence[tuple[str, tuple[Named, ...]]]) -> tuple[tuple[str, int], ...]:
-    """The instance that a program means by each name: the one that it names first."""
+    """Returns the first instance of each name in a program."""
     found: dict[str, int] = {}
     for _, objects in program:
         for each in objects:
@@ -72,7 +72,7 @@ def objects_of(program: Sequence[tuple[str, tuple[Named, ...]]]) -> tuple[tuple[
 
 
 def read_json(path: Path):
-    """A JSON file. Raises FileNotFoundError or ValueError that names it."""
+    """Reads a JSON file. Raises FileNotFoundError or ValueError that names it."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
@@ -83,21 +83,21 @@ def read_json(path: Path):
 
 @functools.lru_cache(maxsize=128)
 def load(task: Task) -> Loaded:
-    """A task's scene and goal, kept for the last 128 tasks of the process.
+    """Returns a task's scene and goal; caches those of the last 128 tasks.
 
-    Raises as `read_json`, and ValueError that names the file.
+    Raises FileNotFoundError or ValueError that names the file.
     """
     graphs = read_json(Path(task.graph))
     needed = ("init_graph", "final_graph") if task.goal is None else ()
     if not isinstance(graphs, dict) or any(name not in graphs for name in needed):
-        raise ValueError(f"{task.graph} is not a VirtualHome graph file: {{init_graph, final_graph}}")
+        raise ValueError(f"{task.graph} is not a VirtualHome graph file; it must be a JSON object with init_graph and final_graph")
     try:
         first = graphs.get("init_graph", graphs)
         if task.revision is not None:
             first = rebuilt(first, json.loads(task.revision), task.program, dict(task.objects))
         return Loaded(Scene(first), goals.from_graphs(first, graphs["final_graph"]) if task.goal is None else task.goal)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{task.graph}: not a graph of nodes and edges ({type(error).__name__}: {error})") from None
+        raise ValueError(f"{task.graph}: this is not a graph of nodes and edges ({type(error).__name__}: {error})") from None
     except ValueError as error:
         raise ValueError(f"{task.graph}: {error}") from None
 
@@ -109,7 +109,7 @@ def _program(file: Path, name: str, graph: Path) -> Task:
         raise ValueError(f"{file} is not a text file ({error})") from None
     start = next((index for index, line in enumerate(lines) if line.startswith("[")), None)
     if start is None or not lines[0].strip():
-        raise ValueError(f"{file} is not a VirtualHome program: a title, a description, and lines like `[WALK] <sofa> (1.369)`")
+        raise ValueError(f"{file} is not a VirtualHome program; it needs a title, a description, and lines such as `[WALK] <sofa> (1.369)`")
     try:
         program = tuple(read_line(line) for line in lines[start:] if line.strip())
     except ValueError as error:
@@ -120,17 +120,17 @@ def _program(file: Path, name: str, graph: Path) -> Task:
 
 @functools.lru_cache(maxsize=8)
 def programs(folder: str) -> tuple[Task, ...]:
-    """The tasks of a folder of the layout above, in the order of their paths.
+    """Returns the tasks of a folder with the layout above, sorted by path.
 
-    Raises FileNotFoundError when there is no such folder or a program's graphs are missing, ValueError for another layout.
+    Raises FileNotFoundError when the folder or a program's graphs are missing, and ValueError for another layout.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise FileNotFoundError(f"no folder of VirtualHome programs at {root}")
+        raise FileNotFoundError(f"no folder of VirtualHome programs at {root}; set data to an existing folder")
     top = root / _PROGRAMS
     files = sorted(top.rglob("*.txt")) if top.is_dir() else []
     if not files:
-        raise ValueError(f"{root} is not a folder of VirtualHome programs: it needs {_PROGRAMS}/ with .txt files, and {_GRAPHS}/")
+        raise ValueError(f"{root} is not a folder of VirtualHome programs; it needs {_PROGRAMS}/ with .txt files, and {_GRAPHS}/")
     found = []
     for file in files:
         graph = root / _GRAPHS / file.relative_to(top).with_suffix(".json")
@@ -146,20 +146,20 @@ def _short(task: Task) -> str:
 
 @functools.lru_cache(maxsize=2)
 def packaged() -> tuple[Task, ...]:
-    """The 518 tasks that come with the simulator. Raises ValueError when it is not installed."""
+    """Returns the 518 tasks of the simulator's package. Raises ValueError when it is not installed."""
     return programs(str(simulator().root / _DATA))
 
 
 @functools.lru_cache(maxsize=2)
 def annotated() -> tuple[Task, ...]:
-    """Those 342 of the packaged tasks that the Embodied Agent Interface annotates, with its goals."""
+    """Returns the 342 packaged tasks that the Embodied Agent Interface annotates, with its goals."""
     scenes = read_json(simulator().root / _ANNOTATIONS)
     notes = {name: note["vh_goal"] for titles in scenes.values() for tasks in titles.values() for name, note in tasks.items()}
     return tuple(dataclasses.replace(task, goal=goals.from_annotation(notes[_short(task)])) for task in packaged() if _short(task) in notes)
 
 
 def playable(tasks: Sequence[Task], unplayable: Sequence[str] = ()) -> tuple[Task, ...]:
-    """The tasks without those whose short name is in `unplayable`."""
+    """Returns the tasks whose short name is not in `unplayable`."""
     return tuple(task for task in tasks if _short(task) not in unplayable)
 
 
@@ -171,10 +171,10 @@ def split(tasks: Sequence[Task], by: str = "task", seed: int = 0) -> dict[str, t
     """Divides tasks into "train" and "held_out", each in an order that mixes titles.
 
     Args:
-      tasks: with unique names.
-      by: "task": the fifth of the tasks whose digest of seed and name is smallest is held out; both splits share titles.
-        "title": titles are taken in the order of their digest until they hold a fifth of the tasks; these are held out.
-      seed: another number, another division.
+      tasks: tasks with unique names.
+      by: "task" holds out the fifth of the tasks with the smallest digests of seed and name, so the splits share titles. "title"
+        holds out whole titles, in the order of their digests, until they cover a fifth of the tasks.
+      seed: seeds the digests, and so the division.
     """
     order = sorted(tasks, key=lambda task: _digest(seed, task.name))
     least = round(HELD_OUT_SHARE * len(order))

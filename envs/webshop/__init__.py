@@ -1,4 +1,4 @@
-"""WebShop (Yao et al. 2022, arXiv 2207.01206): buy what an instruction asks for, on an embedded or the real catalogue."""
+"""WebShop (Yao et al. 2022, arXiv 2207.01206): buy what an instruction asks for, from an embedded or the real catalogue."""
 
 from stepreward.envs.webshop.env import WebShopEnv, make
 from stepreward.envs.webshop.presets import PRESETS, Settings, settings

@@ -1,6 +1,6 @@
-"""The shop's products, read from the benchmark's files (princeton-nlp/WebShop) or from data of the same schema.
+"""Reads the shop's products from the benchmark's files (princeton-nlp/WebShop), or from data with the same schema.
 
-| file | holds |
+| file | content |
 |---|---|
 | items_shuffle_1000.json or items_shuffle.json | a list of raw products |
 | items_ins_v2_1000.json or items_ins_v2.json | {asin: {"attributes", "instruction", "instruction_attributes"}} |
@@ -25,13 +25,13 @@ HUMAN_FILE = "items_human_ins.json"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
-    """One product as the shop shows and judges it.
+    """One product, as shown on the pages and as compared by the reward.
 
-    price: in dollars, what the reward compares; price_tag: what the pages show.
-    options: {name in lower case: its values in lower case}, in the order of the page.
-    attributes: hidden properties, which the reward compares with those that a goal asks for.
-    instruction, instruction_attributes: what the goals made from this product ask for; None and () without one.
-    human: goals that people wrote for it, as in the file.
+    price: price in dollars, for the reward. price_tag: price as shown on the pages.
+    options: {name: values}, in lower case and in the order of the page.
+    attributes: hidden properties, which the reward compares with those of a goal.
+    instruction, instruction_attributes: the request of the goals made from this product; None and () if there is none.
+    human: goals that people wrote for this product, as in the file.
     """
 
     asin: str
@@ -51,17 +51,17 @@ class Product:
 
 
 def read(folder: str | Path, *, human: bool) -> tuple[list[dict], dict[str, dict], dict[str, list]]:
-    """The raw products, the attributes and, with `human`, the human instructions in a folder of the benchmark's files.
+    """Reads the raw products, the attributes and, with `human`, the human instructions from a folder of the benchmark's files.
 
-    Where both sizes are there, the small one is read. Raises FileNotFoundError that names the missing file, ValueError
-    that names a file that is no JSON of the right kind.
+    If the folder has both catalogues, it reads the small one. Raises FileNotFoundError that names a missing file, and
+    ValueError that names a malformed one.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"no WebShop data at {folder}: give the folder that holds {PRODUCT_FILES[0]}")
+        raise FileNotFoundError(f"no WebShop data at {folder}; set data to the folder with {PRODUCT_FILES[0]}")
     products = next((name for name in PRODUCT_FILES if (folder / name).is_file()), None)
     if products is None:
-        raise FileNotFoundError(f"{folder} holds neither {' nor '.join(PRODUCT_FILES)}: it is no folder of WebShop data")
+        raise FileNotFoundError(f"{folder} has neither {' nor '.join(PRODUCT_FILES)}; set data to a folder of WebShop data")
     attributes = ATTRIBUTE_FILES[PRODUCT_FILES.index(products)]
     return (
         _load(folder / products, list),
@@ -71,20 +71,20 @@ def read(folder: str | Path, *, human: bool) -> tuple[list[dict], dict[str, dict
 
 
 def is_full(folder: str | Path) -> bool:
-    """Whether a folder holds the full catalogue's files and not those of the 1,000 products."""
+    """Whether a folder has the files of the full catalogue and not those of the catalogue of 1,000 products."""
     return not (Path(folder) / PRODUCT_FILES[0]).is_file() and (Path(folder) / PRODUCT_FILES[1]).is_file()
 
 
 def _load(file: Path, kind: type) -> Any:
     if not file.is_file():
-        raise FileNotFoundError(f"{file.name} is missing beside the other WebShop files in {file.parent}")
+        raise FileNotFoundError(f"{file.name} is missing in the folder of WebShop data {file.parent}; download it")
     try:
         with file.open(encoding="utf-8-sig") as stream:
             value = json.load(stream)
     except ValueError as error:
-        raise ValueError(f"{file}: not valid JSON, perhaps only half downloaded ({error})") from None
+        raise ValueError(f"{file}: this is not valid JSON, perhaps an incomplete download ({error}); download it again") from None
     if not isinstance(value, kind):
-        raise ValueError(f"{file}: holds a {type(value).__name__}, not the {kind.__name__} that WebShop's file holds")
+        raise ValueError(f"{file}: the content is a {type(value).__name__}, not a {kind.__name__}; download the file again")
     return value
 
 
@@ -94,17 +94,16 @@ def build(
     human: Mapping[str, Sequence[Mapping[str, Any]]],
     draw: random.Random,
 ) -> list[Product]:
-    """Products from raw ones, in their order, with the benchmark's derived fields.
+    """Builds products from raw ones, in the same order, with the benchmark's derived fields.
 
-    Products without an asin, with one of more than ten characters, or with one seen before are left out. The price of
-    a range "$a to $b" is drawn once, uniformly, from `draw`; a product without prices costs 100 dollars. Raises
-    ValueError that names a product that lacks a field or has a malformed price.
+    It skips products whose asin is "nan", has more than ten characters, or has occurred before. `draw` draws the price of a range
+    "$a to $b" once, uniformly; a product without a price costs 100 dollars. Raises ValueError that names a malformed product.
     """
     products, seen = [], set()
     for number, item in enumerate(raw):
         asin = item.get("asin") if isinstance(item, Mapping) else None
         if not isinstance(asin, str):
-            raise ValueError(f"product {number} has no asin: this is no list of WebShop products")
+            raise ValueError(f"product {number} has no asin: this is not a list of WebShop products")
         if asin == "nan" or len(asin) > 10 or asin in seen:
             continue
         seen.add(asin)
@@ -131,18 +130,18 @@ def build(
                 )
             )
         except KeyError as error:
-            raise ValueError(f"product {asin} ({number} of the file) is malformed: it lacks {error}") from None
+            raise ValueError(f"product {asin} (entry {number} of the file) is malformed: it lacks {error}") from None
         except (_Malformed, TypeError) as error:
-            raise ValueError(f"product {asin} ({number} of the file) is malformed: {error}") from None
+            raise ValueError(f"product {asin} (entry {number} of the file) is malformed: {error}") from None
     return products
 
 
 class _Malformed(Exception):
-    """A field holds what it may not."""
+    """A field has a value of the wrong kind."""
 
 
 def _pricing(text: Any) -> tuple[list[float], str]:
-    """The lower and upper price, or the only one, and the tag; `text` is "$a", "$a to $b" or empty."""
+    """Parses "$a", "$a to $b" or an empty text; returns ([a] or [a, b], price tag)."""
     try:
         prices = [float(Decimal(re.sub(r"[^\d.]", "", part))) for part in _text("pricing", text).split("$")[1:]][:2]
     except InvalidOperation:
@@ -163,7 +162,7 @@ def _options(raw: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _asked(raw: Any) -> dict[str, Any]:
-    """A goal that a person wrote."""
+    """Checks a goal that a person wrote."""
     raw = _mapping("human instruction", raw)
     lists = {name: _texts(name, raw.get(name)) for name in ("instruction_attributes", "instruction_options")}
     return {"instruction": _text("instruction", raw.get("instruction")), **lists}
@@ -176,14 +175,14 @@ def _mapping(what: str, value: Any) -> Mapping[str, Any]:
 
 
 def _text(what: str, value: Any) -> str:
-    """The text; null is none."""
+    """Returns a text; null counts as empty."""
     if value is not None and not isinstance(value, str):
         raise _Malformed(f"{what} is {value!r}, not text")
     return value or ""
 
 
 def _texts(what: str, value: Any) -> tuple[str, ...]:
-    """The texts of a list; null, for the list or in it, is none."""
+    """Returns the texts of a list; null counts as an empty list, and is skipped inside a list."""
     if value is not None and not isinstance(value, (list, tuple)):
         raise _Malformed(f"{what} is {value!r}, not a list")
     return tuple(_text(what, item) for item in value or () if item is not None)

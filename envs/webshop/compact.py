@@ -1,13 +1,13 @@
-"""The shop in few words, for small models: what is asked for, where one is, and what can be clicked there.
+"""A terse view of the shop for small models: the request, the current page, and what can be clicked there.
 
     vegan, long lasting lip gloss | color: red | size: 2 oz | < $30
     results 1/3
     1 orsa vegan long lasting waterproof lip gloss $12
     …
 
-A product of a page of results is called by its place there, `click[1]`: choosing one is then one token, whatever its id.
-Prices are rounded up to whole dollars; limits are multiples of ten. An option of which no value is chosen lists its values
-after a question mark, one that is chosen shows its value:
+On a page of results, a product is named by its place, as in `click[1]`, so that choosing one takes one token, whatever its id.
+Prices are rounded up to whole dollars; limits are multiples of ten. An option without a chosen value lists its values
+after a question mark; otherwise it shows the chosen value:
 
     item orsa vegan long lasting waterproof lip gloss $12
     color: red
@@ -28,19 +28,19 @@ from stepreward.envs.webshop.instruction import read_instruction
 from stepreward.envs.webshop.pages import State
 from stepreward.envs.webshop.shop import Shop
 
-TITLE_WORDS = 10  # more of a title are not shown
-SUB_WORDS = 60  # nor more of a sub page
-VALUES = 12  # nor more values of an option
+TITLE_WORDS = 10  # words of a title that are shown
+SUB_WORDS = 60  # words of a sub page that are shown
+VALUES = 12  # values of an option that are shown
 
 
 def observation(shop: Shop, goal: Goal, state: State, score: float) -> str:
-    """The page of a state as short lines."""
+    """Writes the page of a state as short lines."""
     return f"{request(goal.text)}\n{_page(shop, state, score)}"
 
 
 @functools.lru_cache(maxsize=4096)
 def request(instruction: str) -> str:
-    """An instruction in short: what for, each option, the price limit, between bars."""
+    """Shortens an instruction to the product, its options and the price limit, separated by bars."""
     asked = read_instruction(instruction)
     limit = () if asked.limit is None else (f"< ${asked.limit}",)
     return " | ".join((asked.what, *asked.options, *limit)).lower()
@@ -68,7 +68,7 @@ def _page(shop: Shop, state: State, score: float) -> str:
 
 
 def to_site(shop: Shop, state: State, name: str) -> str:
-    """What the site calls what is called `name` here: a product's id for its place on a page of results."""
+    """Translates a compact name to the site's: a place on a page of results becomes the product's id."""
     if state.kind == pages.RESULTS and name.isascii() and name.isdigit() and len(name) < 4:
         found = shop.on_page(state.query, state.page)
         if 1 <= int(name) <= len(found):
@@ -77,7 +77,7 @@ def to_site(shop: Shop, state: State, name: str) -> str:
 
 
 def from_site(shop: Shop, state: State, actions: Sequence[str]) -> tuple[str, ...]:
-    """Actions in the site's names that can be done in a state, in the names of this form."""
+    """Translates actions from the site's names to compact ones."""
     if state.kind != pages.RESULTS:
         return tuple(actions)
     found = shop.on_page(state.query, state.page)

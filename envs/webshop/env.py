@@ -1,4 +1,4 @@
-"""The WebShop environment: shop for what an instruction asks for, by searches and clicks."""
+"""The WebShop environment: buy what an instruction asks for, by searches and clicks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from stepreward.envs.webshop.presets import settings as preset_settings
 from stepreward.envs.webshop.reward import noun_score, reward
 
 _OPTIONS = ("split", "goal")
-LONG_QUERY = 100  # characters; a longer one is a digest in state_key
+LONG_QUERY = 100  # characters; state_key has a digest of a longer query
 
 
 class Snapshot(NamedTuple):
-    """All that an episode consists of; plain data that can be pickled and restored in another environment."""
+    """The whole state of an episode, as plain data that can be pickled and restored in another environment."""
 
     goal: int
     state: State
@@ -33,17 +33,17 @@ class Snapshot(NamedTuple):
 
 
 class WebShopEnv:
-    """One shopping trip, as `stepreward.envs.protocol.Environment`.
+    """One purchase; implements `stepreward.envs.protocol.Environment`.
 
-    * Observation: {"text": str}, in the form that settings.observation names.
-    * Actions: "search[words]" on any page; "click[name]" with a name that the page lets click (of a product on a page of
-      results in the compact form: its place there). Any other string, and None, changes nothing and counts as a turn.
-    * Reward: 0 until "click[buy now]", which ends the episode; then the benchmark's reward, or 10 and 0 (settings.reward).
+    * Observation: {"text": str}, in the form of settings.observation.
+    * Actions: "search[words]" on any page; "click[name]" with the name of something clickable on the page (in the compact form,
+      a product on a page of results is named by its place). Any other string, or None, changes nothing and counts as a turn.
+    * Reward: 0 until "click[buy now]", which ends the episode; then the benchmark's reward, or 10 or 0 (settings.reward).
     * `terminated` after the purchase; otherwise `truncated` after settings.max_steps turns, with reward 0.
-    * info: won (the benchmark's reward is 1), score (that reward once bought, 0 before), executed (the site took the
-      action), state_key, admissible ("search[<your query>]" stands for every search, on the page with the search bar), task (the
-      instruction), noun_score ("spacy" or "tokens": what the reward compares titles by).
-    * capabilities: snapshot, replay, distance (the actions that the scripted expert still needs), expert, tasks,
+    * info: won (the benchmark's reward is 1), score (that reward after the purchase, 0 before), executed (the site accepted the
+      action), state_key, admissible (on the page with the search bar, "search[<your query>]" stands for every search), task (the
+      instruction), noun_score ("spacy" or "tokens": how the reward finds the nouns of titles).
+    * capabilities: snapshot, replay, distance (number of actions that the scripted expert still needs), expert, tasks,
       admissible.
     """
 
@@ -59,15 +59,15 @@ class WebShopEnv:
         self._over = True
 
     def num_tasks(self, split: str) -> int:
-        """How many goals a split has. Raises ValueError for an unknown split."""
+        """Returns the number of goals in a split. Raises ValueError for an unknown split."""
         return len(self._split(split))
 
     def reset(self, *, seed: int | None = None, options: Mapping[str, Any] | None = None) -> tuple[Observation, dict[str, Any]]:
-        """Starts goal number `seed` mod num_tasks of options["split"] ("train" unless given), or goal options["goal"], an
-        index into all shuffled goals.
+        """Starts goal `seed` mod num_tasks of options["split"] (default "train"), or the goal with index options["goal"] among all
+        shuffled goals.
 
-        Without a seed a fresh one is drawn from the operating system. Raises ValueError for an unknown option or split, a
-        negative seed, a goal that is not there.
+        Without a seed, it draws one from the operating system. Raises ValueError for an unknown option or split, a
+        negative seed, or an unknown goal.
         """
         options = {} if options is None else options
         unknown = sorted(set(options) - set(_OPTIONS))
@@ -87,7 +87,7 @@ class WebShopEnv:
         return self._seen(executed=True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Takes one action; raises RuntimeError only when there is no episode to act in."""
+        """Takes one action. Raises RuntimeError only when no episode is running."""
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
@@ -102,15 +102,15 @@ class WebShopEnv:
         return observation, float(paid), bought, truncated, info
 
     def close(self) -> None:
-        """Nothing is held: the shop stays for the next environment of the process."""
+        """Does nothing: the process keeps the shop for its next environment."""
 
     def snapshot(self) -> Snapshot:
-        """The episode as it is now, for `restore`. Raises RuntimeError before the first reset."""
+        """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_goal()
         return Snapshot(self._number, self._state, self._steps, self._over, self._score)
 
     def restore(self, state: Snapshot) -> None:
-        """Continues from a snapshot, its count of turns included; of this or another environment of equal settings."""
+        """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self._number, self._state, self._steps, self._over, self._score = state
         goal = self._shop.goals[self._number]
         if goal is not self._goal:
@@ -118,9 +118,9 @@ class WebShopEnv:
             self._instruction = goal.text.strip()
 
     def distance(self) -> float:
-        """How many actions the scripted expert still needs, the purchase included; math.inf where it knows no way.
+        """Returns the number of actions that the scripted expert still needs, including the purchase; math.inf if it finds no way.
 
-        0 after a purchase worth 1, math.inf after another. Turns that are left do not matter.
+        It is 0 after a purchase with reward 1 and math.inf after any other. It ignores the turn limit.
         """
         self._require_goal()
         if self._state.kind == pages.DONE:
@@ -128,9 +128,9 @@ class WebShopEnv:
         return float(self._plans().distance(self._state))
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
-        """The actions of the scripted shopper from here to a purchase worth 1; `rng` draws the order of the options.
+        """Returns the scripted shopper's actions from here to a purchase with reward 1; `rng` draws the order of the options.
 
-        None when it finds no such purchase, and after a purchase.
+        Returns None if it finds no such purchase, and after a purchase.
         """
         self._require_goal()
         plan = self._plans().plan(self._state, rng)
@@ -154,14 +154,14 @@ class WebShopEnv:
         return self._shop.product(self._state)
 
     def _parsed(self, action: str | None) -> tuple[str, str] | None:
-        """The action's kind and argument, in the site's names."""
+        """Parses an action into its kind and its argument, in the site's names."""
         parsed = pages.parse(action)
         if not self._compact or parsed is None or parsed[0] == "search":
             return parsed
         return parsed[0], compact.to_site(self._shop, self._state, parsed[1])
 
     def _renamed(self, plan: list[str]) -> list[str]:
-        """A plan in the compact form's names, which depend on the pages that it leads through."""
+        """Translates a plan to compact names, which depend on the pages that the plan visits."""
         here, renamed = self._state, []
         for action in plan:
             renamed += compact.from_site(self._shop, self._state, [action])
@@ -170,7 +170,7 @@ class WebShopEnv:
         return renamed
 
     def _act(self, action: tuple[str, str] | None) -> bool:
-        """Changes the state as the action says; False when the site would not take it."""
+        """Applies the action to the state; returns False if the site does not accept it."""
         if action is None:
             return False
         name, argument = action
@@ -186,7 +186,7 @@ class WebShopEnv:
         return self._shop.view(*self._page())
 
     def _page(self) -> tuple:
-        """What a page shows but for goal and chosen options, as arguments of the shop's `nodes` and `view`."""
+        """Returns the arguments of the shop's `nodes` and `view` for the current page, without goal and chosen options."""
         kind, query, page, asin, sub, _, _ = self._state
         if kind == pages.RESULTS:
             return kind, query, page, None, None, False
@@ -239,13 +239,14 @@ class WebShopEnv:
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **settings) -> Callable[[], WebShopEnv]:
-    """A function without arguments that makes environments of a preset; `settings` replace fields of Settings.
+    """Returns a function without arguments that makes environments of a preset; `settings` replace fields of Settings.
 
     Args:
-      max_steps: turns an episode; None: the preset's.
-      data: folder with the benchmark's files; None: the embedded catalogue.
+      preset: name of the preset.
+      max_steps: turns after which an episode is truncated; None keeps the preset's value.
+      data: folder with the benchmark's files; None keeps the preset's value, the embedded catalogue.
 
-    Raises ValueError that lists what there is when the preset or a setting is unknown.
+    Raises ValueError for an unknown preset or setting, and lists the known ones.
     """
     if max_steps is not None:
         settings["max_steps"] = max_steps

@@ -1,9 +1,9 @@
-"""A scripted shopper: searches with the words of the instruction, opens the first product that fits, chooses, buys.
+"""A scripted shopper that searches with words of the instruction, opens the first fitting product, chooses its options and buys.
 
-It plans with the site's own rules, so its actions are a list that leads to a reward of 1, and their number is the
-distance. A product fits when some choice of its options makes its reward 1. That looks at what pages do not show (attributes,
-prices drawn from ranges); in the embedded catalogue the titles, price tags and option lists tell the same. It takes
-listed actions only: to search again it goes back to the home page, though the site takes a search anywhere.
+It plans with the site's own rules, so its actions lead to a reward of 1, and their number is the distance. A product fits
+if some choice of its options gives a reward of 1. That uses data which the pages do not show (attributes, prices drawn from
+ranges); in the embedded catalogue, the titles, price tags and options reveal them, except prices that are ranges. It takes only
+listed actions: to search again, it returns to the home page, although the site accepts a search on any page.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from stepreward.envs.webshop.pages import State
 from stepreward.envs.webshop.reward import ENOUGH, normal_colour, reward
 from stepreward.envs.webshop.shop import Shop
 
-KEPT = 256  # searches that a planner remembers: a model may search for anything
+KEPT = 256  # number of searches that a planner caches; bounded, because a model may search for anything
 
 
 def queries(goal: Goal) -> tuple[str, ...]:
-    """What the shopper may search for, the plainest first: words of the instruction, with fewer and with more of them."""
+    """Returns the shopper's queries, plainest first: selections of the instruction's words."""
     asked = read_instruction(goal.text)
     values = " ".join(option.partition(": ")[2] or option for option in asked.options)
     short = asked.what.rpartition(", ")[2]
@@ -35,7 +35,7 @@ def queries(goal: Goal) -> tuple[str, ...]:
 
 
 class Planner:
-    """Plans for one goal; what it finds out about products and searches is kept, so that a distance costs next to nothing."""
+    """Plans for one goal. It caches its results for products and searches, so that a distance is cheap."""
 
     def __init__(self, shop: Shop, goal: Goal):
         self._shop, self._goal = shop, goal
@@ -43,7 +43,7 @@ class Planner:
         self._targets: dict[str, tuple[tuple[int, Product], ...]] = {}
 
     def choice(self, product: Product) -> tuple[tuple[str, str], ...] | None:
-        """The (option, value) clicks after which buying `product` is worth 1; None when there are none."""
+        """Returns the (option, value) clicks after which buying `product` has reward 1; None if there are none."""
         if product.asin not in self._choices:
             self._choices[product.asin] = self._choose(product)
         return self._choices[product.asin]
@@ -57,7 +57,7 @@ class Planner:
         return tuple(chosen.items()) if reward(product, goal, chosen).total == 1 else None
 
     def targets(self, query: str) -> tuple[tuple[int, Product], ...]:
-        """(page, product) of the first fitting product of each page of a query's results that has one."""
+        """Returns (page, first fitting product) for each page of a query's results that has a fitting product."""
         if query not in self._targets:
             if len(self._targets) >= KEPT:
                 self._targets.clear()
@@ -70,9 +70,10 @@ class Planner:
         return self._targets[query]
 
     def plan(self, state: State, rng: np.random.Generator | None = None) -> list[str] | None:
-        """The remaining actions from a state, the fewest this shopper needs; None when it finds no way.
+        """Returns this shopper's shortest list of actions from a state; None if it finds no way.
 
-        Of equally short plans the one that stays with what is there comes first. `rng` draws the order of the options.
+        Among plans of equal length, it prefers the current product or results to a new search. `rng` draws the order of the
+        options.
         """
         if state.kind == pages.DONE:
             return None
@@ -80,12 +81,12 @@ class Planner:
         return min(plans, key=len, default=None)
 
     def distance(self, state: State) -> float:
-        """The number of actions in `plan`; math.inf without one."""
+        """Returns the number of actions in `plan`; math.inf if there is no plan."""
         plan = self.plan(state)
         return math.inf if plan is None else len(plan)
 
     def _here(self, state: State, rng: np.random.Generator | None) -> list[str] | None:
-        """A plan that uses the product, or the results, at hand."""
+        """Returns a plan that uses the current product or results."""
         if state.asin is not None:
             choice = self.choice(self._shop.product(state))
             if choice is not None:
@@ -98,7 +99,7 @@ class Planner:
         return None if plan is None else back + plan
 
     def _anew(self, state: State, rng: np.random.Generator | None) -> list[str] | None:
-        """A plan that begins with a search on the home page: of the queries, the first with the shortest way."""
+        """Returns the shortest plan that begins with a search on the home page; the first query wins a tie."""
         best = None
         for query in queries(self._goal):
             plan = self._from_results(query, 1, rng)
@@ -130,7 +131,7 @@ def _purchase(choice: tuple[tuple[str, str], ...], chosen: tuple[tuple[str, str]
 
 
 def _candidates(product: Product, wanted: tuple[str, str] | str):
-    """(option, value) pairs that match a wanted option and can be clicked: the same one first, then in the page's order."""
+    """Yields clickable (option, value) pairs that match a wanted option: the identical one first, then in the page's order."""
     if isinstance(wanted, tuple) and wanted[1] in product.options.get(wanted[0], ()) and _clickable(product, *wanted):
         yield wanted
     asked = normal_colour(wanted)
@@ -141,7 +142,7 @@ def _candidates(product: Product, wanted: tuple[str, str] | str):
 
 
 def _clickable(product: Product, name: str, value: str) -> bool:
-    """Whether `click[value]` chooses this option: not with brackets in it, a button's name, or a later option's value."""
+    """Whether `click[value]` chooses this option. It does not if the value has brackets, names a button, or is a later option's."""
     owner = next(key for key in reversed(product.options) if value in product.options[key])
     reserved = (*pages.SUB_PAGES, pages.ATTRIBUTES, "buy now", "back to search", "< prev")
     return owner == name and bool(value) and value not in reserved and pages.parse(f"click[{value}]") == ("click", value)

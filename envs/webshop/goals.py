@@ -1,4 +1,4 @@
-"""What shoppers ask for: goals made from the catalogue, or written by people."""
+"""Shopping goals, made from the catalogue or written by people."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from stepreward.envs.webshop.catalogue import Product
 
 LIMITS = tuple(10.0 * tens for tens in range(1, 100))  # dollars
 NO_LIMIT = 1_000_000.0
-SHUFFLE_SEED = 233  # the benchmark's
+SHUFFLE_SEED = 233  # as in the benchmark
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Goal:
-    """What one task asks for.
+    """The goal of one task.
 
-    text: the instruction as the shopper reads it; asin: the product that it was made from.
-    options: ((name, value), …) of a goal made from the catalogue, (value, …) of one that a person wrote.
-    price_upper: dollars that the purchase may cost at most.
+    text: the instruction, as shown to the shopper. asin: the product that the goal was made from.
+    options: ((name, value), …) for a goal made from the catalogue, (value, …) for one that a person wrote.
+    price_upper: maximum price of the purchase, in dollars.
     """
 
     asin: str
@@ -34,10 +34,10 @@ class Goal:
 
 
 def synthetic_goals(products: Sequence[Product], draw: random.Random) -> list[Goal]:
-    """A goal for every combination of options of every product with an instruction, in the products' order.
+    """Makes a goal for every combination of options of every product with an instruction, in the products' order.
 
     text = instruction + " with k: v, and k: v" + ", and price lower than X.00 dollars", where X is the larger of two
-    multiples of 10 drawn from the next four above the price.
+    numbers drawn from the next four multiples of 10 above the price.
     """
     goals = []
     for product in products:
@@ -53,7 +53,7 @@ def synthetic_goals(products: Sequence[Product], draw: random.Random) -> list[Go
 
 
 def human_goals(products: Sequence[Product], draw: random.Random) -> list[Goal]:
-    """The goals that people wrote and that name at least one attribute, in the products' order."""
+    """Returns the goals that people wrote and that name at least one attribute, in the products' order."""
     goals = []
     for product in products:
         for asked in product.human:
@@ -67,7 +67,7 @@ def human_goals(products: Sequence[Product], draw: random.Random) -> list[Goal]:
 
 
 def shuffled(goals: Sequence[Goal]) -> list[Goal]:
-    """The goals in the benchmark's order: `random.seed(233); random.shuffle(goals)`."""
+    """Returns the goals in the benchmark's order: `random.seed(233); random.shuffle(goals)`."""
     goals = list(goals)
     random.Random(SHUFFLE_SEED).shuffle(goals)
     return goals

@@ -1,4 +1,4 @@
-"""Instructions read by their wording, as a shopper reads them."""
+"""Parses instructions from their wording alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _OPENING = re.compile(r"^find me\s+", re.IGNORECASE)
 
 
 class Asked(NamedTuple):
-    """An instruction in parts: what for, the options as "name: value" strings, and the price limit in dollars or None."""
+    """A parsed instruction: the product, the options as "name: value" strings, and the price limit in dollars or None."""
 
     what: str
     options: tuple[str, ...]
@@ -21,7 +21,7 @@ class Asked(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def read_instruction(text: str) -> Asked:
-    """The parts of an instruction, by its wording alone: "Find me WHAT with k: v, and k: v, and price lower than X dollars"."""
+    """Parses an instruction of the form "Find me WHAT with k: v, and k: v, and price lower than X dollars"."""
     limit = _LIMIT.search(text)
     rest = text[: limit.start()] if limit else text
     options = _OPTIONS.match(rest)

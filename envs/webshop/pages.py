@@ -1,8 +1,8 @@
-"""The shop's pages: what each shows, what can be clicked on it, and where a click or a search leads.
+"""The shop's pages: their content, what can be clicked on them, and where clicks and searches lead.
 
-home → results (10 of at most 50 hits a page) → item → description, features, reviews (attributes) → … → done
+home → results (10 of at most 50 hits per page) → item → description, features, reviews (attributes) → … → done
 
-A page is a list of nodes, as the benchmark's text mode finds them in its HTML: strings in the order of the page, each of a kind.
+A page is a list of nodes, as the benchmark's text mode finds them in its HTML: (kind, string) pairs in the order of the page.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from stepreward.envs.webshop.catalogue import Product
 
 HOME, RESULTS, ITEM, SUB, DONE = "home", "results", "item", "sub", "done"
 SUB_PAGES = ("description", "features", "reviews")
-ATTRIBUTES = "attributes"  # a fourth sub page, which the benchmark shows on demand only
+ATTRIBUTES = "attributes"  # a fourth sub page, which the benchmark shows only on demand
 
 SEPARATOR = " [SEP] "
-SEARCH_ACTION = "search[<your query>]"  # how the list of actions stands for every search
+SEARCH_ACTION = "search[<your query>]"  # stands for every search in a list of actions
 
 TEXT, BUTTON, LINK, OPTION = "text", "button", "link", "option"
 Node = tuple[str, str]  # kind, string
@@ -29,10 +29,10 @@ _HTML_SPACE = " \n\t\f\r"
 
 
 class State(NamedTuple):
-    """Where a shopper is; plain data.
+    """The state of a shopping session, as plain data.
 
-    kind: one of HOME … DONE. query, page: the last search and the page of its hits, from 1; None, 0 before one.
-    asin, sub: the product and sub page looked at. options: (name, value) pairs chosen, in the order of their first choice.
+    kind: one of HOME … DONE. query, page: the last search and its current page, from 1; None and 0 before the first search.
+    asin, sub: the current product and sub page. options: the chosen (name, value) pairs, in the order of their first choice.
     visited: the products opened since the home page, in order.
     """
 
@@ -46,7 +46,7 @@ class State(NamedTuple):
 
 
 def parse(action: object) -> tuple[str, str] | None:
-    """("search" or "click", argument in lower case) as the benchmark reads an action; None for anything else."""
+    """Parses an action as the benchmark does: ("search" or "click", argument in lower case); None for anything else."""
     found = _ACTION.match(action) if isinstance(action, str) else None
     if found is None or found[1] not in ("search", "click"):
         return None
@@ -54,15 +54,15 @@ def parse(action: object) -> tuple[str, str] | None:
 
 
 def searched(state: State, query: str) -> State:
-    """The first page of results. Any page accepts a search; options and product are forgotten."""
+    """Returns the state after a search, which any page accepts: the first page of results, without product and options."""
     return State(RESULTS, query, 1, visited=state.visited)
 
 
 def clicked(state: State, name: str, product: Product | None) -> State:
-    """Where a click on `name`, one of the page's clickables, leads; `product` is the one of the page, if it shows one.
+    """Returns the state after a click on `name`, one of the page's clickables; `product` is the page's product, if any.
 
-    "back to search" forgets everything. "< prev" leads from a sub page to its item, from an item to the results it came
-    from (whose options are forgotten), from results to the page before. Options stay chosen, one value a name.
+    "back to search" clears the state. "< prev" leads from a sub page to its item, from an item to the results (and clears the
+    chosen options), and from a page of results to the previous one. Each option keeps one chosen value.
     """
     if name == "buy now":
         return state._replace(kind=DONE, sub=None)
@@ -86,17 +86,17 @@ def clicked(state: State, name: str, product: Product | None) -> State:
 
 
 def home_nodes(instruction: str) -> list[Node]:
-    """The page with the search bar."""
+    """Returns the page with the search bar."""
     return [(TEXT, "WebShop"), (TEXT, "Instruction: "), (TEXT, instruction), (BUTTON, "Search")]
 
 
 def head_nodes(instruction: str) -> list[Node]:
-    """What every page between home and done begins with."""
+    """Returns the head of every page between home and done."""
     return [(TEXT, "Instruction:"), (TEXT, instruction)]
 
 
 def results_nodes(products: Sequence[Product], page: int, total: int, size: int) -> list[Node]:
-    """A page of results without its head; `products` are those of the page, `total` all hits, `size` hits a page."""
+    """Returns a page of results without its head; `products`: those of the page; `total`: all hits; `size`: hits per page."""
     nodes = [(BUTTON, "Back to Search"), (TEXT, f"Page {page} (Total results: {total})")]
     if page > 1:
         nodes.append((BUTTON, "< Prev"))
@@ -108,7 +108,7 @@ def results_nodes(products: Sequence[Product], page: int, total: int, size: int)
 
 
 def item_nodes(product: Product, show_attributes: bool) -> list[Node]:
-    """A product's page without its head."""
+    """Returns a product's page without its head."""
     nodes = [(BUTTON, "Back to Search"), (BUTTON, "< Prev")]
     for name, values in product.options.items():
         nodes.append((TEXT, name))
@@ -119,7 +119,7 @@ def item_nodes(product: Product, show_attributes: bool) -> list[Node]:
 
 
 def sub_nodes(product: Product, sub: str) -> list[Node]:
-    """A sub page of a product without its head."""
+    """Returns a sub page of a product without its head."""
     texts = {
         "description": (product.description,),
         "features": product.bullets,
@@ -130,7 +130,7 @@ def sub_nodes(product: Product, sub: str) -> list[Node]:
 
 
 def done_nodes(state: State, score: float) -> list[Node]:
-    """The page after a purchase, which tells the score in [0, 1]."""
+    """Returns the page after a purchase, which shows the score in [0, 1]."""
     chosen = json.dumps(dict(state.options), sort_keys=True)
     for character in "<>&'":
         chosen = chosen.replace(character, f"\\u{ord(character):04x}")
@@ -144,10 +144,10 @@ def done_nodes(state: State, score: float) -> list[Node]:
 
 
 def shown(nodes: list[Node]) -> list[Node]:
-    """The nodes that the benchmark's text mode keeps.
+    """Returns the nodes that the benchmark's text mode keeps.
 
-    Its HTML parser makes no node of an empty string, and one newline, which is then dropped, of white space with a newline in
-    it. Other white space remains, as one blank.
+    Its HTML parser makes no node from an empty string. It turns white space with a newline into one newline, which is then
+    dropped, and other white space into one blank, which remains.
     """
     kept = []
     for kind, text in nodes:
@@ -160,14 +160,14 @@ def shown(nodes: list[Node]) -> list[Node]:
 
 
 def plain(nodes: Sequence[Node]) -> str:
-    """The benchmark's observation `text`: the stripped strings, joined by " [SEP] "."""
+    """Writes the benchmark's observation `text`: the stripped strings, joined by " [SEP] "."""
     return SEPARATOR.join(text.strip() for _, text in nodes)
 
 
 def rich(nodes: Sequence[Node], state: State) -> str:
-    """The benchmark's observation `text_rich`: a line a string, buttons marked, and those chosen or visited marked so.
+    """Writes the benchmark's observation `text_rich`: one string a line, with marks on buttons and on chosen or visited ones.
 
-    Like the benchmark, it takes an option for chosen when its value stands in double quotes in the page's address.
+    Like the benchmark, it treats an option as chosen if the page's address contains its value in double quotes.
     """
     address = f"{'+'.join((state.query or '').split(' '))}/{state.page}/{json.dumps(dict(state.options))}"
     text = ""
@@ -189,8 +189,8 @@ def _button(text: str, chosen: bool) -> str:
 
 
 def clickables(nodes: Sequence[Node]) -> tuple[str, ...]:
-    """What can be clicked, in lower case: buttons, then products, then options. The benchmark's "search" is left out, as
-    it does nothing when clicked."""
+    """Returns what can be clicked, in lower case: buttons, then products, then options. It omits the benchmark's "search",
+    because clicking it has no effect."""
     names = [text.lower() for kind, text in nodes if kind == BUTTON]
     names += [text.lower() for kind, text in nodes if kind == LINK]
     names += [text for kind, text in nodes if kind == OPTION]
@@ -198,9 +198,9 @@ def clickables(nodes: Sequence[Node]) -> tuple[str, ...]:
 
 
 def without_instruction(text: str, instruction: str) -> str:
-    """What verl-agent shows of a `text` observation: the strings after the instruction, each in single quotes.
+    """Returns verl-agent's form of a `text` observation: the strings after the instruction, each in single quotes.
 
-    A text that does not hold the instruction (the page after a purchase) is returned as it is.
+    A text without the instruction (the page after a purchase) is returned unchanged.
     """
     parts = text.split(SEPARATOR)
     if instruction not in parts:

@@ -1,4 +1,4 @@
-"""The shops and limits of the published experiments, by name."""
+"""Named settings: the shops and limits of published experiments."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ REWARDS = ("score", "success")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a WebShop environment plays. Hashable.
+    """The settings of a WebShop environment. Hashable.
 
-    data: folder with the benchmark's files; None: the embedded catalogue.
-    goals: "synthetic" (made from the catalogue), "human" (written by people), or "auto": human with the full catalogue's
-        files, synthetic otherwise.
-    seed: of the prices that are ranges and of the goals' price limits. 42 is what the copies of the benchmark that seed
-        them at all use.
-    held_out: how many of the shuffled goals, from the first, are the held-out split; the others are the train split.
-    train_indices, held_out_indices: JSON files with lists of goal indices that replace these splits; both or none.
+    data: folder with the benchmark's files; None for the embedded catalogue.
+    goals: "synthetic" (made from the catalogue), "human" (written by people), or "auto": human with the full catalogue,
+        synthetic otherwise.
+    seed: seeds the prices that are ranges and the goals' price limits. Those copies of the benchmark that set a seed use 42.
+    held_out: number of the shuffled goals, from the first, in the held-out split; the others form the train split.
+    train_indices, held_out_indices: JSON files with lists of goal indices that replace these splits; set both or none.
     max_steps: turns after which an episode is truncated.
-    reward: "score", the benchmark's reward of the purchase in [0, 1]; or "success", 10 when that is 1 and 0 otherwise.
-    observation: "text" or "text_rich", the benchmark's; "stripped", the text after the instruction in quotes, as
-        verl-agent shows it; "compact", a few short lines, for small models.
-    hits, page_size: hits that a search finds at most, and hits a page.
+    reward: "score", the benchmark's reward of the purchase in [0, 1]; or "success", 10 if that is 1 and 0 otherwise.
+    observation: "text" or "text_rich", as in the benchmark; "stripped", the text after the instruction in quotes, as in
+        verl-agent; "compact", a few short lines, for small models.
+    hits, page_size: maximum number of hits of a search, and number of hits per page.
     show_attributes: whether items have the fourth sub page, which lists the attributes.
 
-    Raises ValueError that names the setting and what it may be.
+    Raises ValueError that names the setting and its allowed values.
     """
 
     data: str | None = None
@@ -53,13 +52,13 @@ class Settings:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
         if (self.train_indices is None) != (self.held_out_indices is None):
-            raise ValueError("train_indices and held_out_indices go together: give both or none")
+            raise ValueError(f"train_indices={self.train_indices!r}, held_out_indices={self.held_out_indices!r}: give both or none")
 
 
 PRESETS = {
-    # The embedded shop in few words: five hits a page make a page of results short enough for a small model.
+    # The embedded shop in the compact form; five hits per page keep a page of results short enough for a small model.
     "tiny": Settings(observation="compact", max_steps=8, hits=20, page_size=5),
-    # iStar (arXiv 2509.19199), on verl-agent's environment: synthetic goals, 10 for a perfect purchase.
+    # iStar (arXiv 2509.19199), with verl-agent's environment: synthetic goals, 10 for a perfect purchase.
     "istar": Settings(goals="synthetic", observation="stripped", reward="success"),
     # SPA-RL (arXiv 2505.20732): the benchmark's own reward; human goals with the full catalogue.
     "spa": Settings(),
@@ -67,8 +66,8 @@ PRESETS = {
 
 
 def settings(preset: str = "tiny", **overrides) -> Settings:
-    """The settings of a preset, with `overrides` replacing fields of Settings.
+    """Returns the settings of a preset, with the fields in `overrides` replaced.
 
-    Raises ValueError that lists the presets, or the fields, when a name is unknown.
+    Raises ValueError for an unknown preset or field, and lists the known ones.
     """
     return settings_of("WebShop", PRESETS, preset, overrides)

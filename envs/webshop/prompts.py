@@ -1,4 +1,4 @@
-"""The words around a WebShop environment, after the experiments that used them."""
+"""Prompts for WebShop, modelled on those of published experiments."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagg
 from stepreward.envs.protocol import Observation, Prompt
 from stepreward.envs.webshop.pages import parse, without_instruction
 
-LONGEST = 13_000  # characters of a message with history; a longer one is told without, as in verl-agent
-TURNS = 2  # of history
+LONGEST = 13_000  # characters; a longer message drops its history, as in verl-agent
+TURNS = 2  # turns of history
 
 _FORM = """search[words] looks for products; you choose the words.
 click[name] clicks something on the page; the name must be one of those that can be clicked."""
@@ -37,7 +37,7 @@ def _admissible(observation: Observation) -> str:
 
 
 class CompactPrompt:
-    """For tiny models: the observation alone, which in the compact form holds the request; the answer is the bare action."""
+    """For tiny models: the observation alone, whose compact form includes the request; the answer is the bare action."""
 
     def first(self, observation: Observation) -> str:
         """The observation's text."""
@@ -48,11 +48,11 @@ class CompactPrompt:
         return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`: the page shows what has been chosen, so no history is told."""
+        """As `first`: the page shows what has been chosen, so it shows no history."""
         return observation["text"]
 
     def parse(self, text: str) -> str | None:
-        """The stripped text in lower case when it is a search or a click; None otherwise."""
+        """The stripped text in lower case if it is a search or a click; None otherwise."""
         action = text.strip().lower() if isinstance(text, str) else ""
         return action if action.endswith("]") and parse(action) else None
 
@@ -62,38 +62,38 @@ class CompactPrompt:
 
 
 class IStarPrompt:
-    """iStar's and verl-agent's form: the task, the last two turns, the page, what can be done, thoughts and action in tags.
+    """The form of iStar and verl-agent: the task, the last two turns, the page, the possible actions; thoughts and action in tags.
 
-    The page is shown without the instruction, its strings in quotes. A message of more than 13,000 characters is told without
-    history. The paper counts an answer without thoughts, or with Chinese characters, as invalid, so `parse` gives None
-    for it; its release takes the action all the same and only marks it as invalid: `require_think=False` takes it.
+    The page is shown without the instruction, its strings in quotes. A message of more than 13,000 characters drops its
+    history. The paper counts an answer without thoughts, or with Chinese characters, as invalid, so `parse` returns None
+    for it. The paper's code executes such an answer and only marks it as invalid; `require_think=False` does the same.
     """
 
     def __init__(self, require_think: bool = True):
         self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
-        """The task, the page, the admissible actions and the form of the answer."""
+        """The task, the page, the admissible actions and the answer format."""
         return f"{self._opening(observation)}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
-        """The page, the admissible actions and the form of the answer."""
+        """The page, the admissible actions and the answer format."""
         return f"The page now: {self._page(observation)}\n\nYou can do:\n[\n{_admissible(observation)}\n]\n\n{_REQUEST}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """As `first`, with the last two turns of `history` in between, unless that is too long."""
+        """As `first`, with the last two turns of `history` before the page, unless the message would be too long."""
         message = f"{self._opening(observation)}\n\n{self._told(history)}{self.later(observation)}"
         return message if len(message) <= LONGEST else self.first(observation)
 
     def parse(self, text: str) -> str | None:
-        """What the first action tags hold, in lower case; None without them, and for an invalid answer."""
+        """The text in the first action tags, in lower case; None without them, and for an invalid answer."""
         inside = tagged(text, require_think=self.require_think)
         if not inside or (self.require_think and _CHINESE.search(text)):
             return None
         return inside.lower()
 
     def answer(self, action: str) -> str:
-        """The action in its tags, after a short thought."""
+        """A short thought and the action, in their tags."""
         return write_tagged(f"The next step to the product is {action}.", action)
 
     def _opening(self, observation: Observation) -> str:
@@ -111,10 +111,10 @@ class IStarPrompt:
 
 
 class SPAPrompt:
-    """SPA-RL's form, without its worked example: the rules, then pages, the whole history, `Thought: …` and `Action: …`."""
+    """SPA-RL's form, without its worked example: rules, pages and full history; `Thought: …` and `Action: …` lines."""
 
     def first(self, observation: Observation) -> str:
-        """The rules, then as `later`."""
+        """The rules, followed by `later`."""
         return f"{_SPA_RULES}\n\n{self.later(observation)}"
 
     def later(self, observation: Observation) -> str:
@@ -128,11 +128,11 @@ class SPAPrompt:
         return f"{_SPA_RULES}\n\n{told}{self.later(observation)}"
 
     def parse(self, text: str) -> str | None:
-        """The line after the first `Action:`; None without it."""
+        """The text after the first `Action:`, up to the end of its line; None without one."""
         return labelled(text)
 
     def answer(self, action: str) -> str:
-        """The action on its line, after a short thought."""
+        """A short thought and the action, on their labelled lines."""
         return write_labelled(f"The next step to the product is {action}.", action)
 
 
@@ -140,5 +140,5 @@ _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SPAPrompt}
 
 
 def prompts(name: str) -> Prompt:
-    """The prompt of a name: compact, istar or spa. Raises ValueError that lists them when unknown."""
+    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("WebShop prompt", name, _PROMPTS)()

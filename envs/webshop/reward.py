@@ -2,8 +2,9 @@
 
     r = r_type · (attributes found + options found + [price ≤ limit]) / (|attributes| + |options| + 1)
 
-r_type looks at the nouns of the two titles. The benchmark tags them with spaCy; where its model en_core_web_sm is not
-installed, the words of a title stand in: those of two or more letters or digits, a letter among them, that are no stop words.
+r_type compares the nouns of the two titles. The benchmark finds them with spaCy. If its model en_core_web_sm is not
+installed, all words of a title with two or more letters or digits, at least one of them a letter, count as nouns, except stop
+words.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _LETTER = re.compile(r"[a-z]")
 
 
 class Reward(NamedTuple):
-    """A purchase's reward, in [0, 1], and what it is made of."""
+    """A purchase's reward, in [0, 1], and its parts: r_type, attributes and options found, and whether the price is in the limit."""
 
     total: float
     r_type: float
@@ -45,7 +46,7 @@ class Reward(NamedTuple):
 
 
 def reward(product: Product, goal: Goal, chosen: dict[str, str]) -> Reward:
-    """The reward of buying `product` with the options `chosen` ({name: value}) when `goal` was asked for."""
+    """Returns the reward for buying `product` with the options `chosen` ({name: value}) under `goal`."""
     r_type = type_reward(product, goal)
     attributes = attributes_found(product, goal)
     options = options_found(goal.options, tuple(chosen.values()))
@@ -55,13 +56,13 @@ def reward(product: Product, goal: Goal, chosen: dict[str, str]) -> Reward:
 
 
 def title_score(bought: str, asked: str) -> float:
-    """The share of the nouns in the title `asked` that `bought` has too; 0.2 when `asked` has none."""
+    """Returns the share of the nouns in the title `asked` that `bought` also has; 0.2 if `asked` has none."""
     wanted = nouns(asked)
     return len(set(nouns(bought)) & set(wanted)) / len(wanted) if wanted else 0.2
 
 
 def type_reward(product: Product, goal: Goal) -> float:
-    """1.0 for the same kind of product, 0.5 for another, 0.1 or 0.0 where the titles share next to nothing."""
+    """Returns 1.0 for the same kind of product, 0.5 for another kind, and 0.1 or 0.0 if the titles share almost nothing."""
     score = title_score(product.title, goal.name)
     if score == 0:
         return 0.0
@@ -72,7 +73,7 @@ def type_reward(product: Product, goal: Goal) -> float:
 
 
 def attributes_found(product: Product, goal: Goal) -> int:
-    """How many of the goal's attributes the product has: nearly the same as one of its own, or named in its texts."""
+    """Counts the goal's attributes that the product has: those that nearly equal one of its own or occur in its texts."""
     found = 0
     for wanted in goal.attributes:
         if any(fuzz.token_set_ratio(own, wanted) > ENOUGH for own in product.attributes):
@@ -83,10 +84,10 @@ def attributes_found(product: Product, goal: Goal) -> int:
 
 
 def options_found(wanted: tuple, chosen: tuple[str, ...]) -> int:
-    """How many of the wanted options some chosen value matches.
+    """Counts the wanted options that a chosen value matches.
 
-    A goal made from the catalogue wants pairs (name, value). The benchmark compares a value with the pair as Python
-    prints it, so that "red" matches ("color", "red") wholly; with a colour among its parts, the pair is that colour.
+    A goal made from the catalogue wants (name, value) pairs. The benchmark compares a value with Python's text of the pair, so
+    "red" fully matches ("color", "red"). A pair in which a colour is a part counts as that colour.
     """
     values = [normal_colour(value) for value in chosen]
     asked = [normal_colour(option) for option in wanted]
@@ -94,18 +95,18 @@ def options_found(wanted: tuple, chosen: tuple[str, ...]) -> int:
 
 
 def normal_colour(option):
-    """The first of COLOURS in a string, or among the parts of a tuple; without one, `option` itself."""
+    """Returns the first of COLOURS in a string, or among the parts of a tuple; `option` itself if there is none."""
     return next((colour for colour in COLOURS if colour in option), option)
 
 
 def noun_score() -> str:
-    """What `nouns` uses: "spacy" where spaCy and its model en_core_web_sm are installed, "tokens" otherwise."""
+    """Returns the method of `nouns`: "spacy" if spaCy and its model en_core_web_sm are installed, else "tokens"."""
     return "tokens" if _tagger() is None else "spacy"
 
 
 @functools.lru_cache(maxsize=16_384)
 def nouns(title: str) -> tuple[str, ...]:
-    """The nouns of a title in lower case, repeated ones repeated."""
+    """Returns the nouns of a title in lower case, with repetitions."""
     tagger = _tagger()
     if tagger is not None:
         return tuple(token.text.lower() for token in tagger(title) if token.pos_ in ("NOUN", "PROPN"))
@@ -114,7 +115,7 @@ def nouns(title: str) -> tuple[str, ...]:
 
 @functools.cache
 def _tagger():
-    # The model first: spaCy alone, which other packages bring, takes seconds and PyTorch to import.
+    # Look for the model first: importing spaCy, which other packages may have installed, loads PyTorch and takes seconds.
     if importlib.util.find_spec("en_core_web_sm") is None:
         return None
     try:

@@ -1,8 +1,8 @@
-"""Ranked search as the benchmark's Lucene index does it: Porter stems, 33 stop words, BM25 with k1 = 0.9, b = 0.4.
+"""Ranked search like the benchmark's Lucene index: Porter stems, 33 stop words, BM25 with k1 = 0.9 and b = 0.4.
 
     score(d, q) = Σ_{t in q} ln(1 + (N − n_t + ½) / (n_t + ½)) · f_td / (f_td + k1 · (1 − b + b · |d| / mean |d|))
 
-with N documents, n_t of them with the stem t, f_td times in d: the package bm25s with its method "lucene".
+for N documents, of which n_t contain the stem t, f_td times in document d. The package bm25s computes it (method "lucene").
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _WORD = re.compile(r"\b\w\w+\b")
 
 
 def _import_bm25s():
-    """bm25s without JAX, whose backend its import would start: an environment must not take a device."""
+    """Imports bm25s without JAX: its import would start a JAX backend, and an environment must not occupy a device."""
     hidden = {name: sys.modules.get(name) for name in ("jax", "jax.lax")}
-    sys.modules.update(dict.fromkeys(hidden))  # None: importing it raises ImportError, and bm25s then does without
+    sys.modules.update(dict.fromkeys(hidden))  # None makes an import raise ImportError, which bm25s handles
     try:
         import bm25s
     finally:
@@ -38,31 +38,31 @@ def _import_bm25s():
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
-    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for its debugging messages to be shown
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # bm25s turns its debug messages on
     return bm25s
 
 
 class Index:
-    """Documents by their stems. Ties of equal score go to the document that comes first."""
+    """An index of documents by their stems. Documents of equal score keep their order."""
 
     def __init__(self, documents: Sequence[str]):
         self._stem = functools.lru_cache(maxsize=65_536)(Stemmer.Stemmer("porter").stemWord)
         self._size = len(documents)
         self._index = _import_bm25s().BM25(k1=K1, b=B, method="lucene")
         corpus = [self._stems(text) for text in documents]
-        self._empty = not any(corpus)  # bm25s refuses a corpus without a word
+        self._empty = not any(corpus)  # bm25s rejects a corpus without words
         if not self._empty:
             self._index.index(corpus, show_progress=False)
 
     def scores(self, query: str) -> np.ndarray:
-        """The score of every document: float32[N], 0 where no stem of the query occurs."""
+        """Returns the score of every document: float32[N], 0 for documents without a stem of the query."""
         stems = self._stems(query)
         if self._empty or not stems:
             return np.zeros(self._size, np.float32)
         return self._index.get_scores(stems)
 
     def search(self, query: str, hits: int) -> list[int]:
-        """The numbers of the best documents, at most `hits`, best first; documents without a stem of the query never."""
+        """Returns the indices of at most `hits` documents with a stem of the query, best first."""
         scores = self.scores(query)
         rows = np.flatnonzero(scores)
         if len(rows) > hits:

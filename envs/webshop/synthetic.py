@@ -1,9 +1,9 @@
-"""A made-up catalogue in the benchmark's schema, so that the shop works without a download.
+"""A synthetic catalogue in the benchmark's schema, so that the shop works without a download.
 
-40 kinds of products in the benchmark's five categories, 25 products a kind. The title of a product names its brand, all
-of its attributes and its kind; all products of a kind come in the same options. So what a goal asks for can be read off
-the pages, except a price that is a range. Descriptions name words of other attributes too, so that the first hit of a search
-is the right one for about a third of the goals only. Everything comes from the seed, on any machine.
+It has 40 kinds of products in the benchmark's five categories, with 25 products of each kind. A title names the brand, all
+attributes and the kind; all products of a kind have the same options. So the pages show everything that a goal asks for, except
+the exact price if it is a range. Descriptions also mention other attributes, so that the first hit of a search is the right one
+for only about a third of the goals. The seed determines everything, on any machine.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ SEED = 20_220_701
 PER_KIND = 25
 ASKED_FOR = 0.5  # share of the products with an instruction
 RANGES = 0.08  # share of the products whose price is a range
-MENTIONED = 3  # attributes that a description names without the product having them
-DEAREST = 8.0  # times the lowest price of a kind
+MENTIONED = 3  # attributes that a description mentions although the product lacks them
+DEAREST = 8.0  # ratio of the highest to the lowest price of a kind
 WANTED = (0.5, 0.4, 0.1)  # shares of the instructions that name one, two and three attributes
 
 _BRANDS = (
@@ -25,7 +25,7 @@ _BRANDS = (
     "Solven Tarno Ulveth Vanda Wexel Yarrow Zintra Brisk Copal Dunmor Estra Folden"
 ).split()
 
-# category: (path of the first two levels, attributes, {kind: (name in titles, lowest price)}, options of its kinds in turn)
+# category: (path of the first two levels, attributes, {kind: (name in titles, lowest price)}, options that its kinds take in turn)
 _COLOURS_A, _COLOURS_B, _COLOURS_C = ("black", "white", "red"), ("blue", "green", "pink"), ("purple", "orange", "grey")
 _SIZES = ("small", "medium", "large")
 _WORLD = {
@@ -78,7 +78,7 @@ _WORLD = {
 
 @functools.cache
 def catalogue() -> tuple[list[dict], dict[str, dict]]:
-    """The raw products and their attributes, as `catalogue.read` returns those of the benchmark's files."""
+    """Returns the raw products and their attributes, in the form of `catalogue.read`."""
     draw = np.random.Generator(np.random.PCG64(np.random.SeedSequence(SEED)))
     kinds = [
         (category, f"{path} › {kind.title()}", attributes.split("|"), kind, lowest, options[number % len(options)])
@@ -91,7 +91,7 @@ def catalogue() -> tuple[list[dict], dict[str, dict]]:
         category, path, names, kind, lowest, options = kinds[place // PER_KIND]
         shuffled = [names[index] for index in draw.permutation(len(names)).tolist()]
         attributes = shuffled[:3]
-        # Words of other attributes, turned round: a search finds them, the reward does not.
+        # Words of other attributes in reverse order: a search matches them, the reward does not.
         others = [" ".join(reversed(name.split())) for name in shuffled[3:] if " " in name][:MENTIONED]
         brand = _BRANDS[int(draw.integers(len(_BRANDS)))]
         asin = _asin(number)
