@@ -26,7 +26,9 @@ Info = Mapping[str, Any]
 
 # What an environment may offer beyond reset and step; each name is one optional method or key.
 IMAGE = "image"  # observations carry an image
-SNAPSHOT = "snapshot"  # snapshot() -> opaque state, restore(state)
+# snapshot() -> opaque state, restore(state): the environment goes on from that state, in an environment of equal settings and without a
+# reset. Both work in every state after a reset. A snapshot can be pickled.
+SNAPSHOT = "snapshot"
 DISTANCE = (
     "distance"  # distance() -> how far success is, in the environment's own unit (its docs say which); inf: out of reach; nan: unknown
 )

@@ -103,7 +103,7 @@ import jax, numpy as np
 from stepreward import parallel
 from stepreward.models import decoder, presets, tokenizer
 from stepreward.rollout.chat import Chat
-from stepreward.rollout.collect import Collector
+from stepreward.rollout.play import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ class CheckedEnvironment:
     """An environment that raises `EnvironmentFailure` where the one behind it returns what the protocol does not allow.
 
     What it returns holds plain Python values: floats, bools, lists, tuples and dicts, with pictures as they are. A missing `score`
-    is 1.0 where the task is won and 0.0 elsewhere; `admissible` and `task` are left out where they are None.
+    is 1.0 where the task is won and 0.0 elsewhere; `admissible` and `task` are left out where they are None. A snapshot is bytes.
 
     Args:
       factory: makes the environment behind it.
@@ -96,6 +97,21 @@ class CheckedEnvironment:
         if isinstance(found, bool) or not hasattr(found, "__index__") or int(found) < 1:
             raise EnvironmentFailure(f"num_tasks returned {_shown(found)}, not a whole number of at least 1")
         return int(found)
+
+    def snapshot(self) -> bytes:
+        """The environment's `snapshot`, pickled: a copy that later steps cannot change, and that any process can hold."""
+        found = self._environment.snapshot()
+        try:
+            return pickle.dumps(found, protocol=5)
+        except Exception as error:
+            raise EnvironmentFailure(f"what snapshot returned cannot be pickled: {type(error).__name__}: {error}") from error
+
+    def restore(self, state: bytes) -> None:
+        """The environment's `restore`, of what `snapshot` returned here or in another environment of equal settings."""
+        self._environment.restore(pickle.loads(state))
+
+    def __str__(self) -> str:
+        return type(self._environment).__name__
 
     def __getattr__(self, name: str) -> Any:
         if name == "_environment":  # it could not be made

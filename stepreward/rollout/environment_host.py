@@ -14,6 +14,7 @@ from stepreward.envs.protocol import Environment
 from stepreward.text import clean, cleaned
 
 _OPAQUE = ("snapshot",)  # what these return is given back to the environment, and never read
+_LONG = ("reset", "restore")  # what may take long: loading a task, or the way to one of its states
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def read_answer(answer: bytes) -> list:
 
 def time_limit(steps: Sequence[tuple], fresh: bool, timeout_s: float, reset_timeout_s: float) -> float:
     """Seconds that a round trip may take: the limits of its calls, and of making the environment where it is `fresh`."""
-    limits = [reset_timeout_s if method == "reset" else timeout_s for method, _, _ in steps]
+    limits = [reset_timeout_s if method in _LONG else timeout_s for method, _, _ in steps]
     return sum(limits) + (reset_timeout_s if fresh else 0.0)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import abc
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,10 @@ class Pool(abc.ABC):
         if isinstance(found, EnvironmentFailure):
             raise ValueError(f"no environment can be made: {found}")
         return found
+
+    def name(self) -> str:
+        """The class of the environments, for messages."""
+        return re.sub(r"^<(?:.*\.)?(\w+) object at \w+>$", r"\1", str(self.call_all([Call(0, "__str__")])[0]))
 
     def call(self, slot: int, method: str, *args, **kwargs):
         """Calls a method of the slot's environment and returns its result.
