@@ -191,7 +191,11 @@ class Collector:
             self._act([game for _, game in acting])
         for game in games:
             game.episode.cost = game.cost()
-        return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
+            del game.episode.steps[: game.episode.prefix]  # every process has them
+        episodes = [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
+        for episode, start in zip(episodes, starts):
+            episode.steps[:0] = start.prefix
+        return episodes
 
     def _begin(self, games: list[Game]) -> None:
         """Takes every game to its start and writes its first prompt; the environments work at the same time where the pool lets them."""
