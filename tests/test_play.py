@@ -7,7 +7,10 @@ import restarting
 from test_collect import CONFIG, KEY, Script, chat, params, spell  # noqa: F401  (`chat` and `params` are fixtures)
 
 from stepreward.envs import sokoban
-from stepreward.models import decoder
+from stepreward.models import decoder, presets
+from stepreward.models.images import ImageReader, native_settings
+from stepreward.models.tokenizer import train_symbol_tokenizer
+from stepreward.rollout.chat import Chat
 from stepreward.rollout.checked import checked
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
@@ -26,6 +29,11 @@ def starts_of(episodes, turn, way):
     """The state before step `turn` of each episode, to be restored or replayed."""
     found = [Start.before(episode, turn) for episode in episodes]
     return found if way == "snapshot" else [start._replace(snapshot=None) for start in found]
+
+
+def length(steps):
+    """Tokens of the prompts, and of the answers."""
+    return sum(len(step.prompt_tokens) for step in steps), sum(len(step.action_tokens) for step in steps)
 
 
 # --- The real engine on Sokoban ---
@@ -244,6 +252,16 @@ def test_a_replay_of_a_whole_episode_ends_as_it_did(chat):  # noqa: F811
     assert won.success and (again.end, again.success, again.cost.env_steps) == (won.end, True, 0)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_a_start_whose_conversation_has_no_more_room_ends_there(chat, way):  # noqa: F811
+    whole = played(chat)
+    collector = walking(chat, ("up", "down"))
+    collector.engine.most = sum(length(whole[0].steps[:3])) + len(whole[0].steps[3].prompt_tokens) + collector.engine.longest - 1
+    (again, *_) = collector.play(None, starts_of(whole, 3, way), KEY)
+    assert (len(again.steps), again.end, again.truncated, again.failure) == (3, "row_full", True, None)
+    assert again.cost.prompt_tokens == 0  # nothing was read
+
+
 # --- Faults ---
 
 REPLAYS = {
@@ -312,6 +330,33 @@ def test_a_prefix_for_an_environment_without_replays_is_refused(chat):  # noqa: 
         walking(chat, capabilities=("snapshot",)).play(None, starts_of(played(chat), 3, "replay"), KEY)
 
 
+# --- Pictures ---
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_model_that_sees_is_shown_the_same_pictures(way, tmp_path):
+    class Seeing(Reading):
+        def turn(self, params, state, new_tokens, keys, images):  # noqa: F811
+            shown.append(images[0].patches)
+            return super().turn(params, state, new_tokens, keys)
+
+    class Shows(Told):
+        def window(self, observation, history):
+            return "<image>"
+
+    shown, chat = [], Chat(train_symbol_tokenizer(["x"], ("up",), tmp_path / "t", images=True))  # noqa: F811
+    up = [int(chat.codec.encode("up")[0]), chat.codec.end_id]
+    vision = presets.PRESETS["tiny-vision"].vision  # an embedding for each tile
+    with make_pool("inline", checked(sokoban.make("tiny_image", max_steps=4))) as pool:
+        reader = ImageReader.sized(vision, native_settings(vision), [np.zeros((96, 96, 3), np.uint8)])
+        collector = Collector(Seeing(lambda said: up), pool, Shows(), chat, "step", 1, 9, 4, reader=reader)
+        whole = collector.play(None, [Start(TASKS[0])], KEY, keep=True)
+        once, shown = shown, []
+        collector.play(None, starts_of(whole, 2, way), KEY)
+    np.testing.assert_array_equal(once[2:], shown)
+    assert len(once) == 4 and not np.array_equal(once[0], once[2])
+
+
 # --- Other pools ---
 
 
@@ -345,10 +390,6 @@ def test_a_process_that_is_late_or_dies_on_the_way_costs_its_episode(chat, fault
 
 
 # --- What it cost ---
-
-
-def length(steps):
-    return sum(len(step.prompt_tokens) for step in steps), sum(len(step.action_tokens) for step in steps)
 
 
 def test_a_whole_episode_costs_its_steps_and_tokens(chat):  # noqa: F811

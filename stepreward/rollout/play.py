@@ -27,7 +27,8 @@ from stepreward.envs.protocol import DISTANCE, IMAGE, REPLAY, SNAPSHOT, VIEWED, 
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
-from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
+from stepreward.rollout.environment_host import EnvironmentFailure
+from stepreward.rollout.environments import Call, Pool
 from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Snapshot, Start, Step, Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.game import Game, view_of
