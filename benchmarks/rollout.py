@@ -40,10 +40,10 @@ from conversations import Source, boards, random_tokens
 
 from stepreward.errors import UserError, launcher
 from stepreward.models import decoder
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
+from stepreward.rollout.play import Collector
 from stepreward.rollout.sampling import Sampling
 
 SAME = 0.99  # share of greedy tokens that two libraries must agree on: near-ties round either way

@@ -26,7 +26,9 @@ Info = Mapping[str, Any]
 
 # Optional capabilities of an environment; each name stands for one method or one key.
 IMAGE = "image"  # observations carry an image
-SNAPSHOT = "snapshot"  # snapshot() -> opaque state, restore(state)
+# snapshot() -> opaque state, restore(state): the environment continues from that state, in an environment with equal settings and without
+# a reset. Both work in every state after a reset. A snapshot can be pickled.
+SNAPSHOT = "snapshot"
 DISTANCE = "distance"  # distance() -> distance to success, in a unit that the environment documents; inf: unreachable; nan: unknown
 EXPERT = "expert"  # expert(rng=None) -> list of actions that solves the task from here, or None
 ADMISSIBLE = "admissible"  # info["admissible"]

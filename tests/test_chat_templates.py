@@ -14,11 +14,11 @@ from stepreward.models import decoder, presets
 from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.packing import pack
+from stepreward.rollout.play import Collector
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import REWRITES, TemplateChat, load_chat
 

@@ -106,3 +106,50 @@ def test_an_environment_that_cannot_be_closed_costs_nothing(caplog):
     with pool_of("close raises") as pool:
         pool.call(0, "reset")
     assert "it is stuck" in caplog.text and not pool.failures
+
+
+class Kept(malformed.Malformed):
+    """Gives its own list away as a snapshot."""
+
+    def __init__(self):
+        super().__init__()
+        self.doors = []
+
+    def step(self, action):
+        self.doors.append(action)
+        return super().step(action)
+
+    def snapshot(self):
+        return self.doors if self.doors != ["lambda"] else [lambda: None]
+
+    def restore(self, state):
+        self.doors = state
+
+    def opened(self):
+        return list(self.doors)
+
+
+@pytest.mark.parametrize("kind", ["inline", "process"])
+def test_a_snapshot_is_a_copy(kind):
+    with make_pool(kind, checked(Kept)) as pool:
+        pool.call(0, "step", "one")
+        snapshot = pool.call(0, "snapshot")
+        pool.call(0, "step", "two")
+        for _ in range(2):
+            pool.call(1, "restore", snapshot)  # in an environment that was not reset
+            assert pool.call(1, "opened") == ["one"]
+            pool.call(1, "step", "three")
+        assert pool.call(0, "opened") == ["one", "two"] and type(snapshot) is bytes
+
+
+def test_a_snapshot_that_cannot_be_pickled_is_named():
+    with make_pool("inline", checked(Kept)) as pool:
+        pool.call(0, "step", "lambda")
+        with pytest.raises(EnvironmentFailure, match="what snapshot returned cannot be pickled: "):
+            pool.call(0, "snapshot")
+
+
+@pytest.mark.parametrize("factory", [Kept, checked(Kept)])
+def test_a_pool_knows_the_class_of_its_environments(factory):
+    with make_pool("inline", factory) as pool:
+        assert pool.name() == "Kept"

@@ -9,11 +9,11 @@ from stepreward.models import decoder, presets
 from stepreward.models.log_probs import token_log_probs
 from stepreward.models.tokenizer import SPECIAL_TOKENS, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Answer, Engine, EngineState
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.rollout.episode import Task
+from stepreward.rollout.episode import Start, Task
 from stepreward.rollout.packing import pack
+from stepreward.rollout.play import Collector
 from stepreward.rollout.sampling import Sampling
 
 KEY = jax.random.key(0)
@@ -183,7 +183,7 @@ def test_three_processes_share_the_rows(chat, monkeypatch):
     monkeypatch.setattr(engine, "row_bucket", lambda rows, most: asked.append((rows, most)) or rows)
     start = engine.start
     monkeypatch.setattr(engine, "start", lambda rows: start(rows // 3))
-    episodes = collector._collect_chunk(None, tasks(*range(8)), KEY, 0)
+    episodes = collector._play_chunk(None, [Start(task) for task in tasks(*range(8))], KEY, 0)
     assert [len(episode.steps) for episode in episodes] == [1, 2, 3]
     assert asked == [(9, 12), (9, 12), (6, 12), (3, 12)] and engine.batches == [3 + 3j, 2 + 2j, 1 + 1j]
 

@@ -230,3 +230,49 @@ def test_a_smaller_cache_type_is_kept(params):
     state, answer = engine.turn(params, engine.start(1), [np.array([4, 5])], row_keys(0, [0]))
     chex.assert_type([state.caches[0].key, answer.log_prob], [jnp.bfloat16, jnp.float32])
     assert np.isfinite(answer.log_prob).all()
+
+
+def test_a_conversation_that_is_read_again_goes_on_as_it_was(params):
+    """In pieces of the largest bucket; an idle row and a row that begins here are as they would be."""
+    engine, keys = make_engine(), row_keys(0, range(3))
+    draw = np.random.default_rng(1)
+    long, short = draw.integers(4, 13, 21), draw.integers(4, 13, 5)
+    none, last = np.zeros(0, np.int32), [draw.integers(4, 13, n) for n in (4, 3, 6)]
+    state = engine.extend(params, engine.start(3), [long, short, none])
+    assert state.length.tolist() == [21, 5, 0]
+    found = engine.turn(params, state, last, keys)[1]
+    whole = make_engine(buckets=(32,))
+    said = [np.r_[long, last[0]], np.r_[short, last[1]], last[2]]
+    expected = whole.turn(params, whole.start(3), said, keys)[1]
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_allclose(found.log_prob, expected.log_prob, atol=1e-5)
+
+
+def test_a_conversation_is_read_again_behind_what_is_there(params):
+    engine, keys = make_engine(), row_keys(0, range(2))
+    rows = [np.arange(4, 10), np.arange(5, 12)]
+    once = engine.extend(params, engine.start(2), rows)
+    twice = engine.extend(params, engine.extend(params, engine.start(2), [row[:3] for row in rows]), [row[3:] for row in rows])
+    assert once.length.tolist() == twice.length.tolist()
+    one, other = (engine.turn(params, state, [np.array([4]), np.array([5])], keys)[1] for state in (once, twice))
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.log_prob, other.log_prob, atol=1e-5)
+
+
+def test_a_conversation_longer_than_a_row_cannot_be_read_again(params):
+    engine = make_engine(max_length=16)
+    with pytest.raises(ValueError, match="grew past max_length=16"):
+        engine.extend(params, engine.start(1), [np.full(17, 4)])
+
+
+def test_an_engine_that_sees_reads_nothing_again(params):
+    engine = dataclasses.replace(make_engine(), reader=object())
+    with pytest.raises(ValueError, match="an engine that sees images cannot extend a conversation"):
+        engine.extend(params, None, [np.full(3, 4)])
+
+
+def test_reading_again_compiles_once_for_a_bucket(params):
+    engine = make_engine()
+    for length in (3, 20, 8):
+        engine.extend(params, engine.start(2), [np.full(length, 4), np.full(2, 5)])
+    assert engine._extend._cache_size() == 1

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from stepreward.configs.common.base import base_config
+from stepreward.rollout.environment_host import time_limit
 from stepreward.rollout.environments import Call, EnvironmentFailure, EnvironmentPool
 from stepreward.rollout.pools import make_pool
 
@@ -165,3 +166,8 @@ def test_what_an_environment_noted_is_told():
 
     with pytest.raises(EnvironmentFailure, match="RuntimeError: no judge; the talk is kept"):
         make_pool("thread", Notes).call(0, "reset")
+
+
+def test_a_restore_may_take_as_long_as_a_reset():
+    assert time_limit([("restore", (), {}), ("distance", (), {})], False, 1.0, 20.0) == 21.0
+    assert time_limit([("reset", (), {})], True, 1.0, 20.0) == 40.0

@@ -13,9 +13,9 @@ from stepreward.models.images import ImageReader, native_settings, preprocess_im
 from stepreward.models.tokenizer import train_symbol_tokenizer
 from stepreward.rollout.chat import Chat
 from stepreward.rollout.checked import checked
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
+from stepreward.rollout.play import Collector
 from stepreward.training.setup import image_reader
 
 VISION = presets.PRESETS["tiny-vision"].vision  # an embedding a tile of 16 × 16 pixels

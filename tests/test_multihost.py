@@ -103,14 +103,14 @@ import jax, numpy as np
 from stepreward import parallel
 from stepreward.models import decoder, presets, tokenizer
 from stepreward.rollout.chat import Chat
-from stepreward.rollout.collect import Collector
+from stepreward.rollout.play import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.rollout.episode import Task
+from stepreward.rollout.episode import Start, Task
 from stepreward.rollout.sampling import Sampling
 
 class Says:
-    capabilities = frozenset()
+    capabilities = frozenset({"replay"})
 
     def reset(self, *, seed, options):
         self.seed, self.turn = seed, 0
@@ -150,6 +150,11 @@ assert [e.task for e in played] == tasks
 assert [(len(e.steps), e.success) for e in played if e.task.seed != 13] == [(1 + s // 3, True) for s in range(15) if s != 13]
 assert "lost the connection" in played[13].failure and len(played[13].steps) == 1
 assert sizes[0] == 16 and sizes[-1] == 8 and len(set(grown)) > 1, (sizes, grown)
+again = collector.play(parallel.place_parameters(params, mesh), [Start.before(e, len(e.steps) // 2) for e in played], jax.random.key(7))
+assert [e.prefix for e in again] == [len(e.steps) // 2 for e in played]
+for one, other in zip(played, again):  # the same key draws the same rest
+    assert [s.action_tokens.tolist() for s in one.steps] == [s.action_tokens.tolist() for s in other.steps], one.task
+    assert one.failure == other.failure
 if processes.is_writer():
     steps = [step for e in played for step in e.steps]
     arrays = {name: np.concatenate([getattr(s, name) for s in steps]) for name in ("prompt_tokens", "action_tokens", "log_prob", "entropy")}

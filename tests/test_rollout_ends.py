@@ -10,11 +10,11 @@ from test_collect import CONFIG, KEY, Counter, Script, Words, chat, spell, tasks
 from stepreward.models import decoder
 from stepreward.report.episode_html import episode_html, plain_board
 from stepreward.report.tables import losses_html
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Episode, cuts, to_record
 from stepreward.rollout.fitting import _search, cut_text, shorten
+from stepreward.rollout.play import Collector
 from stepreward.rollout.recording import from_recording, to_recording
 from stepreward.rollout.sampling import Sampling
 

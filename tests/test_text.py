@@ -16,9 +16,10 @@ from stepreward.models.pretrained_tokenizer import load_pretrained_tokenizer
 from stepreward.models.tokenizer import train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.report import write_episodes
 from stepreward.rollout.chat import Chat, cut_at_images, unmarked
-from stepreward.rollout.collect import Collector, _Game
 from stepreward.rollout.environments import EnvironmentFailure
 from stepreward.rollout.episode import Episode, Task
+from stepreward.rollout.game import Game
+from stepreward.rollout.play import Collector
 from stepreward.rollout.pools import make_pool
 from stepreward.rollout.template_chat import TemplateChat, load_chat
 from stepreward.text import RESERVED, clean, cleaned, whole
@@ -388,8 +389,8 @@ def signs(tmp_path):
 
 
 def test_a_rollout_takes_no_image_from_what_is_said(signs):
-    game = _Game(Episode(Task(1, "train", 0)), 0, 0)
-    signs._reset([game])
+    game = Game(Episode(Task(1, "train", 0)), 0, 0)
+    signs._begin([game])
     game.history.append((game.view, "<image>"))
     signs._prompt(game)
     start, pad, end = signs.chat.codec.image_ids

@@ -16,11 +16,11 @@ from stepreward.models.decoder import DecoderConfig
 from stepreward.models.heads import with_head
 from stepreward.models.images import ImageReader
 from stepreward.models.vision import VisionConfig
-from stepreward.rollout.collect import Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.packing import pack
+from stepreward.rollout.play import Collector
 from stepreward.rollout.sampling import Sampling
 from stepreward.training.auxiliaries.critic import values
 from stepreward.training.auxiliaries.prm import score

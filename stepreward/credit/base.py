@@ -51,6 +51,7 @@ class Method:
     has_prm: ClassVar[bool] = False
     recommended: ClassVar[str] = ""  # the variant that a run takes unless told otherwise; "" is the paper's definition
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    strategy: ClassVar[str] = "chain"  # how its episodes are rolled out (`rollout.strategies`); "chain" plays each task once
 
     @property
     def requires(self) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Sequence packing: the rows of a batch, several to a longer row, so that a pass over tokens meets less padding."""
+"""Sequence packing: several rows of a batch share one longer row, so that a forward pass computes less padding."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from stepreward.batch import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Bins:
-    """Where the tokens of a batch lie after packing.
+    """The places of a batch's tokens after packing.
 
     Attributes:
       place_RxL: int `[R, L]`, flat index into the packed rows; −1 at padding.
-      shape: of the packed rows.
+      shape: `(rows, length)` of the packed batch.
     """
 
     place_RxL: np.ndarray
@@ -24,17 +24,17 @@ class Bins:
 
 
 def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1, max_actions: int | None = None) -> tuple[Batch, Bins]:
-    """Lays several rows into one, longest first, each into the first row with room for it; on the host.
+    """Packs rows into shared rows by first-fit decreasing; on the host.
 
-    Each keeps its positions and gets segment ids of its own, counted from 1, so that it attends to itself alone. Token-level
-    arrays move along; step and episode levels stay as they are, and `step_id` still points at them. Losses that count rows
+    Each original row keeps its positions and gets segment ids of its own, counted from 1, so that it attends only to itself.
+    Token-level arrays are moved. Step-level and episode-level arrays do not change, and `step_id` still indexes them. Losses that count rows
     ("sequence-mean", "sequence-sum", "constant") count the packed ones.
 
     Args:
       batch: NumPy arrays; rows without a token are dropped.
-      length: of the packed rows; None takes the batch's own.
+      length: length of the packed rows; None: that of the batch.
       row_multiple: the number of packed rows is padded to a multiple of this, so that shapes repeat.
-      max_actions: a packed row holds at most so many action tokens; None: any number.
+      max_actions: the most action tokens that a packed row may hold; None: no limit.
 
     Raises:
       ValueError: a row holds more than `length` tokens or `max_actions` action tokens, or the rows have images.
@@ -44,7 +44,7 @@ def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1, max
     segment_ids = np.asarray(batch.segment_ids)
     rows, old_length = segment_ids.shape
     length = old_length if length is None else length
-    # A row reaches to its last token: what padding lies before that moves along.
+    # A row ends at its last token. Padding before that token is moved with the row.
     counts = np.where(segment_ids > 0, np.arange(1, old_length + 1), 0).max(axis=1, initial=0)
     if counts.max(initial=0) > length:
         raise ValueError(f"A row of {counts.max()} tokens does not fit into packed rows of {length}.")
@@ -65,7 +65,7 @@ def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1, max
 
 
 def unbin(x_packed: np.ndarray, bins: Bins) -> np.ndarray:
-    """A token-level array of the packed rows as `[R, L]` of the rows that they were made of; 0 at padding."""
+    """Undoes the packing of a token-level array: returns `[R, L]` for the original rows, 0 at padding."""
     if np.shape(x_packed) != bins.shape:
         raise ValueError(f"an array of shape {np.shape(x_packed)} is not one of packed rows {bins.shape}.")
     flat = np.asarray(x_packed).reshape(-1)
@@ -75,12 +75,12 @@ def unbin(x_packed: np.ndarray, bins: Bins) -> np.ndarray:
 def first_fit(
     counts_R: np.ndarray, length: int, actions_R: np.ndarray | None = None, max_actions: int = 0
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """First-fit decreasing: which bin each of some items lies in, where it starts there, and how many bins there are.
+    """First-fit decreasing: returns each item's bin, its start in that bin, and the number of bins.
 
     Args:
       counts_R: int `[R]`, sizes; an item of size 0 takes no room (bin 0, start 0).
-      length: room in a bin.
-      actions_R, max_actions: a second size of each item, and the room that a bin has for it.
+      length: size of a bin.
+      actions_R, max_actions: a second size of each item, and the second size of a bin.
     """
     actions_R = np.zeros(len(counts_R), np.int64) if actions_R is None else actions_R
     left = np.full(len(counts_R), max_actions)
@@ -106,7 +106,7 @@ def _move(x_RxL: np.ndarray, bins: Bins, filler) -> np.ndarray:
 
 
 def _numbered(segment_ids_RxL: np.ndarray, bin_of: np.ndarray, start_of: np.ndarray) -> np.ndarray:
-    """Segment ids that differ between the rows of a bin: each row's come after those of the rows before it."""
+    """Segment ids that differ between the rows of a bin: those of a row follow those of the rows before it."""
     most, out = segment_ids_RxL.max(axis=1, initial=0), segment_ids_RxL.copy()
     before: dict[int, int] = {}
     for row in np.lexsort((start_of, bin_of)):

@@ -1,9 +1,9 @@
-"""Turns as tokens, and nothing that re-tokenises what a model said.
+"""Conversations as tokens; what a model said is never tokenised again.
 
     <|user|>board<|assistant|>up<|end|><|user|>board<|assistant|>…
 
-Only what the environment says is tokenised (`user_turn`); what the model sampled is kept as the tokens that it sampled.
-`Chat` is the form of the library's own tokenizers; `template_chat.TemplateChat` takes the form from a model's chat template.
+Only the environment's text is tokenised (`user_turn`). The model's answers stay the tokens that it sampled.
+`Chat` is the format of the library's own tokenizers; `template_chat.TemplateChat` takes the format from a model's chat template.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 from stepreward.models.tokenizer import Codec, TextCodec
 from stepreward.text import RESERVED
 
-IMAGE_MARKER = "<image>"  # stands for one image in a message that is told of its images
-# A marker, in any case, or what the next text could complete to one.
+IMAGE_MARKER = "<image>"  # stands for one image in a message with images
+# A marker in upper or lower case, or the beginning of one at the end of a text, which the next text could complete.
 _MARKER_LIKE = re.compile(r"<(?=image>|i?m?a?g?e?\Z)", re.IGNORECASE)
 
 
 class Dialogue(Protocol):
-    """What a rollout asks of a chat form."""
+    """What a rollout needs of a chat format."""
 
     @property
     def codec(self) -> Codec:
@@ -35,23 +35,23 @@ class Dialogue(Protocol):
         """Tokens that end an answer."""
 
     def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """The tokens that bring a user message and open the answer, int32 `[T]`.
+        """The tokens of a user message and of the beginning of the answer, int32 `[T]`.
 
         Args:
           text: the message.
-          first: it opens the conversation; otherwise it follows an answer.
-          closes_answer: the answer before it was cut without its end token, which is then supplied here; it is not an
-            action token, since the policy did not sample it.
-          image_tokens: how many tokens each `<image>` in the text stands for, in order; None for a message without
-            images, in which `<image>` is a word like any other.
+          first: whether the message opens the conversation; otherwise it follows an answer.
+          closes_answer: whether the answer before the message was cut before its end token. The turn then begins with
+            that token. It is no action token, since the policy did not sample it.
+          image_tokens: how many tokens each `<image>` in the text stands for, in order; None: the message has no images,
+            and `<image>` is an ordinary word.
 
         Raises:
-          ValueError: the numbers of markers and of images differ, the tokenizer knows no images, or the first message
-            is to close an answer.
+          ValueError: the numbers of markers and images differ, the tokenizer has no image tokens, or `first` and
+            `closes_answer` are both set.
         """
 
     def answer(self, text: str) -> np.ndarray:
-        """The tokens of a whole answer, end token included, int32 `[T]`: for demonstrations."""
+        """The tokens of a whole answer with its end token, int32 `[T]`; for demonstrations."""
 
     def text(self, tokens: np.ndarray) -> str:
         """What the sampled tokens say, without special tokens. Never raises."""
@@ -59,9 +59,9 @@ class Dialogue(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-    """Conversation pieces over a symbol tokenizer; a `Dialogue`. Every message has the same form, the first one too.
+    """The `Dialogue` of a symbol tokenizer. All messages have the same format, the first one included.
 
-    An image of n tokens is `<|vision_start|>`, n × `<|image_pad|>`, `<|vision_end|>`, where the tokenizer was made with images.
+    An image of n tokens is `<|vision_start|>`, n × `<|image_pad|>`, `<|vision_end|>`, if the tokenizer was made with images.
     """
 
     codec: TextCodec
@@ -72,7 +72,7 @@ class Chat:
         return (self.codec.end_id,)
 
     def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """The tokens that bring a user message and open the answer, see `Dialogue`."""
+        """The tokens of a user message and of the beginning of the answer, see `Dialogue`."""
         check_turn(first, closes_answer)
         codec, parts = self.codec, cut_at_images(text, image_tokens)
         if len(parts) > 1 and codec.image_ids is None:
@@ -84,7 +84,7 @@ class Chat:
         return np.concatenate([np.asarray(piece, np.int32) for piece in (*pieces, [codec.assistant_id])])
 
     def answer(self, text: str) -> np.ndarray:
-        """The tokens of a whole answer, end token included: for demonstrations."""
+        """The tokens of a whole answer with its end token; for demonstrations."""
         return np.append(self.codec.encode(text), np.int32(self.codec.end_id)).astype(np.int32)
 
     def text(self, tokens: np.ndarray) -> str:
@@ -93,19 +93,19 @@ class Chat:
 
 
 def check_turn(first: bool, closes_answer: bool) -> None:
-    """Raises ValueError when a conversation's first message is to close an answer."""
+    """Raises ValueError if the first message of a conversation is asked to close an answer."""
     if first and closes_answer:
         raise ValueError("the first message of a conversation has no answer to close: set closes_answer=False.")
 
 
 def unmarked(value: Any) -> Any:
-    """Returns a view, or an answer, that places no image wherever a prompt puts its text.
+    """Returns a view, or an answer, in which no `<image>` is a marker.
 
-    Only the words of a prompt place images. An `<image>` that an environment or a model said gets the reserved character U+FDD0
-    after its `<`, which no clean text holds (`text.clean`) and which `cut_at_images` takes out again.
+    Only a prompt's own words place images. In what an environment or a model said, the reserved character U+FDD0 is put after
+    the `<` of each `<image>`. Clean text (`text.clean`) holds no such character, and `cut_at_images` removes it again.
 
     Args:
-      value: clean text, or mappings, lists and tuples of it; anything else in them is left as it is.
+      value: clean text, or mappings, lists and tuples of clean text; other values in them are not changed.
     """
     if isinstance(value, str):
         return _MARKER_LIKE.sub("<" + RESERVED, value)
@@ -118,12 +118,12 @@ def unmarked(value: Any) -> Any:
 
 
 def cut_at_images(text: str, image_tokens: Sequence[int] | None) -> list[str]:
-    """The pieces of a message around its `<image>` markers; one piece when `image_tokens` is None.
+    """Cuts a message at its `<image>` markers; returns one piece if `image_tokens` is None.
 
-    An `<image>` that `unmarked` has made plain text is no marker, and reads `<image>` in its piece.
+    An `<image>` that `unmarked` turned into plain text is no marker: its piece holds the word `<image>`.
 
     Raises:
-      ValueError: there are more or fewer markers than images, or an image without tokens.
+      ValueError: the numbers of markers and images differ, or an image has no tokens.
     """
     if image_tokens is None:
         return [text]

@@ -1,15 +1,16 @@
-"""What an environment returns, checked where it is called: in its own process, whatever the kind of pool.
+"""Checks what an environment returns, in the process where the environment runs, for every kind of pool.
 
     make_pool("process", checked(sokoban.make("tiny")))
 
-A result that breaks the protocol (`stepreward.envs.protocol`) is a failure of that call, as if the environment had raised. So no
-caller meets a missing key, a NaN or a tuple of four, and each costs one episode.
+A result that breaks the protocol (`stepreward.envs.protocol`) is a failure of that call, as if the environment had raised. So callers
+never see a missing key, a NaN or a tuple of four; each of these costs one episode.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,18 +24,18 @@ _OLD = "environment.name=adapters.gym adapts an environment that has the form of
 
 
 def checked(factory: Callable[[], Environment]) -> Callable[[], Environment]:
-    """The factory of environments whose results are checked; it can be pickled where `factory` can."""
+    """Wraps a factory so that its environments are checked; the result can be pickled if `factory` can."""
     return functools.partial(CheckedEnvironment, factory)
 
 
 class CheckedEnvironment:
-    """An environment that raises `EnvironmentFailure` where the one behind it returns what the protocol does not allow.
+    """Wraps an environment and raises `EnvironmentFailure` when that returns what the protocol does not allow.
 
-    What it returns holds plain Python values: floats, bools, lists, tuples and dicts, with pictures as they are. A missing `score`
-    is 1.0 where the task is won and 0.0 elsewhere; `admissible` and `task` are left out where they are None.
+    Results hold plain Python values (floats, bools, lists, tuples and dicts); images are not changed. A missing `score` becomes 1.0 if
+    the task is won and 0.0 otherwise; `admissible` and `task` are left out if they are None. A snapshot is returned as bytes.
 
     Args:
-      factory: makes the environment behind it.
+      factory: makes the wrapped environment.
     """
 
     def __init__(self, factory: Callable[[], Environment]):
@@ -82,7 +83,7 @@ class CheckedEnvironment:
         """The environment's `distance`."""
         found = self._environment.distance()
         if _is_nan(found):
-            return math.nan  # it is not known
+            return math.nan  # unknown
         found = _number("distance", found, infinite=True)
         if found < 0:
             raise EnvironmentFailure(
@@ -97,8 +98,23 @@ class CheckedEnvironment:
             raise EnvironmentFailure(f"num_tasks returned {_shown(found)}, not a whole number of at least 1")
         return int(found)
 
+    def snapshot(self) -> bytes:
+        """The environment's `snapshot`, pickled: later steps cannot change it, and other processes can hold it."""
+        found = self._environment.snapshot()
+        try:
+            return pickle.dumps(found, protocol=5)
+        except Exception as error:
+            raise EnvironmentFailure(f"what snapshot returned cannot be pickled: {type(error).__name__}: {error}") from error
+
+    def restore(self, state: bytes) -> None:
+        """The environment's `restore`; takes what `snapshot` returned, here or in another environment of equal settings."""
+        self._environment.restore(pickle.loads(state))
+
+    def __str__(self) -> str:
+        return type(self._environment).__name__
+
     def __getattr__(self, name: str) -> Any:
-        if name == "_environment":  # it could not be made
+        if name == "_environment":  # the factory raised
             raise AttributeError(name)
         return getattr(self._environment, name)
 
@@ -179,7 +195,7 @@ def _names(found: Mapping) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short name of a value: itself where it is a simple one, else its type, length and shape."""
+    """Describes a value in a few words: the value itself if it is simple, else its type, length and shape."""
     if value is None or isinstance(value, (bool, int, float)):
         return repr(value)
     if isinstance(value, (str, bytes)):

@@ -125,6 +125,7 @@ class Engine:
         self._turn = jax.jit(
             partial(_turn, self.graphdef, self.sampling, self.pad_id, type(self).draw), donate_argnums=(1,), out_shardings=outputs
         )
+        self._extend = cached(partial(_extend, self.graphdef), donate_argnums=1)
         self._grow = cached(_grow, static_argnums=1)
         self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
         self._empty = cached(lambda rows: empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
@@ -243,18 +244,8 @@ class Engine:
           keys: one PRNG key a row, `[B]`.
           images: per row, what its new tokens show; for an engine with a reader. None: text only.
         """
-        count = np.array([len(x) for x in new_tokens], np.int32)
-        reach = np.array([count.max(), state.length.max(), (state.length + count).max()])
-        new, held, longest = (int(x) for x in (processes.agree_max(reach) if self._shared else reach))
-        width = self.bucket(new)
-        if longest > self.max_length:
-            raise ValueError(f"A conversation grew past max_length={self.max_length} tokens.")
-        caches, need = state.caches, held + width + self.sampling.max_answer_tokens
-        if need > caches[0].key.shape[2]:
-            caches = self._grow(caches, next(size for size in self.slot_buckets if size >= need))
-        tokens = np.full((len(new_tokens), width), self.pad_id, np.int32)
-        for row, new in enumerate(new_tokens):
-            tokens[row, : len(new)] = new
+        caches, tokens, count = self._lay_out(state, new_tokens, room=self.sampling.max_answer_tokens)
+        width = tokens.shape[1]
         seen, offset = (), state.offset
         if self.reader is not None:
             shown = [None] * len(new_tokens) if images is None else images
@@ -272,6 +263,46 @@ class Engine:
         length = np.where(count > 0, state.length + count + answer.count - 1, state.length).astype(np.int32)
         return EngineState(caches, length, offset), answer
 
+    def extend(self, params, state: EngineState, new_tokens: Sequence[np.ndarray]) -> EngineState:
+        """Appends `new_tokens[b]` of text to each row and samples nothing, for conversations that begin in the middle.
+
+        Any number of tokens may be given: they are read in pieces of at most the largest bucket.
+
+        Args:
+          params: the decoder's parameters, as `prepare` returns them.
+          state: the conversations; its cache is donated.
+          new_tokens: per row, int32 tokens; a row may have none.
+
+        Raises:
+          ValueError: the engine sees images, which a conversation that is read again cannot show.
+        """
+        if self.reader is not None:
+            raise ValueError("an engine that sees images cannot extend a conversation: play it with rollout.context='step'.")
+        longest = max(map(len, new_tokens))
+        longest = int(processes.agree_max(longest)) if self._shared else longest
+        for first in range(0, longest, self.buckets[-1]):
+            piece = [tokens[first : first + self.buckets[-1]] for tokens in new_tokens]
+            caches, tokens, count = self._lay_out(state, piece)
+            caches = self._extend(params, caches, *self._place((tokens, count, state.length)))
+            state = state._replace(caches=caches, length=(state.length + count).astype(np.int32))
+        return state
+
+    def _lay_out(self, state: EngineState, new_tokens: Sequence[np.ndarray], room: int = 0):
+        """The caches with room for the new tokens and `room` more, the tokens `[B, T]` in a bucket, and how many each row has."""
+        count = np.array([len(x) for x in new_tokens], np.int32)
+        reach = np.array([count.max(), state.length.max(), (state.length + count).max()])
+        most, held, longest = (int(x) for x in (processes.agree_max(reach) if self._shared else reach))
+        width = self.bucket(most)
+        if longest > self.max_length:
+            raise ValueError(f"A conversation grew past max_length={self.max_length} tokens.")
+        caches, need = state.caches, held + width + room
+        if need > caches[0].key.shape[2]:
+            caches = self._grow(caches, next(size for size in self.slot_buckets if size >= need))
+        tokens = np.full((len(new_tokens), width), self.pad_id, np.int32)
+        for row, new in enumerate(new_tokens):
+            tokens[row, : len(new)] = new
+        return caches, tokens, count
+
     def _place(self, tree):
         if self._shared:
             return jax.tree.map(lambda x: processes.place_rows(x, self.sharding), tree)
@@ -288,6 +319,11 @@ def _decoding_params(config: DecoderConfig, lora: LoraConfig | None, params):
 def _grow(caches, slots: int):
     """The caches with `slots` slots; the new ones are zero."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), caches)
+
+
+def _extend(graphdef, params, caches, tokens_BxT, count_B, length_B):
+    last = jnp.maximum(count_B - 1, 0)[:, None]
+    return cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, last)[2]
 
 
 def _turn(

@@ -1,6 +1,6 @@
-"""One environment and its faults: made when it is first called, thrown away when it raises.
+"""Runs one environment: makes it at its first call and drops it when it raises.
 
-Pools of all kinds run environments by this, in this process or in another one; so it imports neither jax nor anything heavy.
+Every kind of pool runs its environments through this module, here or in other processes. So it does not import jax or other heavy packages.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from stepreward.envs.protocol import Environment
 from stepreward.text import clean, cleaned
 
-_OPAQUE = ("snapshot",)  # what these return is given back to the environment, and never read
+_OPAQUE = ("snapshot",)  # the library does not read what these return; it only passes it back to an environment
+_LONG = ("reset", "restore")  # these may load a task, so they have the longer limit
 
 _log = logging.getLogger(__name__)
 
 
 class EnvironmentFailure(Exception):
-    """An environment raised, died or took too long; the message says which, and `where` the place in its code if it is known."""
+    """An environment raised, died or took too long. The message says what happened; `where` is the place in its code, if known."""
 
     def __init__(self, message: str, where: str = ""):
         super().__init__(message)
@@ -38,24 +39,25 @@ class EnvironmentHost:
         self._environment: Environment | None = None
 
     def environment(self) -> Environment:
-        """The environment, made where there is none."""
+        """The environment; makes one if there is none."""
         if self._environment is None:
             self._environment = self._factory()
         return self._environment
 
     def run(self, steps: Sequence[tuple]) -> list:
-        """Calls methods `(name, args, kwargs)` one after the other and returns their results, their text cleaned (`text.clean`);
-        reads a plain attribute.
+        """Calls methods `(name, args, kwargs)` one after the other and returns their results, with cleaned text (`text.clean`).
+
+        The name of a plain attribute reads that attribute.
 
         Raises:
-          EnvironmentFailure: one raised, or the environment could not be made; the next call makes a fresh one.
+          EnvironmentFailure: a call raised, or the environment could not be made. The next call makes a fresh environment.
         """
         try:
             results = []
             for method, args, kwargs in steps:
                 found = getattr(self.environment(), method)
                 result = found(*args, **kwargs) if callable(found) else found
-                # Here text enters the library: whatever it says, all that comes after can write and tokenise it.
+                # Text enters the library here. Once it is clean, everything later can write and tokenise it.
                 results.append(result if method in _OPAQUE else cleaned(result))
             return results
         except EnvironmentFailure:  # `checked` found a wrong result
@@ -67,7 +69,7 @@ class EnvironmentHost:
             raise EnvironmentFailure(_named(error), f"in {last.name}, {last.filename}:{last.lineno}") from error
 
     def close(self) -> None:
-        """Closes the environment; what that raises is logged only, for nothing is lost."""
+        """Closes the environment. If that raises, the error is only logged, since nothing is lost."""
         environment, self._environment = self._environment, None
         if environment is None:
             return
@@ -78,13 +80,13 @@ class EnvironmentHost:
 
 
 class RemoteHost:
-    """The far end of a pool whose environments live elsewhere: bytes in, bytes out.
+    """Runs one environment of a pool in another process: takes and returns bytes.
 
     Args:
-      factory: a pickled factory; it is unpickled at the first call, whose failure it is when that fails.
+      factory: a pickled factory. It is unpickled at the first call; if that raises, the call fails.
 
     Attributes:
-      failed: the last answer was a failure.
+      failed: whether the last answer was a failure.
     """
 
     def __init__(self, factory: bytes):
@@ -117,7 +119,7 @@ def read_answer(answer: bytes) -> list:
     """The results that `RemoteHost.answer` sent.
 
     Raises:
-      EnvironmentFailure: it failed there, or its results cannot be read here.
+      EnvironmentFailure: the call failed there, or its results cannot be unpickled here.
     """
     try:
         fine, found = pickle.loads(answer)
@@ -129,8 +131,8 @@ def read_answer(answer: bytes) -> list:
 
 
 def time_limit(steps: Sequence[tuple], fresh: bool, timeout_s: float, reset_timeout_s: float) -> float:
-    """Seconds that a round trip may take: the limits of its calls, and of making the environment where it is `fresh`."""
-    limits = [reset_timeout_s if method == "reset" else timeout_s for method, _, _ in steps]
+    """Seconds that a round trip may take: the sum of the limits of its calls, and of making the environment if it is `fresh`."""
+    limits = [reset_timeout_s if method in _LONG else timeout_s for method, _, _ in steps]
     return sum(limits) + (reset_timeout_s if fresh else 0.0)
 
 

@@ -1,20 +1,22 @@
-"""Many environments, one a slot, called in rounds, with faults contained.
+"""Pools of environments: one environment in each slot, called in rounds.
 
-An environment that raises, or that cannot be made, gives one failed call: the error is kept, the environment is thrown away and a
-fresh one takes its place at the slot's next call. Nothing else notices.
+An environment that raises, or that cannot be made, fails its own call only. The environment is dropped, and the slot's next call makes a
+fresh one.
 
     with make_pool("process", sokoban.make("tiny"), timeout_s=10, reset_timeout_s=60) as pool:
         pool.call(0, "reset", seed=7)  # one call: its result, or EnvironmentFailure raised
         pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
         pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
 
-There are four kinds, see `pools.make_pool`; all have what `Pool` has. Two are here, which run in this process. A pool belongs to one thread.
+There are four kinds of pools with the same interface, see `pools.make_pool`. The two in this module run environments in this process. A pool
+must be used from one thread only.
 """
 
 from __future__ import annotations
 
 import abc
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,11 +31,11 @@ __all__ = ["Call", "EnvironmentFailure", "EnvironmentPool", "Pool", "ThreadPool"
 
 _log = logging.getLogger(__name__)
 
-_THREADS = 64  # calls of a round that a `ThreadPool` makes at the same time
+_THREADS = 64  # the most calls of a round that a `ThreadPool` makes at the same time
 
 
 class Call(NamedTuple):
-    """One call of a slot's environment: `environment.method(*args, **kwargs)`; the name of a plain attribute reads it."""
+    """A call of a slot's environment: `environment.method(*args, **kwargs)`. The name of a plain attribute reads that attribute."""
 
     slot: int
     method: str
@@ -42,10 +44,10 @@ class Call(NamedTuple):
 
 
 class Pool(abc.ABC):
-    """What every kind of pool offers.
+    """The interface of all pools.
 
     Attributes:
-      failures: calls that have failed so far.
+      failures: number of calls that have failed so far.
     """
 
     def __init__(self):
@@ -62,6 +64,10 @@ class Pool(abc.ABC):
             raise ValueError(f"no environment can be made: {found}")
         return found
 
+    def name(self) -> str:
+        """The class of the environments, for messages."""
+        return re.sub(r"^<(?:.*\.)?(\w+) object at \w+>$", r"\1", str(self.call_all([Call(0, "__str__")])[0]))
+
     def call(self, slot: int, method: str, *args, **kwargs):
         """Calls a method of the slot's environment and returns its result.
 
@@ -74,16 +80,16 @@ class Pool(abc.ABC):
         return found
 
     def call_all(self, calls: Sequence[Call | Sequence[Call]]) -> list:
-        """One round: calls of distinct slots, at the same time where the kind of pool can.
+        """Makes one round of calls to distinct slots, at the same time if the kind of pool can.
 
         Args:
-          calls: each is a `Call`, or a list of calls of one slot that are made one after the other, in a single round trip.
+          calls: each item is a `Call`, or a list of calls to one slot, which are made one after the other in a single round trip.
 
         Returns:
-          For each of `calls`, in their order, its result (for a list of calls the list of results), or an `EnvironmentFailure`:
-          the environment could not be made, raised, died, took too long, lacks the method, or returned what cannot be sent. A
-          list of calls ends at the first failure, and the failure takes the place of all its results. The slot's next call meets a
-          fresh environment, which has to be reset.
+          In the order of `calls`, the result of each item (a list of results for a list of calls), or an `EnvironmentFailure`: the
+          environment could not be made, raised, died, took too long, lacks the method, or returned what cannot be sent. A list of
+          calls stops at its first failure, which replaces all of its results. The slot's next call makes a fresh environment, which
+          must be reset.
 
         Raises:
           ValueError: a slot is named twice, or a list of calls is empty or names several slots.
@@ -98,11 +104,11 @@ class Pool(abc.ABC):
 
     @abc.abstractmethod
     def _round(self, slots: list[int], steps: list[list[tuple]]) -> list:
-        """For each slot the list of results of its steps `(method, args, kwargs)`, or an EnvironmentFailure."""
+        """Returns for each slot the list of results of its steps `(method, args, kwargs)`, or an EnvironmentFailure."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Closes every environment; a closed pool that is called again starts afresh."""
+        """Closes every environment. A closed pool can be called again, and then makes fresh environments."""
 
     def __enter__(self):
         return self
@@ -112,9 +118,9 @@ class Pool(abc.ABC):
 
 
 class EnvironmentPool(Pool):
-    """The environments live in this process and a round is a loop: the fastest where a step takes microseconds.
+    """Environments in this process, called in a loop: the fastest pool if a step takes microseconds.
 
-    An environment that hangs or crashes takes the process with it, and there is no time limit.
+    There is no time limit. An environment that hangs or crashes hangs or crashes the process.
 
     Args:
       factory: makes a fresh environment.
@@ -129,8 +135,8 @@ class EnvironmentPool(Pool):
         """What the environments declare.
 
         Raises:
-          ValueError: no environment can be made, or it declares no set of names. What making one raises is raised as it is where its
-            message already speaks to the user.
+          ValueError: no environment can be made, or it declares no set of names. An error that already explains itself to the user
+            (`errors.is_expected`) is raised as it is.
         """
         try:
             return self._host(0).environment().capabilities
@@ -155,9 +161,9 @@ class EnvironmentPool(Pool):
 
 
 class ThreadPool(EnvironmentPool):
-    """The environments live in this process and each call of a round has a thread: for those that wait for a server.
+    """Environments in this process, with a thread for each call of a round: for environments that wait for a server.
 
-    There is no time limit but the environment's own.
+    There is no time limit other than the environment's own.
     """
 
     def __init__(self, factory: Callable[[], Environment]):

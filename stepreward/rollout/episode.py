@@ -1,11 +1,11 @@
-"""What a rollout leaves behind: tasks, steps, episodes."""
+"""What a rollout takes and leaves behind: tasks and starts, steps and episodes."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,35 @@ class Task:
     group: int
 
 
+class Snapshot(NamedTuple):
+    """A state that an episode can be played on from.
+
+    Attributes:
+      state: what the environment's `snapshot()` returned; only `restore` reads it.
+      observation, info: what the environment said in that state. `restore` does not say it again.
+    """
+
+    state: Any
+    observation: Mapping[str, Any]
+    info: Mapping[str, Any]
+
+
+class Cost(NamedTuple):
+    """What it took to play one or more episodes. Each step and token counts once, those of failed episodes included.
+
+    Attributes:
+      env_steps: environment steps that the policy acted in.
+      replayed_steps: environment steps that were repeated to reach the state where an episode starts.
+      sampled_tokens: tokens of answers.
+      prompt_tokens: tokens of prompts, and of earlier conversations that were read again.
+    """
+
+    env_steps: int = 0
+    replayed_steps: int = 0
+    sampled_tokens: int = 0
+    prompt_tokens: int = 0
+
+
 @dataclasses.dataclass
 class Step:
     """One action of the policy.
@@ -53,6 +82,7 @@ class Step:
       images: what `prompt_tokens` show, where the model sees (`models.vision_inputs.Images`).
       cut: characters of observations that the prompt leaves out because they did not fit.
       stopped: the answer ended by itself; False where it was cut at `rollout.max_answer_tokens`.
+      snapshot: the state before the action, where `play` was asked to keep it.
     """
 
     prompt_tokens: np.ndarray
@@ -69,6 +99,7 @@ class Step:
     images: Images | None = None
     cut: int = 0
     stopped: bool = True
+    snapshot: Snapshot | None = None
 
 
 @dataclasses.dataclass
@@ -78,12 +109,14 @@ class Episode:
     Attributes:
       task: what was played.
       steps: its actions in order.
+      prefix: how many of the first steps were given by its start; the policy sampled the others now.
       success, truncated: how it ended; truncated is all but `TERMINATED`.
       end: why it ended: `TERMINATED` or one of `CUT_SHORT`; "" where it failed, or where that is not known.
       needs: what was too long for it: config keys and the number of tokens that each would have to allow.
       score: how well, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
+      cost: what it took to play the steps after the prefix.
     """
 
     task: Task
@@ -96,6 +129,8 @@ class Episode:
     score: float = 0.0
     end: str = ""
     needs: dict[str, int] = dataclasses.field(default_factory=dict)
+    prefix: int = 0
+    cost: Cost = Cost()
 
     def need(self, **tokens: int) -> None:
         """Notes that `rollout.KEY` would have to be so large; the largest counts."""
@@ -112,6 +147,34 @@ class Episode:
         distance = np.array([step.distance for step in self.steps] + [self.final_distance], np.float64)
         distance = np.where(np.isinf(distance), unreachable, distance)
         return distance[:-1] - distance[1:]
+
+
+class Start(NamedTuple):
+    """Where an episode starts.
+
+    Attributes:
+      task: what is played.
+      snapshot: the environment's state at the start; None: the environment is reset and takes the actions of `prefix` again.
+      prefix: the steps taken before the start, of an earlier episode of a collector with the same `context` and `history`. They become
+        the first steps of the new episode, and its conversation so far, token by token.
+      state_key: of the state at the start; None where it is not known. A replay that leads to another state fails its episode.
+    """
+
+    task: Task
+    snapshot: Snapshot | None = None
+    prefix: Sequence[Step] = ()
+    state_key: str | None = None
+
+    @classmethod
+    def before(cls, episode: Episode, turn: int) -> Start:
+        """The state before step `turn` of an episode; restored where the step has a snapshot, replayed where it has none."""
+        step = episode.steps[turn]
+        return cls(episode.task, step.snapshot, tuple(episode.steps[:turn]), step.state_key)
+
+
+def total_cost(episodes: Sequence[Episode]) -> Cost:
+    """The sum of the episodes' costs."""
+    return Cost(*(sum(counts) for counts in zip(*(episode.cost for episode in episodes)))) if episodes else Cost()
 
 
 def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:

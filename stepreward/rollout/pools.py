@@ -21,7 +21,7 @@ def make_pool(
         "process": each in a process of its own on this machine. "ray": each in an actor of a Ray cluster (the extra `ray`).
       factory: makes a fresh environment; for "process" and "ray" it must be picklable.
       timeout_s: seconds that one call may take; "inline" and "thread" have no limits.
-      reset_timeout_s: the same of "reset", and of making an environment.
+      reset_timeout_s: seconds that "reset" or "restore" may take, and making an environment.
       address: of the Ray cluster, see `ray_pool.RayPool`.
 
     Raises:

@@ -46,7 +46,7 @@ class ProcessPool(Pool):
     Args:
       factory: makes a fresh environment; picklable, from a module that can be imported (not the main script).
       timeout_s: seconds that a call may take; then the process is killed. They pass while other environments use the cores.
-      reset_timeout_s: the same of "reset", and of starting a process and making its environment.
+      reset_timeout_s: seconds that "reset" or "restore" may take, and starting a process and making its environment.
       grace_s: seconds that an environment has to close itself.
       output: file that what the environments print is appended to.
 

@@ -33,8 +33,8 @@ class RayPool(Pool):
     Args:
       factory: makes a fresh environment; picklable, from a module that every node can import.
       timeout_s: seconds that a call may take; then the actor is killed.
-      reset_timeout_s: the same of "reset", and of starting an actor and making its environment, waiting for room on a
-        node included.
+      reset_timeout_s: seconds that "reset" or "restore" may take, and starting an actor and making its environment, waiting for
+        room on a node included.
       address: the cluster's "HOST:PORT", "auto" for the one that this machine belongs to, or "local" to start one on this machine
         that ends with the pool. Empty: that of RAY_ADDRESS. Where this process has joined a cluster already, that one is used.
       num_cpus: what an actor books of a node's cores; steps are short, so that many share a core.

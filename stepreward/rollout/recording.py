@@ -9,7 +9,13 @@ from stepreward.rollout.episode import Episode, Step, Task
 
 
 def to_recording(episode: Episode) -> Recording:
-    """The episode as plain data; `from_recording` gives back an equal one."""
+    """The episode as plain data; `from_recording` gives back an equal one, without its cost and snapshots.
+
+    Raises:
+      ValueError: the episode began in the middle: a recording does not say which steps were given.
+    """
+    if episode.prefix:
+        raise ValueError("an episode that began in the middle cannot be recorded: record whole episodes, of the strategy 'chain'.")
     steps = episode.steps
     return Recording(
         seed=episode.task.seed,

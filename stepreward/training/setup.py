@@ -27,10 +27,10 @@ from stepreward.models.published import MODELS
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked
-from stepreward.rollout.collect import CONTEXTS, Collector
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
+from stepreward.rollout.play import CONTEXTS, Collector
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.template_chat import load_chat

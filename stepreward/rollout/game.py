@@ -1,0 +1,89 @@
+"""An episode while it is played: what `play` knows of it between two turns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from stepreward.envs.protocol import prompt_view
+from stepreward.models.vision_inputs import Images
+from stepreward.rollout.episode import Cost, Episode, Snapshot, Start, Step
+
+
+@dataclasses.dataclass
+class Game:
+    """An episode in play.
+
+    Attributes:
+      episode, slot, index: what is played, in which environment, and which of the rollout's starts it is.
+      asks: methods of the environment that are called in every state that is played on from.
+      snapshot: of the present state, or of the one to start from; None where there is none, or it is not kept.
+      start_key: the state key of the state to start from, where it is known.
+      to_replay, replayed: how many actions of the prefix are to be taken again, and how many were.
+      said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
+      saved: what the environment's `snapshot()` returned last.
+      tokens, prompt_tokens: the conversation with the prompt at its end, and the prompt alone.
+      cut, wanted: characters that the prompt leaves out, and tokens that the whole prompt has.
+    """
+
+    episode: Episode
+    slot: int
+    index: int
+    asks: tuple[str, ...] = ()
+    snapshot: Snapshot | None = None
+    start_key: str | None = None
+    to_replay: int = 0
+    replayed: int = 0
+    said: int = 0
+    read_again: int = 0
+    done: bool = False
+    observation: dict | None = None
+    view: dict | None = None
+    saved: object = None
+    step: Step | None = None
+    stopped: bool = True
+    state_key: str = ""
+    won: bool = False
+    distance: float = float("nan")
+    prompt_tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
+    images: Images | None = None
+    history: list = dataclasses.field(default_factory=list)
+    cut: int = 0
+    wanted: int = 0
+
+    @classmethod
+    def at(cls, start: Start, slot: int, index: int, asks: tuple[str, ...]) -> Game:
+        """A game that is to begin at `start`."""
+        episode = Episode(start.task, list(start.prefix), prefix=len(start.prefix))
+        to_replay = 0 if start.snapshot is not None else episode.prefix
+        return cls(episode, slot, index, asks, start.snapshot, start.state_key, to_replay)
+
+    def fail(self, reason: str) -> None:
+        """Ends the episode as failed."""
+        self.episode.failure, self.done = reason, True
+
+    def end(self, why: str) -> None:
+        """Ends the episode as its environment or a limit does."""
+        self.episode.end, self.done = why, True
+
+    def cut_short(self, why: str) -> None:
+        """Ends the episode before its environment does."""
+        self.episode.truncated = True
+        self.end(why)
+
+    def cost(self) -> Cost:
+        """What the episode took, with the step in which its environment failed."""
+        new = self.episode.steps[self.episode.prefix :]
+        if self.step is not None and (not new or self.step is not new[-1]):
+            new = [*new, self.step]
+        sampled = sum(len(step.action_tokens) for step in new)
+        return Cost(len(new), self.replayed, sampled, sum(len(step.prompt_tokens) for step in new) + self.read_again)
+
+
+def view_of(step: Step) -> Mapping[str, Any]:
+    """What prompts saw of the observation before a step; its text alone where it was not kept."""
+    return {"text": step.observation} if step.snapshot is None else prompt_view(step.snapshot.observation, step.snapshot.info)

@@ -1,0 +1,400 @@
+"""Plays episodes: one engine, many environments, two ways of showing history.
+
+* `context="step"`: every turn is a fresh prompt holding a window of history; a training row is one step.
+* `context="episode"`: the conversation grows and its cache is kept; a training row is the whole episode.
+
+An episode starts where its `Start` says: at the beginning of its task, or in the middle of an earlier episode, whose steps it keeps as
+its prefix. The environment then restores a snapshot, or repeats the prefix's actions.
+
+Finished episodes leave the device batch: when the rest fits a smaller batch size, the batch shrinks to it.
+
+With several processes each plays its share of the episodes, in its own environments and its own rows of the batch; in the end all
+have all episodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import numpy as np
+
+from stepreward import processes
+from stepreward.envs.protocol import DISTANCE, IMAGE, REPLAY, SNAPSHOT, VIEWED, Prompt, prompt_view
+from stepreward.models.images import ImageReader
+from stepreward.rollout.chat import Dialogue
+from stepreward.rollout.engine import Engine
+from stepreward.rollout.environment_host import EnvironmentFailure
+from stepreward.rollout.environments import Call, Pool
+from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Snapshot, Start, Step, Task
+from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
+from stepreward.rollout.game import Game, view_of
+from stepreward.rollout.losses import advice, warn_of_losses
+from stepreward.text import cleaned
+
+CONTEXTS = ("step", "episode")
+_KEPT = ("won", "score", "executed", "state_key", *VIEWED)  # of info, what a snapshot keeps
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Collector:
+    """Everything a rollout needs besides parameters, tasks and a key.
+
+    Attributes:
+      engine: samples answers.
+      pool: the environments.
+      prompt: observations to messages, answers to actions.
+      chat: messages to tokens.
+      context: "step" or "episode", see the module's docstring.
+      history: with `context="step"`, how many (observation, answer) pairs a prompt shows.
+      max_steps: an episode is cut there even if its environment goes on.
+      max_rows: episodes decoded at once.
+      reader: of the observations' images, for a model that sees (the engine has the same); None shows text only.
+      invalid_penalty: taken from the reward of a step whose answer held no action.
+      long_observation: what becomes of an observation with which a prompt is too long: "cut" shortens it visibly, "end" ends the
+        episode.
+      longest_answer: tokens of the longest answer, for what is said about lengths.
+      warned: the kinds of loss that were warned of already; one warning each.
+      reuse_cache: with `context="episode"`, False prefills the whole conversation again each turn (for benchmarks).
+    """
+
+    engine: Engine
+    pool: Pool
+    prompt: Prompt
+    chat: Dialogue
+    context: str
+    history: int
+    max_steps: int
+    max_rows: int
+    reuse_cache: bool = True
+    reader: ImageReader | None = None
+    invalid_penalty: float = 0.0
+    long_observation: str = "end"
+    longest_answer: int = 0
+    warned: set[str] = dataclasses.field(default_factory=set)
+
+    def __post_init__(self):
+        if self.long_observation not in LONG_OBSERVATIONS:
+            raise ValueError(f"rollout.long_observation={self.long_observation!r} is not one of {', '.join(LONG_OBSERVATIONS)}.")
+        if self.context not in CONTEXTS:
+            raise ValueError(f"rollout.context={self.context!r} is not one of {', '.join(CONTEXTS)}.")
+        self._able = self.pool.capabilities()
+        if self.reader is not None and (self.context != "step" or IMAGE not in self._able):
+            raise ValueError(
+                "images are shown one a turn, in whole prompts, by an environment that has them: set rollout.context='step', and a "
+                "preset of the environment whose observations are images."
+            )
+        self._know_distance = DISTANCE in self._able
+
+    def collect(self, params, tasks: Sequence[Task], key: jax.Array) -> list[Episode]:
+        """Plays each task once, from its beginning; see `play`."""
+        return self.play(params, [Start(task) for task in tasks], key)
+
+    def play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
+        """Plays an episode from each start and returns them in the order of `starts`.
+
+        What an episode draws depends on `key`, its index in `starts` and its turn, not on its neighbours. Turns count from the
+        beginning of the task, so the same key and index draw after a prefix what they drew in the episode that the prefix is from.
+        `max_steps` counts the steps of the prefix too.
+
+        An environment that cannot restore its snapshot, or whose replay raises, ends early or leads to another state, fails its own
+        episode only.
+
+        Args:
+          params: as trained.
+          starts: where the episodes start; the same one may appear several times.
+          key: of all draws.
+          keep: keep a snapshot of the environment before each new step (`Step.snapshot`), for `Start.before`. Where the environment
+            offers replays only, nothing is kept, and later starts are replayed.
+
+        Raises:
+          ValueError: the environment cannot do what the starts or `keep` ask for; a prefix has more than `max_steps` steps; or the
+            history that a prompt shows is not known, since steps before a snapshot were not kept.
+        """
+        return self.player(params)(starts, key, keep=keep)
+
+    def player(self, params) -> Callable[..., list[Episode]]:
+        """`play` without its first argument, for several calls: the parameters are prepared once."""
+        return partial(self._play, self.engine.prepare(params))
+
+    def check_restarts(self) -> None:
+        """Raises ValueError where the environment offers neither snapshots nor replays, so that no episode can start in the middle."""
+        if not self._able & {SNAPSHOT, REPLAY}:
+            raise ValueError(
+                f"the environment {self.pool.name()} offers neither {SNAPSHOT!r} nor {REPLAY!r}, and the strategy starts episodes in the "
+                "middle: let the environment declare one of them (docs/environments.md), or choose a method whose strategy is 'chain'."
+            )
+
+    def _play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
+        self._check(starts, keep)
+        episodes = []
+        for first in range(0, len(starts), self.max_rows):
+            chunk = starts[first : first + self.max_rows]
+            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able)
+        if processes.is_writer():
+            warn_of_losses(episodes, self.warned)
+        return episodes
+
+    def _check(self, starts: Sequence[Start], keep: bool) -> None:
+        middle = [start for start in starts if start.prefix or start.snapshot is not None]
+        if middle or keep:
+            self.check_restarts()
+        if any(start.snapshot is not None for start in middle) and SNAPSHOT not in self._able:
+            raise ValueError(f"the environment {self.pool.name()} offers no {SNAPSHOT!r}: give starts without a snapshot, to be replayed.")
+        if any(start.snapshot is None for start in middle) and REPLAY not in self._able:
+            raise ValueError(f"the environment {self.pool.name()} offers no {REPLAY!r}: play with keep=True, and start from a snapshot.")
+        for start in middle:
+            if len(start.prefix) > self.max_steps:
+                raise ValueError(f"a start has a prefix of {len(start.prefix)} steps, more than rollout.max_steps={self.max_steps}.")
+            shown = start.prefix[-self.history :] if self.context == "step" and self.history else ()
+            if start.snapshot is not None and any(step.snapshot is None for step in shown):
+                raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
+
+    def _play_chunk(self, params, starts: Sequence[Start], key, first_index: int, keep: bool = False) -> list[Episode]:
+        parts = processes.count()
+        asks = (*(["distance"] if self._know_distance else []), *(["snapshot"] if keep else []))
+        games = [Game.at(starts[i], slot, first_index + i, asks) for slot, i in enumerate(processes.share(len(starts)))]
+        self._begin(games)
+        rows: list[Game] = games  # row -> game; finished games stay as idle rows until the batch shrinks
+        state = self.engine.start(self.engine.row_bucket(-(-len(starts) // parts) * parts, self.max_rows))
+        if self.context == "episode" and self.reuse_cache and any(start.prefix for start in starts):
+            state = self._read_again(params, state, games)
+        for _ in range(self.max_steps):
+            playing = [g for g in rows if not g.done]
+            most = int(processes.agree_max(len(playing)))  # of any process: all run the same programs
+            if not most:
+                break
+            size = self.engine.row_bucket(most * parts, self.max_rows) // parts
+            if size < len(state.length):
+                kept = [i for i, g in enumerate(rows) if not g.done]
+                state = self.engine.select(state, np.array(kept + (kept[:1] or [0]) * (size - len(kept))))
+                rows = playing
+            if self.context == "step" or not self.reuse_cache:
+                state = self.engine.reset(state)
+            new = [self._new_tokens(g, state.length[i]) for i, g in enumerate(rows)]
+            new += [np.zeros(0, np.int32)] * (len(state.length) - len(new))
+            place = [(g.index, len(g.episode.steps)) for g in rows] + [(0, 0)] * (len(state.length) - len(rows))
+            shown = {}
+            if self.reader is not None:
+                idle = [None] * (len(state.length) - len(rows))
+                shown["images"] = [None if g.done else g.images for g in rows] + idle
+            state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+            acting = [(i, game) for i, game in enumerate(rows) if not game.done]
+            for i, game in acting:
+                n = answer.count[i]
+                sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
+                game.stopped = bool(answer.stopped[i])
+                game.step = self._answered(game, *sampled)
+            self._act([game for _, game in acting])
+        for game in games:
+            game.episode.cost = game.cost()
+            del game.episode.steps[: game.episode.prefix]  # every process has them
+        episodes = [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
+        for episode, start in zip(episodes, starts):
+            episode.steps[:0] = start.prefix
+        return episodes
+
+    def _begin(self, games: list[Game]) -> None:
+        """Takes every game to its start and writes its first prompt; the environments work at the same time where the pool lets them."""
+        calls = []
+        for game in games:
+            task = game.episode.task
+            if game.snapshot is not None:
+                calls.append(Call(game.slot, "restore", (game.snapshot.state,)))
+            else:
+                calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
+        for game, found in self._round(games, calls):
+            if game.snapshot is None:
+                self._enter(game, *found)
+                self._check_state(game)
+            else:
+                self._enter(game, game.snapshot.observation, game.snapshot.info)
+        while replaying := [game for game in games if game.to_replay and not game.done]:
+            self._replay(replaying)
+        for game in games:
+            if not game.done:
+                self._open(game)
+
+    def _replay(self, games: list[Game]) -> None:
+        """Takes the next action of each game's prefix again."""
+        for game in games:
+            game.to_replay -= 1
+            game.replayed += 1
+        calls = [Call(game.slot, "step", (game.episode.steps[game.replayed - 1].action,)) for game in games]
+        for game, (observation, _, terminated, truncated, info) in self._round(games, calls):
+            before = game.view
+            self._enter(game, observation, info)
+            game.history.append((before, game.episode.steps[game.replayed - 1].output))
+            self._check_state(game)
+            if game.done or not (terminated or truncated):
+                continue
+            if game.to_replay:
+                game.fail(f"the replay was over after {game.replayed} of {game.episode.prefix} actions")
+            else:
+                game.episode.success = game.won
+                self._end(game, terminated)
+
+    def _check_state(self, game: Game) -> None:
+        """Fails a game whose environment is in another state than the steps of its prefix were taken in."""
+        steps = game.episode.steps
+        expected = steps[game.replayed].state_key if game.to_replay else game.start_key
+        if expected is not None and game.state_key != expected:
+            game.fail(f"the replay led to another state after {game.replayed} of {game.episode.prefix} actions")
+
+    def _open(self, game: Game) -> None:
+        """Writes the first prompt that a game plays on from, behind the conversation of its prefix."""
+        episode = game.episode
+        if episode.prefix:
+            game.stopped = episode.steps[-1].stopped
+            episode.success = game.won
+            if self.context == "episode":
+                game.tokens = np.concatenate([part for step in episode.steps for part in (step.prompt_tokens, step.action_tokens)])
+                game.said = len(game.tokens)
+            if not game.history:  # restored
+                game.history = [(view_of(step), step.output) for step in episode.steps]
+        if len(episode.steps) >= self.max_steps:
+            game.cut_short(STEP_LIMIT)
+            return
+        too_long = self._prompt(game, closes_answer=not game.stopped)
+        if too_long is None or game.done:
+            return
+        if episode.steps:
+            game.cut_short(too_long)
+        else:
+            game.fail(f"the first prompt has {game.wanted} tokens: {advice(episode.needs)}")
+
+    def _read_again(self, params, state, games: list[Game]):
+        """Fills the cache with the conversations of the prefixes, up to the token that a turn sends again."""
+        said = [game.tokens[: max(0, game.said - 1)] if not game.done else game.tokens[:0] for game in games]
+        for game, tokens in zip(games, said):
+            game.read_again = len(tokens)
+        return self.engine.extend(params, state, said + [np.zeros(0, np.int32)] * (len(state.length) - len(said)))
+
+    def _answered(self, game: Game, tokens, log_prob, entropy) -> Step:
+        """The step that an answer makes, before the environment has seen it."""
+        output = self.chat.text(tokens)
+        action = cleaned(self.prompt.parse(output))
+        shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
+        return Step(
+            *shown,
+            reward=0.0,
+            executed=False,
+            state_key=game.state_key,
+            distance=game.distance,
+            images=game.images,
+            cut=game.cut,
+            stopped=game.stopped,
+            snapshot=game.snapshot,
+        )
+
+    def _act(self, games: list[Game]) -> None:
+        """Brings every game's answer to its environment and writes the next prompts."""
+        calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
+        for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
+            step, episode, before = game.step, game.episode, game.view
+            penalty = self.invalid_penalty if step.action is None else 0.0
+            step.reward, step.executed = float(reward) - penalty, bool(info["executed"])
+            episode.steps.append(step)
+            self._enter(game, observation, info)
+            episode.success = game.won
+            game.tokens = np.concatenate([game.tokens, step.action_tokens])
+            game.history.append((before, step.output))
+            if terminated or truncated:
+                self._end(game, terminated)
+            elif len(episode.steps) == self.max_steps:
+                game.cut_short(STEP_LIMIT)
+            else:
+                too_long = self._prompt(game, closes_answer=not game.stopped)
+                if too_long is not None and not game.done:
+                    game.cut_short(too_long)
+
+    def _short_of(self, game: Game) -> str | None:
+        """Why the next turn cannot be played, or None when it can; what it would take is noted."""
+        # A kept conversation also sends the last token of the answer again.
+        new = len(game.prompt_tokens) + (1 if self.context == "episode" and game.history else 0)
+        if self.engine.holds(len(game.tokens), new):
+            return None
+        too_long = self.context == "step" or not self.engine.holds(0, new)
+        if not self.engine.holds(0, new):
+            game.episode.need(max_prompt_tokens=len(game.prompt_tokens))
+        if not self.engine.holds(len(game.tokens)):
+            game.episode.need(max_row_tokens=len(game.tokens) + self.longest_answer)
+        return TOO_LONG if too_long else ROW_FULL
+
+    def _enter(self, game: Game, observation, info) -> None:
+        game.observation, game.view, game.state_key = observation, prompt_view(observation, info), info["state_key"]
+        game.won = bool(info["won"])
+        game.episode.score = float(info.get("score", info["won"]))
+        game.episode.final_observation = observation["text"]
+        game.snapshot = None
+        if "snapshot" in game.asks:
+            game.snapshot = Snapshot(game.saved, observation, {name: info[name] for name in _KEPT if name in info})
+
+    def _end(self, game: Game, terminated: bool) -> None:
+        """Ends an episode that its environment ended."""
+        if terminated:
+            game.end(TERMINATED)
+        else:
+            game.cut_short(STEP_LIMIT if len(game.episode.steps) == self.max_steps else ENVIRONMENT_LIMIT)
+
+    def _round(self, games: list[Game], calls: list[Call]):
+        """One call a game, and what is asked of the state that it leads to, unless the game only passes it in a replay.
+
+        Yields the games whose calls went well, with the result of the first. The episodes of the others have failed.
+        """
+        asked = [() if game.to_replay else game.asks for game in games]
+        rounds = [[call, *(Call(call.slot, name) for name in names)] for call, names in zip(calls, asked)]
+        for game, names, results in zip(games, asked, self.pool.call_all(rounds)):
+            if isinstance(results, EnvironmentFailure):
+                game.fail(str(results))
+                continue
+            for name, result in zip(names, results[1:]):
+                if name == "distance":
+                    game.distance = game.episode.final_distance = float(result)
+                else:
+                    game.saved = result
+            yield game, results[0]
+
+    def _prompt(self, game, closes_answer: bool = False) -> str | None:
+        """Writes the next turn's prompt: a whole one, or what the conversation gains. Returns why it cannot be played, or None."""
+        if self.reader is not None:
+            try:
+                game.images = self.reader.read(game.observation[IMAGE])
+            except ValueError as error:
+                _log.warning("a picture cannot be shown: %s", error)
+                game.fail(str(error))
+                return None
+        by_step, later = self.context == "step", bool(game.history)
+        window = game.history[-self.history :] if self.history else []
+        seen = None if game.images is None else self.reader.tokens(game.images)
+        write = prompt_writer(self.prompt, self.chat, by_step=by_step, first=not later, closes_answer=closes_answer, image_tokens=seen)
+        said, game.cut = game.tokens, 0
+        game.prompt_tokens = write(game.view, window)
+        game.wanted = len(game.prompt_tokens)
+        self._say(game, said)
+        reason = self._short_of(game)
+        if reason != TOO_LONG or self.long_observation != "cut":
+            return reason
+        found = shorten(write, game.view, window, room_of_a_turn(self.engine, by_step=by_step, later=later))
+        if found is None:
+            return reason
+        game.prompt_tokens, game.cut = found.tokens, found.cut
+        self._say(game, said)
+        return self._short_of(game)
+
+    def _say(self, game, said: np.ndarray) -> None:
+        """The row is what was said and the prompt behind it; a step's row is its prompt alone."""
+        game.tokens = game.prompt_tokens if self.context == "step" else np.concatenate([said, game.prompt_tokens])
+
+    def _new_tokens(self, game, cached: int) -> np.ndarray:
+        return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
+
+
+@jax.jit
+def _row_keys(key, place_Bx2):
+    """A key for each row, by its index in the rollout and its turn."""
+    return jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key, place[1]), place[0]))(place_Bx2)
