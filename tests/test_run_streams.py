@@ -17,9 +17,9 @@ def finished(micro_config, tmp_path_factory):
     runner, keys = Runner(micro_config(changes), tmp_path_factory.mktemp("streams") / "run"), []
     sample = runner.play
 
-    def rollout(tasks, key):
+    def rollout(tasks, key, *more):
         keys.append(tuple(np.asarray(jax.random.key_data(key)).tolist()))
-        return sample(tasks, key)
+        return sample(tasks, key, *more)
 
     runner.play = rollout
     began = time.monotonic()

@@ -7,6 +7,8 @@ import pytest
 from references import literal
 
 from stepreward.credit import make
+from stepreward.rollout.episode import Cost
+from stepreward.rollout.strategies import Rollout
 from stepreward.training.auxiliaries import Estimator, ProcessRewardModel
 from stepreward.training.learner import Learner
 from stepreward.training.stages.reinforce import Reinforce
@@ -48,10 +50,10 @@ def iteration(reward_from, resync):
         counters=SimpleNamespace(iteration=0, env_steps=0),
         learner=learner,
         watch=lambda metrics: None,
-        pack=lambda episodes: batch,
+        pack=lambda rollout: batch,
     )
     stage = Reinforce(runner)
-    stage.experience = lambda: ([], {})
+    stage.experience = lambda: (Rollout([], {}, Cost()), {})
     stage.tick()
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
     return calls

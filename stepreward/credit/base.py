@@ -54,6 +54,11 @@ class Method:
     strategy: ClassVar[str] = "chain"  # how its episodes are rolled out (`rollout.strategies`); "chain" plays each task once
 
     @property
+    def strategy_options(self) -> dict[str, Any]:
+        """Options of the strategy, such as how many episodes it plays from each state."""
+        return {}
+
+    @property
     def requires(self) -> frozenset[str]:
         """Names of the arrays that `batch.signals` must hold."""
         return frozenset()

@@ -48,10 +48,12 @@ class Strategy(abc.ABC):
 
     Attributes:
       name: what `make` knows it by.
+      provides: names of its `Rollout.signals`.
       restarts: it starts episodes in the middle, which the environment must allow (`Collector.check_restarts`).
     """
 
     name: ClassVar[str] = ""
+    provides: ClassVar[frozenset[str]] = frozenset()
     restarts: ClassVar[bool] = False
 
     @abc.abstractmethod
@@ -122,6 +124,7 @@ class Restore(Strategy):
       outcome: "return", the sum of all rewards, those before s_t included, or "success", 0 or 1.
     """
 
+    provides: ClassVar[frozenset[str]] = frozenset({"mc_value"})
     restarts: ClassVar[bool] = True
     k: int = 4
     outcome: str = "return"

@@ -7,28 +7,38 @@ import time
 import numpy as np
 
 from stepreward.errors import UserError
-from stepreward.rollout.episode import cuts, lost, summary
+from stepreward.rollout.episode import cuts, lost, summary, total_cost
+from stepreward.rollout.strategies import Chain, Rollout, Strategy
 from stepreward.training import setup, streams
 
 
-def play(run, tasks, key) -> tuple[list, dict]:
-    """Plays training tasks with the policy; returns episodes and metrics.
+def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
+    """Plays training tasks with the policy; returns what was played, and metrics.
+
+    Args:
+      strategy: how the tasks are played; None plays each once.
 
     Raises:
       UserError: every environment failed.
     """
-    started = time.monotonic()
-    episodes = run.parts.collector.collect(run.learner.actor, tasks, key)
-    seconds = time.monotonic() - started
-    good = healthy(episodes, "batch")
-    run.counters.failed_episodes += len(episodes) - len(good)
-    tokens = sum(len(s.prompt_tokens) + len(s.action_tokens) for e in good for s in e.steps)
+    started, strategy = time.monotonic(), strategy or Chain()
+    rollout = strategy(run.parts.collector.player(run.learner.actor), tasks, key)
+    seconds, cost = time.monotonic() - started, rollout.cost
+    good = healthy(rollout.episodes, "batch")
+    run.counters.failed_episodes += len(rollout.episodes) - len(good)
     metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
         "rollout/failed_episodes": run.counters.failed_episodes,
-        "rollout/tokens_per_s": tokens / seconds,
+        "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
         "time/rollout_s": seconds,
     }
-    return episodes, {k: float(v) for k, v in metrics.items()}
+    if strategy.restarts:
+        metrics |= {"rollout/branch_steps": branch_steps(rollout), "rollout/replayed_steps": cost.replayed_steps}
+    return rollout, {k: float(v) for k, v in metrics.items()}
+
+
+def branch_steps(rollout: Rollout) -> int:
+    """Environment steps that a strategy played beside the episodes that are trained on."""
+    return rollout.cost.env_steps - total_cost(rollout.episodes).env_steps
 
 
 def evaluate(run) -> dict:

@@ -25,6 +25,7 @@ from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
 from stepreward.models.published import MODELS
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
+from stepreward.rollout import strategies
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked
 from stepreward.rollout.engine import Engine
@@ -33,6 +34,7 @@ from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.play import CONTEXTS, Collector
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
+from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
 from stepreward.training import backbones, streams
@@ -161,7 +163,10 @@ def build(c, workdir: Path) -> Parts:
         long_observation=c.rollout.long_observation,
         longest_answer=c.rollout.max_answer_tokens,
     )
-    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, make_method(c), make_policy_loss(c), demonstrations)
+    method = make_method(c)
+    if make_strategy(method).restarts:
+        collector.check_restarts()
+    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -274,7 +279,7 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    signals = computed()
+    signals = computed() | make_strategy(method).provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
@@ -337,6 +342,11 @@ def make_method(c) -> credit.Method:
     if "kl_in_reward" not in options and c.policy.kl_reward_coef > 0:
         options["kl_in_reward"] = True
     return credit.make(c.credit.method, **options)
+
+
+def make_strategy(method: credit.Method) -> Strategy:
+    """How the method's episodes are played."""
+    return strategies.make(method.strategy, **method.strategy_options)
 
 
 def recomputes_old_log_prob(c) -> bool:

@@ -19,9 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward import processes
+from stepreward.batch import Batch
 from stepreward.config import leaves
 from stepreward.errors import Terminated, UserError
 from stepreward.metrics import read_metrics
+from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
 from stepreward.training.counters import Counters
 from stepreward.training.exploration import Exploration
@@ -178,17 +180,19 @@ class Runner:
 
     # --- What stages ask for ---
 
-    def play(self, tasks, key) -> tuple[list, dict]:
+    def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
         """Training episodes of the policy, and metrics."""
-        return playing.play(self, tasks, key)
+        return playing.play(self, tasks, key, strategy)
 
     def evaluate(self) -> dict:
         """Metrics of the fixed held-out set."""
         return playing.evaluate(self)
 
-    def pack(self, episodes):
-        """Episodes as a batch."""
-        return self.learner.layout.pack(episodes)
+    def pack(self, rollout: Rollout) -> Batch:
+        """The episodes that a strategy played as a batch, with those of its signals that the method reads."""
+        batch, wanted = self.learner.layout.pack(rollout.episodes), self.method.requires
+        found = rollout.arrays(self.c.rollout.max_steps) if rollout.signals else {}
+        return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
 
     def start(self):
         """The supervised policy's parameters."""

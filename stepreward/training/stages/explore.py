@@ -36,11 +36,11 @@ class Explore(Stage):
     def tick(self) -> dict:
         counters, exploration, part = self.counters, self.run.exploration, self.counters.of("explored_parts")
         recorded = exploration.finished_parts()
-        episodes, metrics = self.run.play(exploration.tasks(part), streams.device(self.run.key, "explore", part))
+        rollout, metrics = self.run.play(exploration.tasks(part), streams.device(self.run.key, "explore", part))
         if part >= recorded:
-            exploration.record(part, episodes)
+            exploration.record(part, rollout.episodes)
         counters.add("explored_parts")
-        counters.add("explored_steps", sum(len(e.steps) for e in episodes if e.failure is None))
+        counters.add("explored_steps", sum(len(e.steps) for e in rollout.episodes if e.failure is None))
         return metrics | {"explore/env_steps": counters.of("explored_steps")}
 
     def progress(self) -> Progress:

@@ -28,8 +28,8 @@ class PRMWarmup(Stage):
     def tick(self) -> dict:
         c, counters, learner, number = self.c, self.counters, self.run.learner, self.counters.of("prm_batches")
         tasks = training_tasks(c.seed, "prm_warmup", number, c.rollout.groups, c.rollout.group_size)
-        episodes, metrics = self.run.play(tasks, streams.device(self.run.key, "prm_warmup", number))
-        batch = learner.score(self.run.pack(episodes), metrics)
+        rollout, metrics = self.run.play(tasks, streams.device(self.run.key, "prm_warmup", number))
+        batch = learner.score(self.run.pack(rollout), metrics)
         learner.look(batch, metrics)
         metrics |= learner.auxiliaries["prm"].warm_up(batch, number, decoder_of(learner.policy.params))
         counters.add("prm_batches")

@@ -13,11 +13,12 @@ import numpy as np
 
 from stepreward.models.heads import decoder_of
 from stepreward.report import telling
-from stepreward.rollout.episode import cuts, summary, to_record
-from stepreward.training import streams
+from stepreward.rollout.episode import Cost, cuts, summary, to_record
+from stepreward.rollout.strategies import Rollout
+from stepreward.training import setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
-from stepreward.training.playing import healthy
+from stepreward.training.playing import branch_steps, healthy
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -52,8 +53,8 @@ class Reinforce(Stage):
 
     def tick(self) -> dict:
         c, counters, learner, iteration = self.c, self.counters, self.run.learner, self.counters.iteration
-        episodes, metrics = self.experience()
-        batch = learner.score(self.run.pack(episodes), metrics)
+        rollout, metrics = self.experience()
+        episodes, batch = rollout.episodes, learner.score(self.run.pack(rollout), metrics)
         signals, credited = learner.look(batch, metrics), None
         lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration)
         if learner.learn(BEFORE_CREDIT, lesson(), metrics):
@@ -64,7 +65,7 @@ class Reinforce(Stage):
         learner.learn(AFTER_POLICY, lesson(), metrics)
         self.run.watch(metrics)
         counters.iteration += 1
-        counters.env_steps += int(batch.step_mask.sum())
+        counters.env_steps += int(batch.step_mask.sum()) + branch_steps(rollout)
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(episodes, credited)
@@ -81,16 +82,16 @@ class Reinforce(Stage):
         budget = self.c.train.env_steps
         return Progress("reinforcement", min(self.counters.env_steps, budget), budget)
 
-    def experience(self) -> tuple[list, dict]:
-        """The episodes of one iteration: played now, or the next ones of the exploration; and metrics."""
+    def experience(self) -> tuple[Rollout, dict]:
+        """The rollout of one iteration: played now, or the next ones of the exploration; and metrics."""
         c, iteration = self.c, self.counters.iteration
         if c.train.mode == "online":
             tasks = training_tasks(c.seed, "train", iteration, c.rollout.groups, c.rollout.group_size)
-            return self.run.play(tasks, streams.device(self.run.key, "train", iteration))
+            return self.run.play(tasks, streams.device(self.run.key, "train", iteration), setup.make_strategy(self.run.method))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
-        return episodes, {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
+        return Rollout(episodes, {}, Cost()), {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
