@@ -151,11 +151,11 @@ def test_grouped_queries_equal_full_attention_with_repeated_keys_and_values():
 
 def test_the_head_is_the_embedding_or_its_own():
     tied, params = decoder.graph(CONFIG), parameters(CONFIG)
-    np.testing.assert_array_equal(nnx.merge(tied, params).head_ExV(), params["embedding"][...].T)
+    np.testing.assert_array_equal(nnx.merge(tied, params).head_DxV(), params["embedding"][...].T)
     config = dataclasses.replace(CONFIG, tie_embeddings=False)
     untied, params = decoder.graph(config), parameters(config)
     assert paths(params)["head"] == (16, 13)
-    np.testing.assert_array_equal(nnx.merge(untied, params).head_ExV(), params["head"][...])
+    np.testing.assert_array_equal(nnx.merge(untied, params).head_DxV(), params["head"][...])
 
 
 def test_remat_gives_the_same_loss_and_gradient():

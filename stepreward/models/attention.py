@@ -3,7 +3,7 @@
 All of them use the same mask: a token attends to itself and to earlier tokens of its segment. Padding (segment 0) attends to
 padding, so that no softmax is empty, and real tokens never attend to it. Scores are scaled by H^(−1/2); the softmax is in fp32.
 
-Shape suffixes: B rows, T tokens, Q query tokens, S cache slots, N query heads, K key/value heads, G = N / K, H head width.
+Shape suffixes: B rows, T tokens, Q query tokens, C cache slots, N query heads, K key/value heads, G = N / K, H head width.
 """
 
 from __future__ import annotations
@@ -125,20 +125,20 @@ def selected_attention(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: 
     return _in_blocks(query_BxNxQxH, key_BxKxTxH, value_BxKxTxH, visible, segment_BxQ, at_BxQ)
 
 
-def cached_attention(query_BxNxTxH: Array, key_BxKxSxH: Array, value_BxKxSxH: Array, positions_BxT: Array) -> Array:
+def cached_attention(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array) -> Array:
     """Attention over a cache, `[B, N, T, H]`: a query at position p attends to slots 0…p.
 
-    More than 256 queries (a long prompt) are processed in blocks, so that the scores `[B, N, T, S]` are never stored whole.
+    More than 256 queries (a long prompt) are processed in blocks, so that the scores `[B, N, T, C]` are never stored whole.
 
     Args:
       query_BxNxTxH: queries of the new tokens, whose keys and values are already in the cache.
-      key_BxKxSxH, value_BxKxSxH: the cache, in its storage dtype.
+      key_BxKxCxH, value_BxKxCxH: the cache, in its storage dtype.
       positions_BxT: int32, the cache slot of each query.
     """
-    slots = jnp.arange(key_BxKxSxH.shape[2])
+    slots = jnp.arange(key_BxKxCxH.shape[2])
     dtype = query_BxNxTxH.dtype
     visible = lambda positions: slots[None, None, :] <= positions[:, :, None]
-    return _in_blocks(query_BxNxTxH, key_BxKxSxH.astype(dtype), value_BxKxSxH.astype(dtype), visible, positions_BxT)
+    return _in_blocks(query_BxNxTxH, key_BxKxCxH.astype(dtype), value_BxKxCxH.astype(dtype), visible, positions_BxT)
 
 
 # --- Plain XLA ---

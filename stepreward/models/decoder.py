@@ -10,7 +10,7 @@ one layer and not twenty-eight. Decoding with a cache needs the list (`unstack`)
 On a mesh, rows of activations are split over `data` and `fsdp`. A pass over one new token a row gathers the rows instead and
 leaves the weights where they are, because one token a row is much less data than the weights.
 
-Shape suffixes: B rows, T new tokens, S cache slots, E embedding, N query heads, K key/value heads, G = N / K, H head width,
+Shape suffixes: B rows, T new tokens, C cache slots, D embedding, N query heads, K key/value heads, G = N / K, H head width,
 F hidden width, V vocabulary.
 """
 
@@ -99,7 +99,7 @@ class DecoderConfig:
 
 
 class LayerCache(NamedTuple):
-    """Keys and values of one layer, `[B, K, S, H]`: with rows and heads outermost, a decode step reads memory sequentially."""
+    """Keys and values of one layer, `[B, K, C, H]`: with rows and heads outermost, a decode step reads memory sequentially."""
 
     key: Array
     value: Array
@@ -139,10 +139,10 @@ class Attention(nnx.Module):
             add_adapter(self, name, (c.embed_dim,), shape, c.lora, rngs)
         add_adapter(self, "output", query, (c.embed_dim,), c.lora, rngs)
 
-    def __call__(self, x_BxQxE, x_BxTxE, angles_q, angles, attend, cache: LayerCache | None, start_B: Array | None, dropout_key):
+    def __call__(self, x_BxQxD, x_BxTxD, angles_q, angles, attend, cache: LayerCache | None, start_B: Array | None, dropout_key):
         c = self.config
-        query = self._heads("query", x_BxQxE, dropout_key)
-        key, value = (self._heads(name, x_BxTxE, dropout_key) for name in ("key", "value"))
+        query = self._heads("query", x_BxQxD, dropout_key)
+        key, value = (self._heads(name, x_BxTxD, dropout_key) for name in ("key", "value"))
         if c.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = apply_rotary(query, angles_q), apply_rotary(key, angles)
@@ -157,21 +157,21 @@ class Attention(nnx.Module):
         out = _apply(self, "output", mixed, c.lora, dropout_key)
         return out.reshape(batch, time, c.embed_dim), cache
 
-    def _heads(self, name: str, x_BxTxE: Array, dropout_key) -> Array:
+    def _heads(self, name: str, x_BxTxD: Array, dropout_key) -> Array:
         """x · W + b as `[B, N, T, H]`."""
         c = self.config
-        batch, time, width = x_BxTxE.shape
+        batch, time, width = x_BxTxD.shape
         _, heads, head_dim = getattr(self, name).shape
         if _one_token(c, time):  # a flat product would gather the weight's heads, which are split over devices
-            x_BxE, weight = x_BxTxE[:, 0], getattr(self, name)[...].astype(x_BxTxE.dtype)
+            x_BxD, weight = x_BxTxD[:, 0], getattr(self, name)[...].astype(x_BxTxD.dtype)
             if c.lora is None or name not in c.lora.targets:
-                out = jnp.einsum("be,enh->bnh", x_BxE, weight)
+                out = jnp.einsum("be,enh->bnh", x_BxD, weight)
             else:
-                wide = jnp.einsum("be,enh->bnh", x_BxE, weight, preferred_element_type=jnp.float32)
-                out = (wide + low_rank(self, name, x_BxE, c.lora, dropout_key, flat=False)).astype(x_BxTxE.dtype)
+                wide = jnp.einsum("be,enh->bnh", x_BxD, weight, preferred_element_type=jnp.float32)
+                out = (wide + low_rank(self, name, x_BxD, c.lora, dropout_key, flat=False)).astype(x_BxTxD.dtype)
             out = constrain(out, c.mesh, None, "heads" if name == "query" else "kv_heads", "head_dim", table=DECODING)[:, :, None]
         else:
-            out = _apply(self, name, x_BxTxE.reshape(batch * time, width), c.lora, dropout_key)
+            out = _apply(self, name, x_BxTxD.reshape(batch * time, width), c.lora, dropout_key)
             out = out.reshape(batch, time, heads, head_dim).transpose(0, 2, 1, 3)
         if c.qkv_bias:
             out += getattr(self, f"{name}_bias")[...].astype(out.dtype)[None, :, None]
@@ -183,13 +183,13 @@ def _one_token(c: DecoderConfig, time: int) -> bool:
     return c.mesh is not None and time == 1
 
 
-def _write(cache_BxKxSxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
+def _write(cache_BxKxCxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
     """Writes T new slots of each row, starting at `start_B`. Slots past a row's true length hold padding until overwritten."""
 
     def write_row(row, new, start):
         return jax.lax.dynamic_update_slice(row, new, (0, start, 0))
 
-    return jax.vmap(write_row)(cache_BxKxSxH, new_BxKxTxH.astype(cache_BxKxSxH.dtype), start_B)
+    return jax.vmap(write_row)(cache_BxKxCxH, new_BxKxTxH.astype(cache_BxKxCxH.dtype), start_B)
 
 
 class FeedForward(nnx.Module):
@@ -204,10 +204,10 @@ class FeedForward(nnx.Module):
             add_adapter(self, name, (c.embed_dim,), (c.mlp_dim,), c.lora, rngs)
         add_adapter(self, "down", (c.mlp_dim,), (c.embed_dim,), c.lora, rngs)
 
-    def __call__(self, x_BxTxE: Array, dropout_key=None) -> Array:
+    def __call__(self, x_BxTxD: Array, dropout_key=None) -> Array:
         apply = partial(_apply, lora=self.config.lora, dropout_key=dropout_key)
-        x = x_BxTxE.reshape(-1, x_BxTxE.shape[-1])  # flat for the same reason as `_apply`
-        return apply(self, "down", jax.nn.silu(apply(self, "gate", x)) * apply(self, "up", x)).reshape(x_BxTxE.shape)
+        x = x_BxTxD.reshape(-1, x_BxTxD.shape[-1])  # flat for the same reason as `_apply`
+        return apply(self, "down", jax.nn.silu(apply(self, "gate", x)) * apply(self, "up", x)).reshape(x_BxTxD.shape)
 
 
 class Layer(nnx.Module):
@@ -232,9 +232,9 @@ class Layer(nnx.Module):
         return _place(self.config, x + self.mlp(self.mlp_norm(x), dropout_key)), cache
 
 
-def _place(c: DecoderConfig, x_BxTxE: Array) -> Array:
+def _place(c: DecoderConfig, x_BxTxD: Array) -> Array:
     """Where the residual stream lives: rows split, or whole where there is one token a row."""
-    return constrain(x_BxTxE, c.mesh) if _one_token(c, x_BxTxE.shape[1]) else constrain(x_BxTxE, c.mesh, "rows")
+    return constrain(x_BxTxD, c.mesh) if _one_token(c, x_BxTxD.shape[1]) else constrain(x_BxTxD, c.mesh, "rows")
 
 
 class Decoder(nnx.Module):
@@ -258,7 +258,7 @@ class Decoder(nnx.Module):
         self, tokens_BxT, positions_BxT, attend, attend_kept, caches=None, start_B=None, keep_BxQ=None, dropout_key=None,
         vision=None,
     ):  # fmt: skip
-        """Returns hidden states `[B, T, E]`, or `[B, Q, E]` at the positions `keep_BxQ`, and the new caches.
+        """Returns hidden states `[B, T, D]`, or `[B, Q, D]` at the positions `keep_BxQ`, and the new caches.
 
         With `keep_BxQ`, the last of listed layers skips the other positions, which halves the work of a two-layer model whose
         answers are short.
@@ -306,16 +306,16 @@ class Decoder(nnx.Module):
 
         return jax.lax.scan(body, x, (jnp.arange(c.num_layers), stacked))[0]
 
-    def _with_images(self, x_BxTxE: Array, vision: VisionInputs) -> tuple[Array, Array]:
+    def _with_images(self, x_BxTxD: Array, vision: VisionInputs) -> tuple[Array, Array]:
         """Replaces the embeddings of placeholders by those of the images; also returns the rotary positions `[3, B, T]`."""
         if self.config.vision is None:
             raise ValueError("the model has no vision tower but got images: omit them, and placeholders are read as ordinary tokens.")
-        embeddings = self.vision(vision, dtype=x_BxTxE.dtype, remat=self.config.remat != "none", mesh=self.config.mesh)
-        merged = merge_image_embeddings(x_BxTxE, vision.source, embeddings)
+        embeddings = self.vision(vision, dtype=x_BxTxD.dtype, remat=self.config.remat != "none", mesh=self.config.mesh)
+        merged = merge_image_embeddings(x_BxTxD, vision.source, embeddings)
         return _place(self.config, merged), jnp.moveaxis(vision.positions, 1, 0)
 
-    def head_ExV(self) -> Array:
-        """The vocabulary head `[E, V]`."""
+    def head_DxV(self) -> Array:
+        """The vocabulary head `[D, V]`."""
         return self.embedding[...].T if self.config.tie_embeddings else self.head[...]
 
 
@@ -402,7 +402,7 @@ def attention_of(c: DecoderConfig, length: int) -> str:
 def hidden_states(
     graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL, keep_RxQ=None, dropout_key=None, vision=None
 ) -> tuple[Array, Array]:
-    """Final hidden states `[R, L, E]` (`[R, Q, E]` at `keep_RxQ`) and the head `[E, V]`: causal within each non-zero segment.
+    """Final hidden states `[R, L, D]` (`[R, Q, D]` at `keep_RxQ`) and the head `[D, V]`: causal within each non-zero segment.
 
     Args:
       graphdef: the static graph, see `build`.
@@ -418,7 +418,7 @@ def hidden_states(
     attend = partial(causal_attention, segment_ids_BxT=segment_ids_RxL, implementation=kind, mesh=c.mesh, packed=c.packed_rows)
     attend_kept = partial(selected_attention, segment_ids_BxT=segment_ids_RxL, at_BxQ=keep_RxQ)
     hidden, _ = model(tokens_RxL, positions_RxL, attend, attend_kept, keep_BxQ=keep_RxQ, dropout_key=dropout_key, vision=vision)
-    return hidden, model.head_ExV()
+    return hidden, model.head_DxV()
 
 
 def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype=None) -> tuple[LayerCache, ...]:
@@ -445,7 +445,7 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
         tokens. None means 0.
 
     Returns:
-      Hidden states `[B, T, E]` (`[B, Q, E]` at `keep_BxQ`), the head `[E, V]` and the new caches.
+      Hidden states `[B, T, D]` (`[B, Q, D]` at `keep_BxQ`), the head `[D, V]` and the new caches.
     """
     model = merge(graphdef, params)
     positions = length_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
@@ -453,4 +453,4 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
     attend, attend_kept = (partial(cached_attention, positions_BxT=p) for p in (positions, kept))
     turned = positions if offset_B is None else positions + offset_B[:, None]
     hidden, caches = model(tokens_BxT, turned, attend, attend_kept, caches, length_B, keep_BxQ, vision=vision)
-    return hidden, model.head_ExV(), caches
+    return hidden, model.head_DxV(), caches

@@ -34,7 +34,7 @@ def preprocess_images(images: Sequence[np.ndarray], processor: str | os.PathLike
         defaults, so {} is allowed.
 
     Returns:
-      patches float32 `[P, D]` and grids int64 `[I, 3]`; see `vision_inputs.Images`.
+      patches float32 `[P, U]` and grids int64 `[I, 3]`; see `vision_inputs.Images`.
 
     Raises:
       FileNotFoundError: if the folder has no `preprocessor_config.json`.

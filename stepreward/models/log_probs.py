@@ -100,19 +100,19 @@ def log_probs_and_values(
     return put(log_prob), put(entropy), None if head is None else put(apply_head(head, hidden))
 
 
-def _chunked_log_probs(hidden_RxQxE, targets_RxQ, head_ExV, temperature, chunk, mesh) -> tuple[Array, Array]:
+def _chunked_log_probs(hidden_RxQxD, targets_RxQ, head_DxV, temperature, chunk, mesh) -> tuple[Array, Array]:
     """Log-probabilities of the targets and entropies, `[R, Q]`, with logits for about `chunk` tokens at a time. A chunk is a few
     positions of all rows, so that rows remain split over devices."""
-    rows, asked, _ = hidden_RxQxE.shape
-    chunk = chunk or default_chunk(head_ExV.shape[1], 1 if mesh is None else mesh.size)
+    rows, asked, _ = hidden_RxQxD.shape
+    chunk = chunk or default_chunk(head_DxV.shape[1], 1 if mesh is None else mesh.size)
     count = -(-asked // max(1, chunk // rows))
-    one = partial(_chunk, head_ExV, temperature, mesh)
+    one = partial(_chunk, head_DxV, temperature, mesh)
     if count == 1:
-        return one((hidden_RxQxE, targets_RxQ))
+        return one((hidden_RxQxD, targets_RxQ))
     size = -(-asked // count)
     spare = count * size - asked
     parts = lambda x: jnp.moveaxis(x.reshape(rows, count, size, *x.shape[2:]), 1, 0)
-    hidden = parts(jnp.pad(hidden_RxQxE, ((0, 0), (0, spare), (0, 0))))
+    hidden = parts(jnp.pad(hidden_RxQxD, ((0, 0), (0, spare), (0, 0))))
     found = jax.lax.map(one, (hidden, parts(jnp.pad(targets_RxQ, ((0, 0), (0, spare))))))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(rows, count * size)[:, :asked] for x in found)
 
@@ -123,14 +123,14 @@ def default_chunk(vocab_size: int, devices: int = 1) -> int:
 
 
 @partial(jax.checkpoint, static_argnums=(1, 2))
-def _chunk(head_ExV, temperature, mesh, inputs):
+def _chunk(head_DxV, temperature, mesh, inputs):
     """log p = z_x − log Σ eᶻ and H = log Σ eᶻ − Σ p·z. Both need only sums over the vocabulary, which may be split over devices.
     Rows are then sent to the slices of the head, because the slices are larger."""
-    hidden_RxQxE, targets_RxQ = inputs
-    hidden_RxQxE = constrain(hidden_RxQxE, mesh, "vocab_rows")
-    rows, asked, width = hidden_RxQxE.shape
+    hidden_RxQxD, targets_RxQ = inputs
+    hidden_RxQxD = constrain(hidden_RxQxD, mesh, "vocab_rows")
+    rows, asked, width = hidden_RxQxD.shape
     # One flat matrix product, as in the decoder.
-    logits = hidden_RxQxE.reshape(rows * asked, width) @ head_ExV.astype(hidden_RxQxE.dtype)
+    logits = hidden_RxQxD.reshape(rows * asked, width) @ head_DxV.astype(hidden_RxQxD.dtype)
     logits = constrain(logits.reshape(rows, asked, -1), mesh, "vocab_rows", None, "vocab")
     z = logits.astype(jnp.float32) / (temperature or 1.0)
     z -= jax.lax.stop_gradient(jnp.max(z, axis=-1, keepdims=True))
@@ -142,7 +142,7 @@ def _chunk(head_ExV, temperature, mesh, inputs):
     return log_prob, log_total_RxQ - jnp.sum(exp * z, axis=-1) / total_RxQ
 
 
-def log_softmax(hidden, head_ExV, temperature: float) -> Array:
+def log_softmax(hidden, head_DxV, temperature: float) -> Array:
     """Log-probabilities over the vocabulary, fp32, at the given temperature (0, greedy, counts as 1)."""
-    logits = (hidden @ head_ExV.astype(hidden.dtype)).astype(jnp.float32)
+    logits = (hidden @ head_DxV.astype(hidden.dtype)).astype(jnp.float32)
     return jax.nn.log_softmax(logits / (temperature or 1.0), axis=-1)

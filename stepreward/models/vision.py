@@ -8,7 +8,7 @@ Shapes are static. The patches of a row's images are placed in G blocks of K slo
 windows share a block (`vision_inputs.lay_out`). Attention within windows is then masked attention within blocks, and one compiled
 shape serves every set of images that fits.
 
-Shape suffixes: B rows, G blocks, K slots of a block, P = G·K, D values of a patch, E embedding, N heads, H head width, F hidden
+Shape suffixes: B rows, G blocks, K slots of a block, P = G·K, U values of a patch, D embedding, N heads, H head width, F hidden
 width, O width of the decoder.
 """
 
@@ -84,7 +84,7 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """D: channels × frames × height × width of a patch."""
+        """U: channels × frames × height × width of a patch."""
         return self.channels * self.temporal_patch * self.patch_size**2
 
     @property
@@ -103,7 +103,7 @@ class VisionInputs:
     """The images of a batch of rows, laid out by `vision_inputs.vision_inputs`; B rows of T tokens.
 
     Attributes:
-      patches: float32 `[B, G, K, D]`, normalised pixels; 0 at padding.
+      patches: float32 `[B, G, K, U]`, normalised pixels; 0 at padding.
       window_id: int32 `[B, G, K]`, the same for all patches of a window, unique within a block; 0 at padding.
       image_id: int32 `[B, G, K]`, the same for all patches of an image, unique within a row; 0 at padding.
       place: int32 `[B, G, K, 2]`, row and column of a patch in its image.
@@ -149,10 +149,10 @@ class VisionAttention(nnx.Module):
         self.output = _weight(rngs, dtype, (c.num_heads, c.head_dim, c.embed_dim), c.embed_dim * 2 * c.depth)
         self.output_bias = _bias(dtype, c.embed_dim)
 
-    def __call__(self, x_BxPxE: Array, inputs: VisionInputs, angles: tuple[Array, Array], whole: Array) -> Array:
-        query, key, value = _linear(x_BxPxE, self.qkv, self.qkv_bias).transpose(2, 0, 3, 1, 4)
+    def __call__(self, x_BxPxD: Array, inputs: VisionInputs, angles: tuple[Array, Array], whole: Array) -> Array:
+        query, key, value = _linear(x_BxPxD, self.qkv, self.qkv_bias).transpose(2, 0, 3, 1, 4)
         query, key = apply_rotary(query, angles), apply_rotary(key, angles)
-        image_id_Bx1xP = inputs.image_id.reshape(x_BxPxE.shape[0], 1, -1)
+        image_id_Bx1xP = inputs.image_id.reshape(x_BxPxD.shape[0], 1, -1)
         in_images, in_windows = (partial(_grouped_attention, ids) for ids in (image_id_Bx1xP, inputs.window_id))
         mixed = jax.lax.cond(whole, in_images, in_windows, query, key, value)
         return _linear(mixed, self.output, self.output_bias, inputs=2)
@@ -205,8 +205,8 @@ class PatchMerger(nnx.Module):
         self.up, self.up_bias = _weight(rngs, dtype, (self.width, self.width), self.width), _bias(dtype, self.width)
         self.down, self.down_bias = _weight(rngs, dtype, (self.width, c.out_dim), self.width), _bias(dtype, c.out_dim)
 
-    def __call__(self, x_BxPxE: Array) -> Array:
-        x = self.norm(x_BxPxE).reshape(x_BxPxE.shape[0], -1, self.width)
+    def __call__(self, x_BxPxD: Array) -> Array:
+        x = self.norm(x_BxPxD).reshape(x_BxPxD.shape[0], -1, self.width)
         return _linear(jax.nn.gelu(_linear(x, self.up, self.up_bias), approximate=False), self.down, self.down_bias)
 
 
@@ -256,17 +256,17 @@ def place_angles(place: Array, head_dim: int, theta: float) -> tuple[Array, Arra
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def merge_image_embeddings(x_BxTxE: Array, source_BxT: Array, embeddings_BxPxE: Array) -> Array:
+def merge_image_embeddings(x_BxTxD: Array, source_BxT: Array, embeddings_BxPxD: Array) -> Array:
     """Replaces the embeddings of placeholder tokens by the embeddings of images.
 
     Args:
-      x_BxTxE: the embeddings of the tokens.
+      x_BxTxD: the embeddings of the tokens.
       source_BxT: int32, at a placeholder the index of its image embedding in the row; −1 elsewhere. The token id is not used,
         because a model may sample the placeholder token without meaning an image.
-      embeddings_BxPxE: the output of the tower.
+      embeddings_BxPxD: the output of the tower.
     """
-    chosen = jnp.take_along_axis(embeddings_BxPxE, jnp.maximum(source_BxT, 0)[:, :, None], axis=1)
-    return jnp.where((source_BxT >= 0)[:, :, None], chosen.astype(x_BxTxE.dtype), x_BxTxE)
+    chosen = jnp.take_along_axis(embeddings_BxPxD, jnp.maximum(source_BxT, 0)[:, :, None], axis=1)
+    return jnp.where((source_BxT >= 0)[:, :, None], chosen.astype(x_BxTxD.dtype), x_BxTxD)
 
 
 # --- Published models ---

@@ -14,7 +14,7 @@ class Images(NamedTuple):
     """Preprocessed images of one row, in the order of their placeholders.
 
     Attributes:
-      patches: float32 `[P, D]`, the patches of all images in the order of `transformers`' image processor: squares of
+      patches: float32 `[P, U]`, the patches of all images in the order of `transformers`' image processor: squares of
         `merge × merge` patches row by row, and the patches of each square next to each other.
       grids: int `[I, 3]`, for each image its frames (1), rows of patches and columns of patches.
     """

@@ -38,7 +38,7 @@ class EngineState(NamedTuple):
     """The cache of one batch of conversations.
 
     Attributes:
-      caches: one `LayerCache` a layer, `[B, K, S, H]`.
+      caches: one `LayerCache` a layer, `[B, K, C, H]`.
       length: host int32 `[B / processes]`, how many tokens of each row of this process the cache holds.
       offset: host int32, for the same rows, what to add to a place in the cache to get a text token's rotary position: images take
         fewer positions than tokens. None in an engine that knows no images.
@@ -67,9 +67,9 @@ class Answer(NamedTuple):
     stopped: np.ndarray
 
 
-def draw_token(hidden_BxE: Array, head_ExV: Array, keys_B: Array, index, sampling: Sampling) -> tuple[Array, Array]:
+def draw_token(hidden_BxD: Array, head_DxV: Array, keys_B: Array, index, sampling: Sampling) -> tuple[Array, Array]:
     """One token a row, the `index`-th of its answer, and the log-probabilities `[B, V]` that it was drawn with."""
-    log_p = log_softmax(hidden_BxE, head_ExV, sampling.temperature)
+    log_p = log_softmax(hidden_BxD, head_DxV, sampling.temperature)
     return log_p, sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
 
 
@@ -335,8 +335,8 @@ def _turn(
     rows, longest = tokens_BxT.shape[0], sampling.max_answer_tokens
     stop = jnp.asarray(sampling.stop_ids, jnp.int32)
 
-    def draw(index, hidden_BxE, done_B, out):
-        log_p, token = draw_token(hidden_BxE, head, keys_B, index, sampling)
+    def draw(index, hidden_BxD, done_B, out):
+        log_p, token = draw_token(hidden_BxD, head, keys_B, index, sampling)
         token = jnp.where(done_B, pad_id, token)
         chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
         entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)

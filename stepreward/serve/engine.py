@@ -53,10 +53,10 @@ def truncate_rows(log_p_BxV: Array, top_k_B: Array, top_p_B: Array) -> Array:
     return jnp.where(log_p_BxV < threshold, -jnp.inf, log_p_BxV)
 
 
-def draw_rows(hidden_BxE: Array, head_ExV: Array, rows: RowSampling, index, sampling: Sampling) -> tuple[Array, Array]:
+def draw_rows(hidden_BxD: Array, head_DxV: Array, rows: RowSampling, index, sampling: Sampling) -> tuple[Array, Array]:
     """`engine.draw_token` by the settings of each row; sorts a vocabulary only where a row truncates it."""
     del sampling  # its temperature and truncation are the rows' own
-    log_p = log_softmax(hidden_BxE, head_ExV, 1.0)
+    log_p = log_softmax(hidden_BxD, head_DxV, 1.0)
     likeliest = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
     greedy = rows.temperature < GREEDY
     scaled = jax.nn.log_softmax(log_p / jnp.where(greedy, 1.0, rows.temperature)[:, None], axis=-1)
