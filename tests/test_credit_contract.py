@@ -1,5 +1,7 @@
 """What every credit method must hold to, written once and run on every registered method and on many options."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -450,3 +452,8 @@ def test_bad_options_are_one_clear_error(name, options, message):
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'grpo' is registered already"):
         register("grpo")(Method)
+
+
+def test_every_file_of_the_folder_registers_its_methods(root):
+    files = {file.stem for file in (root / "stepreward" / "credit").glob("[a-z]*.py")}
+    assert {f"stepreward.credit.{name}" for name in files} <= set(sys.modules) and len(files) > 5
