@@ -71,6 +71,7 @@ SIGNALS: dict[str, Row] = {
     # What the host draws or finds in the episodes.
     "step_permutation": Row(STEP, np.int32, "A random order of the steps of each episode, for the shuffled control.", computed=True),
     "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 where a step has none.", computed=True),
+    "anchor_id": Row(STEP, np.int32, "Number of the state and group that the step was taken in; -1: none.", computed=True, padding=-1),
     # What a strategy of rollouts finds by branching.
     "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were played on from the state before the step."),
     # One number for the batch.

@@ -24,6 +24,7 @@ class Step:
     progress_label: float = -1.0
     executed: bool = True
     shuffled_from: int = 0
+    state: str = ""
 
 
 @dataclasses.dataclass
@@ -62,6 +63,9 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
             episodes.append(episode)
     for index in failed:
         episodes[index].counted = False
+    steps_of_all = [step for episode in episodes for step in episode.steps]
+    for step, state in zip(steps_of_all, np.random.default_rng(len(steps_of_all)).integers(0, 4, len(steps_of_all))):
+        step.state = f"state {state}"
     return episodes
 
 
@@ -108,11 +112,14 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     env_reward = np.zeros((num_episodes, max_steps), np.float32)
     executed = np.ones((num_episodes, max_steps), bool)
     step_level = {name: np.full((num_episodes, max_steps), 1e3, np.float32) for name in STEP_SIGNALS}
+    anchor_id, anchors = np.full((num_episodes, max_steps), 10**6, np.int32), {}
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
         for s, step in enumerate(episode.steps):
             step_mask[e, s], env_reward[e, s], permutation[e, s] = True, step.env_reward, step.shuffled_from
             executed[e, s] = step.executed
+            # A failed episode has the numbers of its group too: they must not be read.
+            anchor_id[e, s] = anchors.setdefault((episode.group, step.state), len(anchors))
             for name, array in step_level.items():
                 array[e, s] = getattr(step, name)
     pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
@@ -136,6 +143,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             **{name: jnp.asarray(token[name]) for name in SIGNALS},
             **{name: jnp.asarray(array) for name, array in step_level.items()},
             "step_permutation": jnp.asarray(permutation),
+            "anchor_id": jnp.asarray(anchor_id),
             "alpha_scale": jnp.float32(0.7),
             "kl_coef": jnp.float32(0.3),
         },
@@ -151,7 +159,7 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
     return values
 
 
-def literal(step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, **tokens) -> Batch:
+def literal(step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, state=None, **tokens) -> Batch:
     """A batch of given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` is the number of tokens of each step of episode e; `tokens[name][e]` holds the values of all action
@@ -164,7 +172,7 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", progress=N
             tokens[name][e][ends[i] - counts[i] : ends[i]] if name in tokens else np.zeros(counts[i]), np.float32
         )
         steps = [Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0) for i in range(len(counts))]
-        for name, values in (("progress", progress), ("executed", executed)):
+        for name, values in (("progress", progress), ("executed", executed), ("state", state)):
             for step, value in zip(steps, values[e] if values else ()):
                 setattr(step, name, value)
         group = 0 if groups is None else groups[e]
@@ -182,3 +190,29 @@ def gae_loop(reward, value, mask, discount, trace):
             next_value = value[t]
             advantage[t], returns[t] = next_advantage, next_advantage + value[t]
     return advantage, returns
+
+
+def normalise_loop(values, *, scale, eps=1e-6):
+    """Deviations of some numbers from their mean, divided by their standard deviation (ddof 1) plus eps with the scale "std"."""
+    values = np.asarray(values, np.float64)
+    deviation = values - values.mean()
+    return deviation / (values.std(ddof=1) + eps) if scale == "std" and len(values) > 1 else deviation
+
+
+def gigpo_loop(episodes, *, weight=1.0, discount=0.95, scale="none", reward="outcome", units="episodes"):
+    """The advantage of each step by the definition of GiGPO, `{(episode, step): advantage}`; the failed episodes have none."""
+    counted = [e for e, episode in enumerate(episodes) if episode.counted]
+    groups, anchors = {}, {}  # what is compared: the key of each unit and its number
+    for e in counted:
+        steps = episodes[e].steps
+        rewards = [step.env_reward for step in steps] if reward == "env" else [0.0] * (len(steps) - 1) + [episodes[e].outcome]
+        for t, step in enumerate(steps):
+            if t == 0 or units == "steps":
+                groups.setdefault(episodes[e].group, []).append(((e, t), episodes[e].outcome))
+            to_go = sum(discount ** (k - t) * rewards[k] for k in range(t, len(steps)))
+            anchors.setdefault((episodes[e].group, step.state), []).append(((e, t), to_go))
+    compare = lambda units: {
+        key: x for unit in units.values() for (key, _), x in zip(unit, normalise_loop([v for _, v in unit], scale=scale))
+    }
+    of_episode, of_step = compare(groups), compare(anchors)
+    return {(e, t): of_episode[e, 0] + weight * x for (e, t), x in of_step.items()}

@@ -1,5 +1,7 @@
 """What every credit method must hold to, written once and run on every registered method and on many options."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,9 +38,13 @@ METHODS = {name: make(name) for name in names()} | {
     "rudder-critic": make("rudder", baseline="critic", residual="uniform"),
     "rudder-none": make("rudder", residual="none"),
     "progrm-cross-entropy": make("progrm", objective="cross_entropy"),
+    "gigpo-released": make("gigpo", variant="released"),
+    "gigpo-env": make("gigpo", reward="env", scale="std"),
+    "gigpo-undiscounted": make("gigpo", discount=1.0, scale="std", weight=0.5),
 }
-RAW = {"istar-uniform", "grpo-raw", "istar-released", "spa-released"}
-# They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached.
+RAW = {"istar-uniform", "grpo-raw", "istar-released", "spa-released", "gigpo-released"}
+# They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached; or they discount
+# it by the number of steps that are left, which differs within a group.
 # A reward that is the environment's or an estimator's does not read the outcome at all.
 NOT_CENTRED = RAW | {
     "ppo",
@@ -50,6 +56,7 @@ NOT_CENTRED = RAW | {
     "spa-terminal",
     "rudder",
     "rudder-critic",
+    "gigpo",
 }
 CRITIC = [name for name in METHODS if METHODS[name].has_critic]
 ESTIMATOR = [name for name in METHODS if METHODS[name].has_progress]
@@ -407,7 +414,7 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("grop", {}, "there are: dr_grpo, grpo, istar"),
+        ("grop", {}, "there are: dr_grpo, gigpo, grpo, istar"),
         ("grpo", {"esp": 1e-3}, "did you mean 'eps'"),
         ("grpo", {"eps": "small"}, "eps of 'grpo' must be of type float, not 'small'"),
         ("grpo", {"eps": True}, "eps of 'grpo' must be of type float, not True"),
@@ -440,6 +447,11 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
         ("rudder", {"every_step": -1.0}, "every_step of 'rudder' must be at least 0"),
         ("rudder", {"baseline": "none"}, "'critic', 'group'"),
         ("progrm", {"objective": "bce"}, "'mse', 'cross_entropy'"),
+        ("gigpo", {"scale": "centre"}, "scale of 'gigpo' must be one of 'none', 'std'"),
+        ("gigpo", {"discount": 1.5}, r"discount of 'gigpo' must lie in \[0, 1\]"),
+        ("gigpo", {"weight": -1.0}, "weight of 'gigpo' must be at least 0"),
+        ("gigpo", {"similarity": 0.0}, r"similarity of 'gigpo' must lie in \(0, 1\]"),
+        ("gigpo", {"variant": "release"}, "there are: paper, released"),
     ],
 )
 def test_bad_options_are_one_clear_error(name, options, message):
@@ -450,3 +462,8 @@ def test_bad_options_are_one_clear_error(name, options, message):
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'grpo' is registered already"):
         register("grpo")(Method)
+
+
+def test_every_file_of_the_folder_registers_its_methods(root):
+    files = {file.stem for file in (root / "stepreward" / "credit").glob("[a-z]*.py")}
+    assert {f"stepreward.credit.{name}" for name in files} <= set(sys.modules) and len(files) > 5

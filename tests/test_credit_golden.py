@@ -155,3 +155,45 @@ def test_prime_loss():
     loss, metrics = make("prime").prm_loss(log_prob, batch)
     np.testing.assert_allclose(loss, 0.6213, **CLOSE)
     assert metrics["label_accuracy"] == 1
+
+
+# The first and the last episode succeed. All four start in s0; episodes 0, 2 and 3 meet in sA, episodes 1 and 3 in sB.
+GIGPO_STATES = [["s0", "sA"], ["s0", "sB"], ["s0", "sA"], ["s0", "sB", "sA"]]
+GIGPO_PAPER = [[0.9869, 0.8333], [-0.9631, -0.975], [-0.9631, -1.1667], [0.9394, 0.975, 0.8333]]
+GIGPO_RELEASED = [[0.9313, 0.7778], [-1.0187, -1.0306], [-1.0187, -1.2222], [0.8838, 0.9194, 0.7778]]
+GIGPO_STD = [[0.9098, 0.5773], [-0.8655, -0.7071], [-0.8655, -1.1547], [0.8211, 0.7071, 0.5773]]
+
+
+def gigpo_advantages(packing, **options):
+    """The advantages of the steps, and of the episodes alone; the outcome is the environment's reward for the last step too."""
+    batch = literal([[2] * len(states) for states in GIGPO_STATES], OUTCOMES, packing=packing, state=GIGPO_STATES)
+    env_reward = np.zeros(batch.step_mask.shape, np.float32)
+    env_reward[0, 1] = env_reward[3, 2] = 1.0
+    batch = batch.replace(env_reward=env_reward)
+    steps = [np.asarray(make("gigpo", **options, **more).credit(batch).step_advantage) for more in ({}, {"weight": 0.0})]
+    return [[row[: len(states)] for row, states in zip(array, GIGPO_STATES)] for array in steps]
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+@pytest.mark.parametrize("reward", ["outcome", "env"])
+def test_gigpo_as_in_the_paper(packing, reward):
+    advantages, of_episode = gigpo_advantages(packing, reward=reward)
+    for found, alone, expected, outcome in zip(advantages, of_episode, GIGPO_PAPER, OUTCOMES):
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        np.testing.assert_allclose(alone, 0.5 if outcome else -0.5, **CLOSE)
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+def test_gigpo_as_released(packing):
+    advantages, of_episode = gigpo_advantages(packing, variant="released")
+    for found, alone, expected, outcome in zip(advantages, of_episode, GIGPO_RELEASED, OUTCOMES):
+        np.testing.assert_allclose(found, expected, **CLOSE)
+        np.testing.assert_allclose(alone, 0.4444 if outcome else -0.5556, **CLOSE)
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+def test_gigpo_divided_by_the_standard_deviation(packing):
+    advantages, of_episode = gigpo_advantages(packing, scale="std")
+    for found, alone, expected, outcome in zip(advantages, of_episode, GIGPO_STD, OUTCOMES):
+        np.testing.assert_allclose(found - alone, expected, **CLOSE)
+        np.testing.assert_allclose(alone, 0.8660 if outcome else -0.8660, **CLOSE)

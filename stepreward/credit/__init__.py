@@ -1,4 +1,10 @@
-"""Credit assignment: one file a published method, made by name."""
+"""Credit assignment: one file a family of methods, made by name.
+
+Every module of this folder is imported, so that a new file registers its methods without a line here.
+"""
+
+import importlib
+import pkgutil
 
 from stepreward.credit.actor_critic import PPO, ActorCritic, StepPPO
 from stepreward.credit.base import (
@@ -18,3 +24,6 @@ from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, Rei
 from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels
 from stepreward.credit.quality import credit_quality, outcome_fit, rank_correlation
 from stepreward.credit.spa import RBT, SPA
+
+for _found in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_found.name}")
