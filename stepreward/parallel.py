@@ -53,7 +53,7 @@ PARAMETER_AXES = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """Makes a mesh of `data × fsdp × tensor` devices; `data=-1` uses as many devices as possible.
+    """Makes a mesh of `data × fsdp × tensor` devices; `data=-1` chooses `data` so that all devices are used.
 
     Args:
       data, fsdp, tensor: sizes of the axes.

@@ -240,7 +240,7 @@ class _Fields:
             return value
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not right(value):
-            raise Refused(400, f"{name} must be {told or ' or '.join(k.__name__ for k in kinds)}", param=name)
+            raise Refused(400, f"{name} must be {told or 'of type ' + ' or '.join(k.__name__ for k in kinds)}", param=name)
         return value
 
     def number(self, name: str, default: float, low: float, high: float, positive: bool = False) -> float:
