@@ -1,8 +1,8 @@
 """Checkpoints: everything that the next step depends on, written asynchronously by Orbax.
 
-A checkpoint holds one pytree of arrays (parameters, optimizer states, PRNG key data, replayed batches) and one JSON object (the
-counters: phase, iteration, environment steps). Arrays are stored under their path in the tree, so that a checkpoint can be
-read without the code that wrote it.
+A checkpoint holds one pytree of arrays (parameters, optimizer states, PRNG key data, replayed batches) and one JSON object with the
+counters (phase, iteration, environment steps). Arrays are stored under their path in the tree, so that a checkpoint can be read
+without the code that wrote it.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import numpy as np
 from stepreward.envs.extras import install_command
 
 _FOLDER = "checkpoints"
-_LONGEST_NAME, _LONGEST_PATH = 255, 3500  # bytes; file systems take 255 and 4096, and there are files below
+_LONGEST_NAME, _LONGEST_PATH = 255, 3500  # bytes; file systems allow 255 and 4096, and the files inside have longer paths
 
 
 class Checkpoints:
     """The checkpoints of one workdir.
 
     Args:
-      workdir: they lie in `workdir/checkpoints/<step>/`.
-      keep: how many of the latest stay.
-      read_only: for evaluation: nothing is created or cleaned up.
-      folder: they lie in `folder/<step>/` instead, see `find_folder`; "" for the workdir's own.
+      workdir: folder of the run; checkpoints are in `workdir/checkpoints/<step>/`.
+      keep: how many of the latest checkpoints to keep.
+      read_only: for evaluation; nothing is created or deleted.
+      folder: if not empty, checkpoints are in `folder/<step>/` instead, see `find_folder`.
 
     Raises:
-      FileNotFoundError: `read_only` and there is no checkpoint.
-      ValueError: the folder cannot be opened, or what it needs is not installed.
+      FileNotFoundError: if `read_only` is set and there is no folder of checkpoints.
+      ValueError: if the folder cannot be opened, or a package that it needs is not installed.
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2, read_only: bool = False, folder: str = ""):
@@ -50,32 +50,32 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"checkpoint.folder={folder!r} holds no checkpoints."
                 if folder
-                else f"{str(workdir)!r} holds no checkpoints: is it the workdir of a run?"
+                else f"{str(workdir)!r} holds no checkpoints: check that it is the workdir of a run."
             )
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=not read_only, read_only=read_only)
         handlers = {"arrays": ocp.PyTreeCheckpointHandler(), "counters": ocp.JsonCheckpointHandler()}
         self._manager = opened(folder, lambda: ocp.CheckpointManager(place, options=options, item_handlers=handlers))
 
     def steps(self) -> list[int]:
-        """The finished checkpoints, ascending."""
+        """The steps of the finished checkpoints, ascending."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, tree: Any, counters: dict) -> None:
-        """Starts writing a checkpoint; returns once the arrays are copied."""
+        """Starts writing a checkpoint, and returns as soon as the arrays are copied."""
         args = self._ocp.args.Composite(arrays=self._ocp.args.PyTreeSave(_flatten(tree)), counters=self._ocp.args.JsonSave(counters))
         self._manager.save(step, args=args)
 
     def restore(self, template: Any, step: int | None = None) -> tuple[int, Any, dict]:
-        """Reads a checkpoint (the latest unless named) into the structure, dtypes and shardings of `template`.
+        """Reads a checkpoint (by default the latest) into the structure, dtypes and shardings of `template`.
 
-        The template may be a part of what was saved: the rest is not read.
+        The template may have only some of the saved arrays; the others are not read.
 
         Returns:
           The step, the tree and the counters.
 
         Raises:
-          FileNotFoundError: no such checkpoint.
-          ValueError: the checkpoint holds other arrays than the template asks for; the first difference is named.
+          FileNotFoundError: if there is no such checkpoint.
+          ValueError: if the checkpoint lacks an array of the template, or has one with another shape; the first one is named.
         """
         step = self.find(step)
         flat = _flatten(template)
@@ -87,7 +87,7 @@ class Checkpoints:
         return step, jax.tree.unflatten(jax.tree.structure(template), leaves), restored["counters"]
 
     def counters(self, step: int | None = None) -> dict | None:
-        """The JSON part of a checkpoint (the latest unless named), or None when there is none."""
+        """The counters of a checkpoint (by default the latest), or None if there is no checkpoint."""
         step = step if step is not None else (self.steps() or [None])[-1]
         if step is None:
             return None
@@ -95,10 +95,10 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["counters"]
 
     def arrays(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """Every array of a checkpoint (the latest unless named) on the host, by its path in the tree.
+        """Every array of a checkpoint (by default the latest) on the host, by its path in the tree.
 
         Raises:
-          FileNotFoundError: no such checkpoint.
+          FileNotFoundError: if there is no such checkpoint.
         """
         step = self.find(step)
         names = dict(self._manager.item_metadata(step)["arrays"].items())
@@ -108,37 +108,37 @@ class Checkpoints:
         return {name: np.asarray(value) for name, value in found.items()}
 
     def find(self, step: int | None = None) -> int:
-        """The step itself, or the latest one.
+        """Returns `step`, or the latest step if it is None.
 
         Raises:
-          FileNotFoundError: no such checkpoint; those that are there are listed.
+          FileNotFoundError: if there is no such checkpoint; the message lists the existing ones.
         """
         step = step if step is not None else (self.steps() or [None])[-1]
         if step is None or step not in self.steps():
             there = ", ".join(map(str, self.steps())) or "none"
-            raise FileNotFoundError(f"no checkpoint {'' if step is None else step} in {self._manager.directory}; there: {there}")
+            raise FileNotFoundError(f"no checkpoint{'' if step is None else f' {step}'} in {self._manager.directory}; existing: {there}")
         return step
 
     def wait(self) -> None:
-        """Returns when what was saved is on disk."""
+        """Waits until all saved checkpoints are on disk."""
         self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the threads."""
+        """Waits until all saved checkpoints are on disk, and releases the threads."""
         self._manager.wait_until_finished()
         self._manager.close()
 
     def _check(self, step: int, flat: dict) -> None:
         try:
             found = dict(self._manager.item_metadata(step)["arrays"].items())
-        except Exception as error:  # damage shows in as many ways as there are layers below
+        except Exception as error:  # a damaged file can make any of several libraries raise
             raise self._damaged(step, error) from error
         for name, array in flat.items():
             if name not in found:
                 raise ValueError(f"checkpoint {step} has no array {name!r}: it was written with another config.")
             if tuple(found[name].shape) != tuple(array.shape):
                 raise ValueError(
-                    f"checkpoint {step}: array {name!r} has shape {tuple(found[name].shape)}, the config asks for "
+                    f"checkpoint {step}: array {name!r} has shape {tuple(found[name].shape)}, but the config needs "
                     f"{tuple(array.shape)}: it was written with another model or batch size."
                 )
 
@@ -156,15 +156,15 @@ class Checkpoints:
         reason = " ".join(str(error).split())[:200]
         return ValueError(
             f"checkpoint {step} in {self._manager.directory} cannot be read ({type(error).__name__}: {reason}); delete its folder to "
-            "go on from the one before."
+            "continue from the previous one."
         )
 
 
 def find_folder(folder: str):
-    """The path of `checkpoint.folder`: a local folder, or one of a Google Cloud Storage bucket (`gs://BUCKET/FOLDER`).
+    """The path of `checkpoint.folder`: a local folder, or a folder in a Google Cloud Storage bucket (`gs://BUCKET/FOLDER`).
 
     Raises:
-      ValueError: a URL of another kind, gcsfs is not installed, or the name is one that `check_folder_name` refuses.
+      ValueError: if it is a URL of another kind, gcsfs is not installed, or `check_folder_name` refuses the name.
     """
     from etils import epath
 
@@ -173,29 +173,30 @@ def find_folder(folder: str):
         try:
             place = Path(folder).expanduser().resolve()
         except RuntimeError:
-            raise ValueError(f"checkpoint.folder={folder!r}: there is no such user; give the whole path.") from None
+            raise ValueError(f"checkpoint.folder={folder!r}: there is no user of that name; give the whole path.") from None
         check_folder_name(place, "checkpoint.folder")
         return place
     if not re.match(r"gs://[^/]", folder):
-        raise ValueError(f"checkpoint.folder={folder!r}: give a local folder, or gs://BUCKET/FOLDER.")
+        raise ValueError(f"checkpoint.folder={folder!r} must be a local folder, or gs://BUCKET/FOLDER.")
     if importlib.util.find_spec("gcsfs") is None:
         raise ValueError(f"checkpoint.folder={folder!r} needs the package gcsfs: {install_command('gcs')}.")
     return epath.Path(folder)
 
 
 def check_folder_name(path: str | Path, what: str, read_only: bool = False) -> None:
-    """Checks that the folder of checkpoints and datasets has a name that is not read as something else.
+    """Checks that Orbax and TFDS take the path of a folder literally.
 
-    Orbax and TFDS look for their files with patterns that begin with the folder's whole path: `[1]` would find nothing, and `a*` another
-    run's files; `gs:` becomes the beginning of a URL. Spaces, quotes and whatever else only a shell reads are allowed.
+    Both look for files with glob patterns that begin with the folder's whole path, so a folder `[1]` would find no files and `a*` the
+    files of another run, and they read `gs:` as the beginning of a URL. Spaces, quotes and other characters that are special only in
+    a shell are allowed.
 
     Args:
-      path: the folder; the folders that it lies in count too.
-      what: what it is, as the error names it.
-      read_only: allows what can be read, though not written.
+      path: the folder; its parents are checked too.
+      what: what the folder is, for the error message.
+      read_only: allows names that can be read, although not written.
 
     Raises:
-      ValueError: the name has such a character, or is too long for a file system.
+      ValueError: if the path contains such a character, or is too long for a file system.
     """
     text, given, real = str(path), Path(path).absolute(), Path(path).resolve()
     whole, parts = f"{given}{real}", (*given.parts, *real.parts)
@@ -206,31 +207,31 @@ def check_folder_name(path: str | Path, what: str, read_only: bool = False) -> N
     if pattern or control:
         kind = "which is read as a pattern of file names" if pattern else "a control character or a byte that is not UTF-8"
         odd, where = pattern or control, "" if (pattern or control) in text else f" is {str(real)!r}, which"
-        raise ValueError(f"{what} {text!r}{where} holds {odd!r}, {kind}: give a folder with another name.")
+        raise ValueError(f"{what} {text!r}{where} contains {odd!r}, {kind}: give a folder with another name.")
     if text.startswith("~") and not read_only:
-        raise ValueError(f"{what} {text!r}: the shell has not replaced the ~; give the whole path.")
+        raise ValueError(f"{what} {text!r}: the shell did not expand the ~; give the whole path.")
     if url:
-        raise ValueError(f"{what} {text!r} holds {url!r}, which is read as the beginning of a URL: give a folder with another name.")
+        raise ValueError(f"{what} {text!r} contains {url!r}, which is read as the beginning of a URL: give a folder with another name.")
     if len(os.fsencode(real)) > _LONGEST_PATH or max(len(os.fsencode(part)) for part in parts) > _LONGEST_NAME:
-        raise ValueError(f"{what} {text[:60]!r}… is too long: give at most {_LONGEST_NAME} bytes a name and {_LONGEST_PATH} in all.")
+        raise ValueError(f"{what} {text[:60]!r}… is too long: a name may have {_LONGEST_NAME} bytes and the whole path {_LONGEST_PATH}.")
 
 
 def holds_checkpoints(folder: str) -> bool:
-    """Whether a `checkpoint.folder` holds checkpoints already.
+    """Whether a `checkpoint.folder` already holds checkpoints.
 
     Raises:
-      ValueError: as `find_folder`, or the folder cannot be opened.
+      ValueError: if `find_folder` refuses it, or it cannot be opened.
     """
     place = find_folder(folder)
     return opened(folder, lambda: place.is_dir() and any(path.name.isdigit() for path in place.iterdir()))
 
 
 def opened(folder: str, ask):
-    """Returns `ask()`.
+    """Returns `ask()`, and turns its errors into a ValueError if `folder` is in a bucket.
 
     Raises:
-      ValueError: `folder` is a bucket's and the call fails, which it does in the ways of several packages (no bucket, no credentials,
-        no network).
+      ValueError: if `folder` is in a bucket and the call fails. Several packages raise their own errors for a missing bucket, missing
+        credentials or no network.
     """
     if "://" not in folder:
         return ask()

@@ -11,10 +11,10 @@ from stepreward.errors import UserError, launcher
 
 JOBS = {
     "train": "train an agent, or resume a run",
-    "evaluate": "success of a run's checkpoint on held-out tasks",
-    "serve": "answer OpenAI's clients with a trained agent or a model folder",
+    "evaluate": "measure the success of a run's checkpoint on held-out tasks",
+    "serve": "serve a trained agent or a model folder to OpenAI clients",
     "export": "write a run's model as a Hugging Face folder",
-    "compile-tpu": "compile a run's programs for a TPU slice, on a machine without one",
+    "compile-tpu": "compile a run's programs for a TPU slice, on a machine without a TPU",
 }
 USAGE = "\n".join(
     [
@@ -22,13 +22,13 @@ USAGE = "\n".join(
         "",
         *(f"  {name:12} {text}" for name, text in JOBS.items()),
         "",
-        "stepreward JOB --help lists the flags of a job; --config takes the name of an experiment that is installed, or a file.",
+        "stepreward JOB --help lists the flags of a job; --config takes the name of an installed experiment, or a file.",
     ]
 )
 
 
 def main() -> None:
-    """Runs the job that the first argument names, with the other arguments; ends the process with its exit code."""
+    """Runs the job that the first argument names with the remaining arguments, and ends the process with its exit code."""
     launcher(_run)
 
 

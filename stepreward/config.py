@@ -2,10 +2,10 @@
 
     python launch/train.py --config=configs/istar_sokoban.py:paper --config.policy.learning_rate=1e-6
 
-A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An
-override takes the type of the value that it replaces. Nothing is accepted that the config does not already hold, except below
-`OPEN_GROUPS`, and `TrackedConfig` tells which keys a run never read. The parser is our own because that of `ml_collections` answers a
-wrong value or a missing file with a traceback.
+A config is an `ml_collections.ConfigDict` of plain values: int, float, bool, str, tuple, None, and groups of them. An override is
+read as the type of the value that it replaces. A key that the config does not have is an error, except below `OPEN_GROUPS`, and
+`TrackedConfig` records which keys a run never read. We have our own parser because that of `ml_collections` shows a traceback for a
+wrong value or a missing file.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from stepreward.errors import UserError
 from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
-OPEN_GROUPS = ("environment.options", "credit.options")  # their keys are those of whatever the config names, which checks them
+OPEN_GROUPS = ("environment.options", "credit.options")  # the environment or credit method that the config names checks their keys
 
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-    """One command-line flag besides `--config`; a `type` of bool makes it a switch without a value."""
+    """A command-line flag besides `--config`; a flag of type bool is a switch without a value."""
 
     name: str
     help: str
@@ -55,9 +55,10 @@ QUIET = Option("quiet", "print only the last line", default=False, type=bool)
 def parse_command_line(
     argv: Sequence[str], *, extra: Iterable[Option] = (WORKDIR, QUIET), description: str | None = None
 ) -> tuple[ConfigDict, argparse.Namespace]:
-    """Reads `--config=FILE.py[:PRESET]` (or `NAME[:PRESET]`, an installed experiment), its overrides `--config.KEY=VALUE`, and the flags in `extra`.
+    """Parses `--config`, its overrides and the other flags of a job.
 
-    `--help` prints the flags, and with `--config` every key of that config, then exits with 0.
+    The config is `--config=FILE.py[:PRESET]`, or `--config=NAME[:PRESET]` for an installed experiment; an override is
+    `--config.KEY=VALUE`. `--help` prints the flags, and with `--config` every key of that config, and exits with 0.
 
     Args:
       argv: the arguments without the program's name: `sys.argv[1:]`.
@@ -65,12 +66,11 @@ def parse_command_line(
       description: the text above the flags in `--help`, such as the script's docstring.
 
     Returns:
-      The locked config, and a namespace with one attribute an option (dashes become underscores), and `config`: the
-      text given to `--config`. A `workdir` that is not given is `runs/NAME`, or `runs/NAME_PRESET` when the preset is
-      not the file's own default.
+      The locked config, and a namespace with an attribute for each option (dashes become underscores) and `config`, the text given
+      to `--config`. The default of `workdir` is `runs/NAME`, or `runs/NAME_PRESET` if the preset is not the file's own default.
 
     Raises:
-      UserError: a flag, key, value, preset or config file is wrong; the message is one line that names it.
+      UserError: if a flag, key, value, preset or config file is wrong; the message is one line that names it.
     """
     extra = tuple(extra)
     overrides, rest = _split_overrides(argv)
@@ -100,7 +100,7 @@ def parse_command_line(
 def parse_arguments(
     argv: Sequence[str], *, options: Iterable[Option], description: str | None = None, required: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Reads the flags of a job that takes no config; `--help` prints them and exits with 0.
+    """Parses the flags of a job that takes no config; `--help` prints them and exits with 0.
 
     Args:
       argv: the arguments without the program's name.
@@ -109,7 +109,7 @@ def parse_arguments(
       required: names of flags that must be given.
 
     Raises:
-      UserError: a flag or value is wrong or missing; the message is one line that names it.
+      UserError: if a flag or value is wrong or missing; the message is one line that names it.
     """
     parser = _Parser(description=description, extra=tuple(options), with_config=False)
     parsed = parser.parse_args(argv)
@@ -123,13 +123,13 @@ def parse_arguments(
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
-    """Sets the dotted `key` of a config to `text`, read as the type of the value that it replaces.
+    """Sets the dotted `key` of a config to `text`, parsed as the type of the value that it replaces.
 
-    A value None accepts any literal; None itself is accepted only where the config holds None. Below `OPEN_GROUPS` a key that is
-    not there is added; its value, or that of the whole group, is a Python literal, such as `{'left': 0}`, or else the text itself.
+    A key whose value is None accepts any literal; only such a key accepts `None`. Below `OPEN_GROUPS` a missing key is added; its
+    value, or that of the whole group, is a Python literal such as `{'left': 0}`, or else the text itself.
 
     Raises:
-      UserError: the config has no such key, the key is a group, or the text does not read as its type.
+      UserError: if the config has no such key, the key is a group, or the text cannot be parsed as the type of its value.
     """
     for name in OPEN_GROUPS:
         if key == name or key.startswith(f"{name}."):
@@ -144,12 +144,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         inner = ", ".join(f"{key}.{k}" for k in group[name])
         raise UserError(f"config key {key!r} is a group; set one of its keys: {inner or '(it has none)'}")
     group[name] = _parse_value(key, text, group[name], group.get_type(name))
-    if key != "mesh.fit" and config.get("mesh", {}).get("fit"):  # what is set here is not chosen by the run
+    if key != "mesh.fit" and config.get("mesh", {}).get("fit"):  # the run must not choose a key that is set here
         config.mesh.fit = tuple(entry for entry in config.mesh.fit if entry[0] != key)
 
 
 def _set_open(config: ConfigDict, key: str, text: str, open_group: str) -> None:
-    """Sets a key below `open_group`, or the group's keys where `key` is a group or the text is a dictionary."""
+    """Sets a key below `open_group`; if `key` is a group, sets the keys in the dictionary `text`."""
     group = config
     for part in open_group.split("."):
         if part not in group:
@@ -171,20 +171,22 @@ def _set_open(config: ConfigDict, key: str, text: str, open_group: str) -> None:
         if not name and not isinstance(value, dict):
             raise UserError(f"config key {key!r} is a group: write {key}.NAME=VALUE, or {key}=\"{{'NAME': VALUE}}\"; got {text!r}")
         for one, item in value.items() if not name else ((name, value),):
-            if one in group:  # of another type perhaps
+            if one in group:  # the old value may have another type
                 del group[one]
             group[one] = ConfigDict(item) if isinstance(item, dict) else item
 
 
 def _plain(key: str, value: Any) -> Any:
-    """The value, if a config can hold it; UserError says what it cannot hold."""
+    """Returns the value if a config can hold it; raises UserError if not."""
     if isinstance(value, dict):
         wrong = [name for name in value if not isinstance(name, str) or not name or "." in name]
         if wrong:
-            raise UserError(f"config key {key!r} has the name {wrong[0]!r}: a name is a str without dots")
+            raise UserError(f"config key {key!r} has the name {wrong[0]!r}: a name must be a non-empty string without dots")
         return {name: _plain(f"{key}.{name}", item) for name, item in value.items()}
     if not _is_plain(_as_tuple(value)):
-        raise UserError(f"config key {key!r} holds {value!r}: give numbers, words, True, False, None, and tuples or dictionaries of them")
+        raise UserError(
+            f"config key {key!r} cannot be {value!r}: give numbers, strings, True, False, None, or tuples or dictionaries of them"
+        )
     return _as_tuple(value)
 
 
@@ -200,7 +202,7 @@ class _Parser(argparse.ArgumentParser):
             add_help=False,
         )
         if with_config:
-            self.add_argument("--config", metavar="FILE.py[:PRESET]", help="the experiment, and which preset of it")
+            self.add_argument("--config", metavar="FILE.py[:PRESET]", help="the experiment and its preset")
             self.add_argument("--config.KEY", metavar="VALUE", default=argparse.SUPPRESS, help="change one key; with --help, lists them")
         for option in extra:
             if option.type is bool:
@@ -222,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Takes `--config.key=value`, `--config.key value` and the bare `--config.key` (true) out of the arguments."""
+    """Separates overrides (`--config.key=value`, `--config.key value`, or a bare `--config.key` for true) from other arguments."""
     overrides, rest, index = [], [], 0
     while index < len(argv):
         argument = argv[index]
@@ -239,17 +241,17 @@ def _split_overrides(argv: Sequence[str]) -> tuple[list[tuple[str, str]], list[s
 
 
 def _suggest(name: str, known: Iterable[str]) -> str:
-    """Returns '; did you mean ...?' with the nearest known names, or the words to see them all."""
+    """Returns '; did you mean ...?' with the nearest known names, or a hint how to list them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:  # the last part may be right and its group wrong or left out
+    if not near:  # the last part may be right and its group wrong or missing
         last = name.rsplit(".", 1)[-1]
         near = [k for k in known if k.rsplit(".", 1)[-1] == last][:3]
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else "; --help with --config lists them"
 
 
 def _parse_value(key: str, text: str, old: Any, kind: type) -> Any:
-    """Reads `text` as `kind`, the type of the value `old`; a key that holds None accepts None again."""
+    """Parses `text` as `kind`, the type of the value `old`; a key whose value is None also accepts `None`."""
     if text == "None" and old is None:
         return None
     try:
@@ -268,7 +270,7 @@ def _parse_value(key: str, text: str, old: Any, kind: type) -> Any:
 
 
 def _parse_tuple(text: str, old: Sequence[Any] | None) -> list[Any]:
-    """Reads `1,2`, `(1, 2)`, `[1, 2]` or `a,b`; the items take the type of the old items."""
+    """Parses `1,2`, `(1, 2)`, `[1, 2]` or `a,b`; the items take the type of the old items."""
     value = _literal(text)
     if isinstance(value, str):
         value = [_literal(part.strip()) for part in value.strip("()[]").split(",") if part.strip()]
@@ -287,7 +289,7 @@ def _parse_tuple(text: str, old: Sequence[Any] | None) -> list[Any]:
 
 
 def _literal(text: str) -> Any:
-    """Returns the Python literal that the text is, or the text itself; `true` and `false` are bool."""
+    """Returns the value of the text if it is a Python literal, or else the text itself; `true` and `false` are bool."""
     if text in ("true", "false"):
         return text == "true"
     try:
@@ -303,34 +305,34 @@ def load_config_file(spec: str) -> ConfigDict:
     """Runs the config file `FILE.py[:PRESET]` and returns what its `get_config` returns, locked.
 
     Raises:
-      UserError: the file does not exist, is not a config, fails, or does not offer the preset.
+      UserError: if the file does not exist, is not a config, raises an error, or does not offer the preset.
     """
     path, preset = _split_spec(spec)
     get_config = _get_config_function(path)
     try:
         config = get_config() if preset is None else get_config(preset)
-    except ValueError as error:  # the file's own answer to a preset that it does not offer
+    except ValueError as error:  # raised by the file itself, usually for a preset that it does not offer
         raise UserError(f"config {path}: {error}") from None
     except Exception as error:
         raise UserError(_file_error(path, error)) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"config {path}: get_config() returned {type(config).__name__}, not a ConfigDict")
-    if config.get("mesh", {}).get("fit"):  # with their values: a key that Python code changes later is not chosen by the run either
+    if config.get("mesh", {}).get("fit"):  # store the values too: the run must not choose a key that Python code changes later
         values = leaves(config)
-        # A file that builds on another one finds the keys with their values already.
+        # In a file that builds on another one, some keys have their values already.
         config.mesh.fit = tuple((key, values[key]) if isinstance(key, str) else key for key in config.mesh.fit)
     return config.lock()
 
 
 def check_preset(preset: str, offered: Iterable[str]) -> None:
-    """Raises ValueError with the list of presets when a config file does not offer `preset`."""
+    """Raises ValueError with the list of presets if a config file does not offer `preset`."""
     offered = list(offered)
     if preset not in offered:
         raise ValueError(f"unknown preset {preset!r}; this file offers: {', '.join(offered)}")
 
 
 def config_name(spec: str) -> str:
-    """Returns the name of a run of `FILE.py[:PRESET]`: the file's stem, and the preset when it is not the default."""
+    """Returns the default name of a run of `FILE.py[:PRESET]`: the file's stem, and the preset if it is not the default."""
     path, preset = _split_spec(spec)
     if preset is not None:
         parameters = list(inspect.signature(_get_config_function(path)).parameters.values())
@@ -370,12 +372,12 @@ def _get_config_function(path: Path) -> Callable[..., Any]:
         raise UserError(_file_error(path, error)) from error
     function = getattr(module, "get_config", None)
     if not callable(function):
-        raise UserError(f"config {path}: it defines no function get_config(preset)")
+        raise UserError(f"config {path} defines no function get_config(preset)")
     return function
 
 
 def _file_error(path: Path, error: Exception) -> str:
-    """One line that names the config file, the line in it, and the error."""
+    """A one-line message with the config file, the line in it, and the error."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return f"config {path}, line {error.lineno}: {type(error).__name__}: {error.msg}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
@@ -399,9 +401,9 @@ def leaves(config: Mapping[str, Any] | ConfigDict, prefix: str = "") -> dict[str
 
 
 def clean_config(config: ConfigDict | TrackedConfig) -> None:
-    """Cleans the text of every value in place (`text.clean`): a shell can pass half a character, which no file of a run takes.
+    """Cleans the text of every value in place (`text.clean`), because a shell can pass lone surrogates, which no file can store.
 
-    Does not count as reading the keys of a `TrackedConfig`.
+    The keys of a `TrackedConfig` do not count as read by this.
     """
     config = config.untracked if isinstance(config, TrackedConfig) else config
     for key, value in leaves(config).items():
@@ -414,15 +416,15 @@ def clean_config(config: ConfigDict | TrackedConfig) -> None:
 
 
 def save_config(config: ConfigDict | TrackedConfig, path: str | os.PathLike) -> None:
-    """Writes a config as JSON, whole or not at all; does not count as reading its keys.
+    """Writes a config as JSON, completely or not at all; its keys do not count as read by this.
 
     Raises:
-      ValueError: a value is not an int, float, bool, str, tuple, list or None; the message names the key.
+      ValueError: if a value is not an int, float, bool, str, tuple, list or None; the message names the key.
     """
     config = config.untracked if isinstance(config, TrackedConfig) else config
     for key, value in leaves(config).items():
         if not _is_plain(value):
-            raise ValueError(f"config key {key!r} holds a {type(value).__name__}; a config holds only plain values")
+            raise ValueError(f"config key {key!r} holds a {type(value).__name__}; a config may hold only plain values")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -431,11 +433,11 @@ def save_config(config: ConfigDict | TrackedConfig, path: str | os.PathLike) -> 
 
 
 def load_config(path: str | os.PathLike) -> ConfigDict:
-    """Reads what `save_config` wrote, locked; lists come back as tuples.
+    """Reads a config that `save_config` wrote, and locks it; lists come back as tuples.
 
     Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not a saved config.
+      FileNotFoundError: if there is no such file.
+      ValueError: if the file is not a saved config.
     """
     path = Path(path)
     if not path.is_file():
@@ -450,7 +452,7 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
 
 
 def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """Returns one readable line a key whose value differs: `optimizer.learning_rate: 1e-06 -> 3e-06`."""
+    """Returns a line for each key whose value differs, such as `optimizer.learning_rate: 1e-06 -> 3e-06`."""
     a, b = ({k: repr(v) for k, v in leaves(c).items()} for c in (old, new))
     keys = [key for key in {**a, **b} if a.get(key) != b.get(key)]
     return [f"{key}: {a.get(key, '(absent)')} -> {b.get(key, '(absent)')}" for key in keys]
@@ -472,10 +474,10 @@ def _is_plain(value: Any) -> bool:
 
 
 class TrackedConfig(Mapping):
-    """A read-only view of a config that remembers which values were read, by attribute or by item.
+    """A read-only view of a config that records which values are read, by attribute or by item.
 
-    Groups are views that share the record. `in`, `len` and iterating over names read nothing; `items`, `values`, `get`,
-    `**group` and `to_dict` read the values that they return.
+    Groups are views that share the record. `in`, `len` and iterating over names do not count as reading; `items`, `values`, `get`,
+    `**group` and `to_dict` count as reading the values that they return.
     """
 
     def __init__(self, config: ConfigDict, _prefix: str = "", _read: set[str] | None = None):
@@ -484,7 +486,7 @@ class TrackedConfig(Mapping):
 
     @property
     def untracked(self) -> ConfigDict:
-        """The config itself; reading it is not recorded."""
+        """The config itself; reads of it are not recorded."""
         return self._config
 
     def __getitem__(self, name: str) -> Any:
@@ -512,7 +514,7 @@ class TrackedConfig(Mapping):
         return f"TrackedConfig({self._config.to_dict()!r})"
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the values as nested dicts, and records every one as read."""
+        """Returns the values as nested dicts, and records all of them as read."""
         return {k: v.to_dict() if isinstance(v, TrackedConfig) else v for k, v in self.items()}
 
 

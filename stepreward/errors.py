@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-# A ValueError raised below these folders is one of our own checks; any other is a fault that needs its traceback.
+# A ValueError raised by code in these folders is one of our own checks; any other is a bug whose traceback is needed.
 _OWN_FOLDERS = tuple(Path(__file__).resolve().parent.parent / name for name in ("stepreward", "envs", "launch"))
 
 
@@ -18,22 +18,22 @@ class UserError(Exception):
 
 
 class Terminated(KeyboardInterrupt):
-    """A job was asked to stop by SIGTERM, as clusters do before they take a machine away; the same command goes on from there."""
+    """SIGTERM asked the job to stop, as clusters do before they take a machine away; running the same command again resumes it."""
 
 
 def launcher(main: Callable[[], object]) -> None:
-    """Runs `main()` and ends the process: 0 when it returns, 2 with one line on stderr when the input was wrong.
+    """Runs `main()` and ends the process, with exit code 0 if it returns, and 2 and one line on stderr if the input was wrong.
 
-    `main` may return an int, which becomes the exit code. `UserError`, `FileNotFoundError` and a `ValueError` that this
-    project itself raised are printed as `error: ...`; an interrupt prints `interrupted` and exits with 130, and SIGTERM
-    prints `terminated` and exits with 143 (128 + the signal's number, so that no cluster takes the job for finished or for
-    wrong). Any other exception keeps its traceback.
+    If `main` returns an int, it is the exit code. `UserError`, `FileNotFoundError` and any `ValueError` that this project itself
+    raised are printed as `error: ...`. An interrupt prints `interrupted` and exits with 130; SIGTERM prints `terminated` and exits
+    with 143 (128 + the signal's number, which a cluster can tell from the codes of a finished job and of wrong input). Any other
+    exception keeps its traceback.
 
     Args:
-      main: the job, without arguments.
+      main: the job, a function without arguments.
 
     Raises:
-      SystemExit: always, unless `main` raises an exception that is not one of the above.
+      SystemExit: always, unless `main` raises any other exception.
     """
     try:
         code = main()
@@ -52,21 +52,21 @@ def launcher(main: Callable[[], object]) -> None:
 
 
 def is_expected(error: BaseException) -> bool:
-    """Returns True when `error` speaks to the user: its message is enough, and a traceback would only hide it."""
+    """Returns True if `error` is meant for the user: its message is enough, and a traceback would only hide it."""
     if isinstance(error, (UserError, FileNotFoundError)):
         return True
     return isinstance(error, ValueError) and _raised_here(error)
 
 
 def describe(error: BaseException) -> str:
-    """Returns the error's message as one line; a `FileNotFoundError` of the system reads `no such file: 'path'`."""
+    """Returns the error's message as one line; for a `FileNotFoundError` of the system, `no such file: 'path'`."""
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"no such file: {str(error.filename)!r}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _raised_here(error: BaseException) -> bool:
-    """True when the innermost frame is ours and stands on a `raise`: int("x") in our code is a fault, not a check."""
+    """True if the innermost frame is in our code and on a `raise` statement: int("x") in our code is a bug, not a check."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return False

@@ -1,11 +1,12 @@
-"""Device mesh and where arrays live on it: one table from logical axes to mesh axes.
+"""The device mesh and the sharding of arrays on it, by tables from logical axes to mesh axes.
 
-The mesh has the axes `data`, `fsdp` and `tensor`. Rows of tokens are split over `data` and `fsdp`; a parameter's axis named in
-the table is split over those mesh axes where its size divides, and is copied otherwise. With several processes the devices stand
-in the order of their processes, so that the rows of each are one block.
+The mesh has the axes `data`, `fsdp` and `tensor`. Rows of tokens are split over `data` and `fsdp`. An axis of a parameter is split
+over the mesh axes that the table gives for it if its size divides evenly, and replicated otherwise. With several processes, devices
+are ordered by process, so that the rows of each process are one block.
 
-Two tables: in training a weight is split over `fsdp` along the width and gathered layer by layer; in decoding, where a pass is
-one token a row, it is split along what it does not contract with the residual stream, stays where it is, and the rows travel.
+There are two tables. In training, a weight is split over `fsdp` along the model width and gathered layer by layer. In decoding, a
+pass has one token a row; a weight is split along the axes that are not contracted with the residual stream, it is not gathered, and
+the rows are sent to it.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ from stepreward import processes
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. "vocab" is split widest: a row of hidden states is smaller than a slice of the vocabulary's head.
-# Beside it, in logits, rows are "vocab_rows".
+# Logical axis -> mesh axes. "vocab" is split over the most devices, because a row of hidden states is smaller than a slice of the
+# vocabulary head. In logits, the axis of rows is "vocab_rows".
 TRAINING = {
     "rows": ("data", "fsdp"), "vocab_rows": ("data",), "embed": ("fsdp",), "attention_out": ("fsdp",), "mlp_out": ("fsdp",),
     "heads": ("tensor",), "kv_heads": ("tensor",), "head_dim": (), "mlp": ("tensor",), "vocab": ("fsdp", "tensor"),
 }  # fmt: skip
 DECODING = TRAINING | {"embed": (), "mlp_out": (), "head_dim": ("fsdp",), "mlp": ("fsdp", "tensor")}
 
-# Last name in a parameter's path -> logical axes of its inputs and of its outputs. Stacked layers have one axis more in front;
-# an adapter's A has the inputs and the rank, its B the rank and the outputs.
+# Last name in a parameter's path -> logical axes of its inputs and of its outputs. Stacked layers have one more axis in front. An
+# adapter's A has the axes of the inputs and the rank, its B the rank and the axes of the outputs.
 PARAMETER_AXES = {
     "embedding": (("vocab",), (None,)),
     "head": ((None,), ("vocab",)),
@@ -44,7 +45,7 @@ PARAMETER_AXES = {
     "gate": (("embed",), ("mlp",)),
     "up": (("embed",), ("mlp",)),
     "down": (("mlp",), ("mlp_out",)),
-    # Of a vision tower only; its other matrices bear the names above.
+    # Only in a vision tower; its other matrices have the names above.
     "patch_embedding": ((None,), ("mlp_out",)),
     "qkv": (("embed",), (None, "heads", "head_dim")),
     "qkv_bias": ((), (None, "heads", "head_dim")),
@@ -52,23 +53,24 @@ PARAMETER_AXES = {
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
-    """A mesh of `data × fsdp × tensor` devices; `data=-1` takes all that the others leave.
+    """Makes a mesh of `data × fsdp × tensor` devices; `data=-1` chooses `data` so that all devices are used.
 
     Args:
-      devices: to take them from; None: those of this machine.
+      data, fsdp, tensor: sizes of the axes.
+      devices: the devices to use; None uses all devices of the job.
 
     Raises:
-      ValueError: there are not that many devices, or they do not divide, also not among processes.
+      ValueError: if there are too few devices, they do not divide evenly, or `processes.check_blocks` refuses the mesh.
     """
     devices = sorted(jax.devices(), key=lambda device: device.process_index) if devices is None else devices
     if data == -1:
         if len(devices) % (fsdp * tensor):
-            raise ValueError(f"{len(devices)} devices do not divide by mesh.fsdp × mesh.tensor = {fsdp * tensor}.")
+            raise ValueError(f"the number of devices, {len(devices)}, is not a multiple of mesh.fsdp × mesh.tensor = {fsdp * tensor}.")
         data = len(devices) // (fsdp * tensor)
     shape = (data, fsdp, tensor)
     if min(shape) < 1 or math.prod(shape) > len(devices):
         raise ValueError(
-            f"a mesh of {data} × {fsdp} × {tensor} (data, fsdp, tensor) needs {math.prod(shape)} devices; {len(devices)} are there."
+            f"a mesh of {data} × {fsdp} × {tensor} (data, fsdp, tensor) needs {math.prod(shape)} devices, but there are {len(devices)}."
         )
     taken = np.array(devices[: math.prod(shape)]).reshape(shape)
     if processes.count() > 1:
@@ -77,17 +79,17 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None) -> Me
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Arrays whose first axis is rows of tokens."""
+    """The sharding of arrays whose first axis is rows of tokens."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Arrays that every device holds whole."""
+    """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_sharding(tree, mesh: Mesh, table: dict[str, tuple[str, ...]] = TRAINING):
-    """The sharding of every leaf of a tree of parameters (or of optimizer state, whose leaves bear the same names)."""
+    """The sharding of every leaf of a tree of parameters, or of optimizer state, whose leaves have the same names."""
 
     def rule(path, leaf):
         names = [str(p.key) for p in path if hasattr(p, "key")]
@@ -109,7 +111,7 @@ def _axes(name: str) -> tuple[str | None, ...] | None:
 
 
 def named(mesh: Mesh, axes, shape, table: dict[str, tuple[str, ...]] = TRAINING) -> NamedSharding:
-    """The sharding of an array whose axes have these logical names (None: whole)."""
+    """The sharding of an array whose axes have these logical names; None means that the axis is not split."""
     split = [None if axis is None else _split(mesh, table[axis], size) for axis, size in zip(axes, shape)]
     while split and split[-1] is None:
         split.pop()
@@ -117,8 +119,8 @@ def named(mesh: Mesh, axes, shape, table: dict[str, tuple[str, ...]] = TRAINING)
 
 
 def _split(mesh: Mesh, mesh_axes: tuple[str, ...], size: int):
-    """The mesh axes to split over: those that divide. One of a single device is left out, and a tuple of one is its member: jit
-    gives every layout one name only if each has one name."""
+    """The mesh axes to split over, as many as divide the size. Mesh axes of size 1 are omitted, and a tuple of one axis becomes that
+    axis, so that equal layouts have equal specs and jit does not compile again."""
     kept = [axis for axis in mesh_axes if mesh.shape[axis] > 1]
     while kept and size % math.prod(mesh.shape[axis] for axis in kept):
         kept.pop()
@@ -126,14 +128,14 @@ def _split(mesh: Mesh, mesh_axes: tuple[str, ...], size: int):
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *axes: str | None, table: dict[str, tuple[str, ...]] = TRAINING) -> jax.Array:
-    """Inside jit: says where an activation with these logical axes lies; axes that are not named are whole."""
+    """Inside jit, constrains the sharding of an activation with these logical axes; unnamed axes are not split."""
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, named(mesh, axes, x.shape, table))
 
 
 def place_parameters(tree, mesh: Mesh):
-    """Puts parameters or optimizer state on the mesh, laid out for training."""
+    """Places parameters or optimizer state on the mesh, sharded for training."""
     return place(tree, parameter_sharding(tree, mesh))
 
 
@@ -141,16 +143,16 @@ def place_parameters(tree, mesh: Mesh):
 
 
 def is_abstract(tree) -> bool:
-    """Whether a tree is of shapes, `jax.ShapeDtypeStruct`, instead of arrays."""
+    """Whether a tree holds shapes (`jax.ShapeDtypeStruct`) instead of arrays."""
     return any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree))
 
 
 def place(tree, sharding):
-    """Lays arrays out: those of the host, which every process holds whole, or those of devices. Shapes become those of arrays that
-    lie so.
+    """Shards host arrays, which every process holds whole, or device arrays. Abstract trees get the shardings without any data.
 
     Args:
-      sharding: one for all, or a tree of them.
+      tree: arrays or shapes.
+      sharding: one sharding for all leaves, or a tree of shardings.
     """
     one = isinstance(sharding, NamedSharding)
     if is_abstract(tree):
@@ -162,13 +164,13 @@ def place(tree, sharding):
 
 
 def copy(tree):
-    """Every array once more; of shapes, others that stand for arrays of their own."""
+    """Copies every array; for abstract trees, creates distinct shape objects."""
     one = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if is_abstract(x) else jnp.copy(x)
     return jax.tree.map(one, tree)
 
 
 def compute(function, *trees, mesh: Mesh | None):
-    """`function(*trees)`, compiled, with parameters as its result, laid out as such on the mesh; of shapes, their shapes."""
+    """Returns the parameters `function(*trees)`. For abstract trees it returns their shapes, sharded over the mesh like parameters."""
     if not is_abstract(trees):
         return function(*trees)
     shapes = jax.eval_shape(function, *trees)
@@ -176,10 +178,10 @@ def compute(function, *trees, mesh: Mesh | None):
 
 
 def check_rows(mesh: Mesh, **rows: int) -> None:
-    """Raises ValueError when a number of rows does not divide over the mesh, naming its config key."""
+    """Raises ValueError if a number of rows does not divide evenly over the mesh; the message names its config key."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     for name, count in rows.items():
         if count % parts:
             raise ValueError(
-                f"{name.replace('__', '.')}={count} must be a multiple of mesh.data × mesh.fsdp = {parts}: give {-(-count // parts) * parts}."
+                f"{name.replace('__', '.')}={count} must be a multiple of mesh.data × mesh.fsdp = {parts}, such as {-(-count // parts) * parts}."
             )

@@ -1,16 +1,17 @@
-"""One job in several processes: who writes, what all agree on, and how host data gets from one process to all.
+"""One job in several processes: which process writes, how processes agree, and how host data gets from one process to all.
 
-Every process runs the same program on its own devices (`jax.distributed`, multi-controller); with one process every function here
-is a plain call. A job is started as that many copies of one command that share a workdir:
+Every process runs the same program on its own devices (`jax.distributed`, multi-controller). With a single process, every function
+here returns at once without communicating. To start a job, start one copy of the same command for each process, all with the same
+workdir:
 
-* under SLURM (`srun`) and on TPU slices that name their hosts (`TPU_WORKER_HOSTNAMES`), nothing has to be said;
+* under SLURM (`srun`), and on TPU slices that list their hosts in `TPU_WORKER_HOSTNAMES`, no variables need to be set;
 * `STEPREWARD_PROCESSES=auto` lets jax find the cluster, as on Cloud TPU virtual machines;
-* by hand: `STEPREWARD_COORDINATOR=host:port` (of process 0), `STEPREWARD_PROCESSES=8`, `STEPREWARD_PROCESS_ID=0`.
+* otherwise set `STEPREWARD_COORDINATOR=host:port` (of process 0), `STEPREWARD_PROCESSES=8` and `STEPREWARD_PROCESS_ID=0`.
 
-What a job is asked to do on the host after a rollout it does in every process, from the same data; files are written by the one
-writer. An error that all processes meet ends them all with its one line. Where a process dies alone, or raises what nobody
-expected, it ends at once, and the others end when a collective with it breaks or, after at most 100 seconds, when its
-heartbeat is missed: the run goes on from its last checkpoint.
+After a rollout, every process does the same work on the host from the same data, and process 0 alone writes files. An error that
+occurs in all processes ends them all with its one-line message. If one process dies, or raises an unexpected error, it ends at
+once. The others end when a collective with it fails, or at most 100 seconds later when its heartbeat is missed. The same commands
+then resume the run from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ from stepreward.errors import UserError
 T = TypeVar("T")
 
 _COORDINATOR, _PROCESSES, _PROCESS_ID = "STEPREWARD_COORDINATOR", "STEPREWARD_PROCESSES", "STEPREWARD_PROCESS_ID"
-_PIECE = 1 << 22  # bytes of one gather: each device holds that much from every process
+_PIECE = 1 << 22  # bytes gathered at a time; each device holds this many from every process
 
 
 # --- Start ---
 
 
 def initialize(environment: dict[str, str] | None = None) -> None:
-    """Joins the job that the environment variables describe; one process alone, or a job joined already, changes nothing.
+    """Joins the job that the environment variables describe; does nothing in a job of one process, or if called again.
 
-    Must come before anything touches a device.
+    Call it before anything uses a device.
 
     Raises:
-      UserError: the variables contradict each other, or the other processes were not found.
+      UserError: if the variables are inconsistent, or the other processes cannot be reached.
     """
     arguments = job_of(os.environ if environment is None else environment)
     if arguments is None:
@@ -55,25 +56,27 @@ def initialize(environment: dict[str, str] | None = None) -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if jax.config.jax_platforms == "cpu":
-        # A collective holds a thread of a pool that has one a core: with fewer threads than devices all wait for each other. And two
-        # programs in flight may start their collectives in another order here than there.
+        # A collective blocks a thread of a pool that has one thread a core: with fewer threads than devices, all would wait forever.
+        # Without asynchronous dispatch, all processes start their collectives in the same order.
         os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"this process could not join the job of several processes ({reason}): see stepreward/processes.py.") from error
+        raise UserError(
+            f"this process could not join the job's other processes ({reason}): check the variables described in docs/processes.md."
+        ) from error
     sys.excepthook = _leave
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax only takes note of it; the runner has a handler of its own
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's handler only records the signal; the runner installs its own
 
 
 def job_of(environment: dict[str, str]) -> dict[str, Any] | None:
     """The arguments of `jax.distributed.initialize`, or None for a job of one process.
 
     Raises:
-      UserError: a variable is missing or is no number.
+      UserError: if a variable is missing or is not a valid number.
     """
     given = {name: environment.get(name, "") for name in (_COORDINATOR, _PROCESSES, _PROCESS_ID)}
     if given[_PROCESSES] == "auto":
@@ -81,16 +84,16 @@ def job_of(environment: dict[str, str]) -> dict[str, Any] | None:
     if any(given.values()):
         missing = [name for name, value in given.items() if not value]
         if missing:
-            raise UserError(f"a job of several processes needs {', '.join(given)}; not set: {', '.join(missing)}.")
+            raise UserError(f"a job of several processes needs the variables {', '.join(given)}; not set: {', '.join(missing)}.")
         for name in (_PROCESSES, _PROCESS_ID):
             if not given[name].isdigit():
-                raise UserError(f"{name}={given[name]!r} is no number.")
+                raise UserError(f"{name}={given[name]!r} must be a whole number.")
         processes, index = int(given[_PROCESSES]), int(given[_PROCESS_ID])
         if not index < processes:
             raise UserError(f"{_PROCESS_ID}={index} must be less than {_PROCESSES}={processes}.")
         if processes == 1:
             return None
-        # Without a method of detection: a variable of another launcher must not change what was said by hand.
+        # Detection is off so that another launcher's variables do not override the ones given.
         return {
             "coordinator_address": given[_COORDINATOR],
             "num_processes": processes,
@@ -103,7 +106,7 @@ def job_of(environment: dict[str, str]) -> dict[str, Any] | None:
 
 
 def _leave(kind, error, trace) -> None:
-    """Ends this process at once after an error that nobody caught: at a normal exit it would wait for the others, and they for it."""
+    """Ends this process at once after an uncaught error; at a normal exit it would wait for the others, and they for it."""
     traceback.print_exception(kind, error, trace)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -114,26 +117,26 @@ def _leave(kind, error, trace) -> None:
 
 
 def count() -> int:
-    """Number of processes."""
+    """The number of processes."""
     import jax
 
     return jax.process_count()
 
 
 def index() -> int:
-    """This process, from 0."""
+    """The index of this process, from 0."""
     import jax
 
     return jax.process_index()
 
 
 def is_writer() -> bool:
-    """Whether this process writes the job's files and speaks to the person who started it."""
+    """Whether this process writes the job's files and prints its output."""
     return index() == 0
 
 
 def share(items: int) -> range:
-    """Which of `items` things are this process's: one contiguous piece each, their sizes differing by one at most."""
+    """The range of `items` items that belongs to this process; the processes' ranges are contiguous and differ in size by at most 1."""
     mine = np.array_split(np.arange(items), count())[index()]
     return range(int(mine[0]), int(mine[-1]) + 1) if len(mine) else range(0)
 
@@ -142,7 +145,7 @@ def share(items: int) -> range:
 
 
 def barrier(name: str) -> None:
-    """Returns when every process has come here."""
+    """Waits until every process has called it."""
     if count() > 1:
         from jax.experimental import multihost_utils
 
@@ -150,17 +153,17 @@ def barrier(name: str) -> None:
 
 
 def agree_max(values) -> np.ndarray:
-    """The largest of each number over all processes.
+    """The element-wise maximum over all processes.
 
     Args:
-      values: an integer or an array of integers below 2³¹, of one shape everywhere.
+      values: an integer, or an array of integers below 2³¹ with the same shape in all processes.
     """
     values = np.asarray(values, np.int32)
     return values if count() == 1 else _gather(values).max(axis=0)
 
 
 def gather_objects(value: T) -> list[T]:
-    """What each process gives, in their order, in every process. The values are this program's own plain data (they are pickled)."""
+    """Returns the values of all processes in their order, in every process. Values are pickled, so they must be our own plain data."""
     if count() == 1:
         return [value]
     payload = np.frombuffer(pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL), np.uint8)
@@ -168,7 +171,7 @@ def gather_objects(value: T) -> list[T]:
     pieces = []
     for first in range(0, int(sizes.max()), _PIECE):
         left = min(_PIECE, int(sizes.max()) - first)
-        padded = np.zeros(1 << max(10, (left - 1).bit_length()), np.uint8)  # few sizes: few programs
+        padded = np.zeros(1 << max(10, (left - 1).bit_length()), np.uint8)  # few sizes mean few compilations
         mine = payload[first : first + _PIECE]
         padded[: len(mine)] = mine
         pieces.append(_gather(padded)[:, :left])
@@ -176,9 +179,9 @@ def gather_objects(value: T) -> list[T]:
 
 
 def on_writer(function: Callable[[], T]) -> T:
-    """Runs `function` in the writer alone; every process gets what it returned, or raises what it raised.
+    """Runs `function` in the writer alone; every process returns its result or raises its error.
 
-    What depends on the disk is decided so: another process may not see yet what was just written.
+    Decisions that depend on files are made this way, because another process may not see a file yet that was just written.
     """
     if count() == 1:
         return function()
@@ -186,20 +189,20 @@ def on_writer(function: Callable[[], T]) -> T:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Runs `function`, without collectives in it, in every process; when it raises in one, it raises in all."""
+    """Runs `function`, which must not use collectives, in every process; if it raises in one, all processes raise."""
     if count() == 1:
         return function()
     return _same_end(function, tell=False)[index()]
 
 
 def check_same(value: dict[str, Any], what: str) -> None:
-    """Raises a UserError in every process when they were not given the same plain values; the first difference is named."""
+    """Raises a UserError in every process if their plain values differ; the message names the first difference."""
     given = gather_objects(value)
     for number, other in enumerate(given):
         for key in sorted(set(given[0]) | set(other)):
             if given[0].get(key) != other.get(key):
                 raise UserError(
-                    f"{what} differs between processes: {key} = {given[0].get(key)!r} in process 0, {other.get(key)!r} in process "
+                    f"{what} differs between processes: {key} = {given[0].get(key)!r} in process 0, but {other.get(key)!r} in process "
                     f"{number}; start every process with the same command."
                 )
 
@@ -220,7 +223,7 @@ def _same_end(function, tell: bool = True) -> list:
 
 
 def _portable(error: Exception | None) -> Exception | None:
-    """The error as it can travel: with its own type where that survives pickling."""
+    """The error in a form that can be pickled: of its own type if that survives pickling, else a UserError."""
     try:
         again = pickle.loads(pickle.dumps(error))
         return error if str(again) == str(error) else UserError(str(error))
@@ -238,7 +241,7 @@ def _gather(values: np.ndarray) -> np.ndarray:
 
 
 def to_host(x) -> np.ndarray:
-    """An array as every process has it whole, wherever it lies."""
+    """The whole array on the host, in every process, wherever its parts are."""
     if getattr(x, "is_fully_addressable", True) or x.is_fully_replicated:
         return np.asarray(x)
     from jax.experimental import multihost_utils
@@ -247,7 +250,7 @@ def to_host(x) -> np.ndarray:
 
 
 def place(x, sharding):
-    """An array that every process holds whole (or that lies on the devices of all), laid out as `sharding` says."""
+    """Shards an array that every process holds whole, or that is already spread over the devices of all processes."""
     import jax
 
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
@@ -257,7 +260,7 @@ def place(x, sharding):
 
 
 def place_rows(x, sharding):
-    """Rows of all processes as one array: each gives its own block, `[B / processes, …]`; numbers or PRNG keys."""
+    """Makes one array of rows from the blocks `[B / processes, …]` of all processes; numbers or PRNG keys."""
     import jax
 
     if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
@@ -267,7 +270,7 @@ def place_rows(x, sharding):
 
 
 def local_rows(x) -> np.ndarray:
-    """The rows that this process gave, of an array as `place_rows` lays it out."""
+    """This process's block of rows of an array that `place_rows` made."""
     if x.is_fully_addressable:
         return np.asarray(x)
     shards = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
@@ -275,29 +278,32 @@ def local_rows(x) -> np.ndarray:
 
 
 def all_rows(chosen: np.ndarray, rows: int) -> np.ndarray:
-    """Each process's choice among its own `rows` rows, as indices into the rows of all."""
+    """Gathers the rows that each process chose among its own `rows` rows, as indices into the rows of all processes."""
     if count() == 1:
         return chosen
     return _gather(np.asarray(chosen + index() * rows, np.int32)).reshape(-1)
 
 
 def check_blocks(owner: np.ndarray, processes: int) -> None:
-    """Checks that rows of tokens fall into one block a process, in their order and of one size.
+    """Checks that the mesh gives each process one block of rows, in the order of the processes and of equal size.
 
     Args:
       owner: int `[data, fsdp, tensor]`, the process of each device of the mesh.
+      processes: the number of processes.
 
     Raises:
-      ValueError: a process has no device or another number of them, or the devices of one tensor group lie in two processes.
+      ValueError: if the processes have different numbers of devices, or a tensor group has devices of several processes.
     """
     shape = "mesh.data × mesh.fsdp × mesh.tensor = " + " × ".join(map(str, owner.shape))
     if (owner != owner[..., :1]).any():
-        raise ValueError(f"{shape}: a tensor group lies in several processes; let mesh.tensor divide the devices of one process.")
+        raise ValueError(
+            f"{shape}: a tensor group has devices of several processes; choose a mesh.tensor that divides the devices of one process."
+        )
     blocks = owner[..., 0].reshape(-1)
     per_process = -(-len(blocks) // processes)
     if not np.array_equal(blocks, np.arange(len(blocks)) // per_process) or len(blocks) % processes:
         devices = np.bincount(owner.reshape(-1), minlength=processes).tolist()
-        raise ValueError(f"{shape} takes {devices} devices of the {processes} processes: every process must give the same number.")
+        raise ValueError(f"{shape} uses {devices} devices of the {processes} processes: every process must have the same number.")
 
 
 @functools.cache

@@ -1,7 +1,8 @@
-"""The compiled programs of a run as values: what is jitted, and the shapes that it is called with.
+"""Describes a run's compiled programs: each jitted function and the shapes that it is called with.
 
-Whatever trains or plays is a `Component`: it says which programs it runs and which arrays it keeps on the devices. Built from
-shapes (`jax.ShapeDtypeStruct` with shardings) instead of arrays, a run can so be compiled for machines that are not there.
+Each part of a run that trains or plays is a `Component`, which lists the programs that it runs and the arrays that it keeps on the
+devices. If components are built from shapes (`jax.ShapeDtypeStruct` with shardings) instead of arrays, a run can be compiled for
+hardware that is not available.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ class Program:
     """A jitted function and the arguments that a run calls it with.
 
     Attributes:
-      name: "component/what".
-      function: as `jax.jit` returns it.
-      args, kwargs: of the call; arrays as `jax.ShapeDtypeStruct`.
-      times: how often an iteration calls it (an epoch, in the estimator's stage; an update, in the warm start's); at most.
-      trips: how often the loops go round that the compiler cannot count: chunks of rows, tokens of an answer; at most.
-      kernel_flops: floating-point operations of its attention kernels on all devices, which a compiled program does not show.
-      detail: whether it is a part of another program, listed to look into that one; a run does not call it.
+      name: the name of the program, "component/program".
+      function: the function, as returned by `jax.jit`.
+      args, kwargs: arguments of the call, with arrays as `jax.ShapeDtypeStruct`.
+      times: an upper bound on the calls in one iteration (in one epoch of the estimator's stage, in one update of the warm start).
+      trips: an upper bound on the iterations of loops whose trip count the compiler does not know (chunks of rows, tokens of an answer).
+      kernel_flops: floating-point operations of its attention kernels on all devices, which the compiled program does not show.
+      detail: whether it is only a part of another program, listed to analyse that one; a run does not call it.
     """
 
     name: str
@@ -42,17 +43,17 @@ class Program:
 
 
 class Component(abc.ABC):
-    """Part of a run that has programs."""
+    """A part of a run that has programs."""
 
     @abc.abstractmethod
     def programs(self, stage: str) -> Iterator[Program]:
-        """Every program that it runs on the devices in a stage (`training.stages.STAGES`), but for small ones on arrays alone.
+        """Yields the programs that it runs on the devices in a stage (`training.stages.STAGES`), except small operations on arrays.
 
-        It must have been built from shapes.
+        The component must have been built from shapes.
         """
 
     def held(self) -> dict[str, Any]:
-        """The trees of shapes among its attributes: what it keeps on the devices. A model's frozen weights count, as `base`."""
+        """What it keeps on the devices: the trees of shapes among its attributes, including a model's frozen weights (`base`)."""
         found = {}
         for name, value in vars(self).items():
             tree = getattr(value, "base", None) if dataclasses.is_dataclass(value) and hasattr(value, "base") else value

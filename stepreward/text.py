@@ -1,7 +1,8 @@
 """Cleans text where it enters the library: from environments, clients, configs and command lines.
 
-Python's strings may hold what no file, terminal or tokenizer takes: half of an emoji, which JSON can spell (`"\\ud83d"`) and
-bytes in a command line can become. Such text is replaced once, where it enters, so that nothing behind it has to care.
+Python strings may contain lone surrogates, such as half of an emoji, which JSON can contain (`"\\ud83d"`) and which invalid bytes in
+a command line become. No file, terminal or tokenizer accepts them. They are replaced once, on entry, so that no other code has to
+handle them.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ RESERVED = "\ufdd0"
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ODD = re.compile(f"[\0{RESERVED}\ud800-\udfff]")
-_DEPTH = 8  # of nested containers; deeper ones are no text that is shown
+_DEPTH = 8  # levels of nested containers; text at deeper levels is never shown
 
 
 def clean(text: str) -> str:
-    """Returns the text with U+FFFD in place of lone surrogates, NUL and U+FDD0; two surrogates of a pair become their character.
+    """Replaces lone surrogates, NUL and U+FDD0 by U+FFFD; a pair of surrogates becomes its character.
 
-    Clean text comes back as it is, so cleaning twice equals cleaning once. A subclass of `str` becomes a plain `str`.
+    Clean text is returned unchanged, so cleaning twice equals cleaning once. A subclass of `str` becomes a plain `str`.
     """
     text = text if type(text) is str else str.__str__(text)
     if not _ODD.search(text):
@@ -31,16 +32,16 @@ def clean(text: str) -> str:
 
 
 def whole(text: str) -> str:
-    """Returns the text with U+FFFD in place of lone surrogates, which no encoding takes; all else stays as it is."""
+    """Replaces lone surrogates, which cannot be encoded, by U+FFFD, and leaves everything else unchanged."""
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def cleaned(value: Any, depth: int = _DEPTH) -> Any:
-    """Returns the value with every string in its mappings, lists and tuples clean, keys included.
+    """Cleans every string in nested mappings, lists and tuples, including keys.
 
-    What holds no odd text comes back as the same object; arrays and objects of other types are not looked into.
+    A value without text to clean is returned as the same object. Arrays and objects of other types are not searched.
     """
     if isinstance(value, str):
         return clean(value)

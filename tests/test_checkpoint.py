@@ -87,16 +87,16 @@ def test_saving_a_step_twice_keeps_the_first(tmp_path):
 def test_no_checkpoint_yet(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.steps() == [] and checkpoints.counters() is None
-    with pytest.raises(FileNotFoundError, match="there: none"):
+    with pytest.raises(FileNotFoundError, match="existing: none"):
         checkpoints.restore(tree())
 
 
 @pytest.mark.parametrize(
     "change, step, error, words",
     [
-        ({"updates": jnp.zeros((3,), jnp.int32)}, None, ValueError, r"'updates' has shape \(\), the config asks for \(3,\)"),
+        ({"updates": jnp.zeros((3,), jnp.int32)}, None, ValueError, r"'updates' has shape \(\), but the config needs \(3,\)"),
         ({"extra": jnp.zeros(())}, None, ValueError, "has no array 'extra'"),
-        ({}, 9, FileNotFoundError, "no checkpoint 9 .*there: 1, 2"),
+        ({}, 9, FileNotFoundError, "no checkpoint 9 .*existing: 1, 2"),
     ],
     ids=["shape", "missing array", "missing step"],
 )
@@ -113,7 +113,7 @@ def test_another_shape_is_told_by_the_array_s_path_and_both_shapes(tmp_path, sha
     with pytest.raises(ValueError) as error:
         checkpoints.restore(template)
     words = str(error.value)
-    assert f"checkpoint 1: array 'model/weights' has shape (2, 3), the config asks for {shape}" in words and "\n" not in words
+    assert f"checkpoint 1: array 'model/weights' has shape (2, 3), but the config needs {shape}" in words and "\n" not in words
 
 
 def test_an_absent_array_is_told_by_its_path(tmp_path):
@@ -135,7 +135,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
 
 
 def test_reading_needs_a_workdir_and_writes_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no checkpoints: is it the workdir of a run"):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints: check that it is the workdir of a run"):
         Checkpoints(tmp_path, read_only=True)
     assert not list(tmp_path.iterdir())
     written(tmp_path, 1, 2, 3).close()
@@ -158,7 +158,7 @@ def test_another_folder(tmp_path):
 
 @pytest.mark.parametrize("folder", ["s3://bucket/run", "gs:/bucket/run", "gs:///run", "http://x/y"])
 def test_other_urls_are_no_folders(folder):
-    with pytest.raises(ValueError, match="give a local folder, or gs://BUCKET/FOLDER"):
+    with pytest.raises(ValueError, match="must be a local folder, or gs://BUCKET/FOLDER"):
         find_folder(folder)
 
 

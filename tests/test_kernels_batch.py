@@ -22,12 +22,12 @@ def test_both_packings_are_valid(packing, padded):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda b: dict(outcome=b.outcome[:, None]), r"outcome has shape \(14, 1\), it should be \(14,\)"),
-        (lambda b: dict(success=b.outcome), "success has dtype float32, it should be bool"),
-        (lambda b: dict(group_id=b.group_id + 14), r"group_id lies in \[14, 17\], it should lie in \[0, 14\)"),
+        (lambda b: dict(outcome=b.outcome[:, None]), r"outcome has shape \(14, 1\); it must be \(14,\)"),
+        (lambda b: dict(success=b.outcome), "success has dtype float32; it must be bool"),
+        (lambda b: dict(group_id=b.group_id + 14), r"group_id has values in \[14, 17\]; they must be in \[0, 14\)"),
         (
             lambda b: dict(step_id=b.step_id.at[0, 0].set(70)),
-            r"step_id lies in \[-1, 70\], it should lie in \[-1, 70\)",
+            r"step_id has values in \[-1, 70\]; they must be in \[-1, 70\)",
         ),
         (lambda b: dict(action_mask=~b.action_mask), "exactly where batch.action_mask is False"),
         (lambda b: dict(step_mask=b.step_mask & False), "a step whose batch.step_mask is False"),

@@ -114,7 +114,7 @@ def test_a_wrong_evaluation_is_one_line(trained, command, tmp_path):
     assert_one_error(command("evaluate"), "--workdir is missing")
     assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "is not the workdir of a run: it holds no config.json")
     assert_one_error(command("evaluate", f"--workdir={workdir / 'metrics.jsonl'}"), "no workdir")
-    assert_one_error(command("evaluate", f"--workdir={workdir}", "--step=77"), "no checkpoint 77", "there: ")
+    assert_one_error(command("evaluate", f"--workdir={workdir}", "--step=77"), "no checkpoint 77", "existing: ")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--episodes=0"), "--episodes=0: give at least 1")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--which=prn"), "--which", "policy")
 
@@ -133,6 +133,6 @@ def test_a_run_without_a_checkpoint_is_one_line(trained, command, tmp_path):
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())
     assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "holds no checkpoints")
     (tmp_path / "checkpoints").mkdir()
-    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "no checkpoint", "there: none")
+    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "no checkpoint", "existing: none")
     shutil.copytree(workdir / "demonstrations", tmp_path / "demonstrations")  # with which a run begins
     assert_one_error(command("train", MICRO, f"--workdir={tmp_path}", "--config.seed=5", "--quiet"), "another config (seed: 0 -> 5)")

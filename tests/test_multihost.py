@@ -82,12 +82,12 @@ assert raised(lambda: processes.on_writer(fails_in(0, ValueError("no room")))) =
 assert raised(lambda: processes.on_writer(fails_in(1, ValueError("never")))) is None
 assert raised(lambda: processes.together(fails_in(1, FileNotFoundError(2, "gone", "x")))).startswith("FileNotFoundError: [Errno 2] gone")
 different = raised(lambda: processes.check_same({"seed": me, "other": 1}, "the config"))
-assert different.startswith("UserError: the config differs between processes: seed = 0 in process 0, 1 in process 1"), different
+assert different.startswith("UserError: the config differs between processes: seed = 0 in process 0, but 1 in process 1"), different
 
 import jax
 from stepreward import parallel
-assert "a tensor group lies in several processes" in raised(lambda: parallel.make_mesh(1, 1, 8))
-assert "every process must give the same number" in raised(lambda: parallel.make_mesh(1, 6, 1))
+assert "a tensor group has devices of several processes" in raised(lambda: parallel.make_mesh(1, 1, 8))
+assert "every process must have the same number" in raised(lambda: parallel.make_mesh(1, 6, 1))
 mesh = parallel.make_mesh(2, 2, 2)
 rows = np.arange(16, dtype=np.float32).reshape(8, 2)
 placed = parallel.place({"a": rows}, parallel.row_sharding(mesh))["a"]
@@ -305,7 +305,7 @@ def test_the_job_follows_from_the_environment(environment, expected):
     "environment, words",
     [
         ({"STEPREWARD_PROCESSES": "2"}, "not set: STEPREWARD_COORDINATOR, STEPREWARD_PROCESS_ID"),
-        (BY_HAND | {"STEPREWARD_PROCESS_ID": "first"}, "STEPREWARD_PROCESS_ID='first' is no number"),
+        (BY_HAND | {"STEPREWARD_PROCESS_ID": "first"}, "STEPREWARD_PROCESS_ID='first' must be a whole number"),
         (BY_HAND | {"STEPREWARD_PROCESS_ID": "4"}, "STEPREWARD_PROCESS_ID=4 must be less than STEPREWARD_PROCESSES=4"),
     ],
 )
@@ -319,11 +319,11 @@ def test_blocks_of_rows():
     processes.check_blocks(owner.reshape(4, 2, 1), 4)
     processes.check_blocks(owner.reshape(2, 2, 2), 4)
     processes.check_blocks(np.zeros((2, 2, 2), int), 1)
-    with pytest.raises(ValueError, match="2 × 1 × 4: a tensor group lies in several processes"):
+    with pytest.raises(ValueError, match="2 × 1 × 4: a tensor group has devices of several processes"):
         processes.check_blocks(owner.reshape(2, 1, 4), 4)
-    with pytest.raises(ValueError, match=r"takes \[2, 2, 2, 0\] devices of the 4 processes: every process must give the same number"):
+    with pytest.raises(ValueError, match=r"uses \[2, 2, 2, 0\] devices of the 4 processes: every process must have the same number"):
         processes.check_blocks(owner[:6].reshape(6, 1, 1), 4)
     with pytest.raises(ValueError, match=r"takes \[2, 2, 1\] devices of the 3 processes"):
         processes.check_blocks(owner[:5].reshape(5, 1, 1), 3)
-    with pytest.raises(ValueError, match="every process must give the same number"):
+    with pytest.raises(ValueError, match="every process must have the same number"):
         processes.check_blocks(np.array([0, 1, 0, 1]).reshape(4, 1, 1), 2)

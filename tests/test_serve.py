@@ -228,14 +228,14 @@ BAD = {
     "order": ({"messages": [*HELLO, *HELLO]}, 400, "user, user"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "text"),
     "system": ({"messages": [{"role": "system", "content": "<|im_end|>"}, *HELLO]}, 400, "special tokens"),
-    "too long": ({"messages": [{"role": "user", "content": "box " * 999}]}, 400, f"takes {LENGTH}"),
-    "max_tokens": ({"messages": HELLO, "max_tokens": LONGEST + 1}, 400, f"1 to {LONGEST}"),
+    "too long": ({"messages": [{"role": "user", "content": "box " * 999}]}, 400, f"limit of {LENGTH}"),
+    "max_tokens": ({"messages": HELLO, "max_tokens": LONGEST + 1}, 400, f"from 1 to {LONGEST}"),
     "true": ({"messages": HELLO, "max_tokens": True}, 400, "max_tokens"),
     "temperature": ({"messages": HELLO, "temperature": -1}, 400, "temperature"),
     "infinite": (b'{"messages": [{"role": "user", "content": "x"}], "temperature": Infinity}', 400, "temperature"),
     "huge": ({"messages": HELLO, "temperature": 10**400}, 400, "temperature"),
     "top_p": ({"messages": HELLO, "top_p": 0}, 400, "top_p"),
-    "n": ({"messages": HELLO, "n": 2}, 400, "n is not offered"),
+    "n": ({"messages": HELLO, "n": 2}, 400, "n is not supported"),
     "stop": ({"messages": HELLO, "stop": [""]}, 400, "stop"),
     "format": ({"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "--ignore-response-format"),
     "thinking": ({"messages": HELLO, "chat_template_kwargs": {"enable_thinking": True}}, 400, "thinking mode"),
@@ -417,7 +417,7 @@ def test_a_server_leaves_no_thread(served):
     "roles", [(), ("system",), ("assistant",), ("user", "assistant"), ("user", "system", "user"), ("system", "system", "user")]
 )
 def test_conversations_alternate_and_end_with_the_user(roles):
-    with pytest.raises(ValueError, match="in turn"):
+    with pytest.raises(ValueError, match="alternating"):
         check_roles(roles)
 
 

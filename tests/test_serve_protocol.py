@@ -73,7 +73,7 @@ NOT_OFFERED = {
 @pytest.mark.parametrize("name", NOT_OFFERED)
 def test_what_would_change_the_answer_is_refused_by_name(served, name):
     error = error_of(served, **{name: NOT_OFFERED[name]})
-    assert error.status == 400 and error.param == name and error.message.startswith(f"{name} is not offered")
+    assert error.status == 400 and error.param == name and error.message.startswith(f"{name} is not supported")
 
 
 def test_a_boolean_is_no_number_and_a_number_no_boolean(served):

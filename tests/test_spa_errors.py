@@ -121,7 +121,7 @@ def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp
     large = config({"model.preset": "tiny-0.1m", "stages.sft": str(tmp_path / "larger"), "stages.estimator": str(other)})
     before = contents(other)
     message = error(lambda: Runner(large, tmp_path / "run"))
-    assert f"the estimator stage in {str(other)!r}" in message and "has shape (" in message and "the config asks for (" in message
+    assert f"the estimator stage in {str(other)!r}" in message and "has shape (" in message and "but the config needs (" in message
     assert contents(other) == before
 
 

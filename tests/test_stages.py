@@ -188,7 +188,7 @@ def test_a_stage_of_another_config_names_the_key_and_both_values(output):
 def test_a_stage_of_another_size_names_the_array_and_both_shapes(output):
     output.save(parameters(), FACTS, {})
     message = one_error(output, width=6)
-    assert "array 'params/decoder/a' has shape (4,), the config asks for (6,)" in message
+    assert "array 'params/decoder/a' has shape (4,), but the config needs (6,)" in message
 
 
 # --- What has begun ---

@@ -106,7 +106,7 @@ def test_the_reader_has_just_the_room_that_is_needed():
     assert (reader().blocks, reader().block_patches) == (3, 16)  # windows of 16, 8, 8 and 4 patches; the eights share a block
     images = reader().read(np.zeros((96, 96, 3), np.uint8))
     assert reader().tokens(images) == [9]
-    with pytest.raises(ValueError, match="patch_size=14, the vision tower 8"):
+    with pytest.raises(ValueError, match="patch_size=14, but the vision tower has 8"):
         ImageReader.sized(VISION, {}, [np.zeros((96, 96, 3), np.uint8)])
 
 

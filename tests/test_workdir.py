@@ -211,15 +211,15 @@ def test_a_name_that_is_read_as_something_else_is_refused_before_anything_is_wri
 
 def test_a_tilde_that_no_shell_replaced_is_refused(micro_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "the shell has not replaced the ~" in refused(micro_config(), tmp_path.__class__("~/run"))
-    assert "there is no such user" in refused(micro_config({"checkpoint.folder": "~nobody-there/x"}), tmp_path / "run")
+    assert "the shell did not expand the ~" in refused(micro_config(), tmp_path.__class__("~/run"))
+    assert "there is no user of that name" in refused(micro_config({"checkpoint.folder": "~nobody-there/x"}), tmp_path / "run")
     assert not os.listdir(tmp_path)
 
 
 def test_a_link_to_a_name_that_cannot_be_used_is_refused_with_its_target(tmp_path):
     (tmp_path / "[1]").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "[1]")
-    with pytest.raises(ValueError, match=r"link' is '.*\[1\]', which holds '\['"):
+    with pytest.raises(ValueError, match=r"link' is '.*\[1\]', which contains '\['"):
         check_folder_name(tmp_path / "link", "workdir")
     check_folder_name(tmp_path / "link", "workdir", read_only=True)
 

@@ -34,11 +34,11 @@ class LoraParam(nnx.Param):
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which projections carry an adapter.
+    """Settings of the adapters.
 
     Attributes:
-      rank: r.
-      alpha: α; the adapter's output is scaled by α / r.
+      rank: r, the inner width of an adapter.
+      alpha: α; the output of an adapter is scaled by α / r.
       targets: the projections that get an adapter, from `TARGETS`.
       dropout: fraction of the adapter's inputs that a training pass drops, in [0, 1).
 

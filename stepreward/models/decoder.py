@@ -233,12 +233,12 @@ class Layer(nnx.Module):
 
 
 def _place(c: DecoderConfig, x_BxTxD: Array) -> Array:
-    """Where the residual stream lives: rows split, or whole where there is one token a row."""
+    """Constrains the residual stream: rows are split, or gathered in a pass of one token a row."""
     return constrain(x_BxTxD, c.mesh) if _one_token(c, x_BxTxD.shape[1]) else constrain(x_BxTxD, c.mesh, "rows")
 
 
 class Decoder(nnx.Module):
-    """Tokens to final hidden states; `head_V` turns those into logits (see `log_probs.py`)."""
+    """Maps tokens to final hidden states; `head_ExV` is the matrix that maps those to logits (see `log_probs.py`)."""
 
     def __init__(self, config: DecoderConfig, rngs: nnx.Rngs):
         c = self.config = config

@@ -49,7 +49,7 @@ def decoder_of(params):
 
 
 def apply_head(head: dict[str, Array], hidden: Array) -> Array:
-    """`[..., D]` to `[...]`, fp32."""
+    """Applies a head to hidden states `[..., D]`; returns outputs `[...]`, fp32."""
     hidden = hidden.astype(jnp.float32)
     if "hidden_weight" in head:
         hidden = jax.nn.gelu(hidden @ head["hidden_weight"] + head["hidden_bias"])

@@ -31,7 +31,7 @@ MODULES = {
 _PLAIN = {
     "peft_type": ("LORA",),
     "bias": ("none", None),
-    # The others change the base weights before the adapters are added.
+    # Other initialisations change the base weights before the adapters are added.
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
     **dict.fromkeys(("rank_pattern", "alpha_pattern"), ({}, None)),
     **dict.fromkeys(("use_dora", "use_rslora", "use_qalora", "fan_in_fan_out", "lora_bias", "use_bdlora"), (False, None)),

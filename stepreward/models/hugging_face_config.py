@@ -54,7 +54,7 @@ ARCHITECTURES = {
 }
 SUPPORTED = (
     "supported: " + ", ".join(ARCHITECTURES) + "; dense layers, SiLU, full attention, rope types default and llama3, "
-    "no bias beside Qwen2's on query, key and value"
+    "no biases except Qwen2's on query, key and value"
 )
 
 _SIZES = {  # ours -> theirs

@@ -149,7 +149,7 @@ def new_folder(folder) -> Iterator[Path | None]:
 
 
 class _caught(contextlib.AbstractContextManager):
-    """Keeps an OSError of its block in `error`."""
+    """Catches an OSError of its block and stores it in `error`."""
 
     error: OSError | None = None
 
@@ -196,7 +196,7 @@ def tensors_of(params, rules: tuple[Rule, ...], *, dtype=None, shapes: dict[str,
 
 
 def _fetch(array, layer: int | None, settings) -> np.ndarray:
-    """One tensor on the host, on every process."""
+    """Fetches one tensor to the host of every process."""
     array = _in_file_order(array, layer, *settings)
     if array.is_fully_addressable:
         return np.asarray(array)

@@ -30,7 +30,7 @@ from stepreward.parallel import constrain
 
 Array = jax.Array
 _MASKED = -1e30
-_EPS = 1e-6  # of every norm in the tower
+_EPS = 1e-6  # epsilon of every norm in the tower
 
 
 @dataclasses.dataclass(frozen=True)

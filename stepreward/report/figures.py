@@ -86,7 +86,7 @@ PANELS = (
     Panel("Size of the policy's updates", {"policy/clip_fraction": "clipped", "policy/approx_kl": "approximate KL"},
           "Share of tokens whose ratio was clipped; KL from the policy that made the rollout, in nats a token."),
     Panel("Updates an iteration", {"policy/updates": "updates"},
-          "Mini-batches trained on before the KL limit stopped the iteration."),
+          "Mini-batches trained on in an iteration; fewer if the KL limit stopped it early."),
 )  # fmt: skip
 
 TIMES = {

@@ -1,4 +1,4 @@
-"""A model behind the chat interface that OpenAI's clients speak: what is served, batching, and the web server."""
+"""Serves a model over OpenAI's chat completions interface: loading models, batching requests, and the web server."""
 
 from stepreward.serve.batcher import Batcher, Request
 from stepreward.serve.models import Served, load_folder, load_run

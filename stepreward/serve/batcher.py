@@ -1,4 +1,4 @@
-"""Requests decoded together: one thread owns the engine; requests join its batch between two chunks, and leave it when done."""
+"""Decodes requests together. One thread owns the engine; requests join its batch between two chunks and leave it when finished."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from stepreward.serve.transcript import Transcript
 
 
 class Overloaded(Exception):
-    """As many requests wait as may wait."""
+    """The queue of waiting requests is full."""
 
 
 class Closed(Exception):
-    """The server is going down."""
+    """The server is shutting down."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to answer and how.
+    """A prompt and the settings of its answer.
 
     Attributes:
       prompt: int32 `[T]`, the conversation up to where the answer begins.
-      max_tokens: the longest answer.
+      max_tokens: most tokens of the answer.
       temperature, top_k, top_p: see `Sampling`.
-      seed: of the draws.
-      stop: strings before which the answer ends.
+      seed: seed of the sampling.
+      stop: stop strings; the answer ends before the first one that it contains.
     """
 
     prompt: np.ndarray
@@ -48,7 +48,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """More of an answer's text; the last one has the reason for its end (`stop` or `length`) and how many tokens were sampled."""
+    """A piece of an answer's text. The last piece has the finish reason (`stop` or `length`) and the number of sampled tokens."""
 
     text: str
     finish_reason: str | None = None
@@ -57,20 +57,20 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why a request gets no answer."""
+    """The error of a request that gets no answer."""
 
     error: Exception
 
 
 class Ticket:
-    """A request on its way; `cancel` gives its place to another at the next chunk."""
+    """A submitted request; `cancel` frees its row at the next chunk."""
 
     def __init__(self, request: Request, tell: Callable[[Piece | Failure], None]):
         self.request, self.tell = request, tell
         self.cancelled = False
 
     def cancel(self) -> None:
-        """The answer is no longer wanted; nothing more is told."""
+        """Cancels the request: `tell` receives nothing more."""
         self.cancelled = True
 
 
@@ -87,14 +87,14 @@ class _Row:
 
 
 class Batcher:
-    """Answers requests together; a context manager that ends with its thread.
+    """Decodes the answers of many requests in one batch. As a context manager it closes its thread on exit.
 
     Args:
-      engine: decodes.
-      params: as `engine.prepare` returns them.
-      text_of: the text of sampled tokens.
-      max_rows: answers decoded at once.
-      max_waiting: requests that may wait for a row.
+      engine: the engine that decodes.
+      params: parameters as returned by `engine.prepare`.
+      text_of: decodes sampled tokens to text.
+      max_rows: most answers decoded at once.
+      max_waiting: most requests that wait for a row.
     """
 
     def __init__(
@@ -112,36 +112,36 @@ class Batcher:
         self._thread.start()
 
     def submit(self, request: Request, tell: Callable[[Piece | Failure], None]) -> Ticket:
-        """Takes a request in; `tell` hears of its pieces from the batcher's thread, and must not block.
+        """Adds a request to the queue. The batcher's thread calls `tell` with each piece of the answer; it must not block.
 
         Raises:
-          Overloaded: too many wait.
-          Closed: the batcher is closed.
-          ValueError: the prompt is empty, or it and its answer are longer than a conversation may be.
+          Overloaded: if the queue is full.
+          Closed: if the batcher is closed.
+          ValueError: if the prompt is empty, or prompt and answer together are longer than the engine's `max_length`.
         """
         if not 0 < len(request.prompt) <= self.engine.max_length - request.max_tokens or request.max_tokens < 1:
             raise ValueError(
-                f"a prompt of {len(request.prompt)} tokens and an answer of {request.max_tokens} do not fit the server's "
-                f"{self.engine.max_length} tokens."
+                f"a prompt of {len(request.prompt)} tokens and an answer of {request.max_tokens} tokens must each have at least 1 token, "
+                f"and together at most the server's {self.engine.max_length}."
             )
         ticket = Ticket(request, tell)
         with self._changed:
             if self._closing or not self._thread.is_alive():
-                raise Closed("the server is going down")
+                raise Closed("the server is shutting down")
             self._forget_cancelled()
             if len(self._waiting) >= self.max_waiting:
-                raise Overloaded(f"{len(self._waiting)} requests are waiting already")
+                raise Overloaded(f"{len(self._waiting)} requests are already waiting")
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
 
     @property
     def load(self) -> tuple[int, int]:
-        """How many requests are being answered, and how many wait."""
+        """The numbers of requests that are being answered and that are waiting."""
         return sum(row is not None for row in self._rows), len(self._waiting)
 
     def close(self) -> None:
-        """Ends the thread after its current chunk; requests that are not answered by then fail with `Closed`."""
+        """Ends the thread after its current chunk; requests that are not finished by then fail with `Closed`."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -160,7 +160,7 @@ class Batcher:
             while self._admit():
                 try:
                     self._chunk()
-                except Exception as error:  # out of memory, say: these requests fail, the next ones get a new cache
+                except Exception as error:  # such as out of memory: these requests fail, and the next ones get a new cache
                     traceback.print_exc(file=sys.stderr)
                     self._fail([row.ticket for row in self._rows if row], error)
                     self._rows, self._state = [], None
@@ -170,10 +170,10 @@ class Batcher:
                 left = [*self._waiting, *(row.ticket for row in self._rows if row)]
                 self._waiting.clear()
             self._rows, self._state = [], None
-            self._fail(left, Closed("the server is going down"))
+            self._fail(left, Closed("the server is shutting down"))
 
     def _admit(self) -> bool:
-        """Waits for something to do and puts it into rows; False when the batcher closes."""
+        """Waits for requests and assigns them to rows; returns False when the batcher closes."""
         self._rows = [row if row and not row.ticket.cancelled else None for row in self._rows]
         running = [row for row in self._rows if row]
         with self._changed:
@@ -191,7 +191,7 @@ class Batcher:
         return True
 
     def _resize(self, count: int) -> None:
-        """As many rows as `count` requests take; those that go on move together."""
+        """Resizes the batch to the bucket for `count` requests, and moves running requests to its first rows."""
         size = self.engine.row_bucket(max(count, 1), self.max_rows)
         if size == len(self._rows):
             return
@@ -204,10 +204,10 @@ class Batcher:
         self._rows = [self._rows[i] for i in held] + [None] * (size - len(held))
 
     def _chunk(self) -> None:
-        """One chunk of tokens for each row."""
+        """Decodes one chunk of tokens for each row."""
         begun = np.array([row is not None and row.chunks > 0 for row in self._rows])
         state = self._state._replace(length=np.where(begun, self._state.length, 0).astype(np.int32))
-        self._state = None  # its cache is given away
+        self._state = None  # its cache is donated to the next call
         new_tokens = [np.zeros(0, np.int32) if row is None else row.new_tokens for row in self._rows]
         self._state, answer = self.engine.turn(self.params, state, new_tokens, self._sampling())
         for index, row in enumerate(self._rows):
@@ -225,7 +225,7 @@ class Batcher:
         )
 
     def _take(self, row: _Row, tokens: np.ndarray, stopped: bool) -> bool:
-        """Tells what a row has said; whether it is done."""
+        """Passes a row's new text on; returns whether the answer is finished."""
         request, transcript = row.ticket.request, row.transcript
         room = request.max_tokens - len(transcript.tokens)
         stopped = stopped and len(tokens) <= room

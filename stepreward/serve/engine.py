@@ -1,4 +1,4 @@
-"""An engine whose rows each have sampling settings of their own, so that unlike requests share one batch and one program."""
+"""An engine with separate sampling settings for each row, so that different requests share one batch and one compiled program."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stepreward.rollout.sampling import Sampling
 
 Array = jax.Array
 
-GREEDY = 1e-5  # temperatures below it are 0: dividing by them would overflow
-CHUNK = 16  # tokens that a batch decodes between two looks at who comes, goes and is done
+GREEDY = 1e-5  # lower temperatures count as 0, because dividing by them would overflow
+CHUNK = 16  # tokens decoded before requests can join or leave the batch
 
 
 class RowSampling(NamedTuple):
-    """How each row draws; takes the place of the keys in `Engine.turn`.
+    """Sampling settings of each row; `Engine.turn` takes it in place of its PRNG keys.
 
     Attributes:
-      keys: one PRNG key a row, `[B]`.
+      keys: PRNG keys `[B]`, one a row.
       temperature: float32 `[B]`; 0 is greedy.
       top_k: int32 `[B]`; 0 keeps all tokens.
       top_p: float32 `[B]`; 1 keeps all tokens.
@@ -35,13 +35,13 @@ class RowSampling(NamedTuple):
 
 
 def row_keys(seeds: list[tuple[int, int]]) -> Array:
-    """One key a row from `(seed of the request, number of its chunk)`: a row draws the same whatever stands around it."""
+    """One PRNG key for each `(seed of the request, index of its chunk)`, so that a row's samples do not depend on the other rows."""
     words = [np.random.SeedSequence(seed).generate_state(2, np.uint32) for seed in seeds]
     return jax.random.wrap_key_data(jnp.asarray(np.stack(words)), impl="threefry2x32")
 
 
 def truncate_rows(log_p_BxV: Array, top_k_B: Array, top_p_B: Array) -> Array:
-    """`sampling.truncate` with one top-k and one top-p a row: what lies outside is −∞, the most likely token always stays."""
+    """`sampling.truncate` with a top-k and a top-p for each row: removed tokens get −∞, and the most likely token is always kept."""
     size = log_p_BxV.shape[-1]
     ordered = jnp.sort(log_p_BxV, axis=-1, descending=True)
     kept_k = jnp.where(top_k_B > 0, jnp.minimum(top_k_B, size), size)[:, None]
@@ -54,8 +54,8 @@ def truncate_rows(log_p_BxV: Array, top_k_B: Array, top_p_B: Array) -> Array:
 
 
 def draw_rows(hidden_BxD: Array, head_DxV: Array, rows: RowSampling, index, sampling: Sampling) -> tuple[Array, Array]:
-    """`engine.draw_token` by the settings of each row; sorts a vocabulary only where a row truncates it."""
-    del sampling  # its temperature and truncation are the rows' own
+    """`engine.draw_token` with the settings of each row; sorts the vocabulary only if some row truncates it."""
+    del sampling  # each row has its own temperature and truncation
     log_p = log_softmax(hidden_BxD, head_DxV, 1.0)
     likeliest = jnp.argmax(log_p, axis=-1).astype(jnp.int32)
     greedy = rows.temperature < GREEDY
@@ -71,9 +71,10 @@ def draw_rows(hidden_BxD: Array, head_DxV: Array, rows: RowSampling, index, samp
 
 
 class ServingEngine(Engine):
-    """Decodes a chunk a turn, each row by its own settings: `turn` takes a `RowSampling` for its keys.
+    """Decodes one chunk a turn, each row with its own settings: `turn` takes a `RowSampling` in place of its keys.
 
-    A chunk that did not stop goes on with its last token alone. Sizes are few, as each costs a compilation.
+    If a chunk did not end the answer, the next turn gets its last token as the only new token. Bucket sizes are few, because each
+    costs a compilation.
     """
 
     draw = staticmethod(draw_rows)
@@ -87,16 +88,16 @@ class ServingEngine(Engine):
 def make_engine(
     graphdef, config, stop_ids: tuple[int, ...], pad_id: int, max_length: int, *, chunk: int = CHUNK, **settings
 ) -> ServingEngine:
-    """The engine of a server.
+    """Makes the engine of a server.
 
     Args:
-      graphdef, config: the decoder.
-      stop_ids, pad_id: of its chat form.
-      max_length: tokens of a prompt and its answer together.
+      graphdef, config: the decoder's graph and config.
+      stop_ids, pad_id: stop tokens and padding token of its chat form.
+      max_length: most tokens of a prompt and its answer together.
       chunk: tokens decoded at a time.
-      settings: more of `Engine`'s.
+      **settings: further arguments of `Engine`.
     """
-    widths = [max_length]  # of a turn's new tokens: a prompt's, or the one that an answer goes on with
+    widths = [max_length]  # numbers of new tokens in a turn: a prompt's, or the single token that continues an answer
     while widths[-1] > 256:
         widths.append(-(-widths[-1] // 4))
     return ServingEngine(

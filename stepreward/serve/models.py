@@ -1,4 +1,4 @@
-"""What a server serves: a run's checkpoint, or the folder of a pretrained model."""
+"""Loads the model that a server serves: a run's checkpoint, or the folder of a pretrained model."""
 
 from __future__ import annotations
 
@@ -18,20 +18,21 @@ from stepreward.rollout.template_chat import TemplateChat
 from stepreward.serve.conversation import Conversations
 from stepreward.serve.engine import ServingEngine, make_engine
 
-FOLDER_LENGTH = 4096  # tokens of a conversation with a pretrained model, unless said otherwise
+FOLDER_LENGTH = 4096  # default limit on the tokens of a conversation with a pretrained model
 
 
 @dataclasses.dataclass
 class Served:
-    """A model ready to answer.
+    """A model that is ready to answer requests.
 
     Attributes:
-      name: what clients call it.
-      engine, params: decode; the parameters are prepared.
-      conversations: makes prompts of messages.
-      text_of: the text of sampled tokens.
-      max_tokens: the longest answer that a request may ask for.
-      temperature, top_k, top_p: what a request gets that does not say.
+      name: the model's name in requests and responses.
+      engine: the engine that decodes.
+      params: parameters as returned by `engine.prepare`.
+      conversations: encodes messages as prompts.
+      text_of: decodes sampled tokens to text.
+      max_tokens: most tokens of an answer that a request may ask for.
+      temperature, top_k, top_p: defaults for requests that do not set them.
     """
 
     name: str
@@ -49,24 +50,26 @@ def load_run(
     workdir: str | Path, step: int | None = None, which: str = "policy", *, name: str | None = None,
     max_length: int | None = None, max_tokens: int | None = None,
 ) -> Served:  # fmt: skip
-    """A run's policy, PRM or initial policy, spoken to as the run does and sampled with the run's settings.
+    """Loads a run's policy, PRM or initial policy, with the run's chat format and sampling settings.
 
     Args:
       workdir, step, which: see `load_checkpoint`.
-      name: what clients call it; by default the workdir's name.
-      max_length: tokens of a prompt and its answer; by default `rollout.max_row_tokens`.
-      max_tokens: the longest answer; by default `rollout.max_answer_tokens`.
+      name: the model's name for clients; by default the workdir's name.
+      max_length: most tokens of a prompt and its answer together; by default `rollout.max_row_tokens`.
+      max_tokens: most tokens of an answer; by default `rollout.max_answer_tokens`.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: one line says what is wrong.
+      UserError, FileNotFoundError, ValueError: if the run cannot be loaded, or a limit is invalid.
     """
     from stepreward.training import backbones
     from stepreward.training.evaluate import load_checkpoint
 
     found = load_checkpoint(workdir, step, which)
-    found.parts.collector.pool.close()  # nothing is played here
+    found.parts.collector.pool.close()  # a server plays no episodes
     if processes.count() > 1:
-        raise UserError("a server is one process: start it without the variables of a job of several")
+        raise UserError(
+            f"a server runs in one process, but this job has {processes.count()}: unset the variables that join it to other processes"
+        )
     c, parts, rollout = found.config, found.parts, found.config.rollout
     length, longest = _limits(max_length or rollout.max_row_tokens, max_tokens or rollout.max_answer_tokens)
     trained, lora = parts.collector.engine, backbones.lora_config(c)
@@ -90,17 +93,17 @@ def load_folder(
     model: str | Path, *, dtype: str = "bfloat16", name: str | None = None, max_length: int | None = None,
     max_tokens: int | None = None,
 ) -> Served:  # fmt: skip
-    """A model of the Llama or Qwen family in a Hugging Face folder, spoken to through its own chat template.
+    """Loads a model of the Llama or Qwen family from a Hugging Face folder, with the chat template of that folder.
 
     Args:
-      model: a folder, or a name in the hub's local cache.
-      dtype: type of weights and computation, `bfloat16` or `float32`.
-      name: what clients call it; by default the folder's name.
-      max_length: tokens of a prompt and its answer; by default 4096, or what the model has if less.
-      max_tokens: the longest answer; by default half of that.
+      model: a folder, or the name of a model in the hub's local cache.
+      dtype: dtype of weights and computation, `bfloat16` or `float32`.
+      name: the model's name for clients; by default the folder's name.
+      max_length: most tokens of a prompt and its answer together; by default 4096, or the model's own limit if that is less.
+      max_tokens: most tokens of an answer; by default half of `max_length`.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: one line says what is wrong.
+      UserError, FileNotFoundError, ValueError: if the folder cannot be loaded, or a limit is invalid.
     """
     from stepreward.models import hugging_face
     from stepreward.training.main_job import use_compilation_cache
@@ -109,7 +112,7 @@ def load_folder(
     folder = hugging_face.find_folder(model)
     hub = hugging_face.read_config(folder)
     if max_length and max_length > hub.max_length:
-        raise UserError(f"--max-length={max_length}: {str(model)!r} reads conversations of at most {hub.max_length} tokens")
+        raise UserError(f"--max-length={max_length} is too long: the limit of {str(model)!r} is {hub.max_length} tokens")
     length = max_length or min(FOLDER_LENGTH, hub.max_length)
     length, longest = _limits(length, max_tokens or length // 2)
     chat = TemplateChat(load_pretrained_tokenizer(folder))
@@ -117,8 +120,8 @@ def load_folder(
     config = hub.decoder(compute_dtype=kind, param_dtype=kind)
     if chat.codec.vocab_size > config.vocab_size:
         raise UserError(
-            f"the tokenizer in {str(model)!r} has {chat.codec.vocab_size} tokens, its model {config.vocab_size}: they do not "
-            "belong together"
+            f"the tokenizer in {str(model)!r} has {chat.codec.vocab_size} tokens, but the model has only {config.vocab_size}: give a "
+            "folder whose tokenizer belongs to its model"
         )
     params = hugging_face.load_params(folder, config)
     engine = make_engine(decoder.graph(config), config, chat.stop_ids, chat.codec.pad_id, length)
@@ -129,27 +132,27 @@ def load_folder(
 
 def _limits(length: int, longest: int) -> tuple[int, int]:
     if not 0 < longest < length:
-        raise UserError(f"--max-tokens={longest} must be at least 1 and less than the {length} tokens of --max-length")
+        raise UserError(f"--max-tokens={longest} must be at least 1 and less than --max-length={length}")
     return length, longest
 
 
 def _conversations(chat: Chat | TemplateChat, system: str | None, thinking: bool | None, name: str) -> Conversations:
-    """The forms of a chat; what a client does not say is as in the run. Errors speak of `name`, never of this machine's folders."""
-    spare: list[PretrainedCodec] = []  # made when a client first brings a system message
+    """Makes chat forms on demand; what a client does not set is as in the run. Errors name the model, never this machine's folders."""
+    spare: list[PretrainedCodec] = []  # a second tokenizer, loaded when a client first sets a system message or thinking mode
 
     def form(said: str | None, thinks: bool | None):
         if said is None and thinks is None:
             return chat
         if isinstance(chat, Chat):
-            raise ValueError("this model was trained from scratch: it knows no system message and no thinking mode.")
+            raise ValueError("this model was trained from scratch and has neither system messages nor a thinking mode: leave them out.")
         try:
-            # To find a template's pieces changes settings of its tokenizer, which other threads are using.
+            # Making a form changes settings of its tokenizer, and other threads are using the first one.
             spare[:] = spare or [load_pretrained_tokenizer(chat.codec.folder)]
             made = TemplateChat(spare[0], system=system if said is None else said, enable_thinking=thinking if thinks is None else thinks)
         except (ValueError, OSError) as error:
             folder = str(chat.codec.folder)
             raise ValueError(str(error).replace(repr(folder), repr(name)).replace(folder, name)) from None
-        made.codec = chat.codec  # the same one, with what it remembers
+        made.codec = chat.codec  # share the first tokenizer and its cache
         return made
 
     return Conversations(form)

@@ -1,4 +1,4 @@
-"""What a client may ask of `/v1/chat/completions`, read strictly: what would be ignored is refused, unless it changes nothing."""
+"""Parses requests to `/v1/chat/completions` strictly: a setting that would be ignored is refused, unless it changes nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stepreward.serve.models import Served
 from stepreward.text import cleaned
 
 MOST_STOPS = 16
-_MOST_TOLD = 1_000  # characters of an error that a message of the client caused
-# They do not change an answer, whatever their value: bookkeeping, and hints that this server has no use for.
+_MOST_TOLD = 1_000  # most characters of an error that quotes a client's message
+# Keys that do not affect the answer, whatever their value: bookkeeping, and hints that this server does not use.
 _NEUTRAL = {
     "user", "metadata", "service_tier", "parallel_tool_calls", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "request_id", "cache_salt", "reasoning_effort",
 }  # fmt: skip
-# Accepted at the values that ask for nothing: the defaults of OpenAI's, vLLM's and SGLang's interfaces, which clients spell out.
+# Keys accepted only with values that have no effect: the defaults of OpenAI's, vLLM's and SGLang's interfaces, which clients send.
 _ABSENT: dict[str, tuple] = {
     "store": (False,), "n": (1,), "best_of": (1,), "logprobs": (False,), "top_logprobs": (0,), "presence_penalty": (0,),
     "frequency_penalty": (0,), "logit_bias": ({},), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
@@ -39,12 +39,12 @@ _STREAM_OPTIONS = {"include_usage": (True, False), "include_obfuscation": (True,
 
 
 class Refused(Exception):
-    """A request that gets an error for an answer; becomes OpenAI's error object.
+    """An error response in the form of OpenAI's error object.
 
     Attributes:
-      status: of HTTP.
-      message: for the client's user.
-      code, param: what programs look at.
+      status: the HTTP status.
+      message: the error message for a person.
+      code, param: the error code and the name of the wrong parameter, for programs.
     """
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None):
@@ -60,12 +60,12 @@ class Refused(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A request as read.
+    """A parsed request.
 
     Attributes:
-      request: what the batcher takes.
-      stream: as server-sent events.
-      usage: the stream ends with the numbers of tokens.
+      request: the request for the batcher.
+      stream: whether the answer is streamed as server-sent events.
+      usage: whether the stream ends with token counts.
     """
 
     request: Request
@@ -74,18 +74,18 @@ class Asked:
 
 
 def parse(body: bytes, served: Served, *, ignore_format: bool = False) -> Asked:
-    """Reads a request's body.
+    """Parses the body of a request.
 
     Args:
-      body: JSON as OpenAI's chat interface has it, see docs/serve.md.
-      served: gives defaults, limits and the tokens of messages.
-      ignore_format: let requests for JSON pass as requests for text.
+      body: JSON of OpenAI's chat completions interface, see docs/serve.md.
+      served: the model, with its defaults, limits and chat format.
+      ignore_format: treat requests for JSON output as requests for text.
 
     Raises:
-      Refused: something is wrong with it, or is not offered.
+      Refused: if the body is invalid, or asks for something that the server does not offer.
     """
     try:
-        said = cleaned(json.loads(body))  # JSON can spell halves of characters
+        said = cleaned(json.loads(body))  # JSON can contain lone surrogates
     except (ValueError, RecursionError):
         raise Refused(400, "the body is not valid JSON") from None
     if not isinstance(said, dict):
@@ -99,65 +99,73 @@ def parse(body: bytes, served: Served, *, ignore_format: bool = False) -> Asked:
     template = {key: value for key, value in fields.take("chat_template_kwargs", dict, {}).items() if value is not None}
     thinking = template.get("enable_thinking")
     if set(template) - {"enable_thinking"} or not (thinking is None or isinstance(thinking, bool)):
-        raise Refused(400, "chat_template_kwargs may hold enable_thinking, true or false", param="chat_template_kwargs")
+        raise Refused(400, "chat_template_kwargs may contain only enable_thinking, true or false", param="chat_template_kwargs")
     stop = fields.take("stop", (str, list), [])
     stop = tuple([stop] if isinstance(stop, str) else stop)
     if len(stop) > MOST_STOPS or not all(isinstance(text, str) and text for text in stop):
-        raise Refused(400, f"stop must be a string or at most {MOST_STOPS} strings, none empty", param="stop")
+        raise Refused(400, f"stop must be a non-empty string or a list of at most {MOST_STOPS} non-empty strings", param="stop")
     stream = fields.take("stream", bool, False)
     usage = _stream_options(fields.take("stream_options", dict, {}))
     _check_format(fields.take("response_format", dict, {"type": "text"}), ignore_format)
     longest = _max_tokens(fields, served)
     temperature = fields.number("temperature", served.temperature, 0, 100)
-    top_k = fields.take("top_k", int, served.top_k, lambda k: -1 <= k < 2**31, "at least 0 (0 or -1 keeps all tokens)")
+    top_k = fields.take("top_k", int, served.top_k, lambda k: -1 <= k < 2**31, "a whole number of at least 0 (0 or -1 keeps all tokens)")
     top_p = fields.number("top_p", served.top_p, 0, 1, positive=True)
-    seed = fields.take("seed", int, -1, lambda seed: -1 <= seed < 2**64, "at least 0 and less than 2**64 (-1: none)")
+    seed = fields.take("seed", int, -1, lambda seed: -1 <= seed < 2**64, "a whole number of at least 0 and less than 2**64 (-1: none)")
     fields.refuse_the_rest()
-    prompt = _prompt(messages, thinking, served)  # last: it is all that costs time
+    prompt = _prompt(messages, thinking, served)  # last, because it is the only slow part
     seed = secrets.randbits(63) if seed < 0 else seed
     request = Request(prompt, _fitting(longest, len(prompt), served), temperature, max(top_k, 0), top_p, seed, stop)
     return Asked(request, stream, usage)
 
 
 def unknown_model(name: str, served: Served) -> Refused:
-    """The answer to who asks for another model."""
-    return Refused(404, f"no model {name[:200]!r} here; this server has {served.name!r}", code="model_not_found", param="model")
+    """The error of a request for a model that this server does not have."""
+    return Refused(404, f"there is no model {name[:200]!r}; this server has {served.name!r}", code="model_not_found", param="model")
 
 
 def _prompt(messages: list[tuple[str, str]], thinking: bool | None, served: Served) -> np.ndarray:
-    """The messages' tokens. What cannot fit whatever its tokens are is refused before it is tokenised."""
+    """Encodes the messages. Messages with too many characters to fit in any encoding are refused before they are encoded."""
     length, characters = served.engine.max_length, sum(len(text.strip()) for _, text in messages)
     if characters > served.conversations.most_characters(length):
-        raise _too_long(f"the messages have {characters} characters, and the server takes {length} tokens with the answer: shorten them")
+        raise _too_long(
+            f"the messages have {characters} characters, too many for the server's limit of {length} tokens for messages and answer "
+            "together: shorten them"
+        )
     try:
         return served.conversations.prompt(messages, thinking, most=length)
     except TooLong as error:
-        raise _too_long(f"{error}, and the server takes {length} with the answer: shorten it") from None
+        raise _too_long(f"{error}, more than the server's limit of {length} for messages and answer together: shorten it") from None
     except ValueError as error:
         raise Refused(400, _clipped(str(error)), param="messages") from None
 
 
 def _max_tokens(fields: _Fields, served: Served) -> int | None:
-    """The longest answer that the client asks for; None where it leaves that to the server."""
+    """The limit on the answer that the client asks for, in tokens; None if it leaves the limit to the server."""
     newer, older = (fields.take(name, int, None) for name in ("max_completion_tokens", "max_tokens"))
     longest = older if newer is None else newer
     if longest is None or longest == -1:
         return None
     if not 0 < longest <= served.max_tokens:
-        raise Refused(400, f"max_tokens is {longest}: give 1 to {served.max_tokens}, this server's longest answer", param="max_tokens")
+        raise Refused(400, f"max_tokens is {longest}; it must be from 1 to {served.max_tokens}, this server's limit", param="max_tokens")
     return longest
 
 
 def _fitting(longest: int | None, prompt: int, served: Served) -> int:
-    """The longest answer behind a prompt of so many tokens."""
+    """The limit on the answer after a prompt of `prompt` tokens; raises Refused if they do not fit together."""
     length = served.engine.max_length
     room = length - prompt
     if room < 1:
-        raise _too_long(f"the messages have {prompt} tokens, and the server takes {length} with the answer: shorten them")
+        raise _too_long(
+            f"the messages have {prompt} tokens, which leaves no room for an answer in the server's limit of {length}: shorten them"
+        )
     if longest is None:
         return min(served.max_tokens, room)
     if longest > room:
-        raise _too_long(f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's {length}")
+        raise _too_long(
+            f"the messages have {prompt} tokens and max_tokens is {longest}, together more than the server's limit of {length}: shorten "
+            "the messages or lower max_tokens"
+        )
     return longest
 
 
@@ -170,10 +178,10 @@ def _clipped(message: str) -> str:
 
 
 def _stream_options(said: dict) -> bool:
-    """Whether the stream ends with the numbers of tokens."""
+    """Whether the stream ends with token counts."""
     for name, value in said.items():
         if value is not None and not _among(value, _STREAM_OPTIONS.get(name, ())):
-            raise Refused(400, f"stream_options.{name[:100]} is not offered by this server: leave it out", param="stream_options")
+            raise Refused(400, f"stream_options.{name[:100]} is not supported by this server: omit it", param="stream_options")
     return said.get("include_usage") is True
 
 
@@ -184,15 +192,15 @@ def _messages(said: list | None) -> list[tuple[str, str]]:
     for index, message in enumerate(said):
         where = f"messages[{index}]"
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise Refused(400, f"{where} is no object with a role", param="messages")
+            raise Refused(400, f"{where} must be an object with a role", param="messages")
         role = "system" if message["role"] == "developer" else message["role"]
         if role not in ("system", "user", "assistant"):
-            raise Refused(400, f"{where} has the role {role[:100]!r}: there are system, user and assistant", param="messages")
+            raise Refused(400, f"{where} has the role {role[:100]!r}; it must be system, user or assistant", param="messages")
         wrong = sorted(key for key, value in message.items() if value and key not in ("role", "content", "name"))
         if wrong:
-            raise Refused(400, f"{where} has {wrong[0][:100]}, which this server does not know", param="messages")
+            raise Refused(400, f"{where} has the key {wrong[0][:100]}, which this server does not support", param="messages")
         content = message.get("content")
-        if content is None and role == "assistant":  # as clients send an answer that said nothing
+        if content is None and role == "assistant":  # clients send an empty answer like this
             content = ""
         found.append((role, _text(content, where)))
     return found
@@ -213,39 +221,39 @@ def _check_format(said: dict, ignore: bool) -> None:
         return
     raise Refused(
         400,
-        f"response_format {str(kind)[:100]!r} is not offered: answers are free text. Ask for JSON in the messages and leave "
-        "response_format out, or start the server with --ignore-response-format",
+        f"response_format {str(kind)[:100]!r} is not supported: answers are free text. Ask for JSON in the messages and omit "
+        "response_format, or start the server with --ignore-response-format",
         param="response_format",
     )
 
 
 class _Fields:
-    """The keys of a body, each to be taken once."""
+    """The keys of a body. Each key is taken once; keys that are left over are refused."""
 
     def __init__(self, said: dict[str, Any]):
         self._said = dict(said)
 
     def take(self, name: str, kind, default, right=lambda value: True, told: str = "") -> Any:
-        """The value of a key; JSON's true and false are no numbers."""
+        """The value of a key, after checking its type (JSON's true and false are not numbers) and that `right(value)` holds."""
         value = self._said.pop(name, default)
         if value is default:
             return value
         kinds = kind if isinstance(kind, tuple) else (kind,)
         if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds) or not right(value):
-            raise Refused(400, f"{name} must be {told or ' or '.join(k.__name__ for k in kinds)}", param=name)
+            raise Refused(400, f"{name} must be {told or 'of type ' + ' or '.join(k.__name__ for k in kinds)}", param=name)
         return value
 
     def number(self, name: str, default: float, low: float, high: float, positive: bool = False) -> float:
-        right = lambda x: low <= x <= high and (x > 0 or not positive)  # no NaN passes
+        right = lambda x: low <= x <= high and (x > 0 or not positive)  # refuses NaN
         told = f"a number {'above' if positive else 'of at least'} {low} and at most {high}"
         return float(self.take(name, (int, float), default, right, told))
 
     def refuse_the_rest(self) -> None:
         for name, value in self._said.items():
             if not _among(value, _ABSENT.get(name, ())):
-                raise Refused(400, f"{name[:100]} is not offered by this server: leave it out", param=name[:100])
+                raise Refused(400, f"{name[:100]} is not supported by this server: omit it", param=name[:100])
 
 
 def _among(value: Any, allowed: tuple) -> bool:
-    """Whether a value of JSON is one of some others: 1 is 1.0, and neither is true."""
+    """Whether a JSON value equals one of the allowed values; 1 equals 1.0, but neither equals true."""
     return any(isinstance(value, bool) == isinstance(other, bool) and value == other for other in allowed)

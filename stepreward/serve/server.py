@@ -1,4 +1,4 @@
-"""The web server: OpenAI's chat interface over a batcher.
+"""The web server: OpenAI's chat completions interface over a batcher.
 
 GET /health    GET /v1/models    GET /v1/models/MODEL    POST /v1/chat/completions
 """
@@ -26,24 +26,24 @@ from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece
 from stepreward.serve.models import Served
 from stepreward.serve.protocol import Asked, Refused, parse, unknown_model
 
-MOST_BYTES = 4 * 2**20  # of a request's body
-READ_SECONDS = 30.0  # for it to arrive
+MOST_BYTES = 4 * 2**20  # largest body of a request
+READ_SECONDS = 30.0  # time limit for the body to arrive
 RETRY_SECONDS = 1
 _CHAT = "/v1/chat/completions"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How a server behaves.
+    """Settings of a server.
 
     Attributes:
-      host, port: where it listens; port 0 takes a free one.
-      api_key: what clients must show, or None.
-      max_rows: answers decoded at once.
-      max_waiting: requests that may wait for their turn; more are told to come back.
-      timeout: seconds that a request may take, waiting included.
-      grace: seconds that running requests have when the server is asked to stop.
-      ignore_format: let requests for JSON pass as requests for text.
+      host, port: the address to listen on; port 0 picks a free port.
+      api_key: the key that clients must send, or None.
+      max_rows: most answers decoded at once.
+      max_waiting: most requests in the queue; further requests are refused with status 503.
+      timeout: seconds that a request may take, including waiting.
+      grace: seconds that running requests get to finish when the server is asked to stop.
+      ignore_format: treat requests for JSON output as requests for text.
     """
 
     host: str = "127.0.0.1"
@@ -57,17 +57,17 @@ class Settings:
 
 
 def serve(served: Served, settings: Settings = Settings()) -> None:
-    """Answers requests until SIGINT or SIGTERM, then finishes those that run.
+    """Serves requests until SIGINT or SIGTERM, then finishes the running ones.
 
     Raises:
-      UserError: a package is missing, or the address cannot be listened on.
-      KeyboardInterrupt: after a clean stop by SIGINT; by SIGTERM it is `Terminated`.
+      UserError: if a package is missing, or the server cannot listen on the address.
+      KeyboardInterrupt: after a clean stop by SIGINT; after SIGTERM, its subclass `Terminated`.
     """
 
     def stop(*_):
         raise Terminated
 
-    signal.signal(signal.SIGTERM, stop)  # the web server takes both signals, and raises them again once it has stopped
+    signal.signal(signal.SIGTERM, stop)  # uvicorn handles both signals, and raises them again after it has stopped
     with _prepared(served, settings) as (server, listening, address):
         print(f"serving {served.name} on {address}/v1", flush=True)
         server.run(sockets=[listening])
@@ -75,7 +75,7 @@ def serve(served: Served, settings: Settings = Settings()) -> None:
 
 @contextlib.contextmanager
 def running(served: Served, settings: Settings = Settings(port=0)) -> Iterator[str]:
-    """A server in a thread of this process, for the length of the block; gives its address, `http://host:port`."""
+    """Runs a server in a thread of this process for the duration of the block; yields its address, `http://host:port`."""
     with _prepared(served, settings) as (server, listening, address):
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="web server")
         thread.start()
@@ -128,10 +128,10 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def application(served: Served, batcher: Batcher, settings: Settings):
-    """The ASGI application.
+    """Makes the ASGI application.
 
     Raises:
-      ModuleNotFoundError: starlette is missing.
+      ModuleNotFoundError: if starlette is not installed.
     """
     from starlette.applications import Starlette
     from starlette.exceptions import HTTPException
@@ -163,7 +163,7 @@ def application(served: Served, batcher: Batcher, settings: Settings):
         asked = await asyncio.to_thread(parse, body, served, ignore_format=settings.ignore_format)
         answer = _Answer(batcher, asked, settings.timeout)
         reply = _Reply(served.name, asked)
-        # What fails before the first piece of a stream still gets a status of its own.
+        # Waiting for the first piece lets a stream that fails before it return an HTTP error status.
         wanted = anext(answer) if asked.stream else _whole(answer)
         found = await _unless_gone(request, wanted, answer)
         if asked.stream:
@@ -180,8 +180,8 @@ def application(served: Served, batcher: Batcher, settings: Settings):
         return JSONResponse(error.body, status_code=error.status, headers=headers)
 
     async def broken(request: Request, error: Exception) -> Response:
-        traceback.print_exception(error, file=sys.stderr)  # the web server's own log is off
-        return await refused(request, Refused(500, "the server failed; its log says why"))
+        traceback.print_exception(error, file=sys.stderr)  # uvicorn's own log is off
+        return await refused(request, Refused(500, "internal server error; see the server's log"))
 
     return Starlette(
         routes=[
@@ -196,12 +196,12 @@ def application(served: Served, batcher: Batcher, settings: Settings):
 
 def _check_key(header: str | None, api_key: str | None) -> None:
     if api_key is not None and not hmac.compare_digest((header or "").encode(), f"Bearer {api_key}".encode()):
-        raise Refused(401, "no API key, or a wrong one: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
+        raise Refused(401, "the API key is missing or wrong: send it as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
 
 def _check_content(headers) -> None:
-    """Raises Refused where the headers say that the body is no JSON as it stands. A client that says nothing is believed, and so is the
-    type that curl and urllib give to every body by themselves."""
+    """Raises Refused if the headers say that the body is not plain JSON. A missing type is accepted, and so is the form type that curl
+    and urllib send by default."""
     kind = headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if kind not in ("application/json", "application/x-www-form-urlencoded") and not kind.endswith("+json"):
         raise Refused(415, f"the body's Content-Type is {kind[:100]!r}: send JSON as 'Content-Type: application/json'")
@@ -211,20 +211,20 @@ def _check_content(headers) -> None:
 
 
 def _not_here(request, status: int, detail: str) -> Refused:
-    """The answer to a path or a method that the server has not."""
+    """The error for a path or method that the server does not have."""
     path = request.url.path[:200]
     there = f"this server has POST {_CHAT}, GET /v1/models and GET /health"
     if status == 404:
-        return Refused(404, f"there is no {path} here: {there}", code="not_found")
+        return Refused(404, f"there is no path {path}: {there}", code="not_found")
     if status == 405:
-        return Refused(405, f"{request.method} is no method of {path}: {there}", code="method_not_allowed")
+        return Refused(405, f"{path} does not support the method {request.method}: {there}", code="method_not_allowed")
     return Refused(status, f"{request.method} {path}: {detail}")
 
 
 async def _read(request) -> bytes:
     parts, size = [], 0
     told = request.headers.get("content-length", "")
-    if told.isdigit() and int(told) > MOST_BYTES:  # before it arrives
+    if told.isdigit() and int(told) > MOST_BYTES:  # refuse it before it arrives
         raise Refused(413, f"the body is larger than {MOST_BYTES} bytes")
     try:
         async with asyncio.timeout(READ_SECONDS):
@@ -239,10 +239,10 @@ async def _read(request) -> bytes:
 
 
 async def _unless_gone(request, wanted: Coroutine, answer: _Answer) -> Any:
-    """What is wanted, unless the client leaves before it is there.
+    """Returns the result of `wanted`, unless the client disconnects first.
 
     Raises:
-      ClientDisconnect: it left; its answer is cancelled.
+      ClientDisconnect: if the client disconnected; its answer is cancelled.
     """
     from starlette.requests import ClientDisconnect
 
@@ -266,7 +266,7 @@ async def _disconnected(request) -> None:
 
 
 class _Answer:
-    """The pieces of an answer, from the batcher's thread to this loop; leaving early gives the row free."""
+    """Passes the pieces of an answer from the batcher's thread to this event loop; `cancel` frees the answer's row."""
 
     def __init__(self, batcher: Batcher, asked: Asked, timeout: float):
         loop = asyncio.get_running_loop()
@@ -274,18 +274,18 @@ class _Answer:
         self._deadline, self._timeout = loop.time() + timeout, timeout
 
         def tell(piece: Piece | Failure) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is gone, and with it whoever would have listened
+            with contextlib.suppress(RuntimeError):  # the event loop has ended, so nobody waits for the answer
                 loop.call_soon_threadsafe(self._pieces.put_nowait, piece)
 
         try:
             self._ticket: Ticket = batcher.submit(asked.request, tell)
         except Overloaded as error:
-            raise Refused(503, f"{error}: come back later", code="overloaded") from None
+            raise Refused(503, f"{error}: try again later", code="overloaded") from None
         except Closed as error:
             raise Refused(503, str(error), code="closing") from None
 
     def cancel(self) -> None:
-        """Nothing more is wanted; fine to say twice."""
+        """Cancels the answer; calling it twice is allowed."""
         self._ticket.cancel()
 
     def __aiter__(self) -> _Answer:
@@ -303,7 +303,7 @@ class _Answer:
         if isinstance(piece, Failure):
             if isinstance(piece.error, Closed):
                 raise Refused(503, str(piece.error), code="closing")
-            raise Refused(500, f"decoding failed ({type(piece.error).__name__}); the server's log says why")
+            raise Refused(500, f"decoding failed ({type(piece.error).__name__}); see the server's log")
         return piece
 
 
@@ -313,11 +313,11 @@ async def _whole(answer: _Answer) -> tuple[str, Piece]:
         text += piece.text
         if piece.finish_reason:
             return text, piece
-    raise AssertionError("an answer ends with a reason")
+    raise AssertionError("an answer ended without a finish reason")
 
 
 async def _events(reply: _Reply, first: Piece, answer: _Answer) -> AsyncIterator[str]:
-    """Server-sent events; an error after the first piece is an event too."""
+    """Yields server-sent events; an error after the first piece is also sent as an event."""
     try:
         piece, role = first, {"role": "assistant"}
         while True:
@@ -338,7 +338,7 @@ async def _events(reply: _Reply, first: Piece, answer: _Answer) -> AsyncIterator
 
 
 class _Reply:
-    """OpenAI's objects for one answer."""
+    """Builds OpenAI's response objects for one answer."""
 
     def __init__(self, model: str, asked: Asked):
         self.asked = asked

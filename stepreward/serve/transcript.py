@@ -1,4 +1,4 @@
-"""An answer as it grows: what of its text may be shown already, and where a stop string ends it."""
+"""Tracks a growing answer: which part of its text can be shown already, and whether a stop string ends it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes of a character whose others are yet to come read so
+_UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # decoded from the first bytes of a character whose other bytes are not sampled yet
 
 
 class Transcript:
-    """The text of sampled tokens, given out piece by piece.
+    """Releases the text of sampled tokens piece by piece.
 
     Args:
-      text_of: the text of tokens, without special ones.
-      stop: strings before which the answer ends.
+      text_of: decodes tokens to text without special tokens.
+      stop: stop strings; the answer ends before the first one that it contains.
 
     Attributes:
-      tokens: sampled so far; none beyond the one that completed a stop string.
-      stopped: a stop string ended the answer.
+      tokens: the tokens sampled so far, up to the one that completed a stop string.
+      stopped: whether a stop string ended the answer.
     """
 
     def __init__(self, text_of: Callable[[np.ndarray], str], stop: Sequence[str] = ()):
@@ -28,9 +28,13 @@ class Transcript:
         self._shown = ""
 
     def add(self, tokens: Sequence[int], *, last: bool) -> str:
-        """Takes new tokens and returns the text that may be shown now.
+        """Adds new tokens and returns the text that can now be shown.
 
-        What may turn out to be part of a stop string, or of a character, is held back until the last tokens are there.
+        Text that may be the beginning of a stop string, or of a character, is held back until later tokens decide.
+
+        Args:
+          tokens: the new token ids.
+          last: whether these are the last tokens; then nothing is held back.
         """
         before = len(self.tokens)
         self.tokens += map(int, tokens)
@@ -55,6 +59,6 @@ class Transcript:
         return min((place for place in map(text.find, self._stop) if place >= 0), default=None)
 
     def _begun(self, text: str) -> int:
-        """How many characters at the end may be the beginning of a stop string."""
+        """The number of characters at the end of the text that may be the beginning of a stop string."""
         begun = (n for stop in self._stop for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
         return max(begun, default=0)

@@ -60,7 +60,7 @@ class Estimate:
 
 
 def make_mesh(c, devices):
-    """The config's mesh on these devices; if the config sets neither data nor fsdp, all devices are used for fsdp.
+    """The config's mesh on these devices; if the config sets neither data nor fsdp, fsdp takes all devices.
 
     Raises:
       UserError: if the mesh does not have as many devices.
