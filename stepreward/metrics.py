@@ -1,9 +1,8 @@
-"""What a run measured: `workdir/metrics.jsonl`, its mirror in TensorBoard, and the interval of a success rate.
+"""A run's metrics: `workdir/metrics.jsonl`, its copy for TensorBoard, and the confidence interval of a success rate.
 
 A line of `metrics.jsonl` is one JSON object: `tick` (int; one sequence over all stages of the run), `iteration`
-(int; finished iterations of reinforcement learning), `stage`,
-`step`, `env_steps`, `wall_s`, and measurements under `group/name`. A process may be killed, and its machine taken away, at
-any byte: every line reaches the disk before `write` returns, so at most the last line is torn, and readers drop it.
+(int; finished iterations of reinforcement learning), `stage`, `env_steps`, `wall_s`, and measurements under `group/name`. A process or its machine may stop at any byte. Every line
+reaches the disk before `write` returns, so only the last line can be incomplete, and readers drop it.
 """
 
 from __future__ import annotations
@@ -22,17 +21,17 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 def to_json(value: Any, name: str = "value") -> Any:
-    """Returns `value` as strict JSON can hold it.
+    """Converts `value` to types of strict JSON.
 
-    NumPy and JAX scalars (any array of one element) become Python numbers, exactly; NaN and ±infinity become None.
+    NumPy and JAX scalars (arrays of one element) become Python numbers, exactly; NaN and ±infinity become None.
 
     Args:
       value: None, a string, a number, a one-element array, or mappings and sequences of these.
-      name: what to call the value in an error.
+      name: the value's name in errors.
 
     Raises:
-      ValueError: an array of more than one element.
-      TypeError: anything else that JSON cannot hold.
+      ValueError: an array whose number of elements is not one.
+      TypeError: any other type that JSON cannot represent.
     """
     if value is None or isinstance(value, (str, bool)):
         return value
@@ -49,15 +48,15 @@ def to_json(value: Any, name: str = "value") -> Any:
     if hasattr(value, "__array__"):
         array = np.asarray(value)
         if array.size != 1:
-            raise ValueError(f"{name} is an array of shape {array.shape}; a metric is one number: reduce it first.")
+            raise ValueError(f"{name} is an array of shape {array.shape}, but a metric must be one number: reduce it first.")
         item = array.item()
-        # bfloat16 and the other extension types are no Python numbers until they are cast.
+        # Scalars of bfloat16 and other extension types are not Python numbers until they are cast.
         return to_json(item if isinstance(item, (bool, int, float, str)) else float(item), name)
-    raise TypeError(f"{name} is a {type(value).__name__}, which JSON cannot hold; write a number or a string.")
+    raise TypeError(f"{name} is a {type(value).__name__}, which JSON cannot represent; give a number or a string.")
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` so that a reader sees the old file or the new one, never a part."""
+    """Writes `text` (UTF-8) to `path` so that a reader sees either the old file or the new one, never a part of it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -71,10 +70,10 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Reads `metrics.jsonl`: one dict a line, in file order; a torn last line is left out.
+    """Reads `metrics.jsonl` into one dict per line, in file order; drops an incomplete last line.
 
     Args:
-      path: the file, or the workdir that holds it.
+      path: the file, or its workdir.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -93,7 +92,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
-                raise ValueError("not a JSON object")
+                raise ValueError("it is not a JSON object")
         except ValueError as error:
             if number == len(lines):
                 break
@@ -103,16 +102,16 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class MetricsWriter:
-    """Appends records to `workdir/metrics.jsonl` and mirrors their numbers to `workdir/tensorboard/`.
+    """Appends records to `workdir/metrics.jsonl` and copies their numbers to `workdir/tensorboard/`.
 
-    One process of a job writes. A run that resumes from the checkpoint of tick k repeats everything after k, so
-    the lines of later ticks are dropped first; write what belongs to tick k before its checkpoint is saved.
+    Only one process of a job may write. A run that resumes from the checkpoint of tick k repeats everything after k, so
+    the writer first drops the lines of later ticks. Write the metrics of tick k before saving its checkpoint.
 
     Args:
-      workdir: the run's folder; made if it is not there.
-      resume_tick: tick of the checkpoint that the run continues from, or None for a run that starts at its
-        beginning (every earlier line is dropped).
-      tensorboard: False writes no TensorBoard events.
+      workdir: the run's folder; created if it does not exist.
+      resume_tick: tick of the checkpoint from which the run continues; None for a run that starts at its beginning, which
+        drops all earlier lines.
+      tensorboard: whether to write TensorBoard events.
 
     Raises:
       ValueError: the existing file has a corrupt line before its last one.
@@ -132,14 +131,15 @@ class MetricsWriter:
         """Appends one line.
 
         Args:
-          record: `tick` (int ≥ 0) and any other names with numbers, one-element arrays, strings or None. NaN and
+          record: `tick` (int ≥ 0) and any other names, with numbers, one-element arrays, strings or None. NaN and
             ±infinity are stored as null.
 
         Returns:
-          The record as it was stored.
+          The record as stored.
 
         Raises:
-          ValueError: no `tick`, or a value that is no scalar.
+          ValueError: a missing or invalid `tick`, or an array whose number of elements is not one.
+          TypeError: any other value that JSON cannot represent.
         """
         stored = {str(name): to_json(value, name) for name, value in record.items()}
         tick = stored.get("tick")
@@ -156,7 +156,7 @@ class MetricsWriter:
         return stored
 
     def close(self) -> None:
-        """Closes the files; safe to call twice."""
+        """Closes the files. It may be called twice."""
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -197,7 +197,7 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 def series(records: Sequence[Mapping[str, Any]], name: str, x: str = "tick") -> tuple[np.ndarray, np.ndarray]:
-    """Returns the finite values of one metric and where they stand: (x, y), float64 `[N]` each, in record order."""
+    """Returns the finite values y of one metric and their positions x, float64 `[N]` each, in the order of the records."""
     pairs = [(record.get(x), record.get(name)) for record in records]
     pairs = [pair for pair in pairs if all(is_number(value) for value in pair)]
     points = np.asarray(pairs, np.float64).reshape(-1, 2)
@@ -205,7 +205,7 @@ def series(records: Sequence[Mapping[str, Any]], name: str, x: str = "tick") -> 
 
 
 def is_number(value: Any) -> bool:
-    """Returns whether `value` is a finite int or float (a bool is not)."""
+    """Returns whether `value` is a finite int or float, but not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -214,13 +214,13 @@ def _line(record: Mapping[str, Any]) -> str:
 
 
 def _tick(record: Mapping[str, Any]) -> float:
-    """A record that does not say its tick cannot be placed, so a resumed run drops it."""
+    """Returns a record's tick; infinity if it has none, so that a resumed run drops the record."""
     value = record.get("tick")
     return value if is_number(value) else math.inf
 
 
 def _tensorboard_writer(folder: Path, first: int):
-    """Opens an event file; where others exist, TensorBoard is told to forget their steps from `first` on."""
+    """Opens an event file. If there are earlier ones, TensorBoard discards their steps from `first` on."""
     from tensorboardX import SummaryWriter
 
     purge_step = first if folder.is_dir() and any(folder.iterdir()) else None

@@ -196,9 +196,9 @@ def test_imitation_and_entropy_are_means_over_the_mask(rows):
     "options, message",
     [
         ({"aggregation": "mean"}, "aggregation must be one of"),
-        ({"aggregation": "constant"}, "needs the constant"),
-        ({"aggregation": "step-mean"}, "'step-mean' needs step_id_RxL"),
-        ({"ratio": "step"}, "step ratio needs step_id_RxL"),
+        ({"aggregation": "constant"}, "aggregation='constant' needs constant="),
+        ({"aggregation": "step-mean"}, "aggregation='step-mean' needs step_id_RxL"),
+        ({"ratio": "step"}, "ratio='step' needs step_id_RxL"),
         ({"ratio": "row"}, "ratio must be one of"),
     ],
 )

@@ -1,7 +1,7 @@
-"""Pure array functions: levels, masked statistics, advantages, losses. They know no model and no environment.
+"""Pure array functions: levels, masked statistics, advantages, losses. They depend on no model and no environment.
 
-All compute in float32, whatever dtype comes in, and hold to the same rules: what is under a mask reaches neither a result nor a
-gradient, NaN and infinity included; and nothing to compute on (no rows, or no True entry) gives 0.
+All kernels compute in float32, whatever the input dtype, and follow the same rules. Masked values, NaN and infinity included,
+affect neither results nor gradients. An empty input (no rows, or no True entry) gives 0.
 """
 
 from stepreward.kernels.advantages import dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo

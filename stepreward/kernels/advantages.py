@@ -1,7 +1,8 @@
-"""Advantages of whole episodes from their outcomes, compared within a group of episodes of the same task.
+"""Advantages of whole episodes, computed from the outcomes of a group of episodes of the same task.
 
-All take `[E]` arrays: `outcome_E` of any dtype, `group_id_E` int32 in `[0, E)`, `mask_E` bool (False: the episode enters no
-statistic and gets 0). All compute in float32 and return float32 `[E]`; `levels.steps_to_tokens` spreads the result.
+All functions take `[E]` arrays: `outcome_E` of any dtype, `group_id_E` int32 in `[0, E)`, `mask_E` bool (episodes with False are
+excluded from all statistics and get 0). They compute in float32 and return float32 `[E]`; `levels.steps_to_tokens` copies the
+result to tokens.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ def grpo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, ddof: int = 1, e
 
     Args:
       outcome_E, group_id_E, mask_E: see the module.
-      ddof: 1 for the unbiased std (as in verl), 0 for the population's.
+      ddof: 1 for the sample std (as in verl), 0 for the population std.
       eps: added to the std.
-      singleton: "zero" or "raw" (the outcome itself, as in verl) for the only episode of a group.
+      singleton: advantage of the only episode of a group: "zero", or "raw" for its outcome (as in verl).
 
     Source: Shao et al. 2024 (arXiv 2402.03300), section 4.1.2.
     """
@@ -33,7 +34,7 @@ def grpo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, ddof: int = 1, e
 def dr_grpo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, singleton: str = "zero") -> Array:
     """Advantage of Dr. GRPO, centred but not scaled: A_i = R_i − mean_g.
 
-    The other half of Dr. GRPO is the loss aggregation "constant".
+    Dr. GRPO also needs the loss aggregation "constant".
 
     Source: Liu et al. 2025 (arXiv 2503.20783), section 3.2.
     """
@@ -41,7 +42,7 @@ def dr_grpo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, singleton: st
 
 
 def rloo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, singleton: str = "zero") -> Array:
-    """Leave-one-out advantage: A_i = R_i − mean of the others of the group = n / (n − 1) · (R_i − mean_g).
+    """Leave-one-out advantage: A_i = R_i − mean_{j≠i} R_j = n / (n − 1) · (R_i − mean_g), over the n episodes of a group.
 
     Source: Ahmadian et al. 2024 (arXiv 2402.14740), equation 8.
     """
@@ -51,8 +52,8 @@ def rloo(outcome_E: Array, group_id_E: Array, mask_E: Array, *, singleton: str =
 def reinforce_plus_plus(outcome_E: Array, token_count_E: Array, mask_E: Array, *, eps: float = 1e-8) -> Array:
     """Outcomes whitened over all action tokens of the batch: A_i = (R_i − mean) / √(var + eps), ddof 1.
 
-    Every token of an episode has the undiscounted return-to-go R_i, so an episode enters mean and variance once a
-    token.
+    Every token of an episode has the undiscounted return-to-go R_i, so an episode counts once per token in the mean and the
+    variance.
 
     Args:
       outcome_E: float `[E]`.
@@ -80,7 +81,7 @@ def reinforce_plus_plus_baseline(
       outcome_E, group_id_E, mask_E: see the module.
       token_count_E: `[E]` number of action tokens of each episode.
       eps: added to the variance.
-      singleton: "zero" or "raw", for the only episode of a group.
+      singleton: centred outcome of the only episode of a group: "zero", or "raw" for its outcome.
 
     Source: Hu 2025 (arXiv 2501.03262).
     """
@@ -94,7 +95,7 @@ def _normalise(outcome_E: Array, group_id_E: Array, mask_E: Array, **options) ->
 
 
 def _whiten_over_tokens(x_E: Array, token_count_E: Array, mask_E: Array, eps: float) -> Array:
-    """`masked_whiten` of the token array that holds `x_E[i]` at each of the `token_count_E[i]` tokens of episode i."""
+    """Applies `masked_whiten` to the token array in which each of the `token_count_E[i]` tokens of episode i has `x_E[i]`."""
     chex.assert_rank([x_E, token_count_E, mask_E], 1)
     count_E = as_float32(token_count_E)
     counted_E = as_bool(mask_E) & (count_E > 0)

@@ -1,7 +1,7 @@
-"""What every kernel does with its arrays first: numbers become float32, masks become bool, and masked values are replaced.
+"""Input conversion shared by all kernels: numbers become float32, masks become bool, and masked values are replaced.
 
-Kernels compute in float32 whatever they are given (bfloat16, float16, integers, bool), because sums and differences of bfloat16
-numbers lose what a loss is about. Masked values are replaced before anything is computed from them: in a gradient 0 · NaN is NaN.
+Kernels compute in float32 for any input dtype (bfloat16, float16, integers, bool), because bfloat16 is too coarse for the sums and
+differences in a loss. Masked values are replaced before any computation, because 0 · NaN is NaN in a gradient.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ Array = jax.Array
 
 
 def as_float32(x: Array) -> Array:
-    """The array in float32; gradients come back in the dtype of `x`."""
+    """Converts an array to float32; gradients have the dtype of `x`."""
     return jnp.asarray(x, jnp.float32)
 
 
 def as_bool(mask: Array) -> Array:
-    """The mask as bool; any number but 0 is True."""
+    """Converts a mask to bool; every nonzero number is True."""
     return jnp.asarray(mask, bool)
 
 
 def select(mask: Array, x: Array) -> Array:
-    """`x` in float32 where the mask is True, and 0 elsewhere; no value or gradient passes the mask."""
+    """Returns `x` in float32 where the mask is True, and 0 elsewhere. Masked entries affect neither values nor gradients."""
     return jnp.where(as_bool(mask), as_float32(x), 0.0)
 
 
 def where_known(function: Callable[[Array], Array], x: Array) -> Array:
-    """`function(x)`, elementwise; where `x` is NaN, NaN with a gradient of 0.
+    """Applies `function` elementwise; where `x` is NaN, the result is NaN and the gradient is 0.
 
-    A kernel without a mask needs it: the mask is applied to its result later, which stops a NaN in the value but not in the
+    Kernels without a mask need it: their caller masks the result, which removes a NaN from the value but not from the
     gradient.
     """
     x = as_float32(x)

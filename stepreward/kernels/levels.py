@@ -21,8 +21,7 @@ def tokens_to_steps(x_RxL: Array, step_id_RxL: Array, num_episodes: int, max_ste
     y[e, s] = Σ x[r, l] over the tokens with step_id[r, l] = e·S + s; tokens with step_id −1 are ignored.
 
     Args:
-      x_RxL: `[R, L]`, any dtype; it is summed in float32 (True counts 1). Values where `step_id` is −1 may be anything,
-        NaN included.
+      x_RxL: `[R, L]`, any dtype, summed in float32 (True counts as 1). Values where `step_id` is −1 are ignored, NaN included.
       step_id_RxL: int32 `[R, L]` in `[-1, E·S)`.
       num_episodes: E, static.
       max_steps: S, static.
@@ -35,7 +34,7 @@ def tokens_to_steps(x_RxL: Array, step_id_RxL: Array, num_episodes: int, max_ste
     segments = num_episodes * max_steps
     on_step = step_id_RxL >= 0
     values = jnp.where(on_step, as_float32(x_RxL), 0.0).reshape(-1)
-    ids = jnp.where(on_step, step_id_RxL, segments).reshape(-1)  # one past the end: dropped below
+    ids = jnp.where(on_step, step_id_RxL, segments).reshape(-1)  # index one past the end, dropped below
     return jax.ops.segment_sum(values, ids, num_segments=segments + 1)[:segments].reshape(num_episodes, max_steps)
 
 
@@ -49,11 +48,11 @@ def steps_to_tokens(x_ExS: Array, step_id_RxL: Array) -> Array:
       step_id_RxL: int32 `[R, L]` in `[-1, E·S)`.
 
     Returns:
-      `[R, L]` of the dtype of `x_ExS`.
+      `[R, L]`, with the dtype of `x_ExS`.
     """
     chex.assert_rank([x_ExS, step_id_RxL], 2)
     on_step = step_id_RxL >= 0
-    if not x_ExS.size:  # a gather from nothing is an error; then no token is on a step
+    if not x_ExS.size:  # a gather from an empty array is an error; here no token belongs to a step
         return jnp.zeros(step_id_RxL.shape, x_ExS.dtype)
     gathered = x_ExS.reshape(-1)[jnp.where(on_step, step_id_RxL, 0)]
     return jnp.where(on_step, gathered, jnp.zeros((), x_ExS.dtype))

@@ -1,10 +1,10 @@
-"""Losses on token log-probabilities, and how tokens are averaged: policy gradient, KL, entropy, imitation.
+"""Losses on token log-probabilities (policy gradient, KL, entropy, imitation), and their aggregation over tokens.
 
-`[R, L]` arrays throughout, of any dtype: losses compute in float32. `log_prob[r, l]` is the log-probability of token `[r, l]` given
-the earlier ones, in nats.
+All arrays are `[R, L]`, of any dtype; losses are computed in float32. `log_prob[r, l]` is the log-probability of token `[r, l]`
+given the earlier ones, in nats.
 
-Gradients may be accumulated over micro-batches of whole rows: pass the `denominator` of the whole mini-batch (from
-`aggregation_denominator`), and the losses of the micro-batches add up to the loss of the mini-batch.
+Gradients can be accumulated over micro-batches of whole rows: with the `denominator` of the whole mini-batch (from
+`aggregation_denominator`), the losses of the micro-batches add up to the loss of the mini-batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Array = jax.Array
 
 AGGREGATIONS = ("token-mean", "sequence-mean", "sequence-sum", "constant", "step-mean")
 RATIOS = ("token", "step")
-MAX_LOG_RATIO = 20.0  # nats; from here on exp is continued by its tangent
+MAX_LOG_RATIO = 20.0  # nats; above it, exp is replaced by its tangent
 
 
 def aggregation_denominator(
@@ -33,24 +33,24 @@ def aggregation_denominator(
     max_steps: int | None = None,
     constant: float | None = None,
 ) -> Array:
-    """The number by which `aggregate` divides, for a whole mini-batch.
+    """Returns the number by which `aggregate` divides, for a whole mini-batch.
 
-    "token-mean": tokens.
-    "sequence-mean", "sequence-sum": rows with a token.
-    "constant": rows with a token × `constant`.
-    "step-mean": steps with a token.
+    "token-mean": number of tokens.
+    "sequence-mean", "sequence-sum": number of rows with a token.
+    "constant": number of rows with a token × `constant`.
+    "step-mean": number of steps with a token.
 
     Args:
       mask_RxL: bool `[R, L]`.
       aggregation: one of `AGGREGATIONS`.
-      step_id_RxL, num_episodes, max_steps: needed by "step-mean".
-      constant: needed by "constant": the longest response in tokens.
+      step_id_RxL, num_episodes, max_steps: required by "step-mean".
+      constant: required by "constant": the maximum length of a response, in tokens.
 
     Returns:
       float32 scalar, at least 1, so that an empty batch has loss 0.
 
     Raises:
-      ValueError: on an unknown aggregation or a missing argument.
+      ValueError: an unknown aggregation or a missing argument.
     """
     chex.assert_rank(mask_RxL, 2)
     _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
@@ -83,23 +83,23 @@ def aggregate(
     "sequence-mean": mean over rows of the mean over the row's tokens.
     "sequence-sum": mean over rows of the sum over the row's tokens.
     "constant": Σ x / (rows × constant), Dr. GRPO.
-    "step-mean": mean over steps of the mean over the step's tokens; with x constant within a step it is the 1/(N·T)
-      average over steps of iStar's equation 6.
+    "step-mean": mean over steps of the mean over the step's tokens. If x is constant within a step, this is the 1/(N·T)
+      average over steps in iStar's equation 6.
 
     Args:
-      x_RxL: `[R, L]`; values where the mask is False are never read.
+      x_RxL: `[R, L]`; values where the mask is False are ignored.
       mask_RxL: bool `[R, L]`.
       aggregation: one of the above.
-      step_id_RxL, num_episodes, max_steps: needed by "step-mean".
-      constant: needed by "constant".
-      denominator: the `aggregation_denominator` of the whole mini-batch when these rows are only a part of it; a row,
-        and so a step, must lie in one part. None takes that of these rows.
+      step_id_RxL, num_episodes, max_steps: required by "step-mean".
+      constant: required by "constant": the maximum length of a response, in tokens.
+      denominator: the `aggregation_denominator` of the whole mini-batch, if these rows are only a part of it. A row, and so a
+        step, must not be split between parts. None uses the denominator of these rows.
 
     Returns:
       float32 scalar.
 
     Raises:
-      ValueError: on an unknown aggregation or a missing argument.
+      ValueError: an unknown aggregation or a missing argument.
     """
     chex.assert_rank([x_RxL, mask_RxL], 2)
     chex.assert_equal_shape([x_RxL, mask_RxL])
@@ -140,32 +140,30 @@ def ppo_clip(
 
     ℓ = −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A); with `dual_clip` c, where A < 0: min(ℓ, −c·A).
 
-    "token": ρ = exp(log π − log π_old) of the token. "step": ρ of a token is that of its step, exp Σ (log π − log
-    π_old) over the step's tokens, as iStar writes it; with "step-mean" this is iStar's equation 6.
+    "token": ρ = exp(log π − log π_old) of the token. "step": ρ = exp Σ (log π − log π_old) over the tokens of its step; together
+    with the aggregation "step-mean", this is iStar's equation 6.
 
-    Beyond a log-ratio of 20 nats ρ is continued by its tangent, e²⁰·(log ρ − 19), so that it stays finite and a bad action
-    that has become that much likelier is still pushed down. Where the clip or the dual clip is active, the loss has no
-    gradient by definition.
+    Above a log-ratio of 20 nats, ρ is replaced by its tangent, e²⁰·(log ρ − 19). It stays finite, and a bad action that has become
+    that much likelier still gets a gradient. Where the clip or the dual clip is active, the gradient is zero by definition.
 
     Args:
-      log_prob_RxL: `[R, L]`, under the policy in training.
-      log_prob_old_RxL: `[R, L]`, under the policy that made the rollout.
+      log_prob_RxL: `[R, L]`, under the current policy.
+      log_prob_old_RxL: `[R, L]`, under the policy that generated the rollout.
       advantage_RxL: `[R, L]`; no gradient flows into it.
-      mask_RxL: bool `[R, L]`, action tokens of episodes that count.
-      step_id_RxL, num_episodes, max_steps: needed by the step ratio and by "step-mean".
+      mask_RxL: bool `[R, L]`, the action tokens of the episodes to train on.
+      step_id_RxL, num_episodes, max_steps: required by the step ratio and by "step-mean".
       ratio: "token" or "step".
-      clip_low, clip_high: clip range below and above 1 (0.2 and 0.28 are DAPO's).
-      dual_clip: c > 1 bounds the loss of negative advantages; None leaves it unbounded.
+      clip_low, clip_high: clip range below and above 1 (DAPO uses 0.2 and 0.28).
+      dual_clip: c > 1, which bounds the loss for negative advantages; None for no bound.
       aggregation, constant, denominator: see `aggregate`.
 
     Returns:
-      `(loss, metrics)`; metrics are token means over these rows (weigh them by `tokens` across micro-batches):
-      `clip_fraction` (the clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`,
-      `approx_kl` (k3 estimate of KL(π_old‖π)), `ratio_mean`; and `ratio_max`, `ratio_min`, `tokens`. All are 0 where no token
-      counts.
+      `(loss, metrics)`. Means over the tokens of these rows (weight them by `tokens` across micro-batches): `clip_fraction` (the
+      clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`, `approx_kl` (k3 estimate of
+      KL(π_old‖π)), `ratio_mean`. Others: `ratio_max`, `ratio_min`, `tokens`. All are 0 if the mask has no True entry.
 
     Raises:
-      ValueError: on an unknown ratio or aggregation, or a missing argument.
+      ValueError: an unknown ratio or aggregation, or a missing argument.
 
     Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7; dual clip Ye et al. 2020 (arXiv 1912.09729).
     """
@@ -174,7 +172,7 @@ def ppo_clip(
     if ratio not in RATIOS:
         raise ValueError(f"ratio must be one of {RATIOS}, not {ratio!r}")
     if ratio == "step" and (step_id_RxL is None or num_episodes is None or max_steps is None):
-        raise ValueError("the step ratio needs step_id_RxL, num_episodes and max_steps")
+        raise ValueError("ratio='step' needs step_id_RxL, num_episodes and max_steps")
     mask_RxL = as_bool(mask_RxL)
     token_log_ratio_RxL = select(mask_RxL, log_prob_RxL) - select(mask_RxL, log_prob_old_RxL)
     advantage_RxL = jax.lax.stop_gradient(select(mask_RxL, advantage_RxL))
@@ -221,7 +219,7 @@ def ppo_clip(
 
 
 def kl_k1(log_prob: Array, log_prob_reference: Array) -> Array:
-    """Unbiased estimate of KL(π‖π_ref) per token sampled from π: log π − log π_ref; float32 of any shape, may be negative.
+    """Unbiased estimate of KL(π‖π_ref) per token sampled from π: log π − log π_ref. Returns float32 of any shape; may be negative.
 
     Source: Schulman, "Approximating KL divergence" (2020), k1.
     """
@@ -230,14 +228,13 @@ def kl_k1(log_prob: Array, log_prob_reference: Array) -> Array:
 
 
 def kl_k3(log_prob: Array, log_prob_reference: Array) -> Array:
-    """Non-negative, low-variance estimate of KL(π‖π_ref) per token sampled from π; float32 of any shape.
+    """Non-negative, low-variance estimate of KL(π‖π_ref) per token sampled from π. Returns float32 of any shape.
 
     exp(d) − d − 1, with d = log π_ref − log π.
 
-    Above d = 20 nats the function is continued by its tangent, so that a token which the policy has all but given up makes
-    neither value nor gradient infinite, and still has a gradient, e²⁰ − 1. Below, where the policy has become far likelier than
-    the reference, it is exact: value −d − 1 and gradient 1 with respect to log π. A NaN (of a token that is to be masked) stays
-    a NaN in the value, and has a gradient of 0.
+    Above d = 20 nats, the function is replaced by its tangent, so a token whose probability under the policy is almost 0 gives a
+    finite value and a finite gradient, e²⁰ − 1. For large negative d, where the policy is far likelier than the reference, it is
+    exact: value −d − 1, and gradient 1 with respect to log π. A NaN (of a token to be masked later) gives NaN with a gradient of 0.
 
     Source: Schulman, "Approximating KL divergence" (2020), k3.
     """
@@ -251,13 +248,13 @@ def _k3(d: Array) -> Array:
 
 
 def _bounded_exp(x: Array) -> Array:
-    """eˣ, continued by its tangent above `MAX_LOG_RATIO`."""
+    """Returns eˣ, replaced by its tangent above `MAX_LOG_RATIO`."""
     near, beyond = _split(x)
     return jnp.exp(near) + jnp.exp(MAX_LOG_RATIO) * beyond
 
 
 def _split(x: Array) -> tuple[Array, Array]:
-    """The part of x up to `MAX_LOG_RATIO`, and what lies beyond it; the derivatives of both add up to 1 everywhere."""
+    """Splits x into min(x, `MAX_LOG_RATIO`) and the excess over it; their derivatives add up to 1 everywhere."""
     above = x > MAX_LOG_RATIO
     return jnp.where(above, MAX_LOG_RATIO, x), jnp.where(above, x - MAX_LOG_RATIO, 0.0)
 
@@ -275,7 +272,7 @@ def entropy_bonus(entropy_RxL: Array, mask_RxL: Array, coefficient: float, **agg
 
 
 def negative_log_likelihood(log_prob_RxL: Array, mask_RxL: Array, **aggregation) -> Array:
-    """Imitation loss (SFT): aggregate(−log π) over the tokens to imitate; a scalar in nats per token by default.
+    """Imitation loss (SFT): aggregate(−log π) over the tokens to imitate. Returns a scalar, by default in nats per token.
 
     Args:
       log_prob_RxL: float `[R, L]`.
@@ -289,6 +286,6 @@ def _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, consta
     if aggregation not in AGGREGATIONS:
         raise ValueError(f"aggregation must be one of {AGGREGATIONS}, not {aggregation!r}")
     if aggregation == "step-mean" and (step_id_RxL is None or num_episodes is None or max_steps is None):
-        raise ValueError("aggregation 'step-mean' needs step_id_RxL, num_episodes and max_steps")
+        raise ValueError("aggregation='step-mean' needs step_id_RxL, num_episodes and max_steps")
     if aggregation == "constant" and constant is None:
-        raise ValueError("aggregation 'constant' needs the constant: the longest response in tokens")
+        raise ValueError("aggregation='constant' needs constant=, the maximum length of a response in tokens")

@@ -1,12 +1,11 @@
-"""Statistics of masked arrays: over everything, and over the units of each group.
+"""Statistics of masked arrays, over all entries or over the units of each group.
 
-Values under the mask may be anything, NaN included: they reach neither a result nor a gradient. Degrees of freedom,
-eps, what counts as a unit and what a singleton gets are always arguments, because published code disagrees on each of
-them.
+Masked values, NaN included, affect neither results nor gradients. Degrees of freedom, eps, the weight of a unit and the result for
+a singleton are always arguments, because published code disagrees on each of them.
 
-Every mean and deviation is measured from a member of the group, the one nearest to the rough mean. Values far from zero
-that differ in their last bits then keep their differences, equal values deviate by exactly 0, and one outlier does not
-round the others away. All results are float32, whatever dtype comes in.
+Means and deviations are computed relative to a member of the group, the one nearest to a first estimate of the mean. So values far
+from zero that differ only in their last bits keep their differences, equal values deviate by exactly 0, and one outlier does not
+round away the others. All results are float32, whatever the input dtype.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from stepreward.kernels.inputs import as_bool, as_float32, select
 Array = jax.Array
 
 SINGLETON = ("zero", "raw")
-_PARTS = 128  # of the largest size: see `_Scope.total`
+_PARTS = 128  # parts of the largest magnitude: see `_Scope.total`
 
 
 class _Scope(NamedTuple):
-    """How to reduce over the units that are compared with each other.
+    """Reductions over the units that are compared with each other.
 
     Attributes:
-      sum, least, largest: functions of an array that return the reduction at every unit, or in a shape that broadcasts.
+      sum, least, largest: map an array to its reductions, at every unit or in a shape that broadcasts.
     """
 
     sum: Callable[[Array], Array]
@@ -39,10 +38,11 @@ class _Scope(NamedTuple):
     largest: Callable[[Array], Array]
 
     def total(self, x: Array) -> Array:
-        """Σ x, in which small terms count beside a large one.
+        """Returns Σ x without losing small terms beside a large one.
 
-        In float32 a running sum of 10⁶ is a multiple of 1/16, so each small term that is added to it is rounded. Here each
-        term is a whole number of parts of the largest one, and a rest: whole numbers add up exactly, and rests are small.
+        In float32, a running sum of 10⁶ is a multiple of 1/16, so adding small terms to it rounds each of them. This method splits
+        each term into a whole multiple of a part of the largest term, and a remainder. The multiples add up exactly, and the
+        remainders are small.
         """
         size = jax.lax.stop_gradient(self.largest(jnp.abs(x)))
         part = jnp.where(size > 0, size, 1.0) / _PARTS
@@ -51,7 +51,7 @@ class _Scope(NamedTuple):
 
 
 class _Moments(NamedTuple):
-    """Deviations, mean and weight, in shapes that broadcast to that of the units."""
+    """Deviations, mean and total weight, in shapes that broadcast to that of the units."""
 
     deviation: Array
     mean: Array
@@ -67,14 +67,14 @@ def _everything(axis: int | None) -> _Scope:
 
 
 def _each_group(group_id: Array, num_groups: int) -> _Scope:
-    """The units of each group; those with the number `num_groups` are in none, and get 0 (or an infinity)."""
+    """Reduces over each group. Units with the id `num_groups` belong to no group and get 0 (or an infinity)."""
     ids = group_id.reshape(-1)
     over = lambda reduce: lambda x: reduce(x.reshape(-1), ids, num_segments=num_groups + 1)[group_id]
     return _Scope(over(jax.ops.segment_sum), over(jax.ops.segment_min), over(jax.ops.segment_max))
 
 
 def _moments(x: Array, mask: Array, weight: Array, scope: _Scope) -> _Moments:
-    """Mean over the units of a positive weight, and the deviation of every True unit from it.
+    """Returns the mean over the units with positive weight, and the deviation of every True unit from it.
 
     Args:
       x: float32, 0 under the mask.
@@ -93,7 +93,7 @@ def _moments(x: Array, mask: Array, weight: Array, scope: _Scope) -> _Moments:
     return _Moments(jnp.where(mask, offset - offset_mean, 0.0), origin + offset_mean, n)
 
 
-@partial(jax.jit, static_argnums=2)  # one program a shape, also when called outside jit
+@partial(jax.jit, static_argnums=2)  # compiles once per shape, also when called outside jit
 def _masked_moments(x: Array, mask: Array, axis: int | None = None) -> _Moments:
     chex.assert_equal_shape([x, mask])
     mask = as_bool(mask)
@@ -101,18 +101,18 @@ def _masked_moments(x: Array, mask: Array, axis: int | None = None) -> _Moments:
 
 
 def _safe_sqrt(x: Array) -> Array:
-    """√x with gradient 0, not infinity, at x = 0."""
+    """Returns √x, with gradient 0 instead of infinity at x = 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
 
 
 def masked_mean(x: Array, mask: Array, axis: int | None = None) -> Array:
-    """Mean over the True entries: Σ m·x / Σ m, and 0 where there is none; the mean of equal values is that value exactly.
+    """Mean over the True entries: Σ m·x / Σ m, or 0 if there are none. The mean of equal values is exactly that value.
 
     Args:
       x: array of any shape and dtype.
       mask: bool, the shape of `x`.
-      axis: the axis to reduce; None reduces all.
+      axis: the axis to reduce; None reduces all axes.
 
     Returns:
       float32.
@@ -122,7 +122,7 @@ def masked_mean(x: Array, mask: Array, axis: int | None = None) -> Array:
 
 
 def masked_var(x: Array, mask: Array, *, ddof: int) -> Array:
-    """Variance over the True entries: Σ m·(x − mean)² / (Σ m − ddof), and 0 where Σ m ≤ ddof. A float32 scalar."""
+    """Variance over the True entries: Σ m·(x − mean)² / max(Σ m − ddof, 1). Returns a float32 scalar."""
     deviation, _, n = _masked_moments(x, mask)
     return _variance(deviation, n.reshape(()), ddof)
 
@@ -132,12 +132,12 @@ def _variance(deviation: Array, n: Array, ddof: int) -> Array:
 
 
 def masked_std(x: Array, mask: Array, *, ddof: int) -> Array:
-    """Square root of `masked_var`, with gradient 0 at zero variance. A float32 scalar."""
+    """Square root of `masked_var`, with gradient 0 at zero variance. Returns a float32 scalar."""
     return _safe_sqrt(masked_var(x, mask, ddof=ddof))
 
 
 def masked_whiten(x: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-8) -> Array:
-    """Shifts and scales the True entries to zero mean and unit variance: (x − mean) / √(var + eps); 0 under the mask.
+    """Shifts and scales the True entries to zero mean and unit variance: (x − mean) / √(var + eps); 0 elsewhere.
 
     Equal entries get exactly 0.
 
@@ -157,11 +157,11 @@ def masked_whiten(x: Array, mask: Array, *, ddof: int = 1, eps: float = 1e-8) ->
 
 
 def weighted_whiten(x: Array, weight: Array, *, ddof: int = 1, eps: float = 1e-8) -> Array:
-    """`masked_whiten` of an array that holds each `x[i]` `weight[i]` times: (x − mean) / √(var + eps); 0 where the weight is 0.
+    """`masked_whiten` of an array with `weight[i]` copies of each `x[i]`: (x − mean) / √(var + eps); 0 where the weight is 0.
 
     Args:
-      x: array of any shape and dtype; values of weight 0 may be anything.
-      weight: how often each value counts, ≥ 0, the shape of `x`.
+      x: array of any shape and dtype; values with weight 0 are ignored.
+      weight: weight of each value, ≥ 0, the shape of `x`.
       ddof: 1 divides the squared deviations by Σ weight − 1, 0 by Σ weight.
       eps: added to the variance.
 
@@ -177,7 +177,7 @@ def weighted_whiten(x: Array, weight: Array, *, ddof: int = 1, eps: float = 1e-8
 
 
 def group_sum(x: Array, group_id: Array, mask: Array, num_groups: int) -> Array:
-    """Sums the True entries of each group; `x`, `group_id` and `mask` share any one shape. Returns float32 `[num_groups]`."""
+    """Sums the True entries of each group; `x`, `group_id` and `mask` have the same shape. Returns float32 `[num_groups]`."""
     chex.assert_equal_shape([x, group_id, mask])
     ids = jnp.where(as_bool(mask), group_id, num_groups).reshape(-1)
     return jax.ops.segment_sum(select(mask, x).reshape(-1), ids, num_segments=num_groups + 1)[:num_groups]
@@ -186,22 +186,22 @@ def group_sum(x: Array, group_id: Array, mask: Array, num_groups: int) -> Array:
 def group_statistics(
     x: Array, group_id: Array, mask: Array, *, num_groups: int, ddof: int, weight: Array | None = None
 ) -> tuple[Array, Array, Array]:
-    """Mean, standard deviation and number of counted units of each unit's own group.
+    """Mean, standard deviation and total weight of the group of each unit.
 
     mean = Σ w·x / n, std = √(Σ w·(x − mean)² / (n − ddof)), n = Σ w, over the units of the group.
 
     Args:
-      x: array of any shape and dtype: one entry a unit (episodes `[E]`, steps `[E, S]`, tokens `[R, L]`).
-      group_id: int32 in `[0, num_groups)`, the shape of `x`; it may be anything under the mask.
-      mask: bool, the shape of `x`; False units belong to no group.
+      x: array of any shape and dtype, with one entry per unit (episodes `[E]`, steps `[E, S]`, tokens `[R, L]`).
+      group_id: int32 in `[0, num_groups)`, the shape of `x`; ignored where the mask is False.
+      mask: bool, the shape of `x`; units with False belong to no group.
       num_groups: static upper bound on the number of groups.
-      ddof: 1 is the unbiased estimate, 0 the population's.
-      weight: how much each unit counts, ≥ 0, the shape of `x`; None counts every unit once. With a weight of 1 on the
-        first step of each episode and 0 elsewhere, or with 1 / (units of the episode), an episode counts once.
+      ddof: 1 for the sample estimate, 0 for the population.
+      weight: weight of each unit, ≥ 0, the shape of `x`; None weights every unit by 1. To count each episode once, set the weight to
+        1 on its first step and 0 elsewhere, or to 1 / (number of its units).
 
     Returns:
-      `(mean, std, n)`, each float32 of the shape of `x`, and 0 under the mask; std is 0 where n ≤ ddof. A difference
-      x − mean loses what the mean was rounded by: `group_normalise` has exact deviations.
+      `(mean, std, n)`, each float32 with the shape of `x`, and 0 where the mask is False; std is 0 where n ≤ ddof. The mean is
+      rounded, so x − mean is inexact; `group_normalise` computes exact deviations.
     """
     (_, mean, n), std = _group_moments(x, group_id, mask, num_groups, ddof, weight)
     return mean, std, n
@@ -209,7 +209,7 @@ def group_statistics(
 
 @partial(jax.jit, static_argnums=(3, 4))
 def _group_moments(x, group_id, mask, num_groups: int, ddof: int, weight) -> tuple[_Moments, Array]:
-    """Moments and std of each unit's group, in the shape of `x`, 0 under the mask."""
+    """Returns the moments and std of each unit's group, in the shape of `x`."""
     chex.assert_equal_shape([x, group_id, mask])
     mask = as_bool(mask)
     weight = as_float32(mask) if weight is None else select(mask, weight)
@@ -232,7 +232,7 @@ def group_normalise(
     weight: Array | None = None,
     singleton: str = "zero",
 ) -> Array:
-    """Compares each unit with the units of its group.
+    """Compares each unit with its group.
 
     d = x − mean_group.
     "none": d.
@@ -242,16 +242,16 @@ def group_normalise(
     Args:
       x, group_id, mask, num_groups, weight: as in `group_statistics`.
       scale: "none", "std" or "leave_one_out".
-      ddof: degrees of freedom taken from the std; read by "std" only.
-      eps: added to the std; read by "std" only.
-      singleton: what the units of a group with n ≤ 1 get: "zero", or "raw", their own x (verl's choice).
+      ddof: the std divides by n − ddof; used only by "std".
+      eps: added to the std; used only by "std".
+      singleton: result for the units of a group with n ≤ 1: "zero", or "raw" for x itself (as in verl).
 
     Returns:
-      float32 array of the shape of `x`; 0 under the mask, and exactly 0 for equal values (unless a raw singleton). With
-      "std" a group whose counted units are all equal gets 0 throughout.
+      float32 array with the shape of `x`: 0 where the mask is False, and exactly 0 for equal values (except raw singletons). With
+      "std", a group whose units with positive weight are all equal gets 0 everywhere.
 
     Raises:
-      ValueError: on an unknown `scale` or `singleton`.
+      ValueError: an unknown `scale` or `singleton`.
     """
     if scale not in ("none", "std", "leave_one_out"):
         raise ValueError(f"scale must be 'none', 'std' or 'leave_one_out', not {scale!r}")
@@ -259,9 +259,9 @@ def group_normalise(
         raise ValueError(f"singleton must be one of {SINGLETON}, not {singleton!r}")
     (deviation, _, n), std = _group_moments(x, group_id, mask, num_groups, ddof, weight)
     if scale == "std":
-        # Equal counted units deviate by exactly 0; uncounted ones must not be divided by eps alone.
+        # If the std is 0, units with positive weight deviate by exactly 0. Units with weight 0 must not be divided by eps alone.
         deviation = jnp.where(std > 0, deviation / jnp.where(std > 0, std + eps, 1.0), 0.0)
     elif scale == "leave_one_out":
         deviation = deviation * n / jnp.maximum(n - 1, 1)
-    # n sums fractional weights, so "one" needs a tolerance.
+    # n is a sum of fractional weights, so comparing it with 1 needs a tolerance.
     return select(mask, jnp.where(n > 1.5, deviation, select(mask, x) if singleton == "raw" else 0.0))

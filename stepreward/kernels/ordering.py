@@ -1,4 +1,4 @@
-"""The order of tokens in time, whatever the packing: rows may be whole episodes or single steps, in any order."""
+"""Sorts tokens by time for either packing: rows may be whole episodes or single steps, in any order."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Array = jax.Array
 
 @struct.dataclass
 class TokenStream:
-    """All tokens of a batch in one stream `[1, R·L]`: episode after episode, and time order within each.
+    """All tokens of a batch in one stream `[1, R·L]`, sorted by episode and, within an episode, by time.
 
     Attributes:
-      order: int32 `[R·L]`, flat position in the `[R, L]` array of each entry of the stream.
-      mask: bool `[1, R·L]`, False entries come last.
+      order: int32 `[R·L]`, index of each entry of the stream in the flattened `[R, L]` array.
+      mask: bool `[1, R·L]`; the False entries come last.
       step_end: bool `[1, R·L]`, True at the last token of each step.
       episode_end: bool `[1, R·L]`, True at the last token of each episode.
     """
@@ -29,11 +29,11 @@ class TokenStream:
     episode_end: Array
 
     def take(self, x_RxL: Array) -> Array:
-        """`[R, L]` to `[1, R·L]`."""
+        """Reorders `[R, L]` into the stream `[1, R·L]`."""
         return x_RxL.reshape(-1)[self.order][None]
 
     def put(self, y_1xN: Array, shape: tuple[int, int]) -> Array:
-        """`[1, R·L]` back to `[R, L]`, the inverse of `take`."""
+        """Converts `[1, R·L]` back to `[R, L]`; the inverse of `take`."""
         return jnp.zeros(y_1xN.shape[1], y_1xN.dtype).at[self.order].set(y_1xN[0]).reshape(shape)
 
 
@@ -41,7 +41,7 @@ def token_stream(step_id_RxL: Array, mask_RxL: Array, max_steps: int) -> TokenSt
     """Sorts the True tokens by episode, step and position in the row.
 
     Args:
-      step_id_RxL: int32 `[R, L]`, `episode * max_steps + step` on action tokens. The tokens of one step lie in one row.
+      step_id_RxL: int32 `[R, L]`, `episode * max_steps + step` on action tokens. The tokens of a step must be in one row.
       mask_RxL: bool `[R, L]`, True only where `step_id` is not −1.
       max_steps: S, static.
     """

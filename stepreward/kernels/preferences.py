@@ -15,7 +15,7 @@ Array = jax.Array
 def dpo(margin: Array) -> Array:
     """Direct preference optimisation loss of each pair: −log σ(margin), float32, elementwise over any shape.
 
-    The gradient is −σ(−margin), close to −1 however wrong a pair is. A NaN (of a pair that is to be masked) has a gradient of 0.
+    The gradient is −σ(−margin), which approaches −1 for badly wrong pairs. A NaN (of a pair to be masked later) has gradient 0.
 
     Args:
       margin: β·[log π/π_ref of the chosen − log π/π_ref of the rejected].
@@ -43,16 +43,16 @@ def dpo_with_sft(margin: Array, log_prob_chosen: Array, sft_coefficient: float =
 
 
 def preference_pairs(success_E: Array, group_id_E: Array, mask_E: Array) -> Array:
-    """bool `[E, E]`: True at `[i, j]` where i succeeded, j failed, and both are counted and of one group.
+    """Returns bool `[E, E]`: True at `[i, j]` if i succeeded, j failed, both are in the mask, and they share a group.
 
-    For small batches and tests: `dpo_pairs` and `paired_winners` need no array of this size.
+    It is meant for small batches and tests; `dpo_pairs` and `paired_winners` need no array of this size.
     """
     winner_E, loser_E = _labels(success_E, group_id_E, mask_E)
     return winner_E[:, None] & loser_E[None, :] & (group_id_E[:, None] == group_id_E[None, :])
 
 
 def paired_winners(success_E: Array, group_id_E: Array, mask_E: Array) -> Array:
-    """bool `[E]`: True where an episode succeeded and is in a pair, which means that a counted one of its group failed."""
+    """Returns bool `[E]`: True for a successful episode in the mask if an episode of its group in the mask failed."""
     winner_E, loser_E = _labels(success_E, group_id_E, mask_E)
     episodes = len(winner_E)
     failed_G = group_sum(loser_E, group_id_E, loser_E, episodes)
@@ -65,26 +65,26 @@ def dpo_pairs(score_E: Array, success_E: Array, group_id_E: Array, mask_E: Array
     L = (1/P) Σ_g Σ_{i ∈ winners(g)} Σ_{j ∈ losers(g)} −log σ(S_i − S_j)
     ∂L/∂S_i = −(1/P) Σ_j σ(S_j − S_i),  ∂L/∂S_j = +(1/P) Σ_i σ(S_j − S_i)
 
-    With no pair (P = 0) loss and gradient are exactly 0. Pairs are formed within groups only: memory grows with E, time with E
-    times the size of the largest group.
+    Without pairs (P = 0), loss and gradient are exactly 0. Pairs are formed only within groups: memory is O(E), and time is
+    O(E · size of the largest group).
 
     Args:
-      score_E: `[E]`, the score S of each episode, β included.
+      score_E: `[E]`, the score S of each episode, including β.
       success_E: bool `[E]`.
       group_id_E: int32 `[E]` in `[0, E)`.
-      mask_E: bool `[E]`, False episodes are in no pair.
+      mask_E: bool `[E]`; episodes with False are in no pair.
 
     Returns:
-      `(loss, metrics)`: `pairs` (P), `pair_accuracy` (share of pairs with S_i > S_j, a tie counts half; 0 without
+      `(loss, metrics)`: `pairs` (P), `pair_accuracy` (share of pairs with S_i > S_j, where a tie counts half; 0 without
       pairs) and `pair_margin` (mean of S_i − S_j).
 
-    Source: iStar (arXiv 2509.19199), equation 2; which pairs are formed is that of its public release.
+    Source: iStar (arXiv 2509.19199), equation 2; the choice of pairs follows its public release.
     """
     chex.assert_rank(score_E, 1)
     winner_E, loser_E = _labels(success_E, group_id_E, mask_E)
     group_id_E = jnp.where(winner_E | loser_E, group_id_E, -1)
     score_E = select(group_id_E >= 0, score_E)
-    # Each group's episodes side by side: the partners of an episode are then at most the largest group's size away.
+    # Sort by group, so that the partners of an episode are at most the size of the largest group away.
     order_E = jnp.argsort(group_id_E, stable=True)
     loss, found = _pairs(score_E[order_E], winner_E[order_E], group_id_E[order_E])
     pairs = found["pairs"]
@@ -94,28 +94,28 @@ def dpo_pairs(score_E: Array, success_E: Array, group_id_E: Array, mask_E: Array
 
 @jax.custom_jvp
 def _pairs(score_E: Array, winner_E: Array, group_E: Array) -> tuple[Array, dict[str, Array]]:
-    """The sum over all pairs of −log σ(S_winner − S_loser), and of what the metrics are made of.
+    """Returns the sums over all pairs of −log σ(S_winner − S_loser) and of the metrics.
 
     Args:
       score_E: float32 `[E]`, sorted by group.
       winner_E: bool `[E]`.
-      group_E: int32 `[E]`, sorted; −1 for episodes that are in no group.
+      group_E: int32 `[E]`, sorted; −1 for episodes in no group.
     """
     return _over_pairs(score_E, winner_E, group_E)[0]
 
 
 @_pairs.defjvp
 def _pairs_jvp(primals, tangents):
-    """The derivative in closed form: the number of rounds is data, which reverse mode cannot pass through."""
+    """The derivative in closed form, because reverse mode cannot differentiate a loop whose number of rounds is data."""
     result, slope_E = _over_pairs(*primals)
     no_change = jax.tree.map(jnp.zeros_like, result[1])
     return result, ((slope_E * tangents[0]).sum(), no_change)
 
 
 def _over_pairs(score_E: Array, winner_E: Array, group_E: Array):
-    """What `_pairs` returns, and the derivative of its sum, float32 `[E]`.
+    """Returns the result of `_pairs`, and the derivative of its sum, float32 `[E]`.
 
-    Round k meets each episode with the one k places later.
+    Round k compares each episode with the one k places later.
     """
     episodes = len(score_E)
     if not episodes:
@@ -149,7 +149,7 @@ def _over_pairs(score_E: Array, winner_E: Array, group_E: Array):
 
 
 def _labels(success_E: Array, group_id_E: Array, mask_E: Array) -> tuple[Array, Array]:
-    """Who won and who lost among the counted episodes, bool `[E]` each."""
+    """Returns the winners and the losers among the episodes in the mask, bool `[E]` each."""
     chex.assert_rank([success_E, group_id_E, mask_E], 1)
     chex.assert_equal_shape([success_E, group_id_E, mask_E])
     success_E, mask_E = as_bool(success_E), as_bool(mask_E)
@@ -157,7 +157,7 @@ def _labels(success_E: Array, group_id_E: Array, mask_E: Array) -> tuple[Array, 
 
 
 def implicit_reward_cross_entropy(score_E: Array, success_E: Array, mask_E: Array) -> tuple[Array, dict[str, Array]]:
-    """Binary cross-entropy of an implicit reward: mean of −y·log σ(S) − (1 − y)·log σ(−S) over the counted episodes.
+    """Binary cross-entropy of an implicit reward: mean of −y·log σ(S) − (1 − y)·log σ(−S) over the episodes in the mask.
 
     Args:
       score_E: `[E]`, S = β·Σ log π/π_ref of the episode's action tokens.
@@ -165,7 +165,7 @@ def implicit_reward_cross_entropy(score_E: Array, success_E: Array, mask_E: Arra
       mask_E: bool `[E]`.
 
     Returns:
-      `(loss, metrics)`: `label_accuracy`, the share of episodes where S > 0 agrees with the label.
+      `(loss, metrics)`; `label_accuracy` is the share of episodes for which S > 0 agrees with the label.
 
     Source: PRIME (arXiv 2502.01456), equation 5.
     """

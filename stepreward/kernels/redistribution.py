@@ -1,7 +1,7 @@
-"""Redistribution of an episode's outcome over its steps: losses that fit it, and rewards that follow from the fit.
+"""Redistribution of an episode's outcome over its steps: losses to fit a model, and rewards derived from it.
 
-`[E, S]` arrays, `mask_ExS` bool (True: the step counts; values elsewhere are never read), `outcome_E` `[E]`; of any dtype, computed
-in float32. Losses are means over the episodes that have a counted step, so that an empty batch has loss 0.
+Arrays are `[E, S]`, of any dtype, with `mask_ExS` bool (values where it is False are ignored) and `outcome_E` `[E]`. Everything is
+computed in float32. Losses are means over the episodes with at least one step in the mask; an empty batch has loss 0.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ RESIDUALS = ("none", "last", "uniform")
 def contribution_sum_loss(contribution_ExS: Array, outcome_E: Array, mask_ExS: Array) -> Array:
     """Squared error of the sum of per-step contributions: mean over episodes of (Σ_t ĉ_t − R)².
 
-    The derivative with respect to each contribution of an episode is 2·(Σ ĉ − R) / episodes: the loss itself prefers no step to
-    another; what differs between steps comes from the model.
+    The derivative with respect to each contribution of an episode is 2·(Σ ĉ − R) / episodes, the same for all its steps; differences
+    between steps come from the model alone.
 
     Args:
       contribution_ExS: `[E, S]`.
@@ -39,12 +39,12 @@ def contribution_sum_loss(contribution_ExS: Array, outcome_E: Array, mask_ExS: A
 def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *, bag_size: int) -> Array:
     """Squared error of the sum over each bag of consecutive steps: mean over bags of (Σ_bag ĉ − Σ_bag r)².
 
-    Bag b of an episode holds its steps b·k … b·k + k − 1; bags are told by position, never by non-zero rewards. One bag an episode
-    is `contribution_sum_loss`.
+    Bag b of an episode consists of its steps b·k … b·k + k − 1. Positions define the bags, never non-zero rewards. With one bag per
+    episode, this is `contribution_sum_loss`.
 
     Args:
       contribution_ExS: `[E, S]`.
-      reward_ExS: `[E, S]`, the rewards whose sum over a bag is observed.
+      reward_ExS: `[E, S]`, the rewards; only their sums over bags matter.
       mask_ExS: bool `[E, S]`.
       bag_size: k ≥ 0 steps, static; 0 makes the whole episode one bag.
 
@@ -52,10 +52,10 @@ def bag_sum_loss(contribution_ExS: Array, reward_ExS: Array, mask_ExS: Array, *,
       float32 scalar.
 
     Raises:
-      ValueError: on a negative `bag_size`.
+      ValueError: a negative `bag_size`.
 
     Source: reinforcement learning from bagged rewards (arXiv 2402.03771), equation 4, as a mean over bags. The public code divides
-    by positions instead (half as large for two steps a bag).
+    by the number of steps instead, which gives half the loss for bags of two steps.
     """
     chex.assert_rank([contribution_ExS, reward_ExS, mask_ExS], 2)
     chex.assert_equal_shape([contribution_ExS, reward_ExS, mask_ExS])
@@ -77,7 +77,7 @@ def return_prediction_loss(prediction_ExS: Array, outcome_E: Array, mask_ExS: Ar
       prediction_ExS: `[E, S]`, g_t: the return predicted after step t.
       outcome_E: `[E]`.
       mask_ExS: bool `[E, S]`.
-      every_step: w ≥ 0, weight of predicting the return early ("continuous prediction").
+      every_step: w ≥ 0, weight of the predictions at every step ("continuous prediction").
 
     Source: RUDDER (arXiv 1806.07857), main and auxiliary loss.
     """
@@ -91,13 +91,14 @@ def return_prediction_loss(prediction_ExS: Array, outcome_E: Array, mask_ExS: Ar
 
 
 def potential_differences(potential_ExS: Array, mask_ExS: Array) -> Array:
-    """Rewards that telescope to the last potential: r_t = p_t − p_{t−1} with p_{−1} = 0, p_t after step t; 0 under the mask.
+    """Rewards that telescope to the last potential: r_t = p_t − p_{t−1} with p_{−1} = 0; 0 where the mask is False.
 
-    With p a predicted return this is RUDDER's redistribution, with p a progress in [0, 1] ProgRM's reward.
+    p_t is the potential after step t. If p is a predicted return, this is RUDDER's redistribution; if p is a progress in [0, 1], it
+    is ProgRM's reward.
 
     Args:
       potential_ExS: `[E, S]`.
-      mask_ExS: bool `[E, S]`, the counted steps, which are the first ones of their row.
+      mask_ExS: bool `[E, S]`; the True entries must be the first ones of their row.
 
     Source: RUDDER (arXiv 1806.07857); ProgRM (arXiv 2505.18121).
     """
@@ -110,9 +111,9 @@ def potential_differences(potential_ExS: Array, mask_ExS: Array) -> Array:
 
 
 def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: str = "uniform") -> Array:
-    """Adds what is missing to the outcome, so that the steps' rewards sum to it exactly: Σ_t r'_t = R.
+    """Adds the residual R − Σ r to the steps' rewards, so that they sum to the outcome: Σ_t r'_t = R.
 
-    "uniform": r'_t = r_t + (R − Σ r) / T. "last": all of it to the last step. "none": r' = r.
+    "uniform": r'_t = r_t + (R − Σ r) / T. "last": adds all of it to the last step. "none": r' = r.
 
     Args:
       reward_ExS: `[E, S]`.
@@ -121,12 +122,12 @@ def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: s
       how: one of `RESIDUALS`.
 
     Returns:
-      float32 `[E, S]`, 0 under the mask.
+      float32 `[E, S]`, 0 where the mask is False.
 
     Raises:
-      ValueError: on another `how`.
+      ValueError: an unknown `how`.
 
-    Source: RUDDER (arXiv 1806.07857), "residual"; return-equivalent rewards keep the optimal policies.
+    Source: RUDDER (arXiv 1806.07857), "residual"; rewards with the same return have the same optimal policies.
     """
     chex.assert_rank([reward_ExS, mask_ExS], 2)
     chex.assert_equal_shape([reward_ExS, mask_ExS])
@@ -144,9 +145,9 @@ def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: s
 
 
 def steps_to_go(mask_ExS: Array) -> Array:
-    """float32 `[E, S]`: T − t − 1, the counted steps after step t (0-based); 0 under the mask.
+    """Returns float32 `[E, S]`: T − t − 1, the number of steps in the mask after step t (from 0); 0 where the mask is False.
 
-    The public release of SPA-RL multiplies step t's reward by it, so that the last step's reward is lost.
+    The public release of SPA-RL multiplies the reward of step t by this number, which loses the reward of the last step.
     """
     chex.assert_rank(mask_ExS, 2)
     mask_ExS = as_bool(mask_ExS)
@@ -155,7 +156,7 @@ def steps_to_go(mask_ExS: Array) -> Array:
 
 
 def _last(mask_ExS: Array) -> Array:
-    """bool `[E, S]`: the last True step of each episode."""
+    """Returns bool `[E, S]`, True at the last True step of each episode."""
     return as_bool(mask_ExS) & (steps_to_go(mask_ExS) == 0)
 
 

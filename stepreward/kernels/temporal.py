@@ -1,7 +1,8 @@
 """Advantages that accumulate over time: generalized advantage estimation over tokens, over steps, and over both.
 
-All take `[B, T]` arrays of any dtype, time along the last axis, and return float32; False entries of the mask are skipped, as if the
-stream had been cut and joined around them, and nothing under the mask is read, a discount included. The end of an episode is data (`discount == 0`), so several episodes may share one stream.
+All functions take `[B, T]` arrays of any dtype, with time along the last axis, and return float32. Masked entries are removed from
+the stream: the entries before and after them become neighbours, and none of their values is read, discounts included. A discount of
+0 marks the end of an episode, so several episodes may share a row.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from stepreward.kernels.inputs import as_bool, as_float32, select
 Array = jax.Array
 
 
-@jax.jit  # one compilation a shape, also when called outside jit: the loop body is a closure
+@jax.jit  # compiles once per shape, also when called outside jit, although the loop body is a closure
 def linear_recurrence(b_BxT: Array, c_BxT: Array) -> Array:
     """Solves y_t = b_t + c_t · y_{t+1} backwards in time, with y_T = 0, in O(log T) parallel steps.
 
@@ -30,7 +31,7 @@ def linear_recurrence(b_BxT: Array, c_BxT: Array) -> Array:
     b_BxT, c_BxT = as_float32(b_BxT), as_float32(c_BxT)
     length = b_BxT.shape[1]
 
-    # Doubling: after k rounds (b, c)_t is the composition of the maps of t ... t + 2^k - 1. As a loop it compiles in a
+    # Doubling: after k rounds, (b, c)_t is the composition of the maps of t ... t + 2^k - 1. A loop compiles in a
     # fraction of the time of `associative_scan`, which unrolls every level.
     def double(k, maps):
         b_BxT, c_BxT = maps
@@ -45,7 +46,7 @@ def linear_recurrence(b_BxT: Array, c_BxT: Array) -> Array:
 
 
 def return_to_go(reward_BxT: Array, mask_BxT: Array, discount: float | Array = 1.0) -> Array:
-    """Discounted sum of the rewards from here on: G_t = r_t + γ_t · G_{t'}, t' the next True entry; 0 under the mask.
+    """Discounted sum of the rewards from t on: G_t = r_t + γ_t · G_{t'}, with t' the next True entry; 0 where the mask is False.
 
     Args:
       reward_BxT: `[B, T]`.
@@ -68,18 +69,18 @@ def generalized_advantage_estimation(
 
     with t' the next True entry, and V_{t'} = A_{t'} = 0 past the end.
 
-    γ = λ = 1: return-to-go − value; λ = 0: the one-step temporal difference. At token level the mask skips observations
-    (reward and value under it are never read); at step level `[B, T]` is `[E, S]`, one entry a step (StepPO).
+    γ = λ = 1 gives return-to-go − value; λ = 0 gives the one-step temporal difference. At token level, the mask skips the tokens of
+    observations; at step level, `[B, T]` is `[E, S]`, with one entry per step (StepPO).
 
     Args:
-      reward_BxT: `[B, T]`, the reward that follows the action of entry t.
-      value_BxT: `[B, T]`, V of the state in which the action of entry t is taken.
+      reward_BxT: `[B, T]`, the reward after the action of entry t.
+      value_BxT: `[B, T]`, V of the state before the action of entry t.
       mask_BxT: bool `[B, T]`.
-      discount: γ, a scalar or `[B, T]`; 0 at the last entry of an episode (needed only when more follows in the row).
+      discount: γ, a scalar or `[B, T]`; 0 at the last entry of an episode (needed only if the row continues after it).
       trace: λ.
 
     Returns:
-      `(advantage, returns)`, each `[B, T]`, 0 under the mask; returns = advantage + value, the critic's target.
+      `(advantage, returns)`, each float32 `[B, T]`, 0 where the mask is False; returns = advantage + value, the critic's target.
 
     Source: Schulman et al. 2015 (arXiv 1506.02438), equation 16; for steps StepPO (arXiv 2604.18401).
     """
@@ -107,26 +108,25 @@ def bi_level_generalized_advantage_estimation(
     token_discount: float = 1.0,
     trace: float = 1.0,
 ) -> tuple[Array, Array]:
-    """Advantage estimation over steps, whose returns are the rewards of an estimation over the tokens of each step.
+    """Advantage estimation over steps, followed by one over the tokens of each step, with the steps' returns as rewards.
 
-    1. Over the last token of each step, with γ = `step_discount`: returns G_s.
-    2. Within each step, with γ = `token_discount`: the reward is G_s at the step's last token and 0 before; the step
-    ends there.
+    1. Over the last tokens of the steps, with γ = `step_discount`: returns G_s.
+    2. Within each step, with γ = `token_discount`: the reward is G_s at the step's last token and 0 before it.
 
-    The ends of steps are given. Public code infers them from non-zero rewards, which merges a step of reward 0 with the
-    next.
+    The caller gives the ends of steps. Public code infers them from non-zero rewards, which merges a step of reward 0 with the
+    next one.
 
     Args:
-      reward_BxT: `[B, T]`, the reward of each step at its last token; other entries are not read.
+      reward_BxT: `[B, T]`, the reward of each step at its last token; other entries are ignored.
       value_BxT: `[B, T]`, V before each token.
       mask_BxT: bool `[B, T]`, action tokens.
       step_end_BxT: bool `[B, T]`, True at the last action token of each step.
       step_discount: γ between steps, a scalar or `[B, T]` (0 at an episode's end).
       token_discount: γ between the tokens of a step.
-      trace: λ, on both levels.
+      trace: λ, at both levels.
 
     Returns:
-      `(advantage, returns)`, each `[B, T]`, 0 under the mask.
+      `(advantage, returns)`, each float32 `[B, T]`, 0 where the mask is False.
 
     Source: bi-level GAE of RAGEN and VAGEN (arXiv 2504.20073), with explicit ends of steps.
     """
@@ -140,5 +140,5 @@ def bi_level_generalized_advantage_estimation(
 
 
 def _carried(mask_BxT: Array, factor: float | Array, under_mask: float) -> Array:
-    """float32 `[B, T]`: a factor, scalar or `[B, T]`, on the True entries, and `under_mask` elsewhere."""
+    """Returns float32 `[B, T]`: `factor` (a scalar or `[B, T]`) at the True entries, and `under_mask` elsewhere."""
     return jnp.where(mask_BxT, jnp.broadcast_to(as_float32(factor), mask_BxT.shape), under_mask)

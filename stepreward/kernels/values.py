@@ -1,4 +1,7 @@
-"""The critic's loss, a group's return-to-go as a baseline, and the coefficient of a KL penalty. Arrays of any dtype; float32 results."""
+"""The critic's loss, a group's return-to-go as a baseline, and the coefficient of a KL penalty.
+
+Arrays may have any dtype; results are float32.
+"""
 
 from __future__ import annotations
 
@@ -28,16 +31,17 @@ def clipped_value_loss(
     L = ½ · mean(max((V − G)², (clip(V, V_old − ε, V_old + ε) − G)²))
 
     Args:
-      value_RxL: `[R, L]`, V in training.
-      value_old_RxL: `[R, L]`, V when the advantages were computed.
+      value_RxL: `[R, L]`, the current V.
+      value_old_RxL: `[R, L]`, V at the time when the advantages were computed.
       returns_RxL: `[R, L]`, the targets G; no gradient flows into them.
-      mask_RxL: bool `[R, L]`: the action tokens, or the first one of each step for a critic of steps.
-      clip: ε; None does not clip.
-      denominator: number of True entries of the whole mini-batch when these rows are a part of it; None counts these.
+      mask_RxL: bool `[R, L]`: the action tokens, or the first one of each step for a step-level critic.
+      clip: ε; None for no clipping.
+      denominator: number of True entries of the whole mini-batch, if these rows are only a part of it; None counts those of these
+        rows.
 
     Returns:
-      `(loss, metrics)`; metrics `value_clip_fraction` and `value_error` (mean (V − G)²) are means over the True entries, or their
-      share of it with a `denominator`.
+      `(loss, metrics)`. `value_clip_fraction` and `value_error` (mean (V − G)²) are sums over the True entries divided by the
+      denominator, so those of micro-batches add up to the means of the mini-batch.
 
     Source: PPO implementations (TRL 0.10.1, `vf_coef` left to the caller).
     """
@@ -56,7 +60,7 @@ def clipped_value_loss(
 
 
 def explained_variance(value: Array, returns: Array, mask: Array) -> Array:
-    """1 − Var(G − V) / Var(G) over the True entries: 1 is perfect, 0 no better than a constant; 0 where G is constant."""
+    """1 − Var(G − V) / Var(G) over the True entries: 1 is perfect, 0 is as good as a constant. Returns 0 if G is constant."""
     chex.assert_equal_shape([value, returns, mask])
     value, returns = select(mask, value), select(mask, returns)
     total = masked_var(returns, mask, ddof=0)
@@ -66,18 +70,18 @@ def explained_variance(value: Array, returns: Array, mask: Array) -> Array:
 def leave_one_out_return_to_go(return_ExS: Array, group_id_E: Array, mask_ExS: Array, mask_E: Array) -> Array:
     """Return-to-go minus the mean return-to-go of the *other* episodes of the group at the same step.
 
-    A_{i,t} = G_{i,t} − mean_{j≠i} G_{j,t}, where an episode that has ended counts with G = 0. The baseline does not depend on the
-    episode's own actions, so it is unbiased even when the number of steps depends on the policy (centring per step and summing
-    afterwards is not).
+    A_{i,t} = G_{i,t} − mean_{j≠i} G_{j,t}, with G = 0 for episodes that have ended. The baseline does not depend on the
+    episode's own actions, so it is unbiased even if the number of steps depends on the policy. (Centring each step before summing
+    would be biased.)
 
     Args:
-      return_ExS: `[E, S]` returns-to-go.
+      return_ExS: `[E, S]`, returns-to-go.
       group_id_E: int32 `[E]` in `[0, E)`.
-      mask_ExS: bool `[E, S]`, counted steps.
-      mask_E: bool `[E]`, counted episodes.
+      mask_ExS: bool `[E, S]`, the steps to use.
+      mask_E: bool `[E]`, the episodes to use.
 
     Returns:
-      float32 `[E, S]`; 0 under the mask and for the only episode of a group.
+      float32 `[E, S]`; 0 where the mask is False, and for the only episode of a group.
     """
     chex.assert_rank([return_ExS, mask_ExS], 2)
     chex.assert_rank([group_id_E, mask_E], 1)
@@ -87,14 +91,19 @@ def leave_one_out_return_to_go(return_ExS: Array, group_id_E: Array, mask_ExS: A
 
 
 def adaptive_kl_coefficient(coefficient: float, kl: float, *, target: float, horizon: float, episodes: int) -> float:
-    """The next coefficient of a KL penalty: c · (1 + clip(KL / target − 1, −0.2, 0.2) · episodes / horizon); host floats.
+    """Returns the next coefficient of a KL penalty: c · (1 + clip(KL / target − 1, −0.2, 0.2) · episodes / horizon).
+
+    All arguments and the result are Python numbers.
 
     Args:
       coefficient: c ≥ 0.
-      kl: mean over episodes of Σ over its action tokens of log π − log π_ref; NaN (nothing measured) leaves c as it is.
-      target: the KL to hold, > 0.
-      horizon: number of episodes over which the coefficient may change by 20 %.
-      episodes: how many the estimate comes from.
+      kl: mean over episodes of Σ (log π − log π_ref) over an episode's action tokens; NaN (no measurement) keeps c.
+      target: the target KL, > 0.
+      horizon: number of episodes over which the coefficient changes by at most 20 %, > 0.
+      episodes: number of episodes in the estimate.
+
+    Raises:
+      ValueError: `target` or `horizon` is not positive.
 
     Source: Ziegler et al. 2019 (arXiv 1909.08593), section 2.2; TRL's `AdaptiveKLController`.
     """
