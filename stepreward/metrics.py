@@ -1,8 +1,8 @@
 """A run's metrics: `workdir/metrics.jsonl`, its copy for TensorBoard, and the confidence interval of a success rate.
 
-A line of `metrics.jsonl` is one JSON object: `tick` (int; one sequence over all stages of the run), `iteration`
-(int; finished iterations of reinforcement learning), `stage`, `env_steps`, `wall_s`, and measurements under `group/name`. A process or its machine may stop at any byte. Every line
-reaches the disk before `write` returns, so only the last line can be incomplete, and readers drop it.
+A line of `metrics.jsonl` is one JSON object: `tick` (int; one sequence over all stages of the run), `iteration` (int; finished
+iterations of reinforcement learning), `stage`, `env_steps`, `wall_s`, and measurements under `group/name`. A process or its machine
+may stop at any byte. Every line reaches the disk before `write` returns, so only the last line can be incomplete, and readers drop it.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ def bin_rows(batch: Batch, length: int | None = None, row_multiple: int = 1, max
     """Packs rows into shared rows by first-fit decreasing; on the host.
 
     Each original row keeps its positions and gets segment ids of its own, counted from 1, so that it attends only to itself.
-    Token-level arrays are moved. Step-level and episode-level arrays do not change, and `step_id` still indexes them. Losses that count rows
-    ("sequence-mean", "sequence-sum", "constant") count the packed ones.
+    Token-level arrays are moved. Step-level and episode-level arrays do not change, and `step_id` still indexes them. Losses that count
+    rows ("sequence-mean", "sequence-sum", "constant") count the packed ones.
 
     Args:
       batch: NumPy arrays; rows without a token are dropped.

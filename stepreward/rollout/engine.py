@@ -1,13 +1,13 @@
 """Batched decoding with a KV cache that stays on the device across turns.
 
 A row is one conversation. `turn` appends new tokens to each row (ragged), samples an answer token by token until every row
-stopped, and keeps the cache, so that a turn costs its new tokens only. Token in, token out: nothing is ever decoded and
-re-tokenised. Shapes come from a few buckets (numbers of rows, of new tokens and of cache slots), so nothing retraces
-after warm-up. The cache grows with the conversations, by an eighth of its most at a time: attention costs what they hold, not
-what they might.
+has stopped, and keeps the cache, so that a turn costs only its new tokens. Token in, token out: nothing is ever decoded and
+tokenised again. Shapes come from a few buckets (numbers of rows, of new tokens and of cache slots), so nothing retraces
+after warm-up. The cache grows with the conversations, by an eighth of its largest size at a time, so that attention costs what the
+conversations hold and not what they could hold.
 
-With several processes the cache holds the rows of all, one block each. What the host sees of a batch (lengths, new tokens, keys,
-answers) is the block of its own process, and every process calls the same methods in the same order.
+With several processes the cache holds the rows of all processes, one block each. On the host, each process sees only its own block of a
+batch (lengths, new tokens, keys, answers), and every process calls the same methods in the same order.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class EngineState(NamedTuple):
     Attributes:
       caches: one `LayerCache` a layer, `[B, K, C, H]`.
       length: host int32 `[B / processes]`, how many tokens of each row of this process the cache holds.
-      offset: host int32, for the same rows, what to add to a place in the cache to get a text token's rotary position: images take
-        fewer positions than tokens. None in an engine that knows no images.
+      offset: host int32, for the same rows: add it to a token's place in the cache to get its rotary position, since images take
+        fewer positions than tokens. None in an engine without images.
     """
 
     caches: Any
@@ -50,14 +50,14 @@ class EngineState(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What each row sampled in a turn; arrays on the host.
+    """What each row sampled in a turn, as arrays on the host.
 
     Attributes:
-      tokens: int32 `[B, A]`; only the first `count` of a row are its answer.
+      tokens: int32 `[B, A]`; the first `count` tokens of a row are its answer.
       log_prob: float32 `[B, A]`, log-probability at the sampling temperature, before top-k / top-p truncation.
       entropy: float32 `[B, A]`, of the same distribution, in nats.
-      count: int32 `[B]`, how many tokens were sampled, the stop token included.
-      stopped: bool `[B]`, False where the answer ran into `max_answer_tokens`.
+      count: int32 `[B]`, how many tokens were sampled, with the stop token.
+      stopped: bool `[B]`, False if the answer was cut at `max_answer_tokens`.
     """
 
     tokens: np.ndarray
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
 
 
 def draw_token(hidden_BxD: Array, head_DxV: Array, keys_B: Array, index, sampling: Sampling) -> tuple[Array, Array]:
-    """One token a row, the `index`-th of its answer, and the log-probabilities `[B, V]` that it was drawn with."""
+    """Draws the `index`-th token of each row's answer; returns the log-probabilities `[B, V]` and the tokens."""
     log_p = log_softmax(hidden_BxD, head_DxV, sampling.temperature)
     return log_p, sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
 
@@ -84,7 +84,7 @@ class Engine:
       buckets: allowed numbers of new tokens a turn, ascending; a turn is padded to the smallest that fits.
       pad_id: token used as padding.
       cache_dtype: storage type of the cache (None: the compute type).
-      sharding: where arrays with a leading row axis live (None: the default device).
+      sharding: of arrays with a leading row axis (None: the default device).
       rows_multiple: batches hold a multiple of this many rows (what the sharding divides by).
       lora: the adapters of the parameters that `prepare` is given, or None.
       reader: lays images out for a model that sees; None: the engine knows no images.
@@ -103,7 +103,7 @@ class Engine:
     lora: LoraConfig | None = None
     reader: ImageReader | None = None
 
-    draw = staticmethod(draw_token)  # what a kind of engine with other draws replaces
+    draw = staticmethod(draw_token)  # subclasses that draw in another way replace this
 
     def __post_init__(self):
         if self.config.scan_layers or self.config.lora is not None:
@@ -115,7 +115,7 @@ class Engine:
         most = self.max_length + self.buckets[-1] + self.sampling.max_answer_tokens
         parts = max(1, min(8, most // 64))
         self.slot_buckets = tuple(-(-most * part // parts) for part in range(1, parts + 1))
-        # Outputs go where `start` puts its arrays: a cache that came to lie elsewhere would compile a turn once more.
+        # Outputs have the sharding of the arrays that `start` makes; with another one a turn would compile again.
         self.cache_sharding = self.sharding
         if self.config.mesh is not None:
             shape = (self.rows_multiple, self.config.num_kv_heads, 1, 1)
@@ -129,19 +129,19 @@ class Engine:
         self._grow = cached(_grow, static_argnums=1)
         self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
         self._empty = cached(lambda rows: empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
-        self._prepare: dict[Any, tuple] = {}  # by the structure of what is prepared
+        self._prepare: dict[Any, tuple] = {}  # by the structure of the parameters
         self._shared = self.sharding is not None and not self.sharding.is_fully_addressable
 
     def prepare(self, params):
-        """The parameters of a rollout, made once: layers unstacked, in the compute dtype, laid out for decoding.
+        """Makes the parameters of a rollout: layers unstacked, in the compute dtype, sharded for decoding. Call it once a rollout.
 
-        Adapters stay beside their weights: merged into weights of 16 bits, a small update would be rounded away.
+        Adapters are not merged into their weights, since weights of 16 bits would round a small update away.
 
         Args:
           params: as trained, or `(base, adapters)` with the adapters of `lora`.
 
         Returns:
-          What `turn` takes. Parameters that are so already come back as they are.
+          The parameters that `turn` takes; the same arrays if nothing has to change.
         """
         return params if self._prepared(params) else self._preparation(params)[0](params)
 
@@ -162,14 +162,14 @@ class Engine:
         return self._prepare[structure]
 
     def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool) -> Iterator[Program]:
-        """The programs of a rollout, at their largest: the longest prompt behind the longest conversation.
+        """The programs of a rollout at their largest shapes: the longest prompt after the longest conversation.
 
         Args:
-          params: shapes of what `prepare` is given, on a mesh.
-          rows: conversations at once.
-          turns: of each.
-          batches: of so many rows, in a rollout.
-          grows: whether conversations keep their cache; else every turn begins anew.
+          params: shapes of the parameters that `prepare` takes, on a mesh.
+          rows: how many conversations there are at once.
+          turns: how many turns each conversation has.
+          batches: how many batches of `rows` conversations a rollout has.
+          grows: whether conversations keep their cache; otherwise every turn starts with an empty one.
         """
         prepared = params
         if not self._prepared(params):
@@ -195,7 +195,7 @@ class Engine:
             yield Program(f"rollout/turn: {name}", run, (prepared, new, count, cache(slots), keep), detail=True)
 
     def start(self, rows: int) -> EngineState:
-        """Empty conversations, `rows` in all."""
+        """Returns `rows` empty conversations, counted over all processes."""
         length = np.zeros(rows // (processes.count() if self._shared else 1), np.int32)
         return EngineState(self._empty(rows), length, None if self.reader is None else np.zeros_like(length))
 
@@ -204,13 +204,13 @@ class Engine:
         return state._replace(length=np.zeros_like(state.length), offset=None if state.offset is None else 0 * state.offset)
 
     def select(self, state: EngineState, index: np.ndarray) -> EngineState:
-        """Keeps the rows `index` of this process (in that order; a row may repeat as filler)."""
+        """Keeps the rows `index` of this process, in that order; a row may be repeated as filler."""
         chosen = processes.all_rows(index, len(state.length)) if self._shared else jnp.asarray(index)
         offset = None if state.offset is None else state.offset[index]
         return EngineState(self._select(state.caches, chosen), state.length[index], offset)
 
     def row_bucket(self, rows: int, most: int) -> int:
-        """How many rows a batch with `rows` conversations gets: `most`, or a half, an eighth or a 32nd of it that fits."""
+        """The rows of a batch with `rows` conversations: the smallest of `most`, its half, its eighth and its 32nd that holds them."""
         sizes = [most] + [-(-most // part // self.rows_multiple) * self.rows_multiple for part in (2, 8, 32)]
         return min(size for size in sizes if size >= rows)
 
@@ -225,7 +225,7 @@ class Engine:
         )
 
     def holds(self, tokens: int, new: int = 0) -> bool:
-        """Whether a turn may bring `new` tokens, and a conversation of `tokens` tokens has room for one more answer."""
+        """Whether a turn may have `new` new tokens, and a conversation of `tokens` tokens has room for one more answer."""
         return new <= self.buckets[-1] and tokens + self.sampling.max_answer_tokens <= self.max_length
 
     def turn(
@@ -233,23 +233,23 @@ class Engine:
     ) -> tuple[EngineState, Answer]:
         """Appends `new_tokens[b]` to each row and samples an answer.
 
-        The last sampled token of an answer is not yet in the cache: the caller sends it again as the first of the next
-        turn's new tokens (`new_tokens` is whatever lies beyond `state.length`). A row with no new tokens is idle: it
-        samples nothing and keeps its conversation.
+        The last token of an answer is not yet in the cache: the caller sends it again as the first new token of the next
+        turn (`new_tokens` are all tokens after `state.length`). A row without new tokens is idle: it samples nothing and
+        keeps its conversation.
 
         Args:
           params: the decoder's parameters, as `prepare` returns them.
           state: the conversations; its cache is donated.
           new_tokens: per row, int32 tokens.
           keys: one PRNG key a row, `[B]`.
-          images: per row, what its new tokens show; for an engine with a reader. None: text only.
+          images: per row, the images among its new tokens; for an engine with a reader. None: text only.
         """
         caches, tokens, count = self._lay_out(state, new_tokens, room=self.sampling.max_answer_tokens)
         width = tokens.shape[1]
         seen, offset = (), state.offset
         if self.reader is not None:
             shown = [None] * len(new_tokens) if images is None else images
-            # The token that a conversation goes on with was sampled: even a placeholder's token is no image there.
+            # The first token of a conversation that goes on was sampled. It shows no image, even if it is a placeholder.
             sampled = [np.arange(len(new)) < (n > 0) for new, n in zip(new_tokens, state.length)]
             vision = self.reader.inputs(new_tokens, shown, width, start=state.length + state.offset, sampled=sampled)
             offset = state.offset + vision.offset

@@ -8,8 +8,8 @@ fresh one.
         pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
         pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
 
-There are four kinds of pools with the same interface, see `pools.make_pool`. The two in this module run environments in this process. A pool
-must be used from one thread only.
+There are four kinds of pools with the same interface, see `pools.make_pool`. The two in this module run environments in this process. A
+pool must be used from one thread only.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class ThreadPool(EnvironmentPool):
         super().close()
 
     def _round(self, slots, steps):
-        hosts = [self._host(slot) for slot in slots]  # here: a thread must not find the list half grown
+        hosts = [self._host(slot) for slot in slots]  # made here, since threads must not extend the list
         return list(self._threads.map(_run, hosts, steps))
 
 

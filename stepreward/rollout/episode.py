@@ -69,8 +69,8 @@ class Step:
     """One action of the policy.
 
     Attributes:
-      prompt_tokens: int32 tokens before the answer: a whole prompt (a row is a step) or what this turn added to the
-        conversation (a row is an episode).
+      prompt_tokens: int32 tokens before the answer: a whole prompt (if a row is a step), or what this turn added to the
+        conversation (if a row is an episode).
       action_tokens, log_prob, entropy: int32 / float32 `[A]`, exactly as sampled.
       observation: the environment's text before the action.
       output: the model's answer as text.
@@ -78,11 +78,11 @@ class Step:
       reward: the environment's reward.
       executed: the action was understood, ran and took effect.
       state_key: the state before the action.
-      distance: how far success was before the action, in the environment's unit (NaN where it does not know).
-      images: what `prompt_tokens` show, where the model sees (`models.vision_inputs.Images`).
+      distance: how far success was before the action, in the environment's unit (NaN if it does not know).
+      images: the images in `prompt_tokens`, for a model that sees (`models.vision_inputs.Images`).
       cut: characters of observations that the prompt leaves out because they did not fit.
-      stopped: the answer ended by itself; False where it was cut at `rollout.max_answer_tokens`.
-      snapshot: the state before the action, where `play` was asked to keep it.
+      stopped: whether the answer ended by itself; False if it was cut at `rollout.max_answer_tokens`.
+      snapshot: the state before the action, if `play` was asked to keep it.
     """
 
     prompt_tokens: np.ndarray
@@ -110,10 +110,11 @@ class Episode:
       task: what was played.
       steps: its actions in order.
       prefix: how many of the first steps were given by its start; the policy sampled the others now.
-      success, truncated: how it ended; truncated is all but `TERMINATED`.
-      end: why it ended: `TERMINATED` or one of `CUT_SHORT`; "" where it failed, or where that is not known.
-      needs: what was too long for it: config keys and the number of tokens that each would have to allow.
-      score: how well, in the benchmark's measure.
+      success: whether the task was solved.
+      truncated: whether the episode ended otherwise than by `TERMINATED`.
+      end: why it ended: `TERMINATED` or one of `CUT_SHORT`; "" if it failed, or if the reason is not known.
+      needs: the config keys whose limits were too small for it, each with the number of tokens that it would have to allow.
+      score: how well the task was solved, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
       cost: what it took to play the steps after the prefix.
@@ -133,7 +134,7 @@ class Episode:
     cost: Cost = Cost()
 
     def need(self, **tokens: int) -> None:
-        """Notes that `rollout.KEY` would have to be so large; the largest counts."""
+        """Notes that `rollout.KEY` would have to be at least this large; keeps the largest number of each key."""
         for key, count in tokens.items():
             self.needs[f"rollout.{key}"] = max(count, self.needs.get(f"rollout.{key}", 0))
 
@@ -143,7 +144,7 @@ class Episode:
         return float(sum(step.reward for step in self.steps))
 
     def progress(self, unreachable: float) -> np.ndarray:
-        """True progress of each step, d(before) − d(after), with `unreachable` for an infinite distance; NaN if unknown."""
+        """True progress of each step, d(before) − d(after); `unreachable` replaces an infinite distance, and NaN means unknown."""
         distance = np.array([step.distance for step in self.steps] + [self.final_distance], np.float64)
         distance = np.where(np.isinf(distance), unreachable, distance)
         return distance[:-1] - distance[1:]
@@ -178,7 +179,7 @@ def total_cost(episodes: Sequence[Episode]) -> Cost:
 
 
 def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
-    """Exact progress of each step, float64 `[E, S]`: NaN where unknown; a lost task counts as `2 · max_steps` away."""
+    """Exact progress of each step, float64 `[E, S]`: NaN if unknown; an infinite distance counts as `2 · max_steps`."""
     progress = np.full((len(episodes), max_steps), np.nan)
     for row, episode in zip(progress, episodes):
         row[: len(episode.steps)] = episode.progress(2.0 * max_steps)
@@ -215,7 +216,7 @@ def cuts(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def lost(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Of `cuts` those that a length caused, and only where there are any: for evaluations."""
+    """Those of `cuts` that a length caused and that are not 0; for evaluations."""
     return {name: count for name, count in cuts(episodes).items() if count and name in (TOO_LONG, ROW_FULL, "observations_cut")}
 
 
@@ -223,7 +224,7 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
     """The episode as plain JSON data for the report and for `episodes/`."""
 
     def number(value):
-        return None if value is None or math.isnan(value) else float(value)  # infinite: out of reach
+        return None if value is None or math.isnan(value) else float(value)  # inf means out of reach
 
     steps = []
     for index, step in enumerate(episode.steps):

@@ -1,4 +1,4 @@
-"""Prompts that are longer than a turn may be: their observations are cut, visibly, so that the episode can go on."""
+"""Shortens prompts that are too long for a turn: their observations are cut, with a marker, so that the episode can go on."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from stepreward.envs.protocol import Prompt
 from stepreward.rollout.chat import Dialogue, unmarked
 from stepreward.rollout.engine import Engine
 
-LONG_OBSERVATIONS = ("cut", "end")  # what happens to one: it is cut, or the episode ends
+LONG_OBSERVATIONS = ("cut", "end")  # a long observation is cut, or it ends the episode
 MARKER = "[… {:,} characters cut …]"
-_MOST_CHARACTERS = 64  # kept of a text for each token of room, so that the search stays short whatever an environment says
+_MOST_CHARACTERS = 64  # the most characters that are kept for each token of room: this bounds the search for texts of any length
 
 View = Mapping[str, Any]
 History = Sequence[tuple[View, str]]
@@ -26,7 +26,7 @@ class Shown:
 
     Attributes:
       tokens: int32 `[T]`.
-      cut: characters of observations that it leaves out.
+      cut: how many characters of observations it leaves out.
     """
 
     tokens: np.ndarray
@@ -34,8 +34,10 @@ class Shown:
 
 
 def cut_text(text: str, kept: int) -> str:
-    """The first two thirds and the last third of `kept` characters, with a marker between that counts the others; `text` itself where
-    it has no more than that."""
+    """Cuts the middle out of a text so that `kept` characters are left: two thirds from its beginning, and one third from its end.
+
+    A marker in the middle counts the characters that were cut. A text of at most `kept` characters is returned as it is.
+    """
     if len(text) <= kept:
         return text
     tail = kept // 3
@@ -45,17 +47,17 @@ def cut_text(text: str, kept: int) -> str:
 def prompt_writer(
     prompt: Prompt, chat: Dialogue, *, by_step: bool, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None
 ) -> Callable[[View, History], np.ndarray]:
-    """The function that makes a turn's tokens of what it shows and of the earlier turns that it shows.
+    """Returns a function from a view and the earlier turns to the tokens of a turn's prompt.
 
     Args:
-      prompt, chat: of the run.
-      by_step: a whole prompt each turn; else what a conversation gains.
+      prompt, chat: those of the run.
+      by_step: whether each turn has a whole prompt; otherwise the tokens are what the turn adds to the conversation.
       first, closes_answer, image_tokens: see `Dialogue.user_turn`.
     """
     if by_step and image_tokens is not None:
 
         def write(view: View, history: History) -> np.ndarray:
-            # An <image> that the environment or the model said is text.
+            # An <image> in what the environment or the model said is plain text.
             said = [(unmarked(before), unmarked(answer)) for before, answer in history]
             return chat.user_turn(prompt.window(unmarked(view), said), first=True, image_tokens=image_tokens)
 
@@ -67,26 +69,26 @@ def prompt_writer(
 
 
 def room_of_a_turn(engine: Engine, *, by_step: bool, later: bool) -> int:
-    """Most tokens of a prompt: a conversation that goes on also sends the last token of its answer again."""
+    """The most tokens that a prompt may have. A conversation that goes on also sends the last token of its answer again."""
     widest = engine.buckets[-1]
     return min(widest, engine.max_length - engine.sampling.max_answer_tokens) if by_step else widest - later
 
 
 def shorten(write: Callable[[View, History], np.ndarray], view: View, history: History, most: int) -> Shown | None:
-    """A prompt of at most `most` tokens, made by cutting as few characters as that takes.
+    """Shortens a prompt to at most `most` tokens by cutting as few characters as possible.
 
-    Earlier observations go first: all that are longer than some length are cut to it, the largest that fits. Where even nothing of
-    them fits beside the present observation, the history is left out, and the present observation is cut.
+    Earlier observations are cut first: all longer ones are cut to one length, the largest that fits. If the prompt is too long even
+    without their text, the history is left out and the present observation is cut.
 
     Args:
-      write: makes the tokens of a prompt, int32 `[T]`, of what it shows now and of earlier turns; a ValueError (the marker of an
-        image was cut away) says that it cannot.
+      write: returns the tokens of a prompt, int32 `[T]`, for a view and earlier turns; raises ValueError if it cannot, since the
+        marker of an image was cut away.
       view: the present observation, with its `text`.
-      history: the earlier ones and what was answered, oldest first.
-      most: tokens that the prompt may have.
+      history: the earlier observations and answers, oldest first.
+      most: the most tokens that the prompt may have.
 
     Returns:
-      The prompt, or None when the words around the observation are too long already.
+      The prompt, or None if the words around the observation are too long already.
     """
     lengths = [len(seen["text"]) for seen, _ in history]
     if history:
@@ -110,7 +112,10 @@ def _cut(view: View, kept: int) -> View:
 
 
 def _search(write: Callable[[int], np.ndarray], longest: int, most: int) -> tuple[np.ndarray, int] | None:
-    """The tokens that fit with the largest number of kept characters below `longest`, and that number; None where 0 is too many."""
+    """Finds the largest number of kept characters below `longest` that fits.
+
+    Returns the tokens and that number, or None if even 0 is too many.
+    """
     best, low, high = None, -1, min(longest, _MOST_CHARACTERS * most)
     while high - low > 1:  # `low` fits (or is −1), `high` does not
         middle = 0 if best is None else (low + high) // 2

@@ -1,13 +1,14 @@
-"""The process that environments are forked from: it has imported their module, and nothing of jax; it ends what must end.
+"""The server that environments are forked from. It has imported their module but not jax, and it ends its children.
 
-A process of its own because a process with jax's threads must not fork. `multiprocessing`'s fork server is not used: its children
-import the main script again, and jax with it; and an environment that hangs outlives a parent that is killed. Here one rule ends
-everything: when the pool's end of the control socket closes, by `close()` or because the pool's process is gone, each child has
-`grace_s` to end by itself, then its process group gets SIGTERM, and SIGKILL `KILL_S` later; then the server ends.
+It is a separate process, since a process with jax's threads must not fork. `multiprocessing`'s fork server is not used, since its
+children import the main script again, and jax with it, and since an environment that hangs outlives a parent that is killed. Here one
+rule ends everything. When the pool's end of the control socket closes, by `close()` or because the pool's process has ended, each child
+has `grace_s` seconds to end by itself. Then its process group gets SIGTERM, and SIGKILL `KILL_S` seconds later. Then the server ends.
 
 Records on the control socket are `RECORD`: a letter, the child's number, a value.
-* to the server: S (with the child's end of a socket pair: fork a child), E (end the child in `value` seconds).
-* from the server: U (up: the environment's module is imported), D (the child died; its wait status), F (fork failed; its errno).
+* To the server: S forks a child (sent with the child's end of a socket pair), E ends the child after `value` seconds.
+* From the server: U says that the environment's module is imported, D that the child died (the value is its wait status), F that a fork
+  failed (the value is the errno).
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ from stepreward.rollout.environment_host import RemoteHost
 
 RECORD = struct.Struct("<cqd")
 HEAD = struct.Struct("<qd")  # length of the pickled factory that follows it, grace_s
-KILL_S = 1.0  # between SIGTERM and SIGKILL
+KILL_S = 1.0  # seconds between SIGTERM and SIGKILL
 _SET_PDEATHSIG = 1
 
 
 def main(descriptor: int) -> None:
-    """Serves the control socket `descriptor` until its other end closes. In a child it returns too, when the child is done."""
+    """Serves the control socket `descriptor` until its other end closes. In a child it returns when the child is done."""
     control = socket.socket(fileno=descriptor)
     length, grace_s = HEAD.unpack(_read(control, HEAD.size))
     factory = _read(control, length)
-    # A job's manager may send SIGTERM to every process of a job while its main one saves: the sockets say when to end. Handlers
-    # that do nothing, unlike ignored signals, are not inherited by the programs that an environment starts.
+    # A job's manager may send SIGTERM to all processes of a job while the main process saves. Children end when their sockets close, so
+    # these signals do nothing. They have empty handlers, since programs that an environment starts would inherit ignored signals.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, _nothing)
     try:
         pickle.loads(factory)
-    except BaseException:  # each child meets it again, and says so
+    except BaseException:  # each child raises it again and reports it
         pass
     gc.collect()
-    gc.freeze()  # pages that are never written stay shared
+    gc.freeze()  # keeps pages shared, since the collector no longer writes to them
     control.sendall(RECORD.pack(b"U", 0, 0.0))
     connection = _Server(control, grace_s).run()
     if connection is not None:
@@ -69,7 +70,7 @@ class _Server:
         signal.set_wakeup_fd(self._wake[1], warn_on_full_buffer=False)
 
     def run(self) -> Connection | None:
-        """Returns None when the server is done, and in a child its connection."""
+        """Returns None when the server is done; in a child, returns the child's connection."""
         open_ = True
         with selectors.DefaultSelector() as selector:
             selector.register(self._control, selectors.EVENT_READ)
@@ -93,7 +94,7 @@ class _Server:
         return None
 
     def _listen(self) -> bool | Connection:
-        """Takes one record; False when the pool is gone, a connection in a new child."""
+        """Reads one record. Returns False if the pool has closed its end, and in a new child the child's connection."""
         try:
             record, handles, _, _ = socket.recv_fds(self._control, RECORD.size, 1)
         except ConnectionError:
@@ -116,14 +117,14 @@ class _Server:
         return True
 
     def _become_child(self, handle: int) -> Connection:
-        os.setsid()  # a group of its own, which can be killed as a whole and which a terminal's Ctrl-C does not reach
+        os.setsid()  # its own process group, which can be killed as a whole, and which a terminal's Ctrl-C does not reach
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (*self._wake, self._control.detach()):
             os.close(descriptor)
         if sys.platform == "linux":
-            ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL)  # should the server be killed
-            _write("/proc/self/oom_score_adj", "500")  # when memory runs out, rather this one than the trainer
+            ctypes.CDLL(None).prctl(_SET_PDEATHSIG, signal.SIGKILL)  # if the server is killed
+            _write("/proc/self/oom_score_adj", "500")  # if memory runs out, Linux kills this process before the trainer
         return Connection(handle)
 
     def _end(self, child: int, after: float) -> None:
@@ -145,7 +146,7 @@ class _Server:
         for child, pid in list(self._pids.items()):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
-            _kill(pid, signal.SIGKILL)  # what it started and left behind
+            _kill(pid, signal.SIGKILL)  # processes that it started and did not end
             self._tell(b"D", child, os.waitpid(pid, 0)[1])
             del self._pids[child]
             self._ends.pop(child, None)
@@ -154,13 +155,13 @@ class _Server:
         try:
             self._control.sendall(RECORD.pack(kind, child, float(value)))
         except OSError:
-            pass  # nobody listens any more
+            pass  # the pool has closed its end
 
 
 def _serve(connection: Connection, factory: bytes) -> None:
-    """A child: answers until the pool hangs up, or the environment has failed."""
+    """Answers requests in a child until the pool closes the connection or the environment fails."""
     if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed()  # or all children would draw alike
+        sys.modules["numpy"].random.seed()  # otherwise all children would draw the same numbers
     host = RemoteHost(factory)
     try:
         while not host.failed:
@@ -172,7 +173,7 @@ def _serve(connection: Connection, factory: bytes) -> None:
 
 
 def _kill(pid: int, number: int) -> None:
-    for kill in (os.killpg, os.kill):  # the second for a child that has not made its group yet
+    for kill in (os.killpg, os.kill):  # the second is for a child that has not made its group yet
         try:
             return kill(pid, number)
         except (ProcessLookupError, PermissionError):

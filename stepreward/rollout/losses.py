@@ -1,4 +1,4 @@
-"""What a rollout cut or ended early: one warning for each kind, which says what would have to be larger."""
+"""Warnings of what a rollout cut or ended early: one for each kind, which says which limits to raise."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SAID = {
 
 
 def advice(needs: Mapping[str, int]) -> str:
-    """What to set so that all fits: "set rollout.max_prompt_tokens to at least 812 and …"."""
+    """Says which limits make everything fit: "set rollout.max_prompt_tokens to at least 812 and …"."""
     return "set " + " and ".join(f"{key} to at least {count}" for key, count in sorted(needs.items()))
 
 
 def warn_of_losses(episodes: Sequence[Episode], warned: set[str]) -> None:
-    """Logs a warning for each kind of loss among the episodes that is not in `warned` yet, and puts it there."""
+    """Logs a warning for each kind of loss among the episodes that is not in `warned` yet, and adds the kind to `warned`."""
     found = {
         FIRST: [e for e in episodes if e.failure is not None and e.needs and not e.steps],
         CUT: [e for e in episodes if any(step.cut for step in e.steps)],

@@ -1,4 +1,4 @@
-"""Episodes to a `Batch`, in either packing, on the host."""
+"""Packs episodes into a `Batch`, with a row for each step or for each episode; on the host."""
 
 from __future__ import annotations
 
@@ -24,19 +24,24 @@ def pack(
     reader: ImageReader | None = None,
     check: bool = True,
 ) -> Batch:
-    """Lays episodes out as rows of tokens (NumPy arrays).
+    """Packs episodes into rows of tokens (NumPy arrays).
+
+    The steps of a prefix (`Episode.prefix`) are packed like all others.
 
     Args:
-      episodes: as collected; those that failed keep their place with `episode_mask=False` and no rows.
+      episodes: as they were played; one that failed keeps its place with `episode_mask=False` and has no rows.
       context: "step" (a row is a step) or "episode" (a row is an episode).
-      max_steps: S.
-      row_length: L; a longer row is an error, nothing is cut.
-      row_multiple: rows are padded to a multiple of this, so that shapes repeat.
-      pad_id: token at padding.
+      max_steps: S, the number of step columns.
+      row_length: L; a longer row raises, since nothing is cut.
+      row_multiple: the number of rows is padded to a multiple of this, so that shapes repeat.
+      pad_id: the token of padding.
       outcome: "return" (sum of environment rewards) or "success" (0 or 1).
       outcome_scale: multiplies the outcome.
-      reader: of the images that the steps' prompts show; None leaves them out, and their placeholders are tokens like any other.
-      check: call `batch.validate` on the result.
+      reader: lays out the images of the prompts; None leaves them out, and their placeholders are ordinary tokens.
+      check: whether to call `batch.validate` on the result.
+
+    Raises:
+      ValueError: `outcome` is unknown, or a row is longer than `row_length`.
     """
     if outcome not in ("return", "success"):
         raise ValueError(f"outcome={outcome!r} is neither 'return' nor 'success'.")
@@ -88,7 +93,7 @@ def _rows_of(episode: Episode, first_id: int, context: str):
 
 
 def _vision(reader: ImageReader, rows, images, total: int, row_length: int):
-    """The images of all rows; a row that only fills up has none."""
+    """The images of all rows; a row of padding has none."""
     empty = total - len(rows)
     tokens = [row_tokens for row_tokens, _, _ in rows] + [np.zeros(0, np.int32)] * empty
     sampled = [step_id >= 0 for _, _, step_id in rows] + [np.zeros(0, bool)] * empty

@@ -1,15 +1,15 @@
 """Plays episodes: one engine, many environments, two ways of showing history.
 
-* `context="step"`: every turn is a fresh prompt holding a window of history; a training row is one step.
+* `context="step"`: every turn is a new prompt with a window of history; a training row is one step.
 * `context="episode"`: the conversation grows and its cache is kept; a training row is the whole episode.
 
 An episode starts where its `Start` says: at the beginning of its task, or in the middle of an earlier episode, whose steps it keeps as
 its prefix. The environment then restores a snapshot, or repeats the prefix's actions.
 
-Finished episodes leave the device batch: when the rest fits a smaller batch size, the batch shrinks to it.
+Finished episodes leave the device batch. When the others fit a smaller batch size, the batch shrinks to it.
 
-With several processes each plays its share of the episodes, in its own environments and its own rows of the batch; in the end all
-have all episodes.
+With several processes, each plays its share of the episodes, in its own environments and its own rows of the batch. In the end every
+process has all episodes.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ class Collector:
     Attributes:
       engine: samples answers.
       pool: the environments.
-      prompt: observations to messages, answers to actions.
-      chat: messages to tokens.
+      prompt: turns observations into messages, and answers into actions.
+      chat: turns messages into tokens.
       context: "step" or "episode", see the module's docstring.
       history: with `context="step"`, how many (observation, answer) pairs a prompt shows.
-      max_steps: an episode is cut there even if its environment goes on.
-      max_rows: episodes decoded at once.
-      reader: of the observations' images, for a model that sees (the engine has the same); None shows text only.
-      invalid_penalty: taken from the reward of a step whose answer held no action.
-      long_observation: what becomes of an observation with which a prompt is too long: "cut" shortens it visibly, "end" ends the
-        episode.
-      longest_answer: tokens of the longest answer, for what is said about lengths.
-      warned: the kinds of loss that were warned of already; one warning each.
-      reuse_cache: with `context="episode"`, False prefills the whole conversation again each turn (for benchmarks).
+      max_steps: the most steps of an episode.
+      max_rows: how many episodes are decoded at once.
+      reader: reads the images of observations, for a model that sees (the engine has the same reader); None: text only.
+      invalid_penalty: subtracted from the reward of a step whose answer held no action.
+      long_observation: what happens if an observation makes a prompt too long: "cut" shortens the observation visibly, "end" ends
+        the episode.
+      longest_answer: tokens of the longest answer, for messages about lengths.
+      warned: the kinds of loss that were warned of already; each kind is warned of once.
+      reuse_cache: with `context="episode"`, False prefills the whole conversation in every turn (for benchmarks).
     """
 
     engine: Engine
@@ -199,7 +199,7 @@ class Collector:
         return episodes
 
     def _begin(self, games: list[Game]) -> None:
-        """Takes every game to its start and writes its first prompt; the environments work at the same time where the pool lets them."""
+        """Takes every game to its start and writes its first prompt. The environments work at the same time if the pool can do that."""
         calls = []
         for game in games:
             task = game.episode.task
@@ -239,14 +239,14 @@ class Collector:
                 self._end(game, terminated)
 
     def _check_state(self, game: Game) -> None:
-        """Fails a game whose environment is in another state than the steps of its prefix were taken in."""
+        """Fails a game whose environment is not in the state that the prefix or the start names."""
         steps = game.episode.steps
         expected = steps[game.replayed].state_key if game.to_replay else game.start_key
         if expected is not None and game.state_key != expected:
             game.fail(f"the replay led to another state after {game.replayed} of {game.episode.prefix} actions")
 
     def _open(self, game: Game) -> None:
-        """Writes the first prompt that a game plays on from, behind the conversation of its prefix."""
+        """Appends the first new prompt to the conversation of the prefix, or ends the game if nothing can be played."""
         episode = game.episode
         if episode.prefix:
             game.stopped = episode.steps[-1].stopped
@@ -275,7 +275,7 @@ class Collector:
         return self.engine.extend(params, state, said + [np.zeros(0, np.int32)] * (len(state.length) - len(said)))
 
     def _answered(self, game: Game, tokens, log_prob, entropy) -> Step:
-        """The step that an answer makes, before the environment has seen it."""
+        """Makes the step of an answer; the environment adds its reward later."""
         output = self.chat.text(tokens)
         action = cleaned(self.prompt.parse(output))
         shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
@@ -292,7 +292,7 @@ class Collector:
         )
 
     def _act(self, games: list[Game]) -> None:
-        """Brings every game's answer to its environment and writes the next prompts."""
+        """Sends every game's action to its environment and writes the next prompts."""
         calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
         for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
             step, episode, before = game.step, game.episode, game.view
@@ -313,7 +313,7 @@ class Collector:
                     game.cut_short(too_long)
 
     def _short_of(self, game: Game) -> str | None:
-        """Why the next turn cannot be played, or None when it can; what it would take is noted."""
+        """Returns why the next turn has no room, or None if it has; notes in the episode what it would need."""
         # A kept conversation also sends the last token of the answer again.
         new = len(game.prompt_tokens) + (1 if self.context == "episode" and game.history else 0)
         if self.engine.holds(len(game.tokens), new):
@@ -342,9 +342,9 @@ class Collector:
             game.cut_short(STEP_LIMIT if len(game.episode.steps) == self.max_steps else ENVIRONMENT_LIMIT)
 
     def _round(self, games: list[Game], calls: list[Call]):
-        """One call a game, and what is asked of the state that it leads to, unless the game only passes it in a replay.
+        """Makes one call for each game, and those of `asks` for the new state unless a replay only passes through it.
 
-        Yields the games whose calls went well, with the result of the first. The episodes of the others have failed.
+        Yields the games whose calls succeeded, each with the result of its first call. The other games have failed.
         """
         asked = [() if game.to_replay else game.asks for game in games]
         rounds = [[call, *(Call(call.slot, name) for name in names)] for call, names in zip(calls, asked)]
@@ -360,7 +360,7 @@ class Collector:
             yield game, results[0]
 
     def _prompt(self, game, closes_answer: bool = False) -> str | None:
-        """Writes the next turn's prompt: a whole one, or what the conversation gains. Returns why it cannot be played, or None."""
+        """Writes the prompt of the next turn. Returns why the turn cannot be played, or None if it can."""
         if self.reader is not None:
             try:
                 game.images = self.reader.read(game.observation[IMAGE])
@@ -387,7 +387,7 @@ class Collector:
         return self._short_of(game)
 
     def _say(self, game, said: np.ndarray) -> None:
-        """The row is what was said and the prompt behind it; a step's row is its prompt alone."""
+        """Sets the tokens of the row: the conversation and the prompt, or with `context="step"` the prompt alone."""
         game.tokens = game.prompt_tokens if self.context == "step" else np.concatenate([said, game.prompt_tokens])
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Pools of environments by kind."""
+"""Makes pools of environments by name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def make_pool(
     """Makes a pool of environments.
 
     Args:
-      kind: where the environments run. "inline": in this process. "thread": in this process, the calls of a round in a thread each.
-        "process": each in a process of its own on this machine. "ray": each in an actor of a Ray cluster (the extra `ray`).
+      kind: where the environments run. "inline": in this process. "thread": in this process, with a thread for each call of a round.
+        "process": each in its own process on this machine. "ray": each in an actor of a Ray cluster (the extra `ray`).
       factory: makes a fresh environment; for "process" and "ray" it must be picklable.
       timeout_s: seconds that one call may take; "inline" and "thread" have no limits.
       reset_timeout_s: seconds that "reset" or "restore" may take, and making an environment.

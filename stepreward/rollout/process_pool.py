@@ -1,12 +1,12 @@
-"""Environments in a process each: slow ones run at the same time, and one that hangs, crashes or leaks costs one call.
+"""Environments in their own processes: slow ones run at the same time, and one that hangs or crashes costs one call.
 
-A process is forked, when its slot is first called, from a server that has imported the environment's module (`fork_server`), so
-that it starts in milliseconds and shares the module's memory. It ends with the failure of its environment, and a fresh one takes
-its place.
+A process is forked when its slot is first called. It is forked from a server that has imported the environment's module
+(`fork_server`), so it starts in milliseconds and shares the module's memory. When an environment fails, its process ends and a new
+one takes its place.
 
-gymnasium's `AsyncVectorEnv` does not serve here: it steps all environments or none, while episodes end at different turns; and
-one that raises or is late costs the answers of all, and leaves the vector with a closed pipe, or with an answer that is taken for the
-next call's.
+gymnasium's `AsyncVectorEnv` cannot be used here. It steps all environments or none, but episodes end at different turns. If one
+environment raises or is late, all answers are lost, and the vector keeps a closed pipe, or an answer that is taken for the answer of
+the next call.
 """
 
 from __future__ import annotations
@@ -37,18 +37,17 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_
 
 
 class ProcessPool(Pool):
-    """A process for each slot.
+    """A process for each slot; on Linux and macOS.
 
-    Linux and macOS. Nothing outlives the pool: not after `close`, an interrupt, the end of the interpreter, or the pool's process
-    being killed; an environment's own child processes end with it unless they made a session of their own, which its `close` has
-    to end.
+    No process outlives the pool, whether it ends by `close`, an interrupt, the end of the interpreter, or because its process is killed.
+    The child processes of an environment end with it, unless they made their own session; the environment's `close` must end those.
 
     Args:
       factory: makes a fresh environment; picklable, from a module that can be imported (not the main script).
-      timeout_s: seconds that a call may take; then the process is killed. They pass while other environments use the cores.
+      timeout_s: wall-clock seconds that a call may take; then the process is killed.
       reset_timeout_s: seconds that "reset" or "restore" may take, and starting a process and making its environment.
-      grace_s: seconds that an environment has to close itself.
-      output: file that what the environments print is appended to.
+      grace_s: seconds that an environment has to close.
+      output: a file; what the environments print is appended to it.
 
     Raises:
       ValueError: the factory cannot be pickled.
@@ -96,7 +95,7 @@ class ProcessPool(Pool):
                     if not server.up:  # it hangs in the import of the environment's module
                         server.kill()
                     self._drop(slot, after=0.0)
-        except BaseException:  # an interrupt: what is under way would be taken for the answer of a later call
+        except BaseException:  # an interrupt: an answer that is still to come would be taken for that of a later call
             for slot in set(slots) - set(found):
                 self._drop(slot, after=0.0)
             raise
@@ -125,7 +124,7 @@ class ProcessPool(Pool):
         return time.monotonic() + limit, limit
 
     def _receive(self, waiting, found) -> None:
-        """Takes the answers that are there, waiting for one or for the first deadline."""
+        """Takes the answers that have arrived; waits for one, or until the first deadline."""
         heard = [slot for slot in waiting if self._children[slot].gone]
         if not heard:
             first = min(deadline for deadline, _ in waiting.values())
@@ -134,7 +133,7 @@ class ProcessPool(Pool):
                     self._server.listen()
                 elif key.data in waiting:
                     heard.append(key.data)
-                else:  # it died between its calls; the next one fails
+                else:  # the process died between two calls; the next call fails
                     self._server.selector.unregister(key.fileobj)
                     self._children[key.data].watched = False
         for slot in heard:
@@ -145,7 +144,7 @@ class ProcessPool(Pool):
         child = self._children[slot]
         try:
             if child.gone and not child.connection.poll():
-                return self._died(slot)  # something that it started holds its connection open
+                return self._died(slot)  # a process that it started keeps the connection open
             return read_answer(child.connection.recv_bytes())
         except BlockingIOError:
             self._drop(slot, after=0.0)
@@ -157,7 +156,7 @@ class ProcessPool(Pool):
             return failure
 
     def _died(self, slot: int) -> EnvironmentFailure:
-        """The failure of a slot whose connection is gone."""
+        """The failure of a slot whose connection is closed."""
         child = self._children[slot]
         deadline = time.monotonic() + DEATH_S
         while not child.gone and child.server.listen(max(0.0, deadline - time.monotonic())):
@@ -174,7 +173,7 @@ class ProcessPool(Pool):
         self._children[slot] = self._server.fork(slot)
 
     def _drop(self, slot: int, after: float | None = None) -> None:
-        """Ends a slot's process, in `after` seconds should it not do so by itself."""
+        """Ends a slot's process: kills it after `after` seconds if it has not ended by itself."""
         child = self._children.pop(slot, None)
         if child is not None:
             child.server.end(child, self._grace_s if after is None else after)
@@ -182,7 +181,7 @@ class ProcessPool(Pool):
 
 @dataclass
 class _Child:
-    """A process; `gone` says how it died once that is known."""
+    """A process. `gone` says how it died, as soon as that is known."""
 
     number: int
     server: _Server
@@ -192,7 +191,7 @@ class _Child:
     _limit: float = field(default=0.0)
 
     def limit_blocking(self, limit: float) -> None:
-        """Makes reads and writes of the connection fail with BlockingIOError where they stall for `limit` seconds."""
+        """Makes reads and writes of the connection raise BlockingIOError if they stall for `limit` seconds."""
         if limit == self._limit:
             return
         self._limit = limit
@@ -203,19 +202,19 @@ class _Child:
 
 
 class _Server:
-    """The pool's end of a fork server.
+    """A fork server, as its pool sees it.
 
     Attributes:
-      selector: of its records (data None) and of its children's connections (data: the slot).
-      up: it has imported the environment's module.
-      gone: how it died, and with it all its children; empty while it lives.
+      selector: watches the server's records (data None) and the connections of its children (data: the slot).
+      up: whether the server has imported the environment's module.
+      gone: how the server died, and all its children with it; empty while it lives.
     """
 
     def __init__(self, factory: bytes, grace_s: float, output: str):
         self.up, self.gone, self._closed = False, "", False
         self.selector = selectors.DefaultSelector()
         self._control, far = socket.socketpair()
-        self._children: dict[int, _Child] = {}  # by number, until it is known how they died
+        self._children: dict[int, _Child] = {}  # by number; removed when it is known how they died
         self._started, self._buffer = 0, b""
         paths = [str(path) for path in sys.path]
         code = f"import sys; sys.path[:] = {paths!r}; from stepreward.rollout.fork_server import main; main({far.fileno()})"
@@ -247,7 +246,7 @@ class _Server:
         return child
 
     def end(self, child: _Child, after: float) -> None:
-        """Hangs up, and has the process ended in `after` seconds should it not do so by itself."""
+        """Closes the connection, and asks the server to kill the process after `after` seconds if it has not ended by itself."""
         if child.watched and not self._closed:
             self.selector.unregister(child.connection)
         self._open.pop(child.number).close()
@@ -255,7 +254,7 @@ class _Server:
             self._send(RECORD.pack(b"E", child.number, after))
 
     def listen(self, timeout_s: float = 0.0) -> bool:
-        """Takes the records that are there; False when none came in time."""
+        """Reads the records that have arrived; returns False if none arrived in time."""
         if self.gone:
             return False
         self._control.settimeout(timeout_s)
@@ -282,11 +281,11 @@ class _Server:
         return True
 
     def kill(self) -> None:
-        """Ends it at once, and its children with it."""
+        """Ends the server and its children at once."""
         self._lose()
 
     def close(self) -> None:
-        """Hangs up and waits until it and all its children are gone."""
+        """Closes the connections and waits until the server and all its children have ended."""
         self._closer()
         self.selector.close()
         self._closed = True
@@ -301,7 +300,7 @@ class _Server:
             if error.errno not in (errno.EPIPE, errno.ECONNRESET, errno.EBADF):
                 raise
             self._lose()
-        self.listen()  # or each end might fill the other's buffer and wait for it
+        self.listen()  # otherwise each end could fill the other's buffer and wait for it
 
     def _lose(self) -> None:
         if self.gone:
@@ -315,10 +314,10 @@ class _Server:
 
 
 def pickled_factory(factory: Callable[[], Environment]) -> bytes:
-    """The factory as bytes for another process.
+    """Pickles the factory for another process.
 
     Raises:
-      ValueError: it cannot be pickled, or only this process could read it.
+      ValueError: the factory cannot be pickled, or only this process could unpickle it.
     """
     try:
         data = pickle.dumps(factory, protocol=5)
@@ -335,7 +334,7 @@ def _finish(connections: dict, control: socket.socket, process: subprocess.Popen
     control.close()
     try:
         process.wait(patience_s)
-    except subprocess.TimeoutExpired:  # it hangs itself
+    except subprocess.TimeoutExpired:  # the server itself hangs
         process.kill()
         process.wait()
 

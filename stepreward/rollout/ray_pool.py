@@ -1,8 +1,8 @@
 """Environments on other machines: an actor of a Ray cluster for each slot (the extra `ray`).
 
-For environments too heavy for the machines that hold the accelerators. Every node of the cluster needs this package and the
-environment's, data included. On one machine `process_pool` is the better: an actor takes seconds to start, tens of MB, and about
-ten times the CPU a call.
+For environments that are too heavy for the machines with the accelerators. Every node of the cluster needs this package, the
+environment's package and its data. On one machine, use `process_pool`: an actor takes seconds to start, tens of MB, and about ten
+times as much CPU for each call.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ CONNECT_S = 5.0
 class RayPool(Pool):
     """An actor for each slot, spread over the nodes.
 
-    An actor dies with its environment's failure and a fresh one takes its place. What an environment has started, and not ended
-    in `close`, may outlive an actor that was killed.
+    When an environment fails, its actor is killed and a new one takes its place. Processes that an environment started, and did not
+    end in `close`, may outlive an actor that was killed.
 
     Args:
       factory: makes a fresh environment; picklable, from a module that every node can import.
       timeout_s: seconds that a call may take; then the actor is killed.
       reset_timeout_s: seconds that "reset" or "restore" may take, and starting an actor and making its environment, waiting for
         room on a node included.
-      address: the cluster's "HOST:PORT", "auto" for the one that this machine belongs to, or "local" to start one on this machine
-        that ends with the pool. Empty: that of RAY_ADDRESS. Where this process has joined a cluster already, that one is used.
-      num_cpus: what an actor books of a node's cores; steps are short, so that many share a core.
-      grace_s: seconds that environments have to close themselves.
+      address: the cluster's "HOST:PORT", "auto" for the cluster that this machine belongs to, or "local" to start a cluster on this
+        machine that ends with the pool. Empty: the value of RAY_ADDRESS. If this process is in a cluster already, that one is used.
+      num_cpus: the share of a core that an actor reserves; steps are short, so many actors share a core.
+      grace_s: seconds that environments have to close.
 
     Raises:
-      ValueError: no Ray, no address, or no cluster there; the factory cannot be pickled.
+      ValueError: Ray is not installed, there is no address or no cluster there, or the factory cannot be pickled.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class RayPool(Pool):
             self._joined = _join(self._ray, self._address)
         todo = dict(zip(slots, steps, strict=True))
         found: dict[int, list | EnvironmentFailure] = {}
-        waiting: dict[object, tuple[int, float, float]] = {}  # what an actor will answer -> (slot, deadline, limit)
+        waiting: dict[object, tuple[int, float, float]] = {}  # an actor's future answer -> (slot, deadline, limit)
         try:
             for slot in slots:
                 limit = time_limit(todo[slot], slot not in self._actors, self._timeout_s, self._reset_timeout_s)
@@ -102,7 +102,7 @@ class RayPool(Pool):
                         del waiting[answer]
                         self._drop(slot)
                         found[slot] = too_long(todo[slot], limit)
-        except BaseException:  # an interrupt: what is under way would delay the next calls
+        except BaseException:  # an interrupt: calls that still run would delay the next ones
             for slot in set(slots) - set(found):
                 self._drop(slot)
             raise
@@ -135,7 +135,7 @@ class RayPool(Pool):
 
 
 def _join(ray, address: str) -> bool:
-    """Joins the cluster; False where this process is in one already."""
+    """Joins the cluster; returns False if this process is in a cluster already."""
     if ray.is_initialized():
         return False
     address = address or os.environ.get("RAY_ADDRESS", "")
@@ -155,7 +155,7 @@ def _join(ray, address: str) -> bool:
 
 
 def _knock(address: str) -> None:
-    """Ray itself tries for minutes, and may then end the process."""
+    """Raises ValueError if nothing listens there. Ray itself would try for minutes, and could then end the process."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise ValueError(f"the address of a Ray cluster is HOST:PORT, 'auto' or 'local', not {address!r}")
@@ -166,6 +166,6 @@ def _knock(address: str) -> None:
 
 
 def _cause(error: Exception) -> str:
-    """The sentence of Ray's report that says why."""
+    """The sentence of Ray's report that gives the reason."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return next((line for line in lines if "because" in line or "exit" in line.lower()), lines[0] if lines else repr(error))

@@ -1,4 +1,4 @@
-"""Episodes to and from the plain data that `data/recordings.py` stores."""
+"""Converts episodes to and from the plain data that `data/recordings.py` stores."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from stepreward.rollout.episode import Episode, Step, Task
 
 
 def to_recording(episode: Episode) -> Recording:
-    """The episode as plain data; `from_recording` gives back an equal one, without its cost and snapshots.
+    """Converts an episode to plain data. `from_recording` returns an equal episode, without cost and snapshots.
 
     Raises:
-      ValueError: the episode began in the middle: a recording does not say which steps were given.
+      ValueError: the episode began in the middle; a recording does not store which steps were given.
     """
     if episode.prefix:
         raise ValueError("an episode that began in the middle cannot be recorded: record whole episodes, of the strategy 'chain'.")

@@ -1,4 +1,4 @@
-"""Sampling a token: temperature, top-k, top-p."""
+"""Samples tokens with temperature, top-k and top-p."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn.
+    """How answers are sampled.
 
     Attributes:
-      stop_ids: tokens that end an answer (kept as its last token).
-      max_answer_tokens: the longest answer; one that does not stop is cut there, and is whatever the parser makes of it.
+      stop_ids: tokens that end an answer; such a token is kept as the last one of the answer.
+      max_answer_tokens: the most tokens of an answer; a longer one is cut there, and parsed as it is.
       temperature: divides the logits; 0 is greedy (log-probabilities are then those of temperature 1).
       top_k: keep the k most likely tokens (0: all).
       top_p: keep the smallest set of most likely tokens whose probability reaches p (1: all).
@@ -41,7 +41,7 @@ class Sampling:
 
 
 def truncate(log_p_BxV: Array, top_k: int, top_p: float) -> Array:
-    """Sets tokens outside top-k and top-p to −∞. The most likely token always stays."""
+    """Sets the log-probabilities of tokens outside top-k and top-p to −∞. The most likely token is always kept."""
     if top_k and top_k < log_p_BxV.shape[-1]:
         threshold = jax.lax.top_k(log_p_BxV, top_k)[0][:, -1:]
         log_p_BxV = jnp.where(log_p_BxV < threshold, -jnp.inf, log_p_BxV)
@@ -55,7 +55,7 @@ def truncate(log_p_BxV: Array, top_k: int, top_p: float) -> Array:
 
 
 def sample(log_p_BxV: Array, keys_B: Array, sampling: Sampling) -> Array:
-    """One token a row, each with its own key, so that a row's draw does not depend on its neighbours."""
+    """Samples one token for each row with the row's own key, so that the draw does not depend on other rows."""
     if sampling.temperature == 0:
         return jnp.argmax(log_p_BxV, axis=-1).astype(jnp.int32)
     log_p_BxV = truncate(log_p_BxV, sampling.top_k, sampling.top_p)

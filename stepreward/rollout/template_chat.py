@@ -1,19 +1,20 @@
-"""Turns as tokens through a model's own chat template.
+"""Conversations as tokens, in the format of a model's own chat template.
 
-A template renders whole conversations; a rollout needs what each turn adds. Both are the same text when it splits as
+A template renders whole conversations, but a rollout needs what each turn adds. Both give the same text if the text splits as
 
     opening · user · request · answer · between · user · request · answer · between · …
 
 where only the users' messages and the answers vary. The four fixed pieces are found by rendering conversations of known
-words, so no model family is spelt out here, and other conversations check them. An example (Qwen2.5): the opening is the
-default system message and `<|im_start|>user⏎`, the request `<|im_end|>⏎<|im_start|>assistant⏎`, and `between` is
-`<|im_end|>⏎<|im_start|>user⏎`, whose first token the model samples itself and whose line end it never does. The known words
-occur neither in the template nor in the system message, so what a conversation says does not change what is found.
+words, and checked with other conversations; so this module names no model family. For Qwen2.5, the opening is the default
+system message and `<|im_start|>user⏎`, the request is `<|im_end|>⏎<|im_start|>assistant⏎`, and `between` is
+`<|im_end|>⏎<|im_start|>user⏎`. The model samples the first token of `between` itself, and never samples the line end after it.
+The known words occur neither in the template nor in the system message, so the content of a conversation does not change
+which pieces are found.
 
-A message is tokenised in one piece with the plain text around it, from control token to control token, as the tokenizer
-does with the whole; so turns and answers, one after the other, are the tokens of the whole conversation. Three exceptions: an
-answer's tokens are kept as they were sampled, even where the tokenizer would have cut the same text otherwise;
-what a template rewrites (`REWRITES`) is kept as it was said; and text that spells a control token stays text.
+A message is tokenised together with the plain text around it, from one control token to the next, as the tokenizer does with a
+whole conversation. So the tokens of all turns and answers, joined, are the tokens of the whole conversation, with three
+exceptions. The tokens of an answer stay as they were sampled, even if the tokenizer would split the same text in another way.
+What a template rewrites (`REWRITES`) stays as it was said. Text that spells a control token stays text.
 """
 
 from __future__ import annotations
@@ -34,42 +35,42 @@ from stepreward.models.tokenizer import CHAT_TEMPLATE, IMAGE_TOKENS, load_tokeni
 from stepreward.rollout.chat import Chat, check_turn, cut_at_images
 from stepreward.text import clean
 
-# How a template may render an earlier turn other than it was played. A policy is trained on what it saw and sampled.
+# How a template may change an earlier turn of a conversation. A policy is trained on the turn as it saw and sampled it.
 REWRITES = {
     "thoughts": "the <think> block of an earlier answer is left out",
     "request": "what the request adds before a new answer (an empty <think> block) is left out before an earlier one",
     "last_answer": "what stands before the last answer of a finished conversation is not the request that was sampled from",
     "blanks": "blanks at the ends of an answer are removed",
 }
-DATE = "26 Jul 2024"  # what the templates of Llama 3.1 and 3.2 show when they know no date
-# Beyond blanks: capitals, runs of spaces, line ends, marks of HTML and templates, and a length at which templates cut.
+DATE = "26 Jul 2024"  # the date that the templates of Llama 3.1 and 3.2 show by default
+# Texts that a template could change: capitals, runs of spaces, line ends, HTML, template syntax, and a long text.
 _RICH = (
     "The RED Door,  3 m² Éß中",
     "a\r\nb\n\n\n\nc\td",
     "<b>&amp; 'x' \"y\"</b> {{ z }} {% q %} \\n",
     "Up, down. " * 3_000,
 )
-_TRIMS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"))  # what templates do to a message
+_TRIMS = (str, str.strip, str.lstrip, str.rstrip, lambda text: text.strip("\n"))  # how templates trim a message
 _BLANKS = ("{}", " \n\t{} \n", "\n{}\n\n", "  {}  ", "<think>\nwhy\n</think>\n\n{}", "{{}}")
 _USERS, _ANSWERS = ("first-question", "second-question", "third-question"), ("first-answer", "second-answer")
 _SYSTEM = "the-rules"
-_FORMS = 16  # chat forms that are remembered, of as many tokenizers and settings
+_FORMS = 16  # how many chat formats are cached
 
 
 def load_chat(
     folder: str | os.PathLike, system: str | None = None, enable_thinking: bool | None = None, date_string: str = DATE
 ) -> Chat | TemplateChat:
-    """The chat form of a tokenizer folder: `Chat` for a symbol tokenizer of the library, else `TemplateChat`.
+    """Loads the chat format of a tokenizer folder: `Chat` for a symbol tokenizer of the library, otherwise `TemplateChat`.
 
     Args:
       folder: a local folder.
-      system: the system message; None leaves it to the template.
-      enable_thinking: what the template is told (Qwen3); None tells it nothing.
-      date_string: the date that a template shows, fixed so that runs repeat.
+      system: the system message; None: the template's default.
+      enable_thinking: passed to the template (Qwen3); None: not passed.
+      date_string: the date that a template shows; a constant, so that runs repeat.
 
     Raises:
       FileNotFoundError: there is no such folder, or no tokenizer in it.
-      ValueError: it holds no chat template, one that does not split into turns, or one without use for an option.
+      ValueError: the folder has no chat template, the template does not split into turns, or it ignores an option.
     """
     folder = Path(folder)
     if _is_symbol_tokenizer(folder):
@@ -86,7 +87,7 @@ class _Turns:
     Args:
       codec: the tokenizer.
       form: the pieces.
-      opening: the text before the first message: `(all of it,)`, or `(before, system message, after)`.
+      opening: the text before the first message, as `(text,)` or as `(before, system message, after)`.
     """
 
     def __init__(self, codec: PretrainedCodec, form: _Form, opening: tuple[str, ...]):
@@ -98,9 +99,9 @@ class _Turns:
         self._end_id = codec.control[form.end]
 
     def user_turn(self, text: str, *, first: bool, closes_answer: bool = False, image_tokens: Sequence[int] | None = None) -> np.ndarray:
-        """The tokens that bring a user message and open the answer, see `Dialogue`.
+        """The tokens of a user message and of the beginning of the answer, see `Dialogue`.
 
-        The n tokens of an image are n × `<|image_pad|>` between `<|vision_start|>` and `<|vision_end|>`, which come on top.
+        An image of n tokens is `<|vision_start|>`, n × `<|image_pad|>`, `<|vision_end|>`.
         """
         check_turn(first, closes_answer)
         lead = self._first if first else self._later
@@ -114,7 +115,7 @@ class _Turns:
         return np.concatenate([np.asarray(piece, np.int32) for piece in (*pieces, self._request)])
 
     def answer(self, text: str) -> np.ndarray:
-        """The tokens of a whole answer, end token included: for demonstrations. Trimmed as the template does it."""
+        """The tokens of a whole answer with its end token, trimmed as the template trims it; for demonstrations."""
         return np.append(self.codec.encode(self._trim_answer(text)), np.int32(self._end_id)).astype(np.int32)
 
     def text(self, tokens: np.ndarray) -> str:
@@ -132,17 +133,17 @@ class _Turns:
 
 
 class TemplateChat(_Turns):
-    """Conversation pieces of a pretrained model's chat template; a `Dialogue`.
+    """The `Dialogue` of a pretrained model's chat template.
 
     Attributes:
       codec: the tokenizer.
-      stop_ids: the token that ends an answer in the template, then the other end tokens of the model's settings. One of
-        these others is kept like any sampled token, and the next turn follows it directly.
-      rewrites_history: the keys of `REWRITES` that hold for this template: where the turns played differ from the
-        template's rendering of the same conversation. Empty for Qwen2.5.
+      stop_ids: the token that ends an answer in the template, then the other end tokens of the model's settings. If an
+        answer ends with one of the others, that token is kept, and the next turn follows it directly.
+      rewrites_history: the keys of `REWRITES` that hold for this template: how the turns that are played differ from
+        the template's rendering of the same conversation. Empty for Qwen2.5.
 
     Raises:
-      ValueError: the folder holds no chat template, one that does not split into turns, or one without use for an option.
+      ValueError: the folder has no chat template, the template does not split into turns, or it ignores an option.
     """
 
     def __init__(
@@ -166,8 +167,8 @@ class TemplateChat(_Turns):
 class _Form:
     """The fixed pieces of a template, as text.
 
-    `between` is `end + after_end`, `said` stands before an earlier answer, `marks` are the tokens of every turn, and `words` are the
-    messages that the pieces were found with.
+    `between` is `end + after_end`. `said` is the text before an earlier answer, `marks` are the control tokens of every turn, and
+    `words` are the messages that the pieces were found with.
     """
 
     opening: str
@@ -188,24 +189,24 @@ class _Form:
 
 
 class _Lead:
-    """What stands before a user message: ids up to the last control token, and the plain text after it."""
+    """The text before a user message: ids up to the last control token, and the plain text after that token."""
 
     def __init__(self, codec: PretrainedCodec, text: tuple[str, ...]):
         pieces = _pieces(text[0], codec.control)
-        if len(text) == 3:  # a system message is plain text, whatever it says, and is tokenised with the plain text around it
+        if len(text) == 3:  # a system message is always plain text, and is tokenised with the plain text around it
             head, *others = _pieces(text[2], codec.control)
             pieces = [*pieces[:-1], pieces[-1] + text[1] + head, *others]
         self.ids, self.tail = _ids(codec, pieces[:-1]), pieces[-1]
 
 
 def _pieces(text: str, tokens: Iterable[str]) -> list[str]:
-    """The text cut at tokens: plain, token, plain, …, plain; plain pieces may be empty."""
+    """Splits a text at tokens: plain, token, plain, …, plain. Plain pieces may be empty."""
     pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
     return re.split(f"({pattern})", text) if pattern else [text]
 
 
 def _ids(codec: PretrainedCodec, pieces: Sequence[str]) -> np.ndarray:
-    """The ids of pieces that `_pieces` has cut: plain, token, plain, …."""
+    """The ids of the pieces that `_pieces` returns: plain, token, plain, …"""
     found = [[codec.control[piece]] if index % 2 else codec.encode(piece) for index, piece in enumerate(pieces)]
     return np.concatenate([np.zeros(0, np.int32), *(np.asarray(ids, np.int32) for ids in found)])
 
@@ -215,10 +216,11 @@ class _Unsplittable(Exception):
 
 
 def _spoken(codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str) -> tuple[_Form, tuple[str, ...]]:
-    """A template's form and its opening with this system message, in pieces.
+    """A template's format, and the pieces of its opening with this system message.
 
-    The form is found with a system message of known words and remembered; the real one is then put in its place, and the template
-    has to agree. Where it does not (some switch on the words of a system message), the form is found with the real one.
+    The format is found with a system message of known words, and cached. Then the real message replaces the known words, and the
+    result must equal what the template renders. If it differs (some templates depend on the words of a system message), the format is
+    found with the real message.
     """
     if system is None:
         form = _remembered(codec, None, enable_thinking, date_string)
@@ -250,14 +252,14 @@ def _spoken(codec: PretrainedCodec, system: str | None, enable_thinking: bool | 
 
 
 def _found(codec: PretrainedCodec, system: str | None, enable_thinking: bool | None, date_string: str) -> _Form:
-    """The form of a template with this system message, checked."""
+    """Finds the format of a template with this system message, and checks it."""
     folder = repr(str(codec.folder))
     if not codec.has_template:
         raise ValueError(f"{folder} holds no chat template: take an instruction-tuned model, or add a chat_template.jinja.")
     render = _renderer(codec, system, enable_thinking, date_string)
     try:
         form = _split(codec, render, tuple(_free_word(codec, word, system or "") for word in (*_USERS, *_ANSWERS)))
-    except Exception as error:  # a template raises what it likes
+    except Exception as error:  # a template may raise anything
         why = error if isinstance(error, _Unsplittable) else f"rendering failed ({type(error).__name__}: {_line(error)})"
         raise ValueError(
             f"the chat template in {folder} cannot be played turn by turn: {why}. Take a model with another template, or put a "
@@ -278,7 +280,7 @@ def _renderer(codec: PretrainedCodec, system: str | None, enable_thinking: bool 
     start = [] if system is None else [{"role": "system", "content": system}]
 
     def render(*contents: str, **others) -> str:
-        """A conversation; after a user's message it asks for an answer."""
+        """Renders a conversation; if it ends with a user's message, a request for an answer follows."""
         turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
         return codec.render([*start, *turns], add_generation_prompt=len(contents) % 2 == 1, **(variables | others))
 
@@ -286,7 +288,7 @@ def _renderer(codec: PretrainedCodec, system: str | None, enable_thinking: bool 
 
 
 def _free_word(codec: PretrainedCodec, word: str, *texts: str) -> str:
-    """The word, or with a number after it, so that neither the template nor the texts hold it."""
+    """The word, with a number appended if the template or one of the texts contains it."""
     taken = [codec.template, *texts]
     names = itertools.chain([word], (f"{word}-{n}" for n in itertools.count(2)))
     return next(name for name in names if not any(name in text for text in taken))
@@ -332,7 +334,7 @@ def _split(codec: PretrainedCodec, render: Callable[..., str], words: tuple[str,
 
 
 def _cut(text: str, *words: str) -> list[str]:
-    """The pieces around words that stand once each, in this order."""
+    """The pieces around words, each of which must occur once, in this order."""
     pieces = []
     for word in words:
         piece, found, text = text.partition(word)
@@ -343,23 +345,23 @@ def _cut(text: str, *words: str) -> list[str]:
 
 
 def _trim(render: Callable[[str], str], before: str, after: str, forms: Sequence[str]) -> Callable[[str], str] | None:
-    """What the template does to the blanks around a message; None when it does something else to some of them."""
+    """How the template trims a message; None if it changes messages in another way."""
     texts = ["", *(form.replace("{}", "word") for form in forms)]
     rendered = [render(text) for text in texts]
     return next((trim for trim in _TRIMS if rendered == [before + trim(text) + after for text in texts]), None)
 
 
 def _check_tokens(codec: PretrainedCodec, form: _Form, render: Callable[..., str]) -> None:
-    """Turns of awkward messages have the tokens that the tokenizer gives the same text in one piece.
+    """Checks that turns have the tokens of the same text in one piece, also around unusual blanks.
 
     Raises:
-      ValueError: they differ, as with a tokenizer that marks the beginning of a text.
+      ValueError: they differ, as they do for a tokenizer that marks the beginning of a text.
     """
     chat = _Turns(codec, form, (form.opening,))
     for blanks in _BLANKS:
         text = blanks.replace("{}", "push the box, 12 times")
         if _pieces(text, codec.control)[1:]:
-            continue  # text that spells a control token stays text, and does not in one piece
+            continue  # a control token spelt in a message is text, but a token when the whole is tokenised
         whole = codec.encode_template(render(text))
         later = codec.encode_template(form.end + form.after_end + form.trim_user(text) + form.request)
         same = np.array_equal(whole, chat.user_turn(text, first=True))
@@ -374,5 +376,5 @@ def _is_symbol_tokenizer(folder: Path) -> bool:
     file = folder / "tokenizer_config.json"
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("chat_template") == CHAT_TEMPLATE
-    except (OSError, ValueError, AttributeError):  # whatever is wrong with it is told by who loads it
+    except (OSError, ValueError, AttributeError):  # loading it will report what is wrong
         return False
