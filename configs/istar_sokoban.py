@@ -38,7 +38,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def micro(c: ConfigDict) -> None:
-    """A run of a few seconds through every phase; the rooms are easy, so that groups hold successes and failures."""
+    """A run of a few seconds through every stage; the rooms are easy, so that groups hold successes and failures."""
     c.environment.preset = "istar"
     c.environment.prompt = "compact"
     c.model.preset = "tiny-micro"

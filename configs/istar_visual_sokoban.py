@@ -62,7 +62,7 @@ def _tiny(c: ConfigDict) -> None:
 
 
 def _micro(c: ConfigDict) -> None:
-    """A run of a few seconds through every phase; the rooms are easy, so that groups hold successes and failures."""
+    """A run of a few seconds through every stage; the rooms are easy, so that groups hold successes and failures."""
     c.environment.preset = "istar_image"
     c.model.preset = "tiny-vision-micro"
     c.rollout.update({"groups": 4, "group_size": 4, "max_steps": 8, "max_rows": 16})

@@ -18,7 +18,8 @@ from stepreward.training.auxiliaries.prm import score
 from stepreward.training.auxiliaries.update import auxiliary_step
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
 from stepreward.training.policy import policy_step, sft_step
-from stepreward.training.train import Runner, TrainingDiverged
+from stepreward.training.run import TrainingDiverged
+from stepreward.training.train import Runner
 
 EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
@@ -31,6 +32,7 @@ PRM = {f"prm/{name}" for name in LOSS}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
 LEARNT = {"prm/grad_norm", *(f"prm/train_{name}" for name in LOSS)}  # where a group has a pair
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
+          "policy/clip_fraction_low", "policy/clip_fraction_high", "policy/dual_clip_fraction", "policy/ratio_max", "policy/ratio_min",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s"}  # fmt: skip
 CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
           "credit/flat_groups", "credit/mixed_groups", "credit/outcome_mean", "credit/outcome_group_std", "credit/advantage_mean",

@@ -31,6 +31,7 @@ CREDIT |= {
 CREDIT |= {"credit/advantage_mean", "credit/advantage_std", "credit/advantage_max"}
 CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value_clip_fraction", "time/critic_s"}
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
+          "policy/clip_fraction_low", "policy/clip_fraction_high", "policy/dual_clip_fraction", "policy/ratio_max", "policy/ratio_min",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s", "time/scoring_s"}  # fmt: skip
 FINAL = {f"final/{end}_{k}" for end in ("start", "end") for k in SUMMARY | {"success_low", "success_high", "episodes", "failed_episodes"}}
 STAGES = ("sft", "explore", "estimator", "train", "evaluate")

@@ -135,6 +135,9 @@ def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int, dropou
     return grads, {"loss": value, **metrics}
 
 
+EXTREMES = ("_max", "_min")  # endings of metrics that are combined over chunks by their largest or smallest value
+
+
 def accumulate(loss_fn, params, chunked, used: Array):
     """Sums `value_and_grad` of `loss_fn(params, chunk) -> (loss, metrics)` over the first `used` chunks.
 
@@ -144,7 +147,8 @@ def accumulate(loss_fn, params, chunked, used: Array):
 
     Returns:
       Gradients (float32, whatever the parameters are), and the metrics (with `loss`) summed over chunks: a metric that is a mean must
-      be given as its share of the whole, which is what an explicit denominator does.
+      be given as its share of the whole, which is what an explicit denominator does. Of a metric whose name ends in `_max` or `_min` the
+      largest or smallest value is returned.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if jax.tree.leaves(chunked)[0].shape[0] == 1:  # a sum of one needs no second copy of the gradients to add them to
@@ -153,12 +157,15 @@ def accumulate(loss_fn, params, chunked, used: Array):
     shapes = jax.eval_shape(lambda c: value_and_grad(params, jax.tree.map(lambda x: x[0], c)), chunked)
     (loss_shape, metric_shapes), _ = shapes
     zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), tree)
-    start = (zeros(params), zeros(loss_shape), zeros(metric_shapes))
+    least = {name: jnp.inf if name.endswith("_min") else 0.0 for name in metric_shapes}
+    start = (zeros(params), zeros(loss_shape), {name: zeros(shape) + least[name] for name, shape in metric_shapes.items()})
 
     def body(i, carry):
         grads, loss, metrics = carry
         (new_loss, new_metrics), new_grads = value_and_grad(params, jax.tree.map(lambda x: x[i], chunked))
-        return jax.tree.map(jnp.add, (grads, loss, metrics), (new_grads, new_loss, new_metrics))
+        combine = lambda name: jnp.maximum if name.endswith("_max") else jnp.minimum if name.endswith("_min") else jnp.add
+        metrics = {name: combine(name)(value, new_metrics[name]) for name, value in metrics.items()}
+        return *jax.tree.map(jnp.add, (grads, loss), (new_grads, new_loss)), metrics
 
     grads, loss, metrics = jax.lax.fori_loop(0, used, body, start)
     return grads, {"loss": loss, **metrics}

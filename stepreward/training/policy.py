@@ -166,7 +166,9 @@ def policy_step(
             **rows,
         )
         share = metrics["tokens"] / tokens
-        kept = {k: metrics[k] * share for k in ("clip_fraction", "approx_kl", "ratio_mean")}
+        extremes = {k: v for k, v in metrics.items() if k.endswith(chunks.EXTREMES)}
+        extremes["ratio_min"] = jnp.where(metrics["tokens"] > 0, extremes["ratio_min"], jnp.inf)  # a chunk of padding has no ratio
+        kept = extremes | {k: v * share for k, v in metrics.items() if k != "tokens" and k not in extremes}
         kept["entropy"] = losses.aggregate(entropy, c["action_mask"], denominator=tokens)
         gap = jnp.abs(jax.lax.stop_gradient(log_prob) - c["log_prob_old"])
         kept["log_prob_gap"] = losses.aggregate(gap, c["action_mask"], denominator=tokens)
@@ -183,6 +185,7 @@ def policy_step(
         return total, kept
 
     grads, metrics = chunks.accumulate(loss_fn, state.params, _chunked(batch, chunk_rows, **more) | keys, used)
+    metrics["ratio_min"] = jnp.where(jnp.isfinite(metrics["ratio_min"]), metrics["ratio_min"], 0.0)
     state, more_metrics = apply_gradients(state, grads, optimizer)
     return state, metrics | more_metrics
 
@@ -210,7 +213,7 @@ def update_policy(
     Args:
       batch: NumPy arrays, with the signal `advantage` and those that the losses read.
       c: the config's `policy` group.
-      metrics: gains means over the updates, and what the first mini-batch shows of the sampler, before anything has moved:
+      metrics: gains means over the updates (the largest `ratio_max`, the smallest `ratio_min`), and what the first mini-batch shows of the sampler, before anything has moved:
         `policy/sampler_gap` is how far the mean ratio is from 1, `policy/sampler_gap_nats` the mean over action tokens of
         |log p_trainer − log p_sampler|. A trainer's pass drops inputs of adapters where `lora.dropout` says so, a sampler's none:
         then both gaps hold the noise of that.
@@ -223,7 +226,8 @@ def update_policy(
         outs.append(out)
         if c.stop_kl and float(out["approx_kl"]) > c.stop_kl:
             break
-    metrics |= {f"policy/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0] if k != "log_prob_gap"}
+    over_updates = lambda name: np.max if name.endswith("_max") else np.min if name.endswith("_min") else np.mean
+    metrics |= {f"policy/{k}": float(over_updates(k)([o[k] for o in outs])) for k in outs[0] if k != "log_prob_gap"}
     if c.stop_kl:
         metrics["policy/updates"] = len(outs)
     metrics["policy/sampler_gap"] = abs(float(outs[0]["ratio_mean"]) - 1.0)

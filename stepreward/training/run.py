@@ -1,0 +1,224 @@
+"""A run: what it is made of, what its stages ask for, and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward import processes
+from stepreward.batch import Batch
+from stepreward.config import leaves
+from stepreward.errors import UserError
+from stepreward.metrics import read_metrics
+from stepreward.rollout.strategies import Rollout, Strategy
+from stepreward.training import decisions, fitting, identity, playing, setup
+from stepreward.training.counters import Counters
+from stepreward.training.exploration import Exploration
+from stepreward.training.idle import Stillness, warn_of_idle_settings
+from stepreward.training.learner import Learner
+from stepreward.training.stages import STAGES, Progress, Stage
+from stepreward.training.tasks import held_out_tasks
+from stepreward.training.workdir import Workdir, check_not_lost
+
+DONE = "done"  # the stage of a finished run
+
+
+class TrainingDiverged(UserError):
+    """A loss or gradient stopped being finite."""
+
+
+class Run:
+    """A run that is built from its config, and resumed if the workdir holds one; `train.Runner` takes it to its end.
+
+    Args:
+      config: see `configs/`.
+      workdir: folder of the run.
+
+    Attributes:
+      c: the config, with what was left to the devices filled in.
+      folder: the workdir, open for writing.
+      parts: what the run is made of, without parameters.
+      learner: the models.
+      stages: an object for each of `stages.STAGES`, by name; the run has those that are `wanted`.
+      counters: where the run stands.
+    """
+
+    def __init__(self, config, workdir: str | Path):
+        self.c, _ = fitting.settle(config, workdir)
+        processes.together(lambda: setup.check(self.c))
+        processes.check_same(leaves(getattr(self.c, "untracked", self.c)), "the config")
+        self.folder = Workdir(self.c, workdir)
+        try:
+            self._build()
+        except BaseException:
+            self.folder.release()
+            raise
+
+    def _build(self) -> None:
+        c = self.c
+        self.parts = setup.build(c, self.workdir)
+        self.inputs = processes.on_writer(lambda: identity.of(c, self.parts))
+        self.method, self.mesh = self.parts.method, self.parts.mesh
+        if processes.is_writer():
+            warn_of_idle_settings(c, self.method)
+        self._stillness = Stillness(self.method)
+        self.key = jax.random.key(c.seed)
+        self.counters = Counters(stage=STAGES[0].name)
+        self.learner = Learner(c, self.parts, self.key)
+        self.stages: dict[str, Stage] = {stage.name: stage(self) for stage in STAGES}
+        explores = self.stages["explore"].wanted()
+        self.exploration = Exploration(c, self.workdir, self.fingerprint("explore")) if explores else None
+        self.held_out = held_out_tasks(c, self.parts.collector.pool, c.eval.episodes)
+        self.checkpoints = self.folder.checkpoints()
+        resumed = self._restore()
+        self.metrics = self.folder.open_metrics(self.counters.tick if resumed else None)
+        self._started = time.monotonic() - self.counters.wall_s
+
+    # --- Where it stands ---
+
+    def advance(self) -> None:
+        """To the next stage that the run has and that was not taken over from another one."""
+        order = list(self.stages)
+        later = order[order.index(self.counters.stage) + 1 :]
+        self.counters.stage = next((n for n in later if n not in self.counters.taken and self.stages[n].wanted()), DONE)
+        if self.stage is not None:
+            self.learner.begin_stage(self.stage.name)
+            self.stage.begin()
+
+    @property
+    def stage(self) -> Stage | None:
+        """The stage that the next tick belongs to; None when the run is finished."""
+        return self.stages.get(self.counters.stage)
+
+    def progress(self) -> Progress:
+        """How far the stage of the next tick is; for a finished run, that its last stage is done."""
+        if self.stage is not None:
+            return self.stage.progress()
+        words, _, total = [stage for stage in self.stages.values() if stage.wanted()][-1].progress()
+        return Progress(words, total, total)
+
+    @property
+    def finished(self) -> bool:
+        return self.stage is None
+
+    @property
+    def workdir(self) -> Path:
+        return self.folder.path
+
+    def close(self) -> None:
+        """Waits for what is being written and releases environments."""
+        self.checkpoints.close()
+        if self.metrics is not None:
+            self.metrics.close()
+        self.parts.collector.pool.close()
+        self.folder.release()
+
+    def history(self) -> list[dict]:
+        """All metrics of the run so far."""
+        return read_metrics(self.workdir / "metrics.jsonl")
+
+    # --- What stages ask for ---
+
+    def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
+        """Training episodes of the policy, and metrics."""
+        return playing.play(self, tasks, key, strategy)
+
+    def evaluate(self) -> dict:
+        """Metrics of the fixed held-out set."""
+        return playing.evaluate(self)
+
+    def pack(self, rollout: Rollout) -> Batch:
+        """The episodes that a strategy played as a batch, with those of its signals that the method reads."""
+        batch, wanted = self.learner.layout.pack(rollout.episodes), self.method.requires
+        found = rollout.arrays(self.c.rollout.max_steps) if rollout.signals else {}
+        return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
+
+    def start(self):
+        """The supervised policy's parameters."""
+        return decisions.read_start(self.c, self.workdir, self.learner.start, self.inputs)
+
+    def explored(self) -> tuple[list, object]:
+        """The explored episodes, and all of them as one batch."""
+        return self.stages["explore"].episodes()
+
+    def begin_reinforcement(self) -> None:
+        """Starts policy, reference and auxiliaries from the supervised policy, unless an earlier stage has done so."""
+        if not self.learner.reinforcing:
+            self.learner.begin_rl()
+            if self.c.train.mode == "online":
+                self.stages["explore"].forget()
+
+    def fingerprint(self, stage: str) -> dict:
+        """Everything that decides a stage's output."""
+        more = {"progress_options": self.method.progress_options} if stage == "estimator" else {}
+        return decisions.fingerprint(self.c, stage, **decisions.deciding(self.inputs, stage), **more)
+
+    def watch(self, metrics: dict) -> None:
+        """Warns once when iteration after iteration there is nothing to learn from."""
+        if processes.is_writer():
+            self._stillness.see(metrics)
+
+    def check_finite(self, metrics: dict) -> None:
+        """Raises TrainingDiverged where a loss, gradient or measurement of what learns is not finite."""
+        learnt = ("sft", "policy", *self.learner.auxiliaries)
+        bad = [k for k, v in metrics.items() if k.split("/")[0] in learnt and not math.isfinite(v)]
+        if bad:
+            where = f"tick {self.counters.tick} (stage {self.counters.stage}, iteration {self.counters.iteration})"
+            self.checkpoints.wait()
+            kept = self.checkpoints.steps()
+            raise TrainingDiverged(
+                f"{', '.join(bad)} not finite at {where}: training stopped. "
+                + (f"The last good checkpoint is tick {kept[-1]}. " if kept else "No checkpoint had been written. ")
+                + "Start again in a new workdir with a lower learning rate or a longer warm-up."
+            )
+
+    # --- Checkpoints ---
+
+    def save(self, wait: bool = False) -> None:
+        """Writes a checkpoint of the last finished tick."""
+        facts = {"counters": dataclasses.asdict(self.counters), "learner": self.learner.facts()}
+        facts |= {"inputs": self.inputs, "config": decisions.digest(self.c)}
+        self.checkpoints.save(self.counters.tick, self.learner.tree() | {"key": np.asarray(jax.random.key_data(self.key))}, facts)
+        if wait:
+            self.checkpoints.wait()
+
+    def _restore(self) -> bool:
+        """Goes on from the latest checkpoint, or from what the config borrows; returns whether there was a checkpoint."""
+        facts, begun = self.checkpoints.counters(), self.folder.begun
+        if facts is None:
+            check_not_lost(self.workdir, self.c, begun)
+            if self.c.stages.sft:
+                self._take_stages()
+            return False
+        self.counters = Counters.read(facts)
+        decisions.check_inputs(facts["inputs"], self.inputs, begun, f"the run in {str(self.workdir)!r}")
+        changed = facts.get("config") != decisions.digest(self.c)
+        if self.stage is not None and self.stage.command == "train" and "train" not in begun and changed:
+            self.counters.stage = STAGES[0].name  # what trains may have been changed since
+            self._take_stages()
+            return True
+        self.learner.reach(decisions.reached(self.counters.stage), self.start)  # for the structure of what was saved
+        template = self.learner.template(facts["learner"]) | {"key": np.asarray(jax.random.key_data(self.key))}
+        _, tree, _ = self.checkpoints.restore(template)
+        self.learner.load(tree, facts["learner"])
+        self.key = jax.random.wrap_key_data(jnp.asarray(tree["key"]))
+        order = [*self.stages, DONE]
+        for name in order[: order.index(self.counters.stage)]:
+            if self.stages[name].reopened():  # the same run with a longer budget
+                self.counters.stage = name
+        return True
+
+    def _take_stages(self) -> None:
+        """Starts behind the stages whose output exists: in those workdirs that the config names, or in this one.
+
+        Output of this workdir is taken only where a checkpoint says that the run has come past it: a run that is killed between a
+        stage's output and the checkpoint makes that stage again.
+        """
+        self.counters.taken = sorted(set().union(*(stage.take() for stage in self.stages.values())))
+        self.advance()
