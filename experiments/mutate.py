@@ -57,7 +57,7 @@ ALSO = {
     "stepreward/rollout/fork_server.py": ("test_process_pool.py",),
     "stepreward/training/learner.py": ("test_runner.py",),
     "stepreward/training/setup.py": ("test_runner.py", "test_environment_configs.py"),
-    "stepreward/training/stages.py": ("test_stages.py",),
+    "stepreward/training/decisions.py": ("test_stages.py",),
     "stepreward/training/state.py": ("test_sharding.py",),  # on eight devices, in a process of its own
 } | {
     f"envs/{name}/": (f"test_environment_episodes.py::test_episodes_are_the_same_for_ever[{name}-{preset}]", "test_environment_presets.py")
