@@ -45,6 +45,7 @@ class Auxiliary(Component):
       provides: the signals that it computes.
       stage: the first stage that it takes part in.
       order: its place among the auxiliaries; those of smaller numbers are asked for signals, and learn, first.
+      configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
       when: when it learns in an iteration; None where it does not.
       shared: whether it sits on the policy's own backbone and learns with the policy.
     """
@@ -54,6 +55,7 @@ class Auxiliary(Component):
     provides: ClassVar[frozenset[str]] = frozenset()
     stage: ClassVar[str] = "train"
     order: ClassVar[int] = 10
+    configured: ClassVar[bool] = True
     when: str | None = AFTER_CREDIT
     shared: bool = False
 
