@@ -323,7 +323,7 @@ def test_blocks_of_rows():
         processes.check_blocks(owner.reshape(2, 1, 4), 4)
     with pytest.raises(ValueError, match=r"uses \[2, 2, 2, 0\] devices of the 4 processes: every process must have the same number"):
         processes.check_blocks(owner[:6].reshape(6, 1, 1), 4)
-    with pytest.raises(ValueError, match=r"takes \[2, 2, 1\] devices of the 3 processes"):
+    with pytest.raises(ValueError, match=r"uses \[2, 2, 1\] devices of the 3 processes"):
         processes.check_blocks(owner[:5].reshape(5, 1, 1), 3)
     with pytest.raises(ValueError, match="every process must have the same number"):
         processes.check_blocks(np.array([0, 1, 0, 1]).reshape(4, 1, 1), 2)
