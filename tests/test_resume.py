@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or continued gives the metrics of the run that was left alone, bit for bit."""
+"""A killed, interrupted or continued run gives bit-identical metrics to an uninterrupted one."""
 
 import os
 import signal
