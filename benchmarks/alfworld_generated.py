@@ -1,4 +1,4 @@
-"""Measures `stepreward.envs.alfworld` on generated games: how often each expert and uniformly random play solve them, and the speed.
+"""Measures `stepreward.envs.alfworld` on generated games: success rates of the experts and of uniformly random play, and speed.
 
 python benchmarks/alfworld_generated.py [--preset tiny] [--games 200] [--split train] [--players explorer oracle random]
 """
@@ -17,7 +17,7 @@ from stepreward.envs.alfworld.explorer import asked_for
 
 
 def play(player: str, preset: str, games: int, split: str) -> str:
-    """Plays seeds 0 … games − 1 and tells how it went, by task type."""
+    """Plays seeds 0 … games − 1; returns a line with the results by task type."""
     environment = alfworld.make(preset, expert="oracle" if player == "oracle" else "explorer")()
     generator = np.random.Generator(np.random.PCG64(np.random.SeedSequence(0)))
     won: dict[str, list[int]] = collections.defaultdict(list)

@@ -2,9 +2,9 @@
 
     python benchmarks/alfworld_replay.py FOLDER [--games 200] [--seed 0] [--split train]
 
-FOLDER holds the packed games (train.jsonl.xz and the domains) or json_2.1.1. Prints the share of sampled games that the
-recorded actions win within the turns of the preset without a limit, the share won within 40 and 50 turns, and the shares
-that the exploring expert and the oracle win within 50, with CPU seconds a step, a new game and a repeated one.
+FOLDER contains the packed games (train.jsonl.xz and the domains) or json_2.1.1. For a sample of games, it prints the share that the
+recorded actions win within 1,000, 50 and 40 turns, and the shares that the exploring expert and the oracle win within 50. It also
+prints the CPU seconds of a step, of a new game and of a repeated one.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Conversations to benchmark with: boards of Sokoban's size in text, or random tokens of any given number.
+"""Conversations for benchmarks: text boards of Sokoban's size, or a given number of random tokens.
 
-Each source offers what a `Collector` asks for: an environment that never ends (so every episode plays all turns), a prompt, and
+Each source provides what a `Collector` needs: an environment that never ends (so that every episode plays all turns), a prompt and
 a chat.
 """
 
@@ -19,16 +19,16 @@ ACTIONS = ("up", "down", "left", "right")
 
 
 class Source(NamedTuple):
-    """Conversations of one kind.
+    """A source of conversations.
 
     Attributes:
-      environment: makes one.
-      prompt, chat: as a `Collector` takes them.
-      first, later: tokens of the first user turn and of those after it.
-      answer: most tokens of an answer.
-      closing: 1 where an answer that was cut is closed by one more token.
-      vocab: tokens that the chat knows (None: any).
-      pad_id: token used as padding.
+      environment: a function without arguments that makes an environment.
+      prompt, chat: arguments of a `Collector`.
+      first, later: number of tokens in the first user turn, and in each later one.
+      answer: maximum number of tokens in an answer.
+      closing: 1 if a truncated answer is closed by one more token, else 0.
+      vocab: number of tokens that the chat knows; None if it accepts any token.
+      pad_id: the padding token.
     """
 
     environment: object
@@ -42,12 +42,12 @@ class Source(NamedTuple):
     pad_id: int
 
     def length(self, turns: int) -> int:
-        """Tokens of a conversation of so many turns."""
+        """Returns the number of tokens in a conversation of `turns` turns."""
         return self.first + (turns - 1) * (self.later + self.closing) + turns * self.answer
 
 
 class Endless:
-    """Shows texts in turn and never ends."""
+    """An environment that shows one text after another and never ends."""
 
     capabilities = frozenset()
 
@@ -63,14 +63,14 @@ class Endless:
         return self._observe(), 0.0, False, False, {"won": False, "executed": action is not None, "state_key": ""}
 
     def close(self):
-        """Nothing is held."""
+        """Does nothing: the environment holds no resources."""
 
     def _observe(self):
         return {"text": self._texts[self._next % len(self._texts)]}
 
 
 def boards(count: int = 512, answer: int = 2) -> Source:
-    """Boards that random play meets, in the project's own small alphabet."""
+    """Returns a source of boards from random play, with a tokenizer of one token per symbol."""
     environment, rng, texts = sokoban.make("tiny")(), np.random.default_rng(0), []
     while len(texts) < count:
         observation, _ = environment.reset(seed=len(texts))
@@ -88,19 +88,19 @@ def boards(count: int = 512, answer: int = 2) -> Source:
 
 
 def random_tokens(prompt: int, answer: int, turns: int, batch: int, vocab: int) -> tuple[Source, np.ndarray]:
-    """User turns of `prompt` random tokens, and those tokens `[turns, batch, prompt]` (never 0, which is padding).
+    """Returns a source of user turns with `prompt` random tokens, and those tokens `[turns, batch, prompt]` (never 0, the padding).
 
-    Answers have no stop token, so that each has exactly `answer` tokens.
+    There is no stop token, so every answer has exactly `answer` tokens.
     """
     said = np.random.default_rng(0).integers(1, vocab, (turns, batch, prompt)).astype(np.int32)
-    # Episode e is reset with seed e · turns, so that its turn t shows text e · turns + t.
+    # Episode e has the seed e · turns, so its turn t shows text e · turns + t.
     texts = [str(number) for number in range(batch * turns)]
     speech = _TokenSpeech(said.transpose(1, 0, 2).reshape(-1, prompt))
     return Source(lambda: Endless(texts), speech, speech, prompt, prompt, answer, 0, None, 0), said
 
 
 class _TokenSpeech:
-    """Prompt and chat at once: texts are the numbers of token sequences."""
+    """Both the prompt and the chat: a text is the index of a token sequence."""
 
     stop_ids = ()
 

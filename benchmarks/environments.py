@@ -1,19 +1,19 @@
-"""What is to be known of an environment before training in it: does its expert solve it, does chance, how fast and large is it.
+"""Measures an environment before training in it: success of its expert and of random play, speed and memory.
 
     python benchmarks/environments.py --name=sokoban --preset=tiny
     python benchmarks/environments.py --name=sokoban --preset=istar --tasks=100 --split=held_out --set max_steps=20
     python benchmarks/environments.py --name=my_package.my_environment --set data=FOLDER --json=figures.json
-    python benchmarks/environments.py --name=sokoban --quick          # shows that it works, its figures mean nothing
+    python benchmarks/environments.py --name=sokoban --quick          # a smoke test; its figures mean nothing
 
-* expert: the tasks of seeds 0 … tasks − 1, each played by the actions that `expert()` names right after reset.
-* random: the same tasks, in each repeat with other draws; each action uniform over `info["admissible"]`, or where the environment
-  has none over the actions that its expert took in any of the tasks.
-* speed, in CPU seconds of this process (what an environment starts outside it is not counted, and numeric libraries get one
-  thread): steps a second of `step` alone in random play, median over the repeats with their range (the first repeat is the slow
-  end where an environment keeps what it has computed); median milliseconds of a task's first reset.
-* memory: resident set of the first environment, its data included, and of each of `--extra` further ones, after an episode.
+* expert: plays the tasks of seeds 0 … tasks − 1 with the actions that `expert()` returns right after reset.
+* random: plays the same tasks, with new draws in each repeat. Actions are drawn uniformly from `info["admissible"]`, or, if the
+  environment has none, from all actions that its expert took.
+* speed, in CPU seconds of this process (other processes do not count, and numeric libraries use one thread): calls of `step` per
+  second in random play, as the median and the range of the repeats (for an environment with caches, the first repeat is the
+  slowest); median milliseconds of a task's first reset.
+* memory: resident set after an episode, of the first environment with its data, and of each of `--extra` further ones.
 
-The last lines are the header and the row of a markdown table.
+The last lines printed are the header and the row of a Markdown table.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from stepreward.envs.choosing import environment_module
 from stepreward.envs.protocol import ADMISSIBLE, EXPERT, TASKS
 from stepreward.errors import UserError, launcher
 
-LONGEST = 10_000  # turns after which an episode that never ends is given up
+LONGEST = 10_000  # turns after which an episode is aborted
 
 
 _BLANK = re.compile(r"<[^<>]+>")
@@ -51,8 +51,8 @@ class Player:
     """Plays tasks in one environment.
 
     Args:
-      environment: what is played.
-      split: of the tasks.
+      environment: the environment.
+      split: the split of the tasks.
     """
 
     def __init__(self, environment, split: str):
@@ -60,7 +60,7 @@ class Player:
         self.steps, self.step_s, self.reset_s = 0, 0.0, []
 
     def play(self, seed: int, choose: Callable[[Mapping[str, Any]], str | None]) -> tuple[bool, float]:
-        """Plays one task; `choose(info)` is the next action, None ends the episode. Returns won and score."""
+        """Plays one task; `choose(info)` returns the next action, or None to stop. Returns (won, score)."""
         start = time.process_time()
         _, info = self.environment.reset(seed=seed, options={"split": self._split})
         self.reset_s.append(time.process_time() - start)
@@ -77,7 +77,7 @@ class Player:
         return bool(info["won"]), float(info["score"])
 
     def expert(self, seed: int, taken: set[str]) -> tuple[bool, float]:
-        """Plays one task as the expert says; its actions are added to `taken`."""
+        """Plays one task with the expert's actions, and adds them to `taken`."""
         plan: list[str] | None = None
 
         def choose(_):
@@ -91,19 +91,19 @@ class Player:
         return self.play(seed, choose)
 
     def random(self, seed: int, actions: list[str], repeat: int) -> tuple[bool, float]:
-        """Plays one task at random, over `actions` where the environment lists none."""
+        """Plays one task with random actions, drawn from `actions` if the environment lists none."""
         draws = np.random.Generator(np.random.PCG64(np.random.SeedSequence([repeat, seed])))
 
         def choose(info):
             there = info.get("admissible") or actions
             action = there[int(draws.integers(len(there)))]
-            return _BLANK.sub(info.get("task", ""), action)  # such as search[<your query>]: filled with what is asked
+            return _BLANK.sub(info.get("task", ""), action)  # fill the blank in search[<your query>] with the task
 
         return self.play(seed, choose)
 
 
 def measure(factory: Callable[[], Any], split: str, tasks: int, repeats: int, extra: int) -> dict:
-    """All figures of an environment."""
+    """Returns all figures of an environment."""
     before = _resident()
     environment = factory()
     player = Player(environment, split)
@@ -112,7 +112,7 @@ def measure(factory: Callable[[], Any], split: str, tasks: int, repeats: int, ex
     seeds, taken = range(min(tasks, count or tasks)), set()
     expert = [player.expert(seed, taken) for seed in seeds] if EXPERT in able else []
     if ADMISSIBLE not in able and not taken:
-        raise UserError("the environment lists no admissible actions and has no expert: nothing to draw random actions from.")
+        raise UserError("the environment lists no admissible actions and has no expert, so there are no actions to draw from.")
     actions = sorted(taken)
     gc.collect()
     first = _resident() - before
@@ -147,20 +147,20 @@ def measure(factory: Callable[[], Any], split: str, tasks: int, repeats: int, ex
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--name", required=True, help="environment: a package of envs/, or a module")
+    parser.add_argument("--name", required=True, help="the environment: a package in envs/, or a module")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--split", default="train", choices=("train", "held_out"))
     parser.add_argument("--tasks", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=3, help="of the random play")
-    parser.add_argument("--extra", type=int, default=8, help="environments whose memory is measured")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of the random play")
+    parser.add_argument("--extra", type=int, default=8, help="number of further environments whose memory is measured")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the environment")
-    parser.add_argument("--quick", action="store_true", help="small and fast")
-    parser.add_argument("--json", help="file that the figures are written to")
+    parser.add_argument("--quick", action="store_true", help="small and fast, as a smoke test")
+    parser.add_argument("--json", help="file to write the figures to")
     a = parser.parse_args()
     if a.quick:
         a.tasks, a.repeats, a.extra = 3, 1, 1
     if min(a.tasks, a.repeats, a.extra) < 1:
-        raise UserError("--tasks, --repeats and --extra must be above 0.")
+        raise UserError(f"--tasks={a.tasks}, --repeats={a.repeats} and --extra={a.extra} must be at least 1.")
     module = environment_module(a.name, "--name")
     figures = measure(module.make(a.preset, **_settings(a.set)), a.split, a.tasks, a.repeats, a.extra)
     count = figures["num_tasks"] or "unlimited"
@@ -175,7 +175,7 @@ def _settings(pairs: list[str]) -> dict:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals):
-            raise UserError(f"--set {pair!r} is not NAME=VALUE.")
+            raise UserError(f"--set {pair!r} does not have the form NAME=VALUE.")
         try:
             found[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -218,7 +218,7 @@ def _range(values: list[float]) -> dict:
 
 
 def _resident() -> float:
-    """MB that this process holds in memory; not a number where the system does not say."""
+    """Returns the resident memory of this process in MB; NaN if the system does not report it."""
     try:
         return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
     except OSError:

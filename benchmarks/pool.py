@@ -1,16 +1,16 @@
-"""What a pool of processes costs and gains, beside one process.
+"""Compares a pool of processes with running all environments in one process.
 
     python benchmarks/pool.py                     # 64 environments: overhead, memory, and steps of 10 ms in both pools
-    python benchmarks/pool.py --quick             # small: shows that it works, its figures mean nothing
+    python benchmarks/pool.py --quick             # a smoke test; its figures mean nothing
     python benchmarks/pool.py --environments=16 --busy-ms=50 --json=pool.json
 
-* overhead: rounds in which every environment answers at once; CPU microseconds a call, of this process and of the environments'.
-* memory: of a process that holds a trivial environment; proportional set size, in which a page that n processes share counts 1/n.
-* steps that compute for `--busy-ms` of CPU: rounds of the pool of processes and of the one in this process, in turn. The ratio of
-  their times is at best the number of cores, on a machine that does nothing else: beside other load, many processes get more of
-  the cores than one. So the CPU seconds of the round in one process are shown too, which are its time on an idle machine.
+* overhead: rounds in which every environment answers at once; CPU microseconds per call, of this process and of the others.
+* memory: of a process with a trivial environment, as proportional set size (a page that n processes share counts 1/n).
+* steps that compute for `--busy-ms` of CPU: rounds of the process pool and of the pool in this process, alternately. On an idle
+  machine, the ratio of their times is at most the number of cores. On a busy machine it can be larger, because many processes get
+  a larger share of the cores than one. So the CPU seconds of the round in one process, its time on an idle machine, are shown, too.
 
-On two x86 cores that other jobs used too: see docs/environments/pools.md.
+Results on two x86 cores with other load are in docs/environments/pools.md.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class Busy:
         return {"text": "a board of some size " * 5}, 0.0, False, False, {"won": False, "score": 0.0, "executed": True}
 
     def spent(self):
-        """CPU seconds of the process that it lives in."""
+        """Returns the CPU seconds of the environment's process."""
         return time.process_time()
 
     def memory(self):
-        """Bytes: (proportional, resident) set size of the process that it lives in."""
+        """Returns the (proportional, resident) set size of the environment's process, in bytes."""
         return _memory("smaps_rollup", "Pss:"), _memory("status", "VmRSS:")
 
     def close(self):
@@ -58,8 +58,8 @@ class Busy:
 
 
 def overhead(environments: int, rounds: int) -> dict:
-    """CPU seconds of rounds whose steps do nothing."""
-    module = sys.modules[__name__] if __name__ != "__main__" else __import__("pool")  # processes cannot import a main script
+    """Measures rounds whose steps do nothing."""
+    module = sys.modules[__name__] if __name__ != "__main__" else __import__("pool")  # other processes cannot import the main script
     with ProcessPool(partial(module.Busy, 0.0)) as pool:
         calls = [Call(slot, "step", ("up",)) for slot in range(environments)]
         wall = time.perf_counter()
@@ -87,7 +87,7 @@ def overhead(environments: int, rounds: int) -> dict:
 
 
 def gain(environments: int, busy_s: float, repeats: int) -> dict:
-    """Seconds of a round in this process, and in processes."""
+    """Measures a round in this process, and in a process pool."""
     module = sys.modules[__name__] if __name__ != "__main__" else __import__("pool")
     times: dict[str, list[float]] = {"inline": [], "inline_cpu": [], "process": []}
     factory = partial(module.Busy, busy_s)
@@ -109,20 +109,20 @@ def gain(environments: int, busy_s: float, repeats: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--environments", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=100, help="rounds of the overhead")
+    parser.add_argument("--rounds", type=int, default=100, help="rounds for the overhead")
     parser.add_argument("--busy-ms", type=float, default=10.0, help="CPU milliseconds of a step")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each pool with busy steps")
-    parser.add_argument("--quick", action="store_true", help="small and fast")
-    parser.add_argument("--json", help="file that the figures are written to")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds of each pool with busy steps")
+    parser.add_argument("--quick", action="store_true", help="small and fast, as a smoke test")
+    parser.add_argument("--json", help="file to write the figures to")
     a = parser.parse_args()
     if a.quick:
         a.environments, a.rounds, a.busy_ms, a.repeats = 2, 2, 1.0, 1
     if min(a.environments, a.rounds, a.repeats) < 1 or a.busy_ms <= 0:
-        raise UserError("--environments, --rounds, --repeats and --busy-ms must be above 0.")
+        raise UserError("--environments, --rounds and --repeats must be at least 1, and --busy-ms greater than 0.")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     o = overhead(a.environments, a.rounds)
     print(f"{a.environments} environments on {cores} cores")
-    print("  started in {start_seconds:.2f} s; {pss_mb:.1f} MB a process ({rss_mb:.1f} MB resident, most of it shared)".format(**o))
+    print("  started in {start_seconds:.2f} s; {pss_mb:.1f} MB a process ({rss_mb:.1f} MB resident, mostly shared)".format(**o))
     print("  a call costs {near_us:.0f} µs of CPU here and {far_us:.0f} µs there; a round {round_seconds:.4f} s".format(**o))
     g = gain(a.environments, a.busy_ms / 1e3, a.repeats)
     print(

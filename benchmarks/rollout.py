@@ -1,29 +1,29 @@
-"""How fast episodes are played: what a kept KV cache saves, how time grows with turns, and how far from the device's limit it is.
+"""Measures the speed of rollouts: what a kept KV cache saves, how time grows with turns, and the distance to the device's limit.
 
-    python benchmarks/rollout.py                      # 64 episodes of Sokoban's size; 8, 15, 32 turns; 15 prefilled again too
-    python benchmarks/rollout.py --quick              # small: shows that it works, its figures mean nothing
+    python benchmarks/rollout.py                      # 64 episodes of Sokoban's size; 8, 15 and 32 turns; 15 also without the cache
+    python benchmarks/rollout.py --quick              # a smoke test; its figures mean nothing
     python benchmarks/rollout.py --model=tiny-2m --json=rollout.json
     python benchmarks/rollout.py --model=llama-tiny --batch=16 --turns=8 --prompt=48 --answer=16 --tunix-python=PYTHON
     python benchmarks/rollout.py --model=llama-tiny --batch=16 --turns=1 --prompt=64 --answer=64 --tunix-python=PYTHON
     python benchmarks/rollout.py --model=MODEL --dtype=bfloat16 --batch=64 --turns=1 --prompt=512 --answer=256 --bandwidth=4800
 
-Episodes are conversations (`context="episode"`) with an environment that never ends, so that every episode plays all turns; the
-model has random weights. Without `--prompt`, turns are boards of Sokoban's size and answers up to two tokens; with it, a turn brings
-that many random tokens and each answer has exactly `--answer` tokens.
+Episodes are conversations (`context="episode"`) with an environment that never ends, so every episode plays all turns. The
+model has random weights. Without `--prompt`, turns are boards of Sokoban's size and answers have up to two tokens. With it, each turn
+has that many random tokens, and each answer exactly `--answer` tokens.
 
-Arms play the same conversations:
-* kept: the cache stays on the device; a turn brings its new tokens only.
-* prefilled: the whole conversation is run again at each turn (`Collector(reuse_cache=False)`), in one prefill bucket and one
-  cache size for each turn, the exact longest conversation of that turn, so that it never computes on more padding than the first.
-* tunix bucketed, tunix exact (with `--tunix-python`): Tunix's sampler, see `tunix_arm.py`. Before anything is timed, both libraries
-  play greedily, and must say the same tokens.
+The arms play the same conversations:
+* kept: the cache stays on the device; a turn prefills only its new tokens.
+* prefilled: each turn prefills the whole conversation again (`Collector(reuse_cache=False)`). It has one prefill bucket and one
+  cache size for each turn, exactly the longest conversation of that turn, so it never computes on more padding than "kept".
+* tunix bucketed, tunix exact (with `--tunix-python`): Tunix's sampler, see `tunix_arm.py`. Before the timing, both libraries
+  decode greedily and must produce the same tokens.
 
-All arms are compiled in a warm-up rollout that is not timed, and then run in turn, A B C A B C …; times are medians over repeats
-of whole rollouts, host loop and environments included (Tunix: its sampler's calls only).
+A warm-up rollout compiles each arm; it is not timed. Then the arms run in the order A B C A B C …. Times are medians over repeats
+of whole rollouts, including the host loop and the environments (for Tunix, only the calls of its sampler).
 
-`--bandwidth` (GB/s of the device's memory) adds the share of the roofline: the time that reading weights and cache once a token
-step would take, over the time that decoding took (a rollout's time minus that of the same rollout with one-token answers; for several
-turns that leaves some prefilling in, and the share comes out too low).
+`--bandwidth` (GB/s of the device's memory) adds the share of the roofline: the time to read the weights and the cache once per token
+step, divided by the measured decoding time. That is a rollout's time minus the time of the same rollout with one-token answers; with
+several turns it includes some prefilling, so the share is underestimated.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import tempfile
 from functools import partial
 
 import jax
-import measure  # first of ours: it makes the project importable
+import measure  # imported before stepreward, because it makes the project importable
 import numpy as np
 from conversations import Source, boards, random_tokens
 
@@ -46,12 +46,12 @@ from stepreward.rollout.episode import Task
 from stepreward.rollout.play import Collector
 from stepreward.rollout.sampling import Sampling
 
-SAME = 0.99  # share of greedy tokens that two libraries must agree on: near-ties round either way
+SAME = 0.99  # least share of greedy tokens on which the libraries must agree; rounding may break near-ties differently
 
 
 @dataclasses.dataclass
 class Arm:
-    """One way of playing; `episodes` holds what was played last."""
+    """One way of playing rollouts; `episodes` holds the last one."""
 
     name: str
     turns: int
@@ -65,29 +65,29 @@ class Arm:
         self.episodes = self.collector.collect(self.params, self.tasks, jax.random.key(0))
 
     def run(self) -> measure.Time:
-        """Plays one rollout and says how long it took."""
+        """Plays one rollout and returns its time."""
         return measure.timed(self.play)
 
     def sampled(self) -> np.ndarray:
-        """All sampled tokens, episode by episode."""
+        """Returns all sampled tokens, episode by episode."""
         return np.concatenate([step.action_tokens for episode in self.episodes for step in episode.steps])
 
     def work(self) -> dict[str, int]:
-        """What the last rollout held."""
+        """Counts the steps and tokens of the last rollout."""
         steps = [step for episode in self.episodes for step in episode.steps]
         if len(steps) != len(self.tasks) * self.turns:
-            raise UserError(f"arm {self.name!r} ended an episode early: {len(steps)} steps.")
+            raise UserError(f"arm {self.name!r} ended an episode early: {len(steps)} steps, not {len(self.tasks) * self.turns}.")
         sampled = sum(len(step.action_tokens) for step in steps)
         return {"steps": len(steps), "sampled": sampled, "tokens": sampled + sum(len(step.prompt_tokens) for step in steps)}
 
 
 def make_arm(name: str, source: Source, model, turns: int, batch: int, *, reuse=True, answer=None, greedy=False) -> Arm:
-    """An arm of ours; `model` is `(config, graphdef, params)`, `answer` overrides the source's."""
+    """Makes an arm of this project; `model` is `(config, graphdef, params)`, and `answer` overrides the source's value."""
     config, graphdef, params = model
     answer = answer or source.answer
     source = source._replace(answer=answer)
     if reuse:
-        # The last sampled token, perhaps the closing one, and what is said; the first turn has no such tokens before it.
+        # A later turn prefills the last sampled token, the closing token if there is one, and the user turn; the first only the latter.
         buckets = (max(source.first, source.later + 1 + source.closing),)
     else:
         buckets = tuple(source.length(turn) - answer for turn in range(1, turns + 1))
@@ -101,7 +101,7 @@ def make_arm(name: str, source: Source, model, turns: int, batch: int, *, reuse=
 
 
 def add_tunix(python: str, folder: str, model, source, said, turns, batch) -> tuple[measure.TunixArm, dict]:
-    """Tunix's arms, after a check that both libraries say the same."""
+    """Adds Tunix's arms, after a check that both libraries produce the same tokens."""
     config, _, params = model
     tunix = measure.TunixArm(python, folder, config, params)
     prompts, names = tunix.save(prompts=said), {"tunix bucketed": False, "tunix exact": True}
@@ -112,13 +112,13 @@ def add_tunix(python: str, folder: str, model, source, said, turns, batch) -> tu
         theirs = np.concatenate([np.asarray(row) for row in tunix.ask("play", name=name, greedy=True)["tokens"]])
         same = float(np.mean(theirs == ours.sampled()))
         if same < SAME:
-            raise UserError(f"{name} and this project agree on {same:.1%} of the greedy tokens only: nothing to compare.")
+            raise UserError(f"{name} and this project agree on only {same:.1%} of the greedy tokens, so their times cannot be compared.")
         print(f"{name}: {same:.2%} of {theirs.size} greedy tokens equal")
     return tunix, {name: partial(tunix.time, "play", name=name) for name in names}
 
 
 def roofline(arm, seconds, one_token_seconds, model, source, turns, batch, bandwidth) -> dict:
-    """Share of the bandwidth that decoding reaches."""
+    """Returns the share of the memory bandwidth that decoding reaches."""
     config, _, params = model
     lengths = [source.length(turn) - source.answer + at for turn in range(1, turns + 1) for at in range(1, source.answer)]
     read, decoding = measure.decode_bytes(config, params, batch, lengths), seconds - one_token_seconds
@@ -127,20 +127,22 @@ def roofline(arm, seconds, one_token_seconds, model, source, turns, batch, bandw
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 episodes, few turns, one repeat")
     parser.add_argument("--model", default="tiny-0.1m", help=f"shape of the model: {', '.join(measure.MODELS)}")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of weights, cache and computation")
-    parser.add_argument("--batch", type=int, default=64, help="episodes played at once")
-    parser.add_argument("--turns", help="numbers of turns, comma-separated (8,15,32; with --prompt: 8); the middle one is compared")
-    parser.add_argument("--prompt", type=int, help="random tokens of each user turn, in place of boards")
-    parser.add_argument("--answer", type=int, default=16, help="tokens of each answer, with --prompt")
-    parser.add_argument("--repeats", type=int, default=5, help="timed rollouts of each arm, of which the median counts")
-    parser.add_argument("--kept-only", action="store_true", help="leave out the arm that prefills again")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of weights, cache and computation")
+    parser.add_argument("--batch", type=int, default=64, help="number of concurrent episodes")
+    parser.add_argument(
+        "--turns", help="comma-separated numbers of turns (default: 8,15,32; with --prompt: 8); the arms are compared at the middle one"
+    )
+    parser.add_argument("--prompt", type=int, help="number of random tokens in each user turn, instead of boards")
+    parser.add_argument("--answer", type=int, default=16, help="number of tokens in each answer, with --prompt")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rollouts of each arm; the median counts")
+    parser.add_argument("--kept-only", action="store_true", help="skip the arm that prefills whole conversations")
     parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth of the device")
-    parser.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with Tunix: adds its arms")
-    parser.add_argument("--json", metavar="PATH", help="write the figures there")
+    parser.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with Tunix; adds its arms")
+    parser.add_argument("--json", metavar="PATH", help="file to write the figures to")
     options = parser.parse_args()
     if options.quick:
         options.batch, options.repeats, options.turns = 4, 1, options.turns or "2,4,8"
@@ -150,14 +152,14 @@ def parse() -> argparse.Namespace:
         turns = (options.turns or ("8" if options.prompt else "8,15,32")).split(",")
         options.turns = sorted(int(number) for number in turns)
     except ValueError:
-        raise UserError(f"--turns={options.turns} is no comma-separated list of numbers.") from None
+        raise UserError(f"--turns={options.turns} is not a comma-separated list of numbers.") from None
     for name in ("batch", "answer", "repeats", "prompt"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} must be at least 1.")
     if options.turns[0] < 1:
-        raise UserError("--turns must be at least 1.")
+        raise UserError(f"--turns={options.turns[0]} must be at least 1.")
     if options.tunix_python and not options.prompt:
-        raise UserError("--tunix-python needs --prompt: Tunix's arm plays random tokens.")
+        raise UserError("--tunix-python needs --prompt, because the Tunix arm plays random tokens.")
     return options
 
 
@@ -165,7 +167,7 @@ def main() -> None:
     options = parse()
     batch, compared = options.batch, options.turns[len(options.turns) // 2]
     if options.prompt:
-        config = measure.model_config(options.model, options.dtype, scan_layers=False)  # as decoding wants them
+        config = measure.model_config(options.model, options.dtype, scan_layers=False)  # unstacked layers, as decoding needs them
         source, said = random_tokens(options.prompt, options.answer, max(options.turns), batch, config.vocab_size)
     else:
         source, said = boards(), None

@@ -1,8 +1,9 @@
-"""Requests a second of the server: eight clients at once, beside the same requests one after the other.
+"""Measures the server's requests per second: eight concurrent clients, compared with the same requests one after another.
 
     python benchmarks/serve.py [--model=llama-tiny] [--clients=8] [--tokens=64] [--prompt=200] [--json=serve.json]
 
-Random weights and greedy answers, through a loopback socket; both arms run in turn in one process and get equal answers.
+The weights are random, and the answers greedy. Requests go through a loopback socket. Both arms run alternately in one process and
+should get equal answers.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from stepreward.serve.engine import make_engine
 from stepreward.serve.server import Settings
 
 OPTIONS = (
-    Option("model", f"shape, one of: {', '.join(MODELS)}", default="llama-tiny"),
-    Option("dtype", "of weights and computation", default="float32", choices=("float32", "bfloat16")),
-    Option("clients", "requests at once", default=8, type=int),
-    Option("tokens", "of each answer", default=64, type=int),
-    Option("prompt", "characters of each prompt, one token each", default=200, type=int),
-    Option("repeats", "runs of each arm", default=5, type=int),
-    Option("json", "file for the figures"),
-    Option("quick", "the smallest that runs", default=False, type=bool),
+    Option("model", f"shape of the model, one of: {', '.join(MODELS)}", default="llama-tiny"),
+    Option("dtype", "dtype of weights and computation", default="float32", choices=("float32", "bfloat16")),
+    Option("clients", "number of concurrent requests", default=8, type=int),
+    Option("tokens", "number of tokens in each answer", default=64, type=int),
+    Option("prompt", "number of characters in each prompt, one token each", default=200, type=int),
+    Option("repeats", "timed runs of each arm", default=5, type=int),
+    Option("json", "file to write the figures to"),
+    Option("quick", "small and fast, as a smoke test", default=False, type=bool),
 )
 
 
@@ -45,7 +46,7 @@ def main() -> int:
         options.repeats, options.tokens, options.clients = 1, 4, 2
     for name in ("clients", "tokens", "prompt", "repeats"):
         if getattr(options, name) < 1:
-            raise UserError(f"--{name}={getattr(options, name)}: give at least 1")
+            raise UserError(f"--{name}={getattr(options, name)} must be at least 1.")
     with running(_served(options), Settings(port=0, max_rows=options.clients)) as address:
         host = address.removeprefix("http://")
         bodies = [_body(index, options) for index in range(options.clients)]
@@ -59,7 +60,7 @@ def main() -> int:
             answers["alone"] = [_ask(host, body) for body in bodies]
 
         arms = {"together": lambda: timed(together), "alone": lambda: timed(alone)}
-        # Who comes first is chance, and each mixture of sizes compiles once.
+        # The requests arrive in random order, and each combination of sizes compiles once, so several warm-ups are needed.
         times = in_turn(arms, options.repeats, warm_up=1 if options.quick else 4)
     results = {name: summary(found) for name, found in times.items()}
     for r in results.values():
@@ -81,7 +82,7 @@ def _served(options) -> Served:
     config = model_config(options.model, options.dtype, vocab=chat.codec.vocab_size)
     graphdef, params = decoder.build(config, jax.random.key(0))
     length = options.prompt + options.tokens + 8
-    engine = make_engine(graphdef, config, (), chat.codec.pad_id, length)  # no end token: answers have equal lengths
+    engine = make_engine(graphdef, config, (), chat.codec.pad_id, length)  # no stop token, so all answers have the same length
     return Served("random", engine, engine.prepare(params), Conversations(lambda *_: chat), chat.text, options.tokens)
 
 

@@ -1,13 +1,13 @@
-"""What the estimator and the critic of SPA cost: training throughput, and an iteration of PPO split by phase.
+"""Measures the cost of SPA's estimator and critic: training throughput, and the phases of a PPO iteration.
 
     python benchmarks/spa.py                # the tiny preset of configs/spa_sokoban.py
-    python benchmarks/spa.py --quick        # the micro preset: shows that it works, its figures mean nothing
+    python benchmarks/spa.py --quick        # the micro preset, as a smoke test; its figures mean nothing
     python benchmarks/spa.py --json=spa.json
 
-Estimator: environment steps a second through one update of 16 episodes, against the same update whose gradient is taken in one
-piece over all rows of the mini-batch (more memory, one forward pass less).
-PPO: median seconds of an iteration's phases with a separate critic, with a critic on the policy's backbone, and without one
-(RLOO). Each arm is compiled in iterations that are not timed.
+Estimator: environment steps per second through one update of 16 episodes, compared with the same update whose gradient is computed
+over all rows of the mini-batch at once (more memory, one forward pass less).
+PPO: median seconds of the phases of an iteration with a separate critic, with a critic on the policy's backbone, and without a
+critic (RLOO). Untimed iterations compile each arm first.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ PHASES = ("rollout", "scoring", "critic", "policy")
 
 
 def make_runner(preset: str, folder: Path, changes: dict) -> Runner:
-    """A runner of a copy of the supervised policy, before its first iteration."""
+    """Makes a runner whose stages before reinforcement learning are short."""
     config = load_config_file(f"{ROOT}/configs/spa_sokoban.py:{preset}")
     never = {"eval.episodes": 16, "eval.every": 10**9, "train.env_steps": 10**12, "checkpoint.every": 10**9}
     never["eval.final_episodes"] = 0
@@ -54,14 +54,14 @@ def make_runner(preset: str, folder: Path, changes: dict) -> Runner:
 
 
 def iterations(runner: Runner, repeats: int) -> dict[str, float]:
-    """Median seconds of each phase, and of whole iterations."""
+    """Returns the median seconds of each part of an iteration, and of whole iterations."""
     while runner.counters.stage != "train":
         runner.tick()
     times: dict[str, list[float]] = {name: [] for name in (*PHASES, "iteration")}
     steps = []
     for repeat in range(repeats + 2):
         started, before = time.perf_counter(), runner.counters.env_steps
-        metrics = runner.tick()
+        metrics = runner.stages["train"].tick()
         if repeat >= 2:
             times["iteration"].append(time.perf_counter() - started)
             steps.append(runner.counters.env_steps - before)
@@ -72,7 +72,7 @@ def iterations(runner: Runner, repeats: int) -> dict[str, float]:
 
 @partial(jax.jit, static_argnames=("optimizer", "method", "graphdef", "max_actions"), donate_argnames="state")
 def step_in_one_piece(state, batch, *, optimizer, method, graphdef, max_actions):
-    """The alternative: the gradient of the loss through all rows at once."""
+    """The alternative update: computes the gradient over all rows at once."""
     rows = {name: getattr(batch, name) for name in ("tokens", "positions", "segment_ids", "action_mask")}
 
     output = lambda params: chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
@@ -84,7 +84,7 @@ def step_in_one_piece(state, batch, *, optimizer, method, graphdef, max_actions)
 
 
 def estimator_steps(runner: Runner, repeats: int) -> dict[str, float]:
-    """Environment steps a second through one update, chunk by chunk and in one piece."""
+    """Returns the environment steps per second through one update, chunk by chunk and in one piece."""
     estimator, layout = runner.learner.auxiliaries["estimator"], runner.learner.layout
     episodes = runner.exploration.read()
     batch = layout.pack(episodes, row_multiple=1)
@@ -113,8 +113,8 @@ def estimator_steps(runner: Runner, repeats: int) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the micro preset, one repeat")
-    parser.add_argument("--repeats", type=int, default=7, help="timed iterations of each arm, of which the median counts")
-    parser.add_argument("--json", metavar="PATH", help="write the figures there")
+    parser.add_argument("--repeats", type=int, default=7, help="timed iterations of each arm; the median counts")
+    parser.add_argument("--json", metavar="PATH", help="file to write the figures to")
     options = parser.parse_args()
     preset, repeats = ("micro", 1) if options.quick else ("tiny", options.repeats)
     print(f"{preset} preset, {repeats} repeats, {jax.default_backend()}, {os.cpu_count()} cores")
@@ -136,7 +136,7 @@ def main() -> None:
     base = arms["no critic (RLOO)"]
     for name in list(ARMS)[:2]:
         ratio = arms[name]["iteration"] / arms[name]["env_steps"] / (base["iteration"] / base["env_steps"])
-        print(f"{name} / no critic, time an environment step: {ratio:.2f}×")
+        print(f"{name} / no critic, time per environment step: {ratio:.2f}×")
     if options.json:
         figures = {"preset": preset, "repeats": repeats, "backend": jax.default_backend(), "cores": os.cpu_count()}
         figures |= {"jax": jax.__version__, "estimator_steps_per_s": speed, "seconds": arms}

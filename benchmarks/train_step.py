@@ -1,22 +1,23 @@
-"""What a training step costs: policy update, PRM update and scoring, and the whole step of iStar against that of GRPO.
+"""Measures the cost of a training step: policy update, PRM update and scoring, and iStar's whole step compared with GRPO's.
 
     python benchmarks/train_step.py                   # 16 rows of 128 tokens, a small Llama
-    python benchmarks/train_step.py --quick           # small: shows that it works, its figures mean nothing
+    python benchmarks/train_step.py --quick           # a smoke test; its figures mean nothing
     python benchmarks/train_step.py --steps=1 --tunix-python=PYTHON
     python benchmarks/train_step.py --model=MODEL --dtype=bfloat16 --params=float32 --rows=64 --length=4096 --chunk-rows=4 --peak=989
 
-A row is an episode of `--steps` steps, each of as many random prompt tokens as random action tokens; every group holds successes
-and failures. Parts, each timed to its last array:
+A row is an episode of `--steps` steps. Each step has as many random prompt tokens as random action tokens, and every group has
+successes and failures. Each part is timed until its last array is ready:
 * score: a forward pass of the PRM.  prm: its DPO update.  policy: the clipped update, one epoch.
 * grpo step: credit and policy update.
-* istar step: scoring, credit, PRM update and policy update. `--epochs` is how often a step's policy sees the rows.
-* tunix (with `--tunix-python`, and one step a row): Tunix's jitted GRPO step, see `tunix_arm.py`, against `policy`. Same tokens, same
-  advantages, same old log-probabilities, same AdamW, token-level clipping, no KL term. Loss and norm of the gradient of the first
-  update must agree before anything is timed.
+* istar step: scoring, credit, PRM update and policy update. `--epochs` is the number of policy updates on the rows in both steps.
+* tunix (with `--tunix-python`, and one step per row): Tunix's jitted GRPO step, see `tunix_arm.py`, compared with `policy`. Both get the
+  same tokens, advantages, old log-probabilities and AdamW, with token-level clipping and no KL term. Before the timing, the loss and
+  the gradient norm of the first update must agree.
 
-All run in turn, A B C A B C …, after a warm-up that compiles. Model FLOPs: 2 · parameters · tokens and causal attention for a forward
-pass, three times that for an update; what is computed again (chunks, rematerialisation) or skipped (positions without an action
-in the last layer) does not count. `--peak` (TFLOP/s of the device at that precision) adds the share of it that is reached (MFU).
+After a warm-up that compiles, the parts run in the order A B C A B C …. Model FLOPs are 2 · parameters · tokens plus causal attention
+for a forward pass, and three times that for an update. Recomputation (chunks, rematerialisation) adds nothing, and skipped work
+(positions without an action in the last layer) subtracts nothing. `--peak` (TFLOP/s of the device at that precision) adds the share of
+the peak that is reached (MFU).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import tempfile
 from functools import partial
 
 import jax
-import measure  # first of ours: it makes the project importable
+import measure  # imported before stepreward, because it makes the project importable
 import numpy as np
 
 from stepreward.credit import make
@@ -45,7 +46,7 @@ LOSS = PolicyLoss(ratio="token", aggregation="token-mean", clip_low=CLIP, clip_h
 
 
 def random_batch(rows: int, length: int, steps: int, group: int, vocab: int):
-    """Episodes of random tokens (never 0, which is padding), one a row, packed; half of each group succeed."""
+    """Makes a batch of episodes of random tokens (never 0, the padding), one per row; half of each group succeed."""
     rng, size = np.random.default_rng(0), length // (2 * steps)
     episodes = []
     for index in range(rows):
@@ -59,7 +60,7 @@ def random_batch(rows: int, length: int, steps: int, group: int, vocab: int):
 
 
 class Job:
-    """Models, optimizer and one batch; each method is a part that can be timed, and returns what it computed last."""
+    """Models, optimizer and one batch. Each method is a part to be timed; it returns its last arrays."""
 
     def __init__(self, options):
         o = options
@@ -77,18 +78,18 @@ class Job:
         self.advantage = credit(self.grpo, self.batch)
 
     def score(self):
-        """Forward pass of the PRM."""
+        """Runs a forward pass of the PRM."""
         return score(self.prm_state.params, self.batch, **self.model)
 
     def prm(self):
-        """Update of the PRM."""
+        """Updates the PRM."""
         passes = {name: value for name, value in self.model.items() if name != "temperature"}
         what = dict(name="prm", outputs=LogProbs(self.model["temperature"]), method=self.istar)
         self.prm_state, out = auxiliary_step(self.prm_state, self.batch, optimizer=self.optimizer, **what, **passes)
         return self.prm_state, out
 
     def policy(self, advantage=None, epochs=1):
-        """Update of the policy."""
+        """Updates the policy."""
         advantage = self.advantage if advantage is None else advantage
         for _ in range(epochs):
             self.policy_state, out = policy_step(
@@ -97,23 +98,23 @@ class Job:
         return self.policy_state, out
 
     def grpo_step(self):
-        """Credit, policy."""
+        """Computes credit and updates the policy."""
         return self.policy(credit(self.grpo, self.batch), self.epochs)
 
     def istar_step(self):
-        """Scoring, credit, PRM, policy."""
+        """Scores, computes credit, and updates the PRM and the policy."""
         scored = self.batch.with_signals(log_prob_prm=self.score()[0])
         return self.prm(), self.policy(credit(self.istar, scored), self.epochs)
 
 
 @partial(jax.jit, static_argnums=0)
 def credit(method, batch):
-    """Advantages `[R, L]`."""
+    """Returns the advantages `[R, L]`."""
     return method.credit(batch).advantage
 
 
 def add_tunix(options, folder: str, job: Job):
-    """Tunix's arm, after a check that its first update is ours."""
+    """Adds the Tunix arm, after a check that its first update equals ours."""
     tunix = measure.TunixArm(options.tunix_python, folder, job.config, job.params)
     half, batch = options.length // 2, jax.device_get(job.batch)
     arrays = {"prompts": batch.tokens[:, :half], "answers": batch.tokens[:, half:]}
@@ -123,29 +124,29 @@ def add_tunix(options, folder: str, job: Job):
     ours = {name: float(value) for name, value in job.policy()[1].items()}
     print(f"first update: loss {theirs['loss']:.6f} and {ours['loss']:.6f}, gradient {theirs['grad_norm']:.6f} and {ours['grad_norm']:.6f}")
     if abs(theirs["grad_norm"] - ours["grad_norm"]) > 1e-2 * ours["grad_norm"] or abs(theirs["loss"] - ours["loss"]) > 1e-3:
-        raise UserError("Tunix's update is not ours, so their times cannot be compared.")
+        raise UserError("the first updates of Tunix and this project differ, so their times cannot be compared.")
     return tunix, partial(tunix.time, "step")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the smallest shape, one repeat")
     parser.add_argument("--model", default="llama-tiny", help=f"shape of the model: {', '.join(measure.MODELS)}")
-    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of computation")
-    parser.add_argument("--params", choices=("float32", "bfloat16"), help="of parameters (as --dtype)")
-    parser.add_argument("--remat", default="none", choices=decoder.REMAT, help="what the backward pass computes again")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of the computation")
+    parser.add_argument("--params", choices=("float32", "bfloat16"), help="dtype of the parameters (default: --dtype)")
+    parser.add_argument("--remat", default="none", choices=decoder.REMAT, help="what the backward pass recomputes")
     parser.add_argument("--attention", default="auto", help="implementation of attention")
-    parser.add_argument("--rows", type=int, default=16, help="episodes of the batch")
-    parser.add_argument("--length", type=int, default=128, help="tokens of a row")
-    parser.add_argument("--steps", type=int, default=4, help="steps of an episode")
-    parser.add_argument("--group", type=int, default=8, help="episodes of a group")
-    parser.add_argument("--chunk-rows", type=int, help="rows of one forward and backward pass (all)")
-    parser.add_argument("--epochs", type=int, default=1, help="policy updates in the two whole steps")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each part, of which the median counts")
-    parser.add_argument("--peak", type=float, metavar="TFLOP/S", help="of the device")
-    parser.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with Tunix: adds its update")
-    parser.add_argument("--json", metavar="PATH", help="write the figures there")
+    parser.add_argument("--rows", type=int, default=16, help="number of episodes in the batch")
+    parser.add_argument("--length", type=int, default=128, help="number of tokens in a row")
+    parser.add_argument("--steps", type=int, default=4, help="number of steps in an episode")
+    parser.add_argument("--group", type=int, default=8, help="number of episodes in a group")
+    parser.add_argument("--chunk-rows", type=int, help="number of rows in one forward and backward pass (default: all)")
+    parser.add_argument("--epochs", type=int, default=1, help="number of policy updates in the two whole steps")
+    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each part; the median counts")
+    parser.add_argument("--peak", type=float, metavar="TFLOP/S", help="peak performance of the device")
+    parser.add_argument("--tunix-python", metavar="PATH", help="Python of an environment with Tunix; adds its update")
+    parser.add_argument("--json", metavar="PATH", help="file to write the figures to")
     options = parser.parse_args()
     if options.quick:
         options.model, options.rows, options.length, options.group, options.repeats = "llama-micro", 4, 16, 4, 1
@@ -157,7 +158,7 @@ def parse() -> argparse.Namespace:
     if o.group < 2 or o.rows % o.group or o.rows % o.chunk_rows:
         raise UserError(f"--rows={o.rows} must be a multiple of --group={o.group} (at least 2) and of --chunk-rows={o.chunk_rows}.")
     if o.tunix_python and o.steps != 1:
-        raise UserError("--tunix-python needs --steps=1: a row of Tunix is a prompt and an answer.")
+        raise UserError("--tunix-python needs --steps=1, because a row of Tunix is one prompt and one answer.")
     return options
 
 

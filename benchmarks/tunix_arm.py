@@ -1,18 +1,18 @@
-"""The other arm of the benchmarks: Tunix 0.1.7's own sampler and its own jitted GRPO step, on the same weights and tokens.
+"""The Tunix arm of the benchmarks: the sampler and the jitted GRPO step of Tunix 0.1.7, on the same weights and tokens.
 
-It lives in a virtual environment of its own, as its pinned packages are not ours:
+It needs its own virtual environment, because Tunix pins other versions of packages than this project:
 
     python -m venv ~/tunix-venv
     ~/tunix-venv/bin/pip install google-tunix==0.1.7
     python benchmarks/rollout.py --model=llama-tiny --batch=16 --tunix-python=$HOME/tunix-venv/bin/python
 
-The benchmark starts this file and asks in JSON lines on standard input; answers go to standard output, one line each, and
-whatever Tunix prints goes to standard error. Nothing of this project is imported here.
+The benchmark starts this file and sends requests as JSON lines to its standard input. Answers go to standard output, one line each;
+Tunix's own output goes to standard error. This file imports nothing from this project.
 
-Tunix keeps no cache between calls, so each turn runs the whole conversation again. Two ways of doing that are timed:
-* bucketed: as Tunix comes, one sampler whose cache holds the longest conversation, prompts padded to the next power of two;
-* exact: no padding at all, and for each turn a sampler with a cache of exactly that turn's length. Nobody would run it so;
-  it is the least that prefilling again can cost.
+Tunix keeps no cache between calls, so each turn prefills the whole conversation again. Two ways of doing that are timed:
+* bucketed: Tunix's default, one sampler with a cache for the longest conversation, and prompts padded to the next power of two;
+* exact: no padding, and for each turn a sampler with a cache of exactly that turn's length. Nobody would use it in practice; it is a
+  lower bound on the cost of prefilling again.
 """
 
 import json
@@ -21,7 +21,7 @@ import sys
 import time
 
 ANSWERS = os.fdopen(os.dup(1), "w")
-os.dup2(2, 1)  # whatever prints, prints to standard error
+os.dup2(2, 1)  # redirect all other output to standard error
 
 import jax
 import jax.numpy as jnp
@@ -40,17 +40,17 @@ PAD = 0
 
 
 def now():
-    """Seconds that have passed, and that this process has computed."""
+    """Returns the current wall-clock and CPU seconds."""
     return time.perf_counter(), time.process_time()
 
 
 def since(start):
-    """What an answer says of the time since `now()`."""
+    """Returns the times since `now()`, as fields of an answer."""
     return {name: end - begin for name, end, begin in zip(("seconds", "cpu_seconds"), now(), start)}
 
 
 class Tokens:
-    """Stands for a tokenizer where prompts are lists of tokens already."""
+    """Replaces a tokenizer, for prompts that are already lists of tokens."""
 
     def encode(self, tokens):
         return list(tokens)
@@ -69,7 +69,7 @@ class Tokens:
 
 
 def make_model(shape, weights):
-    """Tunix's Llama 3 with our numbers."""
+    """Makes Tunix's Llama 3 with our weights."""
     config = ModelConfig(
         num_layers=shape["num_layers"],
         vocab_size=shape["vocab_size"],
@@ -97,7 +97,7 @@ def make_model(shape, weights):
 
 
 class Arm:
-    """What can be asked."""
+    """The requests: each method answers one."""
 
     def start(self, shape, weights):
         self.shape, self.weights = shape, dict(np.load(weights))
@@ -106,7 +106,7 @@ class Arm:
         return {"jax": jax.__version__, "backend": jax.default_backend()}
 
     def rollout(self, name, prompts, answer, exact):
-        """Prepares an arm that plays `prompts[turns, batch, tokens]`, each turn answered with `answer` tokens."""
+        """Prepares an arm that plays `prompts[turns, batch, tokens]` and answers each turn with `answer` tokens."""
         said = np.load(prompts)["prompts"]
         turns, batch, size = said.shape
         lengths = [size * (turn + 1) + answer * turn for turn in range(turns)]
@@ -122,7 +122,7 @@ class Arm:
         return {"lengths": lengths, "slots": slots}
 
     def play(self, name, greedy=False):
-        """Plays a rollout; without stop tokens, so all answers have full length."""
+        """Plays a rollout without stop tokens, so that all answers have full length."""
         said, answer, lengths, samplers = self.players[name]
         how = {} if greedy else {"temperature": 1.0, "top_p": 1.0}
         never = [self.shape["vocab_size"] + 1]
@@ -137,7 +137,7 @@ class Arm:
         return {**times, "tokens": np.stack(sampled, axis=1).reshape(len(said[0]), -1).tolist() if greedy else []}
 
     def update(self, batch, optimizer, clip):
-        """Prepares Tunix's actor trainer, its GRPO loss without a KL term, and one batch."""
+        """Prepares Tunix's trainer, its GRPO loss without a KL term, and one batch."""
         arrays = {name: jnp.asarray(x) for name, x in np.load(batch).items()}
         clipping = optax.clip_by_global_norm(optimizer.pop("max_grad_norm"))
         made = optax.chain(clipping, optax.adamw(**optimizer))
@@ -168,7 +168,7 @@ class Arm:
         return {}
 
     def step(self):
-        """One update."""
+        """Runs one update."""
         start = now()
         loss, aux, norm = self.step_fn(self.example)
         jax.block_until_ready((loss, aux, norm, nnx.state(self.trainer.model)))

@@ -1,11 +1,11 @@
-"""Plays VirtualHome's own programs, as lines and as text, and measures the environment.
+"""Plays VirtualHome's own programs, as lines and as text actions, and measures the environment.
 
     python benchmarks/virtualhome_programs.py            # about two minutes on one core
     python benchmarks/virtualhome_programs.py --tasks 50
 
-Prints, for the 518 packaged programs: how many are executed and reach the final graph (CLOSE and FACING edges left out) as lines
-and as text actions, with and without the memory of the right instances; how many annotated goals hold at their end; for each
-preset the success of the expert and of uniform play among the admissible actions; and CPU time and memory.
+For the 518 packaged programs, it prints how many are executed and reach the final graph (except CLOSE and FACING edges), as lines
+and as text actions, with and without preset instances of names; and how many annotated goals hold at the end. For each preset, it
+prints the success of the expert and of uniformly random admissible actions, and the CPU time and memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stepreward.envs.virtualhome.game import Game, lines
 
 
 def play(task, *, text: bool, memory: bool) -> tuple[bool, bool, int]:
-    """Whether all lines were executed, whether the goal holds at the end, and how many texts had to name a number."""
+    """Plays a task's program; returns (all lines executed, goal reached, number of actions that had to name a number)."""
     scene, goal = tasks.load(task)
     game = Game(scene, goal)
     at = game.start(dict(task.objects) if memory else None)
@@ -42,7 +42,7 @@ def play(task, *, text: bool, memory: bool) -> tuple[bool, bool, int]:
 
 
 def programs(count: int | None) -> dict:
-    """Every packaged program in three ways, and every annotated goal."""
+    """Plays every packaged program in three ways, and the programs of all annotated goals."""
     listed = tasks.packaged()[:count]
     found = {"programs": len(listed)}
     ways = (("lines", False, False), ("text", True, False), ("text_with_memory", True, True))
@@ -60,7 +60,7 @@ def programs(count: int | None) -> dict:
 
 
 def preset(name: str, episodes: int, **settings) -> dict:
-    """Success of the expert and, where there is a list, of uniform play; CPU milliseconds of a step and of a reset."""
+    """Measures the success of the expert and, if actions are listed, of random play; and CPU milliseconds of a step and a reset."""
     environment = make(name, **settings)()
     generator = np.random.default_rng(0)
     solved, drawn, lengths, spent, steps, resets = 0, 0, [], 0.0, 0, 0.0
@@ -99,7 +99,7 @@ def preset(name: str, episodes: int, **settings) -> dict:
 
 
 def speed(episodes: int) -> dict:
-    """CPU milliseconds of a step of preset "spa": the first time, and when other episodes of the task were there before."""
+    """Measures CPU milliseconds of a step of preset "spa": in the first episode of a task, and in a later one."""
     environment = make("spa")()
     found = {}
     tasks.load.cache_clear()
@@ -119,7 +119,7 @@ def speed(episodes: int) -> dict:
 
 
 def memory(count: int = 64) -> dict:
-    """Megabytes of resident memory that environments add, each in a task of its own, and all in one task."""
+    """Measures the resident megabytes that an environment adds, if each plays its own task, and if all play the same one."""
     environments = [make("spa")() for _ in range(count)]
     tasks.load.cache_clear()
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -137,8 +137,8 @@ def memory(count: int = 64) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", type=int, default=None, help="only the first so many packaged programs")
-    parser.add_argument("--episodes", type=int, default=200, help="episodes a preset")
+    parser.add_argument("--tasks", type=int, default=None, help="play only this many packaged programs, from the first")
+    parser.add_argument("--episodes", type=int, default=200, help="number of episodes for each preset")
     arguments = parser.parse_args()
     print(json.dumps({"memory": memory()}))
     print(json.dumps({"speed": speed(min(arguments.episodes, 60))}))

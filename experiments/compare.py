@@ -4,12 +4,12 @@
         --arms="istar= rloo=credit.method:rloo frozen=credit.options.prm_frozen:True" \
         --set="train.env_steps:200000"
 
-Each run is `launch/train.py` in its own process on one core, with the arm's overrides; runs that are finished are not repeated.
-`{seed}` in an override stands for the seed, so that arms can take the finished stages of one run a seed
-(`stages.sft:runs/base_{seed}`). A seed fixes demonstrations, warm start, training rooms and draws, so that the arms of one seed
-start from the same policy. Writes `results.json` (every curve), `curves.png`, and prints a table: success at start and end, area
-under the curve (mean held-out success over environment steps), and paired differences to the first arm with 95 % t-intervals.
-`--measure=score` compares by the benchmark's own score in place of success.
+Each run is `launch/train.py` in its own process on one core, with the arm's overrides. Finished runs are not repeated.
+`{seed}` in an override is replaced by the seed, so that the arms of a seed can share the finished stages of one run
+(`stages.sft:runs/base_{seed}`). A seed determines the demonstrations, the warm start, the training rooms and the draws, so the arms
+of a seed start from the same policy. The script writes `results.json` (all curves) and `curves.png`, and prints a table: success at
+start and end, area under the curve (mean held-out success over environment steps), and paired differences to the first arm with
+95 % t-intervals. `--measure=score` compares the benchmark's own score instead of success.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--config", default="configs/istar_sokoban.py")
     parser.add_argument("--arms", required=True, help="space-separated name=key:value,key:value")
-    parser.add_argument("--set", default="", help="key:value,... of every arm")
+    parser.add_argument("--set", default="", help="key:value,... for every arm")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--measure", choices=("success", "score", "executed"), default="success", help="of held-out episodes")
+    parser.add_argument(
+        "--measure", choices=("success", "score", "executed"), default="success", help="measure on held-out episodes to compare"
+    )
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -65,7 +67,7 @@ def main() -> None:
 
 
 def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "success") -> None:
-    """Reads the finished runs below `out`, writes results.json and curves.png, and prints the table, all of `eval/MEASURE`."""
+    """Reads `eval/MEASURE` of the finished runs below `out`, writes results.json and curves.png, and prints the table."""
     curves: dict[str, list] = {arm: [] for arm in arms}
     rows = []
     for arm in arms:
@@ -118,12 +120,12 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
 
 
 def area(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean height of the curve over its range of environment steps."""
+    """Returns the mean height of the curve over its range of environment steps."""
     return float(np.trapezoid(y, x) / (x[-1] - x[0])) if len(x) > 1 else float(y[0])
 
 
 def interval(values: list[float], test: bool = False) -> str:
-    """Mean and half-width of the 95 % t-interval; with `test`, the two-sided p value of a mean of zero."""
+    """Formats the mean and the half-width of its 95 % t-interval; with `test`, also the two-sided p-value of a zero mean."""
     values = np.asarray(values, float)
     if len(values) < 2:
         return f"{values.mean():.3f}"

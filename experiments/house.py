@@ -1,10 +1,10 @@
-"""Draws the house from its imports: which part of the library uses which, as a Mermaid graph.
+"""Draws the library's structure as a Mermaid graph: which part imports which.
 
     python experiments/house.py            # prints the graph
-    python experiments/house.py --write    # puts it into docs/architecture.md
+    python experiments/house.py --write    # writes it into docs/architecture.md
 
-A part is a folder of stepreward/, or a module beside them. An arrow means "imports"; one that follows from others is left out, and so
-are the parts that nearly everything uses (SMALL).
+A part is a folder of stepreward/, or a module directly in it. An arrow means "imports". Arrows that follow from others are omitted,
+and so are the parts that nearly everything imports (SMALL).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SMALL = frozenset({"errors", "text", "processes", "parallel", "metrics", "config
 
 
 def modules(top: str = "stepreward") -> dict[str, Path]:
-    """The file of each module of a package, by its dotted name."""
+    """Returns the file of each module of a package, by dotted name."""
     found = {}
     for file in sorted((ROOT / top).rglob("*.py")):
         name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
@@ -30,7 +30,7 @@ def modules(top: str = "stepreward") -> dict[str, Path]:
 
 
 def imports() -> dict[str, set[str]]:
-    """What each module of the library imports of it, imports inside functions included."""
+    """Returns the library's modules that each module imports, including imports inside functions."""
     files = modules()
     return {name: _imported(path, files) - {name} for name, path in files.items()}
 
@@ -46,12 +46,12 @@ def _imported(path: Path, files: dict[str, Path]) -> set[str]:
 
 
 def part(module: str) -> str:
-    """The part of the house that a module belongs to."""
+    """Returns the part to which a module belongs."""
     return module.split(".")[1] if "." in module else module
 
 
 def parts() -> dict[str, set[str]]:
-    """Which other parts each part imports."""
+    """Returns the other parts that each part imports."""
     found: dict[str, set[str]] = {}
     for module, others in imports().items():
         found.setdefault(part(module), set()).update(part(other) for other in others)
@@ -59,7 +59,7 @@ def parts() -> dict[str, set[str]]:
 
 
 def graph() -> str:
-    """The graph, as text that Mermaid draws."""
+    """Returns the graph as a Mermaid code block."""
     arrows = {name: others - SMALL for name, others in parts().items() if name not in SMALL}
     below: dict[str, set[str]] = {}
     for name in graphlib.TopologicalSorter(arrows).static_order():
@@ -73,7 +73,7 @@ def graph() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help=f"put the graph into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--write", action="store_true", help=f"write the graph into {PAGE.relative_to(ROOT)}")
     if not parser.parse_args().write:
         print(graph(), end="")
         return

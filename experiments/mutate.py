@@ -1,22 +1,23 @@
-"""Measures how many small faults the tests notice: changes one place of the code, runs the most relevant tests, and counts.
+"""Mutation testing: changes one place of the code at a time, runs the most relevant tests, and counts the changes they notice.
 
     python experiments/mutate.py --seed=1 --count=100 --out=runs/mutations.jsonl
     python experiments/mutate.py --seed=1 --count=20 --only=envs,kernels --out=runs/mutations.jsonl
     python experiments/mutate.py --table --seed=1 --out=runs/mutations.jsonl
     python experiments/mutate.py --place=envs/sokoban/core.py:75 --out=runs/one.jsonl
 
-The places are lines of code, drawn alike and without replacement, with one change of experiments/mutations.py each, so that `--count=20`
-and then `--count=100` with the same seed and areas continue where the first ended. Every change is made in a copy of the tree, in which only
-the two to five test files run that import the changed module most closely (--tests shows them), up to the first failure. A test that
-fails is run on the unchanged code too, and left out when it fails there. A line of
-the results is {"seed", "area", "place", "change", "operator", "tests", "outcome", "by", "seconds"}; the outcome is
+A place is a line of code with one change from experiments/mutations.py. Places are drawn uniformly and without replacement, so
+`--count=100` after `--count=20` with the same seed and areas continues the draw. Each change is made in a copy of the tree. Only the
+two to five test files that import the changed module most closely run (--tests shows them), up to the first failure. A failing test
+also runs on the unchanged code, and is excluded if it fails there. A line of the results is {"seed", "area", "place", "change",
+"operator", "tests", "outcome", "by", "seconds"}. The outcome is
 
-    noticed    a test failed, or the tests took more than --limit seconds of a processor (then "by" is "time limit")
+    noticed    a test failed, or the tests took more than --limit CPU seconds (then "by" is "time limit")
     survived   all tests passed
-    broken     no test ran: the place is not counted
+    broken     no test ran; the place is not counted
 
-A line that exists is not run again. A survivor may be equivalent: it changes no behaviour that is promised (speed, a bound on a cache, a case that cannot occur). Nobody but a reader can
-tell; `--equivalent=FILE` names a file of lines "place: change | reason", which the table takes out of the count and prints.
+Changes that already have a line are not run again. A surviving change may be equivalent, which means that it changes no promised
+behaviour (but speed, the size of a cache, or a case that cannot occur). Only a reader can decide that: `--equivalent=FILE` names a
+file of lines "place: change | reason", which the table lists separately and does not count.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from pathlib import Path
 from mutations import Mutation, mutations
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folders of code, by the name of the area.
+# The folder of each area.
 AREAS = {"envs": "envs"} | {
     name: f"stepreward/{name}" for name in ("kernels", "credit", "training", "rollout", "models", "serve", "data", "report")
 }
-DRAWN = [area for area in AREAS if area != "report"]  # most of the report's numbers are sizes and colours
+DRAWN = [area for area in AREAS if area != "report"]  # without the report, whose numbers are mostly sizes and colours
 MOST_TESTS = 5
-WAIT_S = 900.0  # after which tests count as hanging that do not use up their processor time
-# Tests that reach a module through a process, a fixture or a name, so that no import says so.
+WAIT_S = 900.0  # seconds after which tests count as hanging, even if they use little CPU time
+# Tests that use a module through another process, a fixture or a name, which the imports do not show.
 ALSO = {
-    "stepreward/credit/": ("test_credit_contract.py",),  # reaches every method by its name
+    "stepreward/credit/": ("test_credit_contract.py",),  # finds every method by its name
     "stepreward/serve/": ("test_serve.py",),
     "stepreward/rollout/environment_host.py": ("test_process_pool.py", "test_environments.py"),
     "stepreward/rollout/fork_server.py": ("test_process_pool.py",),
@@ -63,7 +64,7 @@ ALSO = {
     f"envs/{name}/": (f"test_environment_episodes.py::test_episodes_are_the_same_for_ever[{name}-{preset}]", "test_environment_presets.py")
     for name, preset in (("sokoban", "tiny"), ("webshop", "istar"), ("sotopia", "istar"), ("alfworld", "tiny"), ("virtualhome", "istar"))
 }
-# Whole runs, other processes and other packages' models: chosen where fewer than two other files concern a module.
+# Slow tests: whole runs, other processes, and models of other packages. Chosen only if fewer than two other files use a module.
 _SLOW = frozenset(f"test_{name}.py" for name in (
     "compile_tpu", "multihost", "pretrained_run", "environment_runs", "vision_run", "launch", "spa_runs", "spa_arms", "vision_parity",
     "sotopia_loopback", "sotopia_published", "preemption", "cloud",
@@ -73,16 +74,16 @@ _HEAVY = ("stepreward.training", "stepreward.serve", "stepreward.models", "stepr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", required=True, type=Path, help="file of results, outside the repository or under runs/")
-    parser.add_argument("--seed", type=int, default=0, help="of the draw of places")
-    parser.add_argument("--count", type=int, default=100, help="places in all, those of earlier calls included")
+    parser.add_argument("--out", required=True, type=Path, help="file for the results, outside the repository or under runs/")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the draw of places")
+    parser.add_argument("--count", type=int, default=100, help="total number of places, including those of earlier calls")
     parser.add_argument("--only", default=",".join(DRAWN), help="comma-separated areas (%(default)s)")
-    parser.add_argument("--place", help="every change on one line, as file:line, in place of a draw")
-    parser.add_argument("--limit", type=float, default=400.0, help="processor seconds of the tests of one change")
-    parser.add_argument("--most", type=int, default=MOST_TESTS, help="test files of a change, 2 to 5")
+    parser.add_argument("--place", help="instead of a draw, make every change on one line, given as file:line")
+    parser.add_argument("--limit", type=float, default=400.0, help="CPU seconds for the tests of one change")
+    parser.add_argument("--most", type=int, default=MOST_TESTS, help="maximum number of test files for a change, 2 to 5")
     parser.add_argument("--tests", action="store_true", help="print the drawn places and their test files, and run nothing")
     parser.add_argument("--table", action="store_true", help="print the results as tables, and run nothing")
-    parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader found to change nothing")
+    parser.add_argument("--equivalent", type=Path, help="file of survivors that a reader judged to be equivalent")
     options = parser.parse_args()
     if options.table:
         print(table(_read(options.out), options.seed, _equivalents(options.equivalent)))
@@ -95,7 +96,7 @@ def main() -> None:
         for file, mutation in places:
             print(f"{file}:{mutation.line}: {mutation}\n    {' '.join(relevant(file)[: options.most])}")
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the tests which run end too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that running tests end, too
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = {(line["seed"], line["place"], line["change"]) for line in _read(options.out)}
     with tempfile.TemporaryDirectory(prefix="mutate-") as folder:
@@ -112,7 +113,7 @@ def main() -> None:
 
 
 def draw(seed: int, count: int, areas: list[str]) -> list[tuple[str, Mutation]]:
-    """(file, change) of `count` places: lines of code drawn alike, and of each line one change."""
+    """Draws (file, change) for `count` places: lines of code drawn uniformly, with one change for each."""
     lines = defaultdict(list)
     for area in sorted(areas):
         for file in _files(AREAS[area]):
@@ -133,7 +134,7 @@ def _compiles(file: str, mutation: Mutation) -> bool:
 
 
 class Trial:
-    """A copy of the tree, in which one change after the other is made and undone."""
+    """A copy of the tree in which one change after another is made and undone."""
 
     def __init__(self, folder: Path, limit: float, most: int):
         self._folder, self._limit, self._most, self._unsound = folder, limit, most, {}
@@ -147,9 +148,9 @@ class Trial:
         self._time = time.time()
 
     def run(self, file: str, mutation: Mutation) -> dict:
-        """{"tests", "outcome", "by", "seconds"} of one change."""
+        """Tests one change; returns {"tests", "outcome", "by", "seconds"}."""
         tests, path = relevant(file)[: self._most], self._folder / file
-        source = path.read_text(encoding="utf-8")  # the copy's: the tree may change while the trial runs
+        source = path.read_text(encoding="utf-8")  # read from the copy, because the tree may change during the trial
         seconds, left_out = 0.0, []
         while True:
             self._write(path, mutation.apply(source))
@@ -161,7 +162,7 @@ class Trial:
             failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - .*)?$", output, re.MULTILINE)
             if code in (0, 5) or failed is None or not self._fails_unchanged(failed[1]):
                 break
-            if failed[1] in left_out:  # a file that cannot be collected cannot be left out by its name
+            if failed[1] in left_out:  # a file that cannot be collected cannot be deselected
                 code = 5
                 break
             left_out.append(failed[1])
@@ -171,19 +172,19 @@ class Trial:
         return {"tests": tests, "outcome": outcome, "by": by, "seconds": round(seconds, 1)}
 
     def _fails_unchanged(self, test: str) -> bool:
-        """Whether a test fails on the unchanged code. A file that cannot be imported with the change can be without."""
+        """Whether a test also fails on the unchanged code."""
         if test not in self._unsound:
             self._unsound[test] = self._pytest([test])[0] not in (0, 5)
         return self._unsound[test]
 
     def _write(self, path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
-        # Python trusts a compiled module of equal time, to the second, and size: every text gets a time of its own.
+        # Python reuses a compiled module if the source's time (in seconds) and size match, so every version gets its own time.
         self._time += 2
         os.utime(path, (self._time, self._time))
 
     def _pytest(self, tests: list[str]) -> tuple[int | None, float, str]:
-        """(exit code, None when the time was up; seconds of a processor; output)."""
+        """Runs pytest; returns (exit code, or None at a time limit; CPU seconds; output)."""
         command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-rfE", "-p", "no:cacheprovider"]
         before = _processor_seconds()
         process = subprocess.Popen(
@@ -193,8 +194,8 @@ class Trial:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},  # the copy's modules, not the tree's
-            # An endless loop ends by its own processor time, which other load on the machine does not change.
+            env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},  # import from the copy, not the tree
+            # A limit on CPU time ends endless loops, and does not depend on other load on the machine.
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(self._limit), int(self._limit))),
         )
         try:
@@ -208,13 +209,13 @@ class Trial:
 
 
 def _processor_seconds() -> float:
-    """Of the processes that have ended and were waited for."""
+    """Returns the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def _end(process: subprocess.Popen) -> None:
-    """Ends a process with everything that it started and left."""
+    """Kills a process and everything it started."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -223,10 +224,10 @@ def _end(process: subprocess.Popen) -> None:
 
 
 def relevant(file: str) -> list[str]:
-    """The test files that a module concerns most, best first; at least two where there are two, at most MOST_TESTS.
+    """Returns the test files most relevant to a module, best first: at least two if there are two, and at most MOST_TESTS.
 
-    A test file scores for importing the module, itself or through others, for the names of the module that it uses, and for a
-    name of its own like the module's.
+    A test file scores for importing the module, directly or indirectly, for using names from the module, and for a similar file
+    name.
     """
     module, scores = _module(file), {}
     own = re.compile(rf"\b({'|'.join(map(re.escape, _defined(file)))})\b") if _defined(file) else None
@@ -235,7 +236,7 @@ def relevant(file: str) -> list[str]:
     for name in sorted({path.name for path in (ROOT / "tests").glob("test_*.py")} | also):
         test = ROOT / "tests" / name.partition("::")[0]
         distance = _distances(test.name).get(module)
-        # A test that trains, or serves a model, takes long and tells little of an environment.
+        # A test that trains or serves a model is slow and says little about an environment.
         heavy = file.startswith("envs/") and any(other.startswith(_HEAVY) for other in _imported(f"tests/{test.name}"))
         if not test.exists() or ((distance is None or heavy) and name not in also):
             continue
@@ -252,7 +253,7 @@ def relevant(file: str) -> list[str]:
 
 @cache
 def _distances(test: str) -> dict[str, int]:
-    """How many imports lie between a test file and each module."""
+    """Returns the number of import steps from a test file to each module that it imports."""
     found, frontier, distance = {}, _imported(f"tests/{test}"), 1
     while frontier:
         found |= dict.fromkeys(frontier, distance)
@@ -263,7 +264,7 @@ def _distances(test: str) -> dict[str, int]:
 
 @cache
 def _imported(file: str) -> frozenset[str]:
-    """The modules of ours that a file imports, those behind a package's names included."""
+    """Returns this project's modules that a file imports, including those from which a package re-exports names."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -277,7 +278,7 @@ def _imported(file: str) -> frozenset[str]:
 
 @cache
 def _exports(package: str) -> dict[str, str]:
-    """Where the names that a package re-exports are defined."""
+    """Maps the names that a package re-exports to the modules that define them."""
     file = _modules().get(package, "")
     if not file.endswith("__init__.py"):
         return {}
@@ -287,7 +288,7 @@ def _exports(package: str) -> dict[str, str]:
 
 @cache
 def _modules() -> dict[str, str]:
-    """The file of each module."""
+    """Maps each module to its file."""
     return {_module(file): file for top in ("stepreward", "envs", "launch") for file in _files(top)}
 
 
@@ -298,7 +299,7 @@ def _module(file: str) -> str:
 
 @cache
 def _defined(file: str) -> tuple[str, ...]:
-    """The names of a module's functions, classes and methods."""
+    """Returns the names of a module's functions, classes and methods."""
     nodes = ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8")))
     kinds = (ast.FunctionDef, ast.ClassDef)
     return tuple(sorted({n.name for n in nodes if isinstance(n, kinds) and not n.name.startswith("__") and len(n.name) > 3}))
@@ -328,13 +329,13 @@ def _read(file: Path) -> list[dict]:
 
 
 def _equivalents(file: Path | None) -> dict[str, str]:
-    """{"place: change": reason}."""
+    """Reads the equivalent changes as {"place: change": reason}."""
     lines = file.read_text(encoding="utf-8").splitlines() if file else []
     return dict(line.rsplit(" | ", 1) for line in lines if line.strip() and not line.startswith("#"))
 
 
 def table(lines: list[dict], seed: int, equivalent: dict[str, str]) -> str:
-    """Counts by area, then the survivors, then those that are equivalent; Markdown."""
+    """Writes the results in Markdown: counts by area, survivors, and equivalent changes."""
     counts = defaultdict(lambda: dict.fromkeys(("noticed", "survived", "equivalent", "broken"), 0))
     survivors, same = [], []
     for line in lines:

@@ -2,19 +2,19 @@
 
 `mutations(source)` lists every place of a module where one of these operators applies:
 
-    compare    < to <=, > to >=, == to !=, `in` to `not in`, `is` to `is not`, and back
+    compare    < to <=, > to >=, == to !=, `in` to `not in`, `is` to `is not`, and the reverse
     negate     `not x` to x; the condition of `if` and of a conditional expression to its opposite
-    boolean    `and` to `or`, and back
-    arithmetic + to −, * to /, // to *, % to //, ** to *, and back where there is a way back; −x to x
-    constant   an integer n to n + 1 and n − 1; a float doubled, 0.0 to 1.0; True to False, and back
+    boolean    `and` to `or`, and the reverse
+    arithmetic + to −, * to /, and the reverse; // to *, % to //, ** to *; −x to x
+    constant   an integer n to n + 1 and n − 1; a float to its double, 0.0 to 1.0; True to False, and the reverse
     twin       a function to its counterpart: min to max, any to all, ones to zeros, floor to ceil, …
-    swap       f(a, b) to f(b, a), where a and b are plain names and f does not treat them alike
+    swap       f(a, b) to f(b, a), if a and b are plain names and f is not symmetric
     keyword    f(a, key=b) to f(a)
-    drop       a call whose result nobody uses, `x += y`, an assignment to an attribute or an element, `continue`, `break`
-    return     `return x` to `return None` where x is a plain name
+    drop       removes a call whose result is unused, `x += y`, an assignment to an attribute or element, `continue`, `break`
+    return     `return x` to `return None`, if x is a plain name
 
-What cannot change the behaviour, or only changes what is said, is left alone: docstrings, type hints, assertions, raised messages,
-logging, `__repr__`, decorators, cache sizes, imports, and everything below `if TYPE_CHECKING` and `if __name__ == "__main__"`.
+Code that affects no behaviour, or only messages, is not changed: docstrings, type hints, assertions, raised messages, logging,
+`__repr__`, decorators, cache sizes, imports, and everything below `if TYPE_CHECKING` and `if __name__ == "__main__"`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _TWIN_PAIRS = (
 )  # fmt: skip
 _TWINS = dict(_TWIN_PAIRS) | {second: first for first, second in _TWIN_PAIRS}
 
-# Functions that treat two arguments alike, or that raise at once when they are swapped.
+# Functions that are symmetric in two arguments, or that raise immediately if these are swapped.
 _SYMMETRIC = {
     "min", "max", "minimum", "maximum", "logical_and", "logical_or", "logaddexp", "gcd", "isclose", "allclose", "add", "multiply",
     "isinstance", "issubclass", "getattr", "setattr", "hasattr", "partial", "cast", "promote_types", "spearmanr",
 }  # fmt: skip
-# Calls that only tell or check: nothing is computed with what they get.
+# Calls that only report or check; they compute nothing.
 _TELLING = {
     "print",
     "warn",
@@ -60,7 +60,7 @@ _TELLING = {
     "flush",
     "field",
 }
-# Keyword arguments that change speed, layout or messages, not results.
+# Keyword arguments that affect speed, layout or messages, but not results.
 _QUIET = {
     "maxsize", "encoding", "stacklevel", "flush", "daemon", "name", "help", "static_argnames", "donate_argnames", "show_progress",
     "indent", "frozen", "slots", "eq", "strict", "repr", "compare", "what", "where_from", "max_workers", "errors", "newline",
@@ -71,7 +71,7 @@ _HINTS = (ast.arg, ast.AnnAssign)
 
 @dataclass(frozen=True)
 class Mutation:
-    """One change: bytes start … end of the file become `text`; `line` counts from 1, `before` is the old text on one line."""
+    """One change: bytes start … end of the file become `text`. `line` counts from 1; `before` is the old text on one line."""
 
     operator: str
     line: int
@@ -81,7 +81,7 @@ class Mutation:
     text: str
 
     def apply(self, source: str) -> str:
-        """The module with the change."""
+        """Returns the source with the change."""
         data = source.encode()
         return (data[: self.start] + self.text.encode() + data[self.end :]).decode()
 
@@ -90,7 +90,7 @@ class Mutation:
 
 
 def mutations(source: str) -> list[Mutation]:
-    """Every change that the operators make of a module, in the order of its text."""
+    """Returns all changes of a module, in the order of its text."""
     data, starts = source.encode(), [0]
     for line in data.splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -104,7 +104,7 @@ def mutations(source: str) -> list[Mutation]:
 
 
 def _changes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, str]]:
-    """(operator, node, new text of the node) of every change."""
+    """Yields (operator, node, new text of the node) for every change."""
     for node in _reached(tree):
         if isinstance(node, ast.Compare):
             yield from _compared(node)
@@ -129,7 +129,7 @@ def _changes(tree: ast.Module) -> Iterator[tuple[str, ast.AST, str]]:
 
 
 def _reached(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes whose change may change the behaviour."""
+    """Yields the nodes whose change may affect behaviour."""
     for name, value in ast.iter_fields(node):
         if name in ("decorator_list", "annotation", "returns", "type_params"):
             continue
@@ -208,7 +208,7 @@ def _is_text(node: ast.AST) -> bool:
 
 
 def _text(node: ast.expr, **fields) -> str:
-    """The node's text with some fields replaced, in parentheses, so that it binds as before."""
+    """Returns the node's source with some fields replaced, in parentheses to keep its precedence."""
     changed = copy.copy(node)
     for name, value in fields.items():
         setattr(changed, name, value)

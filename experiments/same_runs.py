@@ -1,14 +1,14 @@
-"""Shows that a change of the code changes no run: records the metrics of short runs, and compares them with an earlier record.
+"""Checks that a change of the code changes no run: records the metrics of short runs, and compares them with an earlier record.
 
-    python experiments/same_runs.py --out=before                      # on the code as it was
+    python experiments/same_runs.py --out=before                      # on the old code
     python experiments/same_runs.py --out=after --before=before       # on the changed code
     python experiments/same_runs.py --out=after --before=before --only=istar_sokoban,ppo
 
-There is one run for each experiment of configs/ that has a preset `micro`, one for each credit method, and one for each feature of
-the trainer that changes what is computed (RUNS). Each leaves OUT/NAME.jsonl: its metrics, without those that measure time. A record
-that exists is kept, so that an interrupted call can be repeated. Two runs are the same where every line holds the same names and the
-same numbers, bit for bit. A metric that only the later run has is listed, and is no difference. Prints a table; ends with 1 where a
-run differs. Records of two machines, or of two versions of jax, need not be equal.
+There is one run for each experiment in configs/ with a preset `micro`, one for each credit method and variant, and one for each
+feature of the trainer that affects its computation (FEATURES). Each run writes OUT/NAME.jsonl, with its metrics except those that
+measure time. Existing records are kept, so an interrupted call can be repeated. Two runs are the same if all lines have the same names
+and bit-identical numbers. Metrics that only the later run has are listed, but do not count as a difference. The script prints a table,
+and exits with 1 if a run differs. Records from different machines, or different versions of jax, need not be equal.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from stepreward.errors import UserError, launcher
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
-    Option("out", "folder of the records", default=None),
-    Option("before", "folder of the records to compare with"),
+    Option("out", "folder for the records", default=None),
+    Option("before", "folder of the earlier records to compare with"),
     Option("only", "comma-separated names of runs (default: all)"),
-    Option("renamed", "metrics that have another name now: old=new,old=new"),
+    Option("renamed", "renamed metrics, as old=new,old=new"),
 )
 
 _SPA, _ISTAR = "configs/spa_sokoban.py:micro", "configs/istar_sokoban.py:micro"
-# Features that no experiment's micro preset turns on: (config, flags).
+# Features that no experiment's micro preset enables: (config, flags).
 FEATURES = {
     "adapters": (_ISTAR, ("lora.rank=2", "lora.dropout=0.1", "lora.share_base=False")),
     "adapters_from_the_start": (_SPA, ("lora.rank=2", "lora.sft=True")),
@@ -54,7 +54,7 @@ FEATURES = {
 
 
 def runs() -> dict[str, list[str]]:
-    """The flags of each run, by name."""
+    """Returns the flags of each run, by name."""
     found = {}
     for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
         if ":micro" in path.read_text(encoding="utf-8"):
@@ -73,11 +73,11 @@ def runs() -> dict[str, list[str]]:
 def main() -> int:
     options = parse_arguments(sys.argv[1:], options=OPTIONS, description=__doc__)
     if not options.out:
-        raise UserError("give --out=FOLDER, where the records are written")
+        raise UserError("give --out=FOLDER, the folder for the records")
     known = runs()
     chosen = options.only.split(",") if options.only else list(known)
     if unknown := sorted(set(chosen) - set(known)):
-        raise UserError(f"there is no run {', '.join(unknown)}; the runs are {', '.join(known)}")
+        raise UserError(f"--only: unknown run {', '.join(unknown)}; the runs are {', '.join(known)}")
     renamed = dict(pair.split("=", 1) for pair in options.renamed.split(",")) if options.renamed else {}
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +100,7 @@ def main() -> int:
 
 
 def record(flags: list[str]) -> list[dict]:
-    """The metrics of a run, or one line with the error that it ended with."""
+    """Returns the metrics of a run, or one line with its error if it failed."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, "--quiet", f"--workdir={folder}/run"]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -112,17 +112,17 @@ def record(flags: list[str]) -> list[dict]:
 
 def read(path: Path) -> list[dict]:
     if not path.exists():
-        raise UserError(f"there is no record {path}")
+        raise UserError(f"there is no record {path}; run the old code with --out={path.parent} first")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def compare(before: list[dict], after: list[dict], renamed: dict[str, str]) -> tuple[str, set[str]]:
-    """ "same", or the first difference; and the metrics that only the later run has."""
+    """Returns "same" or the first difference, and the metrics that only the later run has."""
     new = {key for line in after for key in line} - {renamed.get(key, key) for line in before for key in line}
     for number, (old, now) in enumerate(zip(before, after), 1):
         for key, value in old.items():
             name = renamed.get(key, key)
-            # As JSON, so that NaN equals NaN; Python writes a float in the shortest form that is read back to the same bits.
+            # Compare as JSON, so that NaN equals NaN; Python's text of a float determines its bits.
             if name not in now or json.dumps(now[name]) != json.dumps(value):
                 return f"line {number}: {name} was {value}, is {now.get(name, 'absent')}", new
     if len(before) != len(after):

@@ -1,4 +1,4 @@
-"""Shared fixtures: a run of seconds, a model of one layer, and random batches for it."""
+"""Shared fixtures: a run of a few seconds, a one-layer model, and random batches for it."""
 
 from __future__ import annotations
 

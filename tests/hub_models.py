@@ -1,4 +1,4 @@
-"""Tiny random models of transformers, saved as folders: what the tests of loading and saving compare with."""
+"""Tiny random models of transformers, saved as folders, for comparison in the tests of loading and saving."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A game that breaks the protocol in a named way: for tests of what is checked. It opens `doors` doors, one a step."""
+"""A game that breaks the protocol in a named way, for tests of its checks. It opens `doors` doors, one per step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An environment that does what it is told, harm included: for tests of the pools."""
+"""An environment that executes any command, harmful ones included, for tests of the pools."""
 
 from __future__ import annotations
 

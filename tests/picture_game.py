@@ -1,4 +1,4 @@
-"""Sokoban in pictures with words of a few tokens, for runs of tiny models."""
+"""Sokoban in pictures, with words of a few tokens, for runs of tiny models."""
 
 from stepreward.envs import sokoban
 from stepreward.envs.sokoban.prompts import CompactPrompt

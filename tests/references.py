@@ -1,4 +1,4 @@
-"""Random rollouts in both packings, and plain NumPy loops that kernels and methods are compared with."""
+"""Random rollouts in both packings, and plain NumPy loops as references for kernels and methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server of /v1/chat/completions on the loopback that plays SOTOPIA's partner and judge by script, and a small data folder."""
+"""A scripted server of /v1/chat/completions for SOTOPIA's partner and judge, and a small data folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Adapters in 16 bits: what trains, what plays and what is exported hold the same small update."""
+"""Adapters in 16 bits: training, playing and exporting use the same small update."""
 
 import dataclasses
 import json

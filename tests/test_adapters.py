@@ -1,4 +1,4 @@
-"""Low-rank adapters: what they add, how they merge, what they share."""
+"""Low-rank adapters: what they add, how they merge, and what they share."""
 
 import dataclasses
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The ALFWorld environment: the protocol, the stock engine's answers, and what it does with bad data."""
+"""The ALFWorld environment: the protocol, the stock engine's answers, and errors for bad data."""
 
 import contextlib
 import hashlib

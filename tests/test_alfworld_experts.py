@@ -1,4 +1,4 @@
-"""The two experts: what they do on literal texts and facts, and that the engine agrees."""
+"""ALFWorld's two experts: their actions on literal texts and facts, and agreement with the engine."""
 
 import importlib.util
 import math

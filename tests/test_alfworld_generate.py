@@ -1,4 +1,4 @@
-"""Generated games: the same everywhere, solvable, held-out ones in other rooms."""
+"""Generated games: reproducible, solvable, and with different rooms in the held-out split."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The words around ALFWorld, its two wordings and what a player remembers: all without the game packages."""
+"""ALFWorld's prompts, its two wordings, and the player's memory. Nothing here needs the game packages."""
 
 import pytest
 

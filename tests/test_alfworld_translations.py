@@ -1,4 +1,4 @@
-"""Translated games kept on disk: the same games, translated once, and never an error."""
+"""Translated games on disk: the games are the same, each is translated once, and a bad file is never an error."""
 
 import os
 import sys

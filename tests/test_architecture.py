@@ -1,4 +1,4 @@
-"""The house is as its page says: files that exist, arrows that the imports make, and no circles."""
+"""docs/architecture.md is true: its files exist, its arrows match the imports, and there are no circular imports."""
 
 import graphlib
 import re

@@ -1,4 +1,4 @@
-"""Attention, several ways: each equals a plain loop in values and gradients, whatever the segments, lengths and head ratios."""
+"""Every implementation of attention equals a plain loop, in values and gradients, for any segments, lengths and head ratios."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""Models that learn beside the policy: what they promise, and that one of one's own needs nothing but its class."""
+"""Models that learn beside the policy: their contract, and a custom one that needs nothing but its class."""
 
 import dataclasses
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""The benchmarks run, on their smallest shapes; what they measure is not looked at."""
+"""The benchmarks run on their smallest shapes. Their figures are not checked."""
 
 import importlib
 import json

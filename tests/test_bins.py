@@ -1,4 +1,4 @@
-"""Several rows in one: nothing is lost, and models, losses and gradients are what they were."""
+"""Packing several rows into one: nothing is lost, and models, losses and gradients do not change."""
 
 from functools import partial
 

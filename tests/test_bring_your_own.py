@@ -1,4 +1,4 @@
-"""The worked example of docs/environments.md, as a reader runs it."""
+"""The worked example of docs/environments.md, run as a reader would run it."""
 
 import functools
 import json

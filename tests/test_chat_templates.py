@@ -1,4 +1,4 @@
-"""Chat templates turn by turn: the same tokens as the template of the whole conversation, whatever is said in it."""
+"""Chat templates applied turn by turn give the same tokens as on the whole conversation, whatever its content."""
 
 import json
 import random

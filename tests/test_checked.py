@@ -1,4 +1,4 @@
-"""Results that break the protocol are failures of their call, with words that say what is wrong."""
+"""A result that breaks the protocol fails its call, with an error that names the fault."""
 
 import sys
 

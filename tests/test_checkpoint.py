@@ -1,4 +1,4 @@
-"""Checkpoints: what is written comes back, and what cannot come back is one clear error."""
+"""Checkpoints: everything saved is restored, and what cannot be restored is one clear error."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Environments, presets and settings by name: what is found, and the one line for what is not."""
+"""Lookup of environments, presets and settings by name, and the one-line errors for unknown names."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""The files of launch/cloud: they parse, agree with each other, and name only what is there."""
+"""The files of launch/cloud: they parse, agree with each other, and refer only to existing files and options."""
 
 import importlib.util
 import re

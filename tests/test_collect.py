@@ -1,4 +1,4 @@
-"""Playing episodes: tokens stay as sampled, faults stay where they happen, and any output is legal."""
+"""Playing episodes: tokens stay as sampled, a fault affects only its own episode, and any output is legal."""
 
 import jax
 import numpy as np

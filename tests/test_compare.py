@@ -1,4 +1,4 @@
-"""The comparison of arms, on runs written here."""
+"""The comparison of arms, on synthetic runs."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""Programs compiled for a slice that is not there: what is listed, what is read from a compiled program, what is added up."""
+"""Programs compiled for an absent TPU slice: the list of programs, the parsed figures, and their sums."""
 
 import importlib
 import importlib.util

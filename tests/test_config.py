@@ -1,4 +1,4 @@
-"""Config files, the command line, saved configs and the record of keys read."""
+"""Config files, the command line, saved configs, and the record of the keys that were read."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Where a run stands: what a fresh run begins with, and that it survives being saved."""
+"""A run's counters: their initial values, and saving and loading."""
 
 import dataclasses
 import json

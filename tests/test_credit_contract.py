@@ -1,4 +1,4 @@
-"""What every credit method must hold to, written once and run on every registered method and on many options."""
+"""The contract of every credit method, checked on all registered methods and many options."""
 
 import sys
 

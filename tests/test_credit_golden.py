@@ -1,4 +1,4 @@
-"""Methods on arrays small enough to compute by hand, or printed by the public release of the method."""
+"""Credit methods on small arrays, compared with hand-computed values or with output of a method's public release."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What credit methods log, in numbers that can be computed by hand."""
+"""The metrics of credit methods, on numbers that can be computed by hand."""
 
 import numpy as np
 import pytest

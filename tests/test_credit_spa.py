@@ -1,4 +1,4 @@
-"""SPA, RBT, RUDDER, ProgRM and the actor-critic beneath them: by hand, by loops, and by what each is a special case of."""
+"""SPA, RBT, RUDDER, ProgRM and the actor-critic below them: by hand, by loops, and by their special cases."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The critic: values before each action token, its update, and the one that it shares with the policy."""
+"""The critic: values before each action token, its update, and the variant that shares the policy's backbone."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The decoder's properties: what depends on what, its switches, its rotary positions."""
+"""Properties of the decoder: its dependencies, its options, and its rotary positions."""
 
 import dataclasses
 import functools

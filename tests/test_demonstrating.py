@@ -1,4 +1,4 @@
-"""Demonstrations: played side by side, kept with what prompts see, laid out as a rollout shows them."""
+"""Demonstrations: played in parallel, stored with what prompts see, and laid out like a rollout."""
 
 import dataclasses
 import types

@@ -1,4 +1,4 @@
-"""Demonstrations written and read back as a TFDS dataset."""
+"""Demonstrations, written to and read from a TFDS dataset."""
 
 import logging
 import socket

@@ -1,4 +1,4 @@
-"""Tests of the run display: what a terminal, a log file and a quiet run get to see."""
+"""The run display: what a terminal, a log file and a quiet run show."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is true: it runs, its arguments are taken, or the text marks what it needs."""
+"""Every command in the documentation works: it runs, or its arguments are accepted, or the text marks what it needs."""
 
 import argparse
 import importlib.util

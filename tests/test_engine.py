@@ -1,4 +1,4 @@
-"""The engine: cached play equals recomputation, rows are independent, nothing retraces, limits are errors."""
+"""The engine: cached decoding equals recomputation, rows are independent, nothing retraces, and exceeded limits are errors."""
 
 import dataclasses
 

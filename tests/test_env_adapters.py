@@ -1,4 +1,4 @@
-"""Environments of other packages behind the protocol: what is filled in, what is left to them, and that seeds decide."""
+"""Adapters to other packages' environments: defaults, what the environment itself provides, and seeding."""
 
 import random
 import sys

@@ -1,4 +1,4 @@
-"""The benchmarks of pools and environments run, on their smallest sizes; what they measure is not looked at."""
+"""The benchmarks of pools and environments run on their smallest sizes. Their figures are not checked."""
 
 import importlib
 import json

@@ -1,4 +1,4 @@
-"""The experiments on the real environments: every preset loads, states the paper's numbers, and contradicts nothing."""
+"""The experiments on the real environments: every preset loads, has the paper's numbers, and is consistent."""
 
 import pytest
 

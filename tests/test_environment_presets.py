@@ -1,4 +1,4 @@
-"""What the presets of the built-in environments play and pay: the published numbers of docs/environments are for these."""
+"""The presets of the built-in environments, for which docs/environments publishes numbers: their settings and limits."""
 
 import dataclasses
 import importlib

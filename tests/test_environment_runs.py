@@ -1,4 +1,4 @@
-"""Every experiment on a real environment runs through all of its phases, at a size of seconds."""
+"""Every experiment on a real environment runs through all of its phases in a few seconds."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The pool of environments: one a slot, replaced when it raises."""
+"""The pool of environments: one environment per slot, which is replaced when it raises."""
 
 import inspect
 import threading

@@ -1,4 +1,4 @@
-"""Exported folders mean the model that a run trained: its weights, its base, its words and its way of sampling."""
+"""An exported folder equals the trained model: its weights, base model, tokenizer and sampling."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A published model's preset on the devices that it meets: what is chosen, what is kept, what is refused."""
+"""Fitting a published model's preset to the available devices: what is chosen, what is kept, and what is refused."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Scalar heads on hidden states: which token they have seen, and how they share a pass with log-probabilities."""
+"""Scalar heads on hidden states: which tokens they depend on, and how they share a forward pass with log-probabilities."""
 
 from functools import partial
 

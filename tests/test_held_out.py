@@ -1,4 +1,4 @@
-"""Held-out tasks and the sizes of pictures are found in the pool: in rounds, with failures left out, and within bounds."""
+"""Held-out tasks and picture sizes are found through the pool: in rounds, without failures, and within limits."""
 
 import logging
 

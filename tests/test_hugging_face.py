@@ -1,4 +1,4 @@
-"""Hugging Face folders: loading equals transformers on every switch, slices are read alone, and wrong folders are one error."""
+"""Hugging Face folders: loading equals transformers for every option, slices are read separately, and bad folders are one error."""
 
 import functools
 import json

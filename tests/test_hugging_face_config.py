@@ -1,4 +1,4 @@
-"""`config.json` of published models, what is refused in one, and how a file's axes become ours. Needs no torch."""
+"""`config.json` of published models: accepted and refused settings, and the mapping of axes. Needs no torch."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What is saved, transformers and peft load with equal logits; a broken save leaves nothing."""
+"""Saved folders: transformers and peft load them with equal logits, and a failed save leaves nothing behind."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A whole vision-language model from a folder and back, tower included."""
+"""A whole vision-language model with its tower, loaded from a folder and saved again."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What a run reads from outside its config is told by its content, not by where it lies or when it was written."""
+"""Inputs from outside the config are identified by their content, not by their path or time."""
 
 import json
 import os

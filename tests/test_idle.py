@@ -1,4 +1,4 @@
-"""Settings and runs that learn nothing are refused or said."""
+"""Settings and runs that would learn nothing are refused or reported."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Pictures of several sizes: what the reader makes room for, what is refused at the start, and what costs its episode alone."""
+"""Pictures of several sizes: the room reserved for them, what is refused at the start, and what fails only its own episode."""
 
 import functools
 import types

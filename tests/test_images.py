@@ -1,4 +1,4 @@
-"""Images to patches: sizes, order of patches, settings of a model folder, errors."""
+"""Conversion of images to patches: sizes, order of patches, settings of a model folder, and errors."""
 
 import json
 

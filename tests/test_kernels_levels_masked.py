@@ -1,4 +1,4 @@
-"""Levels, masked statistics and group statistics against plain loops, and under masks that hide NaN."""
+"""Levels, masked statistics and group statistics, compared with plain loops and under masks that hide NaN."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Losses on hand-computed numbers, their gradients, and how they add up over micro-batches."""
+"""Losses on hand-computed numbers, their gradients, and their sums over micro-batches."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Numbers that float32 holds and a careless formula loses: shifts, outliers, drift beyond any clip, many episodes."""
+"""Numerical accuracy where a naive formula fails in float32: shifts, outliers, large log-ratios, many episodes."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The two commands as a person runs them: exit codes, and one line for each mistake."""
+"""The two main commands as a user runs them: exit codes, and a one-line error for each mistake."""
 
 import json
 import os

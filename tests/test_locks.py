@@ -1,4 +1,4 @@
-"""One process at a time writes into a folder, and a killed one leaves nothing that stands in the way."""
+"""Only one process at a time writes into a folder, and a killed process leaves nothing that blocks the next one."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens against plain NumPy, and what they never hold in memory."""
+"""Log-probabilities of given tokens, compared with plain NumPy, and bounds on their memory."""
 
 import os
 import subprocess

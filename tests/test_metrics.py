@@ -1,4 +1,4 @@
-"""Tests of the metrics file: exact values, strict JSON, resume, torn lines, TensorBoard, Wilson intervals."""
+"""The metrics file: exact values, strict JSON, resume, incomplete lines, TensorBoard, and Wilson intervals."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Parts of a batch: every row once, groups whole, step ids that still point at their steps."""
+"""Mini-batches: every row occurs once, groups stay together, and step ids still refer to their steps."""
 
 import numpy as np
 import pytest

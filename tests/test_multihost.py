@@ -1,4 +1,4 @@
-"""Several processes are one job: two with four devices each give what one with eight does, and end together."""
+"""Several processes form one job: two with four devices each give the results of one with eight, and they end together."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The mutation trial: what is changed, what is left alone, and which tests are chosen."""
+"""Mutation testing: which code is changed, which is not, and which tests are chosen."""
 
 import importlib
 import subprocess

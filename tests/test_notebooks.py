@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom at micro size, without network, and show what they say."""
+"""The notebooks run from top to bottom at micro size, without network, and show the outputs that their text describes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a module of one's own may get wrong is one line, before anything is written."""
+"""Each mistake in a custom environment module is a one-line error, before anything is written."""
 
 import sys
 import types

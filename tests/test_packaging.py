@@ -1,4 +1,4 @@
-"""What an install holds, and what an import pulls in."""
+"""The contents of an install, and the modules that an import loads."""
 
 import re
 import subprocess

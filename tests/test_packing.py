@@ -1,4 +1,4 @@
-"""Episodes as rows: both packings agree, failed episodes leave no row, nothing is cut."""
+"""Episodes as rows: both packings agree, failed episodes have no row, and nothing is truncated."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Actions in answers: both forms are read as they are written, and no value breaks a reader."""
+"""Actions in answers: both forms are read back as written, and no value makes a parser raise."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""A machine that is taken away: SIGTERM to the command saves the tick, and the same command goes on from there."""
+"""Preemption of a machine: SIGTERM to the command saves the tick, and the same command continues from there."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""A published model's way through the library: read, warm-started, trained with iStar, saved, and read by transformers again."""
+"""A published model through the library: loaded, warm-started, trained with iStar, saved, and read by transformers again."""
 
 import json
 import subprocess

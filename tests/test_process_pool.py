@@ -1,4 +1,4 @@
-"""Environments in processes: whatever one does costs its own call, and no process is left."""
+"""Environments in processes: a faulty one fails only its own call, and no process is left over."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The progress estimator: its gradient, what it trains on, when it stops, and how it is measured."""
+"""The progress estimator: its gradient, its training data, its stopping rule, and its evaluation."""
 
 from functools import partial
 from types import SimpleNamespace

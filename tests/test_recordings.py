@@ -1,4 +1,4 @@
-"""Explored episodes written in parts and read back."""
+"""Explored episodes, written in parts and read back."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Tests of recorded episodes and of the page that a run leaves."""
+"""Recorded episodes, and the report page of a run."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What a notebook shows of a run while it trains and after."""
+"""What a notebook shows of a run, during and after training."""
 
 import types
 

@@ -1,4 +1,4 @@
-"""A run that is killed, interrupted or continued gives the metrics of the run that was left alone, bit for bit."""
+"""A killed, interrupted or continued run gives bit-identical metrics to an uninterrupted one."""
 
 import os
 import signal
@@ -112,7 +112,7 @@ def test_a_second_interrupt_does_not_wait(micro_config, tmp_path):
         signal.raise_signal(signal.SIGINT)
         reached.append(2)
 
-    runner._sft_tick = twice
+    runner.stage.tick = twice
     with pytest.raises(KeyboardInterrupt):
         runner.run()
     assert reached == [1] and not read_metrics(tmp_path / "run")

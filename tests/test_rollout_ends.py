@@ -1,4 +1,4 @@
-"""Why episodes end, what is cut on the way, and that both are counted, named and warned of once."""
+"""Why episodes end, what is truncated, and that both are counted, named and warned about once."""
 
 import logging
 

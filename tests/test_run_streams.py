@@ -1,4 +1,4 @@
-"""What holds of a run as a whole: each rollout draws from a stream of its own, and times are parts of the run."""
+"""Properties of a whole run: each rollout has its own random stream, and the reported times add up."""
 
 import time
 

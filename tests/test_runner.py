@@ -1,4 +1,4 @@
-"""Whole runs of the micro preset: every phase, method and option that changes the order of things."""
+"""Whole runs of the micro preset: every phase and method, and every option that changes the order of the steps."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Truncation on literal probabilities, and what is drawn."""
+"""Truncated sampling: literal probabilities, and the distribution of the draws."""
 
 import jax
 import jax.numpy as jnp

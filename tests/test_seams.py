@@ -1,4 +1,4 @@
-"""A run that is killed after any one of its writes resumes to the end of the run that nothing disturbed, bit for bit."""
+"""A run that is killed after any of its writes resumes to the bit-identical end of an undisturbed run."""
 
 import json
 import os

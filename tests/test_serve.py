@@ -1,4 +1,4 @@
-"""The server through a real socket: answers are the engine's own, strangers get OpenAI's errors, and nothing is left behind."""
+"""The server through a real socket: answers equal the engine's, bad requests get OpenAI's errors, and nothing is left over."""
 
 import concurrent.futures
 import dataclasses

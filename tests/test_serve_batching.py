@@ -1,4 +1,4 @@
-"""Requests that share a batch: each draws what it would draw alone, wherever its row moves, and ends for the right reason."""
+"""Requests that share a batch: each draws the same tokens as alone, wherever its row moves, and ends for the right reason."""
 
 import dataclasses
 import threading

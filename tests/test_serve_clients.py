@@ -1,4 +1,4 @@
-"""The server beside its like: OpenAI's own client reads it, and transformers' server gives the same answers."""
+"""The server and its peers: OpenAI's own client can use it, and transformers' server gives the same answers."""
 
 import http.client
 import json

@@ -1,4 +1,4 @@
-"""The command that serves, as a process: a run's checkpoint, a folder, and both signals that end it."""
+"""The serving command as a process: a run's checkpoint, a model folder, and both signals that end it."""
 
 import dataclasses
 import http.client

@@ -1,4 +1,4 @@
-"""What OpenAI's clients send besides the essentials: what asks for nothing passes, the rest is refused by its name, in OpenAI's form."""
+"""Optional fields of OpenAI's clients: those without effect are accepted, others are refused by name, in OpenAI's form."""
 
 import http.client
 import json

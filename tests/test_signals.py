@@ -1,4 +1,4 @@
-"""The table of arrays: levels come from it alone, whatever shapes happen to be equal."""
+"""The table of arrays alone determines their levels, even if their shapes happen to be equal."""
 
 import dataclasses
 

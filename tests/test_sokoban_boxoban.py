@@ -1,4 +1,4 @@
-"""Boxoban levels from files written here."""
+"""Boxoban levels, read from files that the tests write."""
 
 import pytest
 

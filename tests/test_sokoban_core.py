@@ -1,4 +1,4 @@
-"""Sokoban's rules on boards written by hand."""
+"""Sokoban's rules on hand-written boards."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The environment: the protocol's promises, limits, snapshots, many games in one process."""
+"""The Sokoban environment: the protocol, limits, snapshots, and many games in one process."""
 
 import math
 import pickle

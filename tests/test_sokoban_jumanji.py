@@ -1,4 +1,4 @@
-"""The rules against jumanji's Sokoban, an independent implementation in JAX."""
+"""Sokoban's rules, compared with jumanji's independent implementation in JAX."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Prompts: what they say, what they accept, and that no text breaks them."""
+"""Sokoban's prompts: what they show, what they accept, and that no text makes them raise."""
 
 import random
 

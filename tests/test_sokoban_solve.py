@@ -1,4 +1,4 @@
-"""The solver against a plain breadth-first search."""
+"""The solver, compared with a plain breadth-first search."""
 
 import math
 

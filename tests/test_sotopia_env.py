@@ -1,4 +1,4 @@
-"""The embedded SOTOPIA environment: the protocol's promises, settings, prompts, data; endpoints without the package."""
+"""The embedded SOTOPIA environment: the protocol, settings, prompts and data; and endpoints without the package."""
 
 import json
 import pickle

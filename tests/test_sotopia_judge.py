@@ -1,4 +1,4 @@
-"""SOTOPIA's judges: the rule-based one, and the judgements of models on disk."""
+"""SOTOPIA's rule-based judge, and the judgements of models on disk."""
 
 import json
 

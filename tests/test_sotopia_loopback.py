@@ -1,4 +1,4 @@
-"""SOTOPIA's own package against a server of this project: a run of seconds is the policy, its own partner, and a bad judge."""
+"""SOTOPIA's own package with a server of this project: a tiny run is the policy and its own partner; the judge is a bad one."""
 
 import dataclasses
 

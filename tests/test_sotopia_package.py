@@ -1,4 +1,4 @@
-"""SOTOPIA's own package, end to end against a scripted server on the loopback."""
+"""SOTOPIA's own package, end to end, with a scripted local server."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The embedded world: tasks, what is heard in an utterance, and how the partner takes it."""
+"""The embedded world: its tasks, the recognised acts of an utterance, and the partner's reactions."""
 
 import hashlib
 import subprocess

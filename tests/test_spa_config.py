@@ -1,4 +1,4 @@
-"""What the presets of SPA-RL's experiments state."""
+"""The numbers in the presets of SPA-RL's experiments."""
 
 import pytest
 

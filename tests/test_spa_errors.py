@@ -1,4 +1,4 @@
-"""What a person can get wrong with stages, recordings and outcomes: one clear error each, and nothing finished is lost."""
+"""User mistakes with stages, recordings and outcomes: one clear error each, and no finished work is lost."""
 
 import json
 import shutil

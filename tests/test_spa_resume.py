@@ -1,4 +1,4 @@
-"""A run of SPA that is killed while it explores or trains its estimator gives the metrics of one that was left alone."""
+"""A run of SPA that is killed during exploration or estimator training gives the metrics of an undisturbed run."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""A run of SPA from the supervised start to the evaluation: what each phase leaves, alone or in one go."""
+"""A run of SPA from the supervised start to the evaluation: the output of each phase, run separately or together."""
 
 import json
 

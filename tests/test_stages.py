@@ -1,4 +1,4 @@
-"""What a finished stage leaves behind, which config keys decide it, and when it is taken."""
+"""Finished stages: what they save, which config keys decide them, and when another run may use them."""
 
 import json
 

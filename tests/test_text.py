@@ -1,4 +1,4 @@
-"""Text stays text: odd characters are replaced where text enters, and nothing said becomes a control token or an image."""
+"""Text stays text: illegal characters are replaced on input, and no text becomes a control token or an image."""
 
 import json
 from types import SimpleNamespace

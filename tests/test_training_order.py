@@ -1,4 +1,4 @@
-"""What comes first in an iteration, what is remembered of it, and what is measured before anything has learnt from it."""
+"""The order of the operations in an iteration, what is kept from it, and what is measured before any update."""
 
 from types import MethodType, SimpleNamespace
 

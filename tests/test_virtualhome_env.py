@@ -1,4 +1,4 @@
-"""The VirtualHome environment on a home of its own, written to a folder of the official layout."""
+"""The VirtualHome environment, on a small home in the official layout."""
 
 import importlib
 import json

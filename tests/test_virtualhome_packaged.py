@@ -1,4 +1,4 @@
-"""The tasks that come with the simulator: programs, goals, the expert, and the annotations' own checker."""
+"""The tasks of the simulator's package: programs, goals, the expert, and the annotations' own checker."""
 
 import json
 import os

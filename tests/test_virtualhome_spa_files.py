@@ -1,4 +1,4 @@
-"""SPA-RL's task files: by path with their own graphs, and with homes rebuilt from base graphs."""
+"""SPA-RL's task files: with their own graphs, and with graphs rebuilt from base graphs."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""VirtualHome's words: actions read and written, prompts, settings. Nothing here needs the simulator."""
+"""VirtualHome's text: parsing and writing actions, prompts, settings. Nothing here needs the simulator."""
 
 import pickle
 import string

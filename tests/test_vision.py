@@ -1,4 +1,4 @@
-"""The vision tower and its inputs by their properties; `test_vision_parity.py` compares them with `transformers`."""
+"""Properties of the vision tower and its inputs; `test_vision_parity.py` compares them with `transformers`."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A random tiny Qwen2.5-VL in fp32 equals that of `transformers`: its tower, its positions, its logits, its greedy answers."""
+"""A random tiny Qwen2.5-VL in fp32 equals transformers': its tower, positions, logits and greedy answers."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""VisualSokoban end to end on a tiny Qwen2.5-VL folder: a policy that sees, beside a PRM that sees and one of text."""
+"""VisualSokoban end to end with a tiny Qwen2.5-VL folder: a policy that sees, with a PRM that sees and with one of text."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images from a game to a gradient: what the sampler saw is what the trainer sees, and a model of text reads the same rows."""
+"""Images from a game to a gradient: trainer and sampler see the same images, and a text model reads the same rows."""
 
 import dataclasses
 import functools

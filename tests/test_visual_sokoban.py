@@ -1,4 +1,4 @@
-"""Sokoban in pictures for tiny models: the image tokens, the tower's place in the model, and a run of seconds."""
+"""Sokoban in pictures for tiny models: the image tokens, the tower in the model, and a run of a few seconds."""
 
 from functools import partial
 

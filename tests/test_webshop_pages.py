@@ -1,4 +1,4 @@
-"""WebShop's pages: the strings of each, what a click leads to, and every quirk of the benchmark's text modes."""
+"""WebShop's pages: their strings, the results of clicks, and every quirk of the benchmark's text modes."""
 
 from __future__ import annotations
 

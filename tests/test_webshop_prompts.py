@@ -1,4 +1,4 @@
-"""WebShop's prompts: what they show, and what they read."""
+"""WebShop's prompts: what they show, and which answers they accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may begin or resume a run in a folder, and what that leaves there."""
+"""Which runs may start or resume in a folder, and what they leave there."""
 
 import json
 import os

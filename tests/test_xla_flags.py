@@ -1,4 +1,4 @@
-"""Flags that an XLA does not know are left out, as it would end the process without a word."""
+"""Unknown XLA flags are dropped, because XLA would otherwise end the process without a message."""
 
 from xla_flags import known_flags
 

@@ -1,4 +1,4 @@
-"""A hand-made shop in the benchmark's file layout, and where the real data lies."""
+"""A small hand-made shop in the benchmark's file layout, and the location of the real data."""
 
 from __future__ import annotations
 

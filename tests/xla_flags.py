@@ -1,4 +1,4 @@
-"""XLA's flags that make tests compile fast, as far as the installed XLA knows them: it aborts the process on one that it does not."""
+"""XLA flags that speed up compilation in tests, limited to those that the installed XLA knows: an unknown one aborts the process."""
 
 from __future__ import annotations
 
