@@ -1,7 +1,7 @@
 """SPA-RL and RBT: an estimator's per-step contributions, whose sum fits the outcome, are the step rewards.
 
-SPA fits one sum an episode and adds a grounding signal; RBT fits one sum a bag of steps. The controls of the method, and what
-SPA's public release computes instead, are options (`docs/methods.md`).
+SPA fits one sum an episode and adds a grounding signal; RBT fits one sum a bag of steps. The options that are controls, ablations or what
+SPA's public release computes are in `credit/ablations.py`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
+from stepreward.credit import ablations, pieces
 from stepreward.credit.actor_critic import ActorCritic
-from stepreward.credit.base import Metrics, check_choice, last_step, per_step, register, step_mask
-from stepreward.credit.controls import step_permutation
-from stepreward.credit.outcome import episode_advantage, outcome_reward
-from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual, steps_to_go
+from stepreward.credit.base import Metrics, check_choice, register, step_mask
+from stepreward.credit.outcome import outcome_reward
+from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual
 from stepreward.kernels.masked import SINGLETON
 
 Array = jax.Array
 
-_ESTIMATED = ("progress", "shuffled")
+_ESTIMATED = {"progress": ablations.as_they_are, "shuffled": ablations.shuffled}
 CHOICES = {
-    "step_reward": (*_ESTIMATED, "uniform", "terminal", "leave_one_out"),
-    "step_weight": ("none", "released"),
+    "step_reward": (*_ESTIMATED, *ablations.OUTCOME_REWARD),
+    "step_weight": tuple(ablations.STEP_WEIGHT),
     "residual": ("uniform", "last"),
     "singleton": SINGLETON,
 }
@@ -70,23 +70,7 @@ class SPA(ActorCritic):
 
     name: ClassVar[str] = "spa"
     recommended: ClassVar[str] = "stable"
-    variants: ClassVar = {
-        "paper": {},
-        # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the
-        # estimator gets wrong, and β for every step. Evidence in docs/log.md.
-        "stable": {"enforce_sum": True, "residual": "last", "beta": 0.01, "discount": 1.0, "trace": 1.0},
-        "released": {
-            "step_reward": "leave_one_out",
-            "alpha": 1.0,
-            "beta": 0.5,
-            "step_weight": "released",
-            "singleton": "raw",
-            "last_grounded": True,
-            "level": "token",
-            "observation": "decay",
-            "kl_in_reward": True,
-        },
-    }
+    variants: ClassVar = ablations.SPA_VARIANTS
 
     discount: float = 0.99
     trace: float = 0.95
@@ -132,7 +116,7 @@ class SPA(ActorCritic):
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.step_reward != "shuffled":
             return {}
-        return {"step_permutation": step_permutation(rng, batch.step_mask)}
+        return {"step_permutation": ablations.step_permutation(rng, batch.step_mask)}
 
     @property
     def progress_options(self) -> dict:
@@ -152,34 +136,23 @@ class SPA(ActorCritic):
         return contribution_sum_loss(output_ExS, batch.outcome, step_mask(batch)), {}
 
     def reward_of_steps(self, batch: Batch) -> Array:
-        mask_ExS = step_mask(batch)
-        reward_ExS = self.beta * self._grounding(batch)
+        """r_t = α·ĉ_t + β·g_t."""
+        mask_ExS, executed_ExS = step_mask(batch), batch.executed
+        if self.last_grounded:
+            executed_ExS = ablations.with_last_step(executed_ExS, mask_ExS)
+        reward_ExS = self.beta * pieces.grounding(executed_ExS, mask_ExS)
         if self.alpha > 0:
             reward_ExS = reward_ExS + self.alpha * self._progress(batch)
-        if self.step_weight == "released":
-            reward_ExS = reward_ExS * steps_to_go(mask_ExS)
-        return jnp.where(mask_ExS, reward_ExS, 0.0)
-
-    def _grounding(self, batch: Batch) -> Array:
-        mask_ExS = step_mask(batch)
-        executed_ExS = batch.executed | last_step(mask_ExS) if self.last_grounded else batch.executed
-        return jnp.where(mask_ExS & executed_ExS, 1.0, 0.0)
+        return jnp.where(mask_ExS, ablations.STEP_WEIGHT[self.step_weight](reward_ExS, batch), 0.0)
 
     def _progress(self, batch: Batch) -> Array:
         """`[E, S]`: ĉ, or what a control puts in its place."""
-        mask_ExS, outcome_E = step_mask(batch), batch.outcome.astype(jnp.float32)
-        if self.step_reward == "terminal":
-            return outcome_reward(batch)
-        if self.step_reward == "uniform":
-            return per_step(outcome_E / jnp.maximum(mask_ExS.sum(axis=1), 1), batch)
-        if self.step_reward == "leave_one_out":
-            return per_step(episode_advantage(batch, "rloo", singleton=self.singleton), batch)
+        if self.step_reward in ablations.OUTCOME_REWARD:
+            return ablations.OUTCOME_REWARD[self.step_reward](batch, self.singleton)
         progress_ExS = self.contributions(batch.signals["progress"], batch)
         if self.enforce_sum:
-            progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, self.residual)
-        if self.step_reward == "shuffled":
-            progress_ExS = jnp.take_along_axis(progress_ExS, batch.signals["step_permutation"], axis=1)
-        return progress_ExS
+            progress_ExS = spread_residual(progress_ExS, batch.outcome.astype(jnp.float32), step_mask(batch), self.residual)
+        return _ESTIMATED[self.step_reward](progress_ExS, batch)
 
 
 @register("rbt")
