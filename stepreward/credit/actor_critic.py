@@ -1,6 +1,6 @@
 """Methods whose step rewards reach earlier actions through a critic (PPO), or through the group's returns-to-go.
 
-`ActorCritic` turns any step reward `[E, S]` into advantages; a method that only has another reward overrides `reward_of_steps`.
+`ActorCritic` computes advantages from any step reward `[E, S]`; a method with a reward of its own overrides `reward_of_steps`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _CHOICES = {
 class ActorCritic(Method):
     """Generalized advantage estimation of a step reward, at the level of steps or of tokens.
 
-    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probs are. An episode that the step limit
-    stopped is treated as ended: nothing is bootstrapped beyond its last step.
+    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probabilities are. An episode that the step limit
+    stopped counts as ended: its last step does not bootstrap.
 
     Attributes:
       discount: γ in [0, 1].
       trace: λ in [0, 1].
       whiten: shift and scale the advantages to zero mean and unit variance over the batch.
-      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward; c is the signal `kl_coef` (a scalar
-        that the run adapts), `log_prob_initial` the policy that RL started from, and π the signal `log_prob_policy`, or the policy
-        of the rollout where there is none.
+      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward. c is the signal `kl_coef` (a scalar
+        that the run adapts), log π_initial the signal `log_prob_initial`, the policy at the start of reinforcement learning, and log π
+        the signal `log_prob_policy`, or `log_prob_old` in a batch without it.
     """
 
     level: ClassVar[str] = "step"
@@ -69,7 +69,7 @@ class ActorCritic(Method):
 
     @property
     def needs_group(self) -> bool:
-        """True where the group is the baseline."""
+        """True if the group is the baseline."""
         return self.baseline == "group"
 
     @property
@@ -84,7 +84,7 @@ class ActorCritic(Method):
         return jnp.where(step_mask(batch), batch.env_reward.astype(jnp.float32), 0.0)
 
     def value_mask(self, batch: Batch) -> Array:
-        """bool `[R, L]`: where the critic is read, and so where it is trained."""
+        """bool `[R, L]`: the tokens at which the critic is read, and therefore trained."""
         return first_token(batch) if self.level == "step" else token_mask(batch)
 
     def assign(self, batch: Batch) -> Credit:
@@ -111,7 +111,7 @@ class ActorCritic(Method):
 
 @dataclasses.dataclass(frozen=True)
 class _OutcomeCritic(ActorCritic):
-    """A critic on the environment's own signal.
+    """The base of methods with a critic whose reward is the environment's.
 
     Attributes:
       reward: "outcome" gives the outcome at the last step, "env" the environment's reward at each step.
@@ -126,7 +126,7 @@ class PPO(_OutcomeCritic):
     """Generalized advantage estimation over the action tokens of each episode, a step's reward at its last token.
 
     Attributes:
-      observation: "skip" passes over the tokens of observations; "decay" lets them shrink what comes later, as TRL does.
+      observation: "skip" skips the tokens of observations; with "decay" they discount later rewards, as in TRL.
     """
 
     name: ClassVar[str] = "ppo"

@@ -2,7 +2,7 @@
 
 The step reward is the log-ratio of two models over the tokens of the step; no annotation of steps is needed. iStar trains the prm with
 DPO between successful and failed episodes of a group, PRIME with cross-entropy on the success label. One class composes both from
-`credit/pieces.py`. The options that are ablations, controls or what a public release computes are in `credit/ablations.py`.
+`credit/pieces.py`. The controls and ablations, and what the public releases compute instead, are in `credit/ablations.py`.
 """
 
 from __future__ import annotations
@@ -52,42 +52,41 @@ class IStar(Method):
     L_prm = mean over pairs of −log σ(Σ_t r(τ⁺) − Σ_t r(τ⁻)), success × failure within a group            (equation 2)
     A^S(a_t) = (r(a_t) − mean) / std over all steps of all episodes of the group                          (equation 4)
 
-    Step rewards are not accumulated over time. Signals: `log_prob_prm` `[R, L]`; with the options that say so
+    Step rewards are not accumulated over time. Signals: `log_prob_prm` `[R, L]`; and with the options that name them,
     `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`, `alpha_scale` scalar.
 
     Attributes:
       beta: β of the step reward.
       alpha: α, weight of the process reward's advantage; 0 leaves the outcome method.
       episode_advantage: A^E: "rloo", "grpo", "dr_grpo", "reinforce_plus_plus" or "reinforce_plus_plus_baseline".
-      granularity: unit of the process reward: "step", or "token" (each token its own log-ratio).
+      granularity: the unit of the process reward: "step", or "token", where each token has its own reward.
       prm_objective: "dpo", or "cross_entropy" of σ(score) with the success label.
-      prm_beta: β inside the loss of the prm; None is `beta`.
+      prm_beta: β in the loss of the prm; None uses `beta`.
       trajectory_reduce: an episode's score in the loss: "sum" of its step rewards, their "mean" over steps, or
         "token_mean".
-      nll_coef: adds this times the mean negative log-likelihood per action token, under the prm, of the successful
-        episodes that are in a pair.
-      step_norm: divides process rewards by their size over the whole batch before advantages: "none"; "maxabs", the largest
-        |r|; "std"; or "max_return", the largest |sum of this and all later rewards of the episode| (PRIME's release).
-      step_norm_floor: added to that size, so that it is the least divisor; keeps numerical noise of an untrained prm from
-        being inflated.
+      nll_coef: coefficient of a second term of the loss: the mean negative log-likelihood per action token, under the prm, of
+        the successful episodes that are in a pair.
+      step_norm: divides process rewards by their size over the whole batch, before they become advantages: "none"; "maxabs",
+        the largest |r|; "std"; or "max_return", the largest |return-to-go of r| (PRIME's release).
+      step_norm_floor: added to that size, so that the numerical noise of an untrained prm is not inflated.
       step_advantage: A^S: "zscore" (ddof 1), "rloo" (n/(n−1) times the deviation) or "centre" (the deviation).
-      baseline: units in mean, std and n of A^S: "all_steps" of the group (tokens, at token granularity), the
-        "first_seen" one of each episode, or "episode_mean", all of them with each episode counting once.
-      merge: "advantage", the sum above; or "reward": both centred sources are rewards of one stream, added as
-        returns-to-go and whitened over all action tokens (PRIME).
+      baseline: the units that mean, std and n of A^S are taken over: "all_steps" of the group (all tokens, at token
+        granularity); "first_seen", the first one of each episode; or "episode_mean", all of them, where each episode counts once.
+      merge: "advantage", the sum above; or "reward": the returns-to-go of both centred sources are added and whitened over all
+        action tokens (PRIME).
       reference: the denominator of the log-ratio: "old", the policy that made the rollout, or "initial",
         `log_prob_initial`.
-      reward_from: "pre" scores with the prm before its update of the iteration, "post" after; read by the trainer.
-      prm_frozen: never train the prm; read by the trainer, and `prm_loss` then has zero gradient.
+      reward_from: "pre" scores steps with the prm before its update of the iteration, "post" after it; read by the trainer.
+      prm_frozen: the prm is never trained; read by the trainer, and the gradient of `prm_loss` is zero.
       step_reward: "prm"; or a control: "shuffled" permutes the rewards of each episode by `step_permutation`, "uniform"
         gives each step the mean of its episode.
-      alpha_scaled: multiply α by the signal `alpha_scale`, e.g. the prm's held-out pair accuracy mapped to [0, 1].
+      alpha_scaled: multiply α by the signal `alpha_scale`, twice the prm's pair accuracy minus 1, at least 0.
       singleton: what the only counted unit of a group gets: "zero", or "raw", its own outcome or process reward (as in the
         release).
       eps: added to every std.
 
     Raises:
-      ValueError: at construction, on a value that no option has.
+      ValueError: at construction, on an invalid value of an option.
 
     Source: iStar (arXiv 2509.19199). The default of every option is the paper's definition.
     """
@@ -132,7 +131,7 @@ class IStar(Method):
 
     @classmethod
     def variant(cls, name: str, **options: Any) -> IStar:
-        """The method of the "paper", or of the public release ("released"); explicit options override the variant's."""
+        """The method with the options of a variant, such as "paper" or "released"; explicit options override them."""
         if name not in cls.variants:
             raise ValueError(f"unknown variant '{name}' of '{cls.name}'; there are: {', '.join(sorted(cls.variants))}")
         return cls(**{**cls.variants[name], **options})
@@ -144,7 +143,7 @@ class IStar(Method):
 
     @property
     def needs_group(self) -> bool:
-        """True where pairs train the PRM, or where an episode's outcome is compared with those of its group alone."""
+        """True if pairs train the PRM, or if an episode's outcome is compared with those of its group only."""
         return self.needs_pairs or (self.episode_advantage != "reinforce_plus_plus" and self.singleton == "zero")
 
     @property
@@ -219,12 +218,12 @@ class IStar(Method):
 @register("prime")
 @dataclasses.dataclass(frozen=True)
 class PRIME(IStar):
-    """PRIME, the same class with other defaults: token rewards, cross-entropy, a fixed reference, merged rewards.
+    """PRIME: token rewards, cross-entropy, a fixed reference and merged rewards. It is `IStar` with other defaults.
 
-    Token rewards β·(log π_prm − log π_initial) and outcomes are centred by RLOO each on its own, an episode counting
-    once by the mean of its tokens; returns-to-go of both are added (`Credit.returns`) and whitened over all action
-    tokens (`Credit.advantage`). The variant "released" divides token rewards by the largest return of the batch first, as
-    `dp_prime.py` of the public release does.
+    Token rewards β·(log π_prm − log π_initial) and outcomes are centred separately by RLOO; each episode counts once, by the mean
+    of its tokens. Their returns-to-go are added (`Credit.returns`) and whitened over all action tokens (`Credit.advantage`). The
+    variant "released" first divides token rewards by the largest return-to-go of the batch, as `dp_prime.py` of the public
+    release does.
 
     Source: PRIME (arXiv 2502.01456) and its public release.
     """
