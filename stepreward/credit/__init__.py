@@ -6,6 +6,7 @@ Every module of this folder is imported, so that a new file registers its method
 import importlib
 import pkgutil
 
+from stepreward.credit.ablations import step_permutation
 from stepreward.credit.actor_critic import PPO, ActorCritic, StepPPO
 from stepreward.credit.base import (
     Credit,
@@ -18,7 +19,6 @@ from stepreward.credit.base import (
     step_mask,
     token_mask,
 )
-from stepreward.credit.controls import step_permutation
 from stepreward.credit.istar import PRIME, IStar
 from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels

@@ -1,6 +1,6 @@
 """Methods whose step rewards reach earlier actions through a critic (PPO), or through the group's returns-to-go.
 
-`ActorCritic` turns any step reward `[E, S]` into advantages; a method that only has another reward overrides `reward_of_steps`.
+`ActorCritic` computes advantages from any step reward `[E, S]`; a method with a reward of its own overrides `reward_of_steps`.
 """
 
 from __future__ import annotations
@@ -12,38 +12,18 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.batch import Batch
-from stepreward.credit.base import (
-    Credit,
-    Method,
-    Metrics,
-    check_choice,
-    first_token,
-    register,
-    step_mask,
-    step_mean,
-    step_sum,
-    to_tokens,
-    token_mask,
-)
-from stepreward.credit.outcome import advantage_metrics, counted_episodes, outcome_metrics, outcome_reward
-from stepreward.kernels import (
-    explained_variance,
-    generalized_advantage_estimation,
-    kl_k1,
-    leave_one_out_return_to_go,
-    masked_mean,
-    masked_std,
-    masked_whiten,
-    return_to_go,
-    token_stream,
-)
+from stepreward.credit import ablations, pieces
+from stepreward.credit.base import Credit, Method, check_choice, first_token, register, step_mask, step_sum, token_mask
+from stepreward.credit.outcome import outcome_reward
+from stepreward.kernels import explained_variance
 
 Array = jax.Array
 
+_BASELINE = {"critic": pieces.estimate_by_critic, "group": pieces.estimate_by_group}
 _CHOICES = {
     "level": ("step", "token"),
-    "observation": ("skip", "decay"),
-    "baseline": ("critic", "group"),
+    "observation": tuple(ablations.OBSERVATION),
+    "baseline": tuple(_BASELINE),
     "reward": ("outcome", "env"),
 }
 
@@ -52,16 +32,16 @@ _CHOICES = {
 class ActorCritic(Method):
     """Generalized advantage estimation of a step reward, at the level of steps or of tokens.
 
-    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probs are. An episode that the step limit
-    stopped is treated as ended: nothing is bootstrapped beyond its last step.
+    The signal `value[r, l]` is the critic's V *before* token `[r, l]`, aligned as log-probabilities are. An episode that the step limit
+    stopped counts as ended: its last step does not bootstrap.
 
     Attributes:
       discount: γ in [0, 1].
       trace: λ in [0, 1].
       whiten: shift and scale the advantages to zero mean and unit variance over the batch.
-      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward; c is the signal `kl_coef` (a scalar
-        that the run adapts), `log_prob_initial` the policy that RL started from, and π the signal `log_prob_policy`, or the policy
-        of the rollout where there is none.
+      kl_in_reward: subtract c · (log π − log π_initial) of every token (k1) from the reward. c is the signal `kl_coef` (a scalar
+        that the run adapts), log π_initial the signal `log_prob_initial`, the policy at the start of reinforcement learning, and log π
+        the signal `log_prob_policy`, or `log_prob_old` in a batch without it.
     """
 
     level: ClassVar[str] = "step"
@@ -89,7 +69,7 @@ class ActorCritic(Method):
 
     @property
     def needs_group(self) -> bool:
-        """True where the group is the baseline."""
+        """True if the group is the baseline."""
         return self.baseline == "group"
 
     @property
@@ -104,89 +84,34 @@ class ActorCritic(Method):
         return jnp.where(step_mask(batch), batch.env_reward.astype(jnp.float32), 0.0)
 
     def value_mask(self, batch: Batch) -> Array:
-        """bool `[R, L]`: where the critic is read, and so where it is trained."""
+        """bool `[R, L]`: the tokens at which the critic is read, and therefore trained."""
         return first_token(batch) if self.level == "step" else token_mask(batch)
 
     def assign(self, batch: Batch) -> Credit:
         reward_ExS = self.reward_of_steps(batch)
-        penalty_RxL, metrics = self._penalty(batch)
-        advantage = self._by_steps if self.level == "step" else self._by_tokens
-        advantage_RxL, step_advantage_ExS, returns_RxL = advantage(reward_ExS, penalty_RxL, batch)
-        mask_ExS = step_mask(batch)
-        outcome_size = jnp.where(counted_episodes(batch), jnp.abs(batch.outcome), 0.0).sum()
-        metrics |= {
-            **outcome_metrics(batch),
-            **advantage_metrics(advantage_RxL, batch),
-            "step_reward_mean": masked_mean(reward_ExS, mask_ExS),
-            "step_reward_std": masked_std(reward_ExS, mask_ExS, ddof=1),
-            "shaped_to_outcome": jnp.abs(reward_ExS).sum() / jnp.maximum(outcome_size, 1e-8),
-        }
+        penalty_RxL, kl_metrics = pieces.kl_penalty(batch) if self.kl_in_reward else (None, {})
+        estimate = self._by_steps if self.level == "step" else self._by_tokens
+        advantage_RxL, step_advantage_ExS, returns_RxL = estimate(reward_ExS, penalty_RxL, batch)
+        metrics = kl_metrics | pieces.common_metrics(advantage_RxL, reward_ExS, batch)
         if self.has_critic:
             value_RxL = batch.signals["value"].astype(jnp.float32)
             metrics["explained_variance"] = explained_variance(value_RxL, returns_RxL, self.value_mask(batch))
         return Credit(advantage_RxL, reward_ExS, step_advantage_ExS, returns_RxL, metrics)
 
-    def _penalty(self, batch: Batch) -> tuple[Array | None, Metrics]:
-        """`[R, L]`: c times the log-ratio to the initial policy, 0 off the counted tokens."""
-        if not self.kl_in_reward:
-            return None, {}
-        policy_RxL = batch.signals.get("log_prob_policy", batch.log_prob_old)
-        kl_RxL = kl_k1(policy_RxL.astype(jnp.float32), batch.signals["log_prob_initial"].astype(jnp.float32))
-        kl_RxL = jnp.where(token_mask(batch), kl_RxL, 0.0)
-        episodes = jnp.maximum(counted_episodes(batch).sum(), 1)
-        coefficient = jnp.asarray(batch.signals["kl_coef"], jnp.float32)
-        return coefficient * kl_RxL, {"kl_initial": kl_RxL.sum() / episodes, "kl_coef": coefficient}
-
-    def _by_steps(self, reward_ExS, penalty_RxL, batch: Batch):
-        mask_ExS = step_mask(batch)
+    def _by_steps(self, reward_ExS: Array, penalty_RxL: Array | None, batch: Batch) -> pieces.Estimate:
         if penalty_RxL is not None:
             reward_ExS = reward_ExS - step_sum(penalty_RxL, batch)
-        if self.has_critic:
-            value_ExS = step_sum(jnp.where(first_token(batch), batch.signals["value"].astype(jnp.float32), 0.0), batch)
-            advantage_ExS, returns_ExS = generalized_advantage_estimation(reward_ExS, value_ExS, mask_ExS, self.discount, self.trace)
-            returns_RxL = to_tokens(returns_ExS, batch)
-        else:
-            returns_ExS, returns_RxL = return_to_go(reward_ExS, mask_ExS, self.discount), None
-            advantage_ExS = leave_one_out_return_to_go(returns_ExS, batch.group_id, mask_ExS, counted_episodes(batch))
-        if self.whiten:
-            advantage_ExS = masked_whiten(advantage_ExS, mask_ExS)
-        return to_tokens(advantage_ExS, batch), advantage_ExS, returns_RxL
+        estimate = _BASELINE[self.baseline]
+        return estimate(reward_ExS, batch, discount=self.discount, trace=self.trace, whiten=self.whiten)
 
-    def _by_tokens(self, reward_ExS, penalty_RxL, batch: Batch):
-        shape = batch.tokens.shape
-        stream = token_stream(batch.step_id, token_mask(batch), batch.max_steps)
-        reward_1xN = jnp.where(stream.step_end, stream.take(to_tokens(reward_ExS, batch)), 0.0)
-        if penalty_RxL is not None:
-            reward_1xN = reward_1xN - stream.take(penalty_RxL)
-        value_1xN = stream.take(batch.signals["value"].astype(jnp.float32))
-        discount_1xN = jnp.full(stream.mask.shape, self.discount, jnp.float32)
-        if self.observation == "decay":
-            discount_1xN = discount_1xN * (self.discount * self.trace) ** self._observed_before_next(stream, shape)
-        discount_1xN = jnp.where(stream.episode_end, 0.0, discount_1xN)
-        advantage_1xN, returns_1xN = generalized_advantage_estimation(reward_1xN, value_1xN, stream.mask, discount_1xN, self.trace)
-        if self.whiten:
-            advantage_1xN = masked_whiten(advantage_1xN, stream.mask)
-        advantage_RxL = stream.put(advantage_1xN, shape)
-        return advantage_RxL, step_mean(advantage_RxL, batch), stream.put(returns_1xN, shape)
-
-    @staticmethod
-    def _observed_before_next(stream, shape) -> Array:
-        """`[1, N]`: how many tokens that nobody sampled lie between an action token and the next one of its episode.
-
-        In TRL's recursion value and reward of these g tokens are 0 but still decay: A_t = r_t − V_t + (γλ)^g · γ · (V_{t'} +
-        λ·A_{t'}), which is the usual step with the discount γ·(γλ)^g. Where the next step has a row of its own, they are the
-        tokens of its prompt.
-        """
-        rows, length = shape
-        row_1xN, column_1xN = (stream.take(x) for x in jnp.indices((rows, length)))
-        later = lambda x_1xN: jnp.pad(x_1xN[:, 1:], ((0, 0), (0, 1)))
-        same_row = later(row_1xN) == row_1xN
-        return jnp.where(same_row, later(column_1xN) - column_1xN - 1, later(column_1xN)).astype(jnp.float32)
+    def _by_tokens(self, reward_ExS: Array, penalty_RxL: Array | None, batch: Batch) -> pieces.Estimate:
+        options = dict(discount=self.discount, trace=self.trace, whiten=self.whiten)
+        return pieces.estimate_by_tokens(reward_ExS, penalty_RxL, batch, **options, discounts=ablations.OBSERVATION[self.observation])
 
 
 @dataclasses.dataclass(frozen=True)
 class _OutcomeCritic(ActorCritic):
-    """A critic on the environment's own signal.
+    """The base of methods with a critic whose reward is the environment's.
 
     Attributes:
       reward: "outcome" gives the outcome at the last step, "env" the environment's reward at each step.
@@ -201,7 +126,7 @@ class PPO(_OutcomeCritic):
     """Generalized advantage estimation over the action tokens of each episode, a step's reward at its last token.
 
     Attributes:
-      observation: "skip" passes over the tokens of observations; "decay" lets them shrink what comes later, as TRL does.
+      observation: "skip" skips the tokens of observations; with "decay" they discount later rewards, as in TRL.
     """
 
     name: ClassVar[str] = "ppo"

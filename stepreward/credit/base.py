@@ -22,11 +22,11 @@ Metrics = dict[str, Array]
 
 @struct.dataclass
 class Credit:
-    """What a method says about each action; a pytree without gradient.
+    """The credit of each action; a pytree without gradient.
 
     Attributes:
       advantage: float32 `[R, L]`, exactly 0 off `action_mask` and on masked episodes.
-      step_reward: float32 `[E, S]`, the reward that the method gives each step, before it is compared with anything.
+      step_reward: float32 `[E, S]`, the reward that the method gives each step, before any baseline is subtracted.
       step_advantage: float32 `[E, S]`, the advantage of each step (for token-level methods the mean over its tokens).
       returns: float32 `[R, L]`, target of the critic, or None where the method has no critic.
       metrics: float32 scalars to log.
@@ -43,13 +43,13 @@ class Credit:
 class Method:
     """A credit-assignment method: an immutable set of options and two pure functions of arrays.
 
-    A subclass is a frozen dataclass that names itself with `register`, lists the signals that it needs in `requires`,
-    and implements `assign`; one with an auxiliary model also implements `prm_loss`.
+    A subclass is a frozen dataclass. It is registered under a name with `register`, lists the signals that it needs in `requires`, and
+    implements `assign`. A method that trains a model beside the policy lists the loss of that model in `losses`.
     """
 
     name: ClassVar[str] = ""
     has_prm: ClassVar[bool] = False
-    recommended: ClassVar[str] = ""  # the variant that a run takes unless told otherwise; "" is the paper's definition
+    recommended: ClassVar[str] = ""  # the variant that a run uses by default; "" is the paper's definition
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     strategy: ClassVar[str] = "chain"  # how its episodes are rolled out (`rollout.strategies`); "chain" plays each task once
 
@@ -65,75 +65,76 @@ class Method:
 
     @property
     def has_critic(self) -> bool:
-        """Whether a critic's values are a signal of the method; it then has `value_mask(batch)`, and `Credit.returns`."""
+        """Whether the method needs a critic, the signal `value`; it then defines `value_mask(batch)` and returns `Credit.returns`."""
         return False
 
     @property
     def has_progress(self) -> bool:
-        """Whether an estimator's outputs are the signal `progress`; the method then defines `progress_loss` and `contributions`."""
+        """Whether the method needs an estimator, the signal `progress`; it then defines `progress_loss` and `contributions`."""
         return False
 
     @property
     def progress_options(self) -> dict[str, Any]:
-        """What of the method decides how its estimator is trained: plain values that tell one trained estimator from another."""
+        """The options that the training of the estimator depends on, as plain values; where they are equal, an estimator can be reused."""
         return {}
 
     @property
     def label_signals(self) -> frozenset[str]:
-        """Names of the arrays that `progress_loss` reads beside the batch itself."""
+        """Names of the signals that `progress_loss` reads."""
         return frozenset()
 
     @property
     def losses(self) -> Mapping[str, Callable[[Array, Batch], tuple[Array, Metrics]]]:
-        """The losses of the models that learn beside the policy, by auxiliary's name: `(its outputs, batch) -> (loss, metrics)`."""
+        """The losses of the models that learn beside the policy, by the name of the model: `(its outputs, batch) -> (loss, metrics)`."""
         return {}
 
     def host_signals(self, batch: Batch, episodes: Sequence[Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """The signals that the method reads off the episodes themselves, on the host.
+        """Computes signals from the episodes, on the host.
 
         Args:
-          batch: what the episodes were packed into.
-          episodes: one for each row of the episode level, with `steps` and `failure` (`rollout.episode.Episode`).
-          rng: for what is drawn at random; another one in each iteration.
+          batch: the batch that the episodes were packed into.
+          episodes: the episodes in the order of the batch, with `steps` and `failure` (`rollout.episode.Episode`).
+          rng: random generator; a new one in each iteration.
 
         Returns:
-          Arrays by name; only those that `requires` or `label_signals` name are used.
+          Arrays by name. The run uses those that `requires` or `label_signals` name, and drops the others.
         """
         return {}
 
     @property
     def needs_group(self) -> bool:
-        """Whether an episode without others in its group teaches nothing: its advantage is 0, or it is in no pair."""
+        """Whether a group of one episode teaches nothing, because its advantage is 0 or because it forms no pair."""
         return False
 
     @property
     def needs_pairs(self) -> bool:
-        """Whether only the groups that hold both a success and a failure train the process reward model."""
+        """Whether only groups with both a success and a failure train the process reward model."""
         return False
 
     def credit(self, batch: Batch) -> Credit:
         """Returns the credit of every action; pure, jit-able, and without gradient.
 
         Raises:
-          ValueError: if a required signal is missing; it names the signal.
+          ValueError: if a required signal is missing; the message names it.
         """
         check_signals(self, batch)
         return jax.lax.stop_gradient(self.assign(batch))
 
     def assign(self, batch: Batch) -> Credit:
-        """The method itself: what `credit` returns, before the gradient is stopped."""
+        """Computes what `credit` returns, before the gradient is stopped. Each method defines it."""
         raise TypeError(f"{type(self).__name__} must define assign(batch)")
 
     def prm_loss(self, log_prob_prm_RxL: Array, batch: Batch) -> tuple[Array, Metrics]:
         """The loss that trains the method's process reward model, as a function of that model's outputs.
 
-        The loss may couple all episodes (pairs), so it wants the whole batch at once. To accumulate parameter gradients
-        over micro-batches of rows, first take `g = jax.grad(prm_loss)(log_prob, batch)`, `[R, L]`, then accumulate the
-        gradient of Σ g·log_prob(parameters) row by row: by the chain rule that is the gradient of the whole loss.
+        The loss may compare episodes with each other, so it needs the whole batch. To accumulate the gradient of the
+        parameters over micro-batches of rows, first compute `g = jax.grad(prm_loss)(log_prob, batch)`, `[R, L]`, then add up
+        the gradients of Σ g·log_prob(parameters) over the micro-batches. By the chain rule their sum is the gradient of the
+        loss.
 
         Args:
           log_prob_prm_RxL: float `[R, L]` log-probabilities of the tokens under the process reward model.
-          batch: with the signals that `requires` names, `log_prob_prm` excepted.
+          batch: with the signals that `requires` names, except `log_prob_prm`.
 
         Returns:
           `(loss, metrics)`.
@@ -147,7 +148,8 @@ class Method:
         """The loss that trains the method's progress estimator, as a function of that model's outputs.
 
         Args:
-          output_ExS: float `[E, S]`, the estimator's output at the last token of each step; not read on steps that do not count.
+          output_ExS: float `[E, S]`, the estimator's output at the last token of each step. Values at steps that do not count are
+            not read.
           batch: whole episodes.
 
         Returns:
@@ -159,7 +161,7 @@ class Method:
         raise ValueError(f"method '{self.name}' has no progress estimator, so it has no progress_loss")
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
-        """float32 `[E, S]`: what the estimator's outputs say each step contributed; their sum predicts the outcome."""
+        """float32 `[E, S]`: the contribution of each step, from the estimator's outputs; their sum is the predicted outcome."""
         raise ValueError(f"method '{self.name}' has no progress estimator, so it has no contributions")
 
 
@@ -188,7 +190,7 @@ def names() -> tuple[str, ...]:
 
 
 def recommended_variant(name: str) -> str:
-    """The variant that a run takes unless told otherwise; "" where the method's defaults are it, or the name is unknown."""
+    """The variant that a run uses by default; "" for the defaults of the method, and for an unknown name."""
     return _METHODS[name].recommended if name in _METHODS else ""
 
 
@@ -197,11 +199,11 @@ def make(name: str, **options: Any) -> Method:
 
     Args:
       name: one of `names()`.
-      **options: fields of the method's dataclass; and `variant`, where the class has a table `variants`, the name of a
-        set of options that belong together; explicit options override it.
+      **options: fields of the method's dataclass. A method with a table `variants` also takes `variant`, the name of a set of
+        options; explicit options override those of the variant.
 
     Raises:
-      ValueError: on an unknown name, variant, option or value; it lists what exists.
+      ValueError: on an unknown name, variant or option, or a wrong value; the message lists what there is.
     """
     if name not in _METHODS:
         raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
@@ -224,22 +226,22 @@ def make(name: str, **options: Any) -> Method:
 
 
 def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
-    """Raises a ValueError that lists the choices when a field of a method holds none of them."""
+    """Raises a ValueError that lists the choices if the value of a field is not one of them."""
     value = getattr(method, field)
     if value not in choices:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:
-    """Checks that the batch holds the signals that a method needs; cheap, and works on traced batches.
+    """Checks that the batch holds the signals that a method needs. The check is cheap and works on traced batches.
 
     Args:
       method: the method.
       batch: the batch, concrete or traced.
-      among: check only these of the required signals.
+      among: the names to check; None checks all that the method requires.
 
     Raises:
-      ValueError: naming the missing signals and those present.
+      ValueError: a signal is missing; the message names the missing ones and those present.
     """
     missing = sorted(method.requires.intersection(method.requires if among is None else among) - set(batch.signals))
     if missing:
@@ -251,12 +253,12 @@ def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None
 
 
 def step_mask(batch: Batch) -> Array:
-    """bool `[E, S]`: the steps that count, those of episodes whose environment did not fail."""
+    """bool `[E, S]`: the steps that count, which are those of episodes whose environment did not fail."""
     return batch.step_mask & batch.episode_mask[:, None]
 
 
 def token_mask(batch: Batch) -> Array:
-    """bool `[R, L]`: the action tokens of the steps that count. The mask of policy losses too."""
+    """bool `[R, L]`: the action tokens of the steps that count. Policy losses use this mask too."""
     return batch.action_mask & steps_to_tokens(step_mask(batch), batch.step_id)
 
 
@@ -305,6 +307,6 @@ def first_token(batch: Batch) -> Array:
 
 
 def last_token(batch: Batch) -> Array:
-    """bool `[R, L]`: True at the last counted action token of each step, whose tokens lie side by side in a row."""
+    """bool `[R, L]`: True at the last counted action token of each step; the tokens of a step are adjacent in a row."""
     ids_RxL = jnp.where(token_mask(batch), batch.step_id, -1)
     return (ids_RxL >= 0) & (jnp.pad(ids_RxL[:, 1:], ((0, 0), (0, 1)), constant_values=-1) != ids_RxL)

@@ -1,6 +1,6 @@
-"""Methods that see nothing but how each episode ended: every token of an episode gets one advantage.
+"""Methods that read only the outcome of each episode: all tokens of an episode get the same advantage.
 
-They are the baselines of the step-level methods.
+They are the baselines that step-level methods are compared with.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ EPISODE_ADVANTAGES = ("grpo", "dr_grpo", "rloo", "reinforce_plus_plus", "reinfor
 
 
 def counted_episodes(batch: Batch) -> Array:
-    """bool `[E]`: the episodes that enter statistics: not failed, and with at least one step."""
+    """bool `[E]`: the episodes that enter statistics, which are those that did not fail and have at least one step."""
     return batch.episode_mask & batch.step_mask.any(axis=1)
 
 
@@ -67,14 +67,14 @@ def episode_advantage(batch: Batch, how: str, *, eps: float | None = None, singl
 
 
 def outcome_metrics(batch: Batch) -> Metrics:
-    """Scalars: mean outcome, its mean in-group std, shares of groups with both labels and with equal outcomes."""
+    """Scalars: the mean outcome, the mean over groups of its std, and the shares of groups with both labels and with equal outcomes."""
     mask_E, groups = counted_episodes(batch), batch.num_episodes
     ones_E = mask_E.astype(jnp.float32)
     size_G = group_sum(ones_E, batch.group_id, mask_E, groups)
     won_G = group_sum(batch.success.astype(jnp.float32), batch.group_id, mask_E, groups)
     real_G = size_G > 0
     _, std_E, _ = group_statistics(batch.outcome, batch.group_id, mask_E, num_groups=groups, ddof=1)
-    # Each episode carries 1 / size of its group, so that a group counts once.
+    # Each episode has the weight 1 / (size of its group), so that every group counts once.
     share_E = jnp.where(mask_E, 1.0 / jnp.maximum(size_G[batch.group_id], 1.0), 0.0)
     num_groups = jnp.maximum(real_G.sum(), 1)
     return {
@@ -86,7 +86,7 @@ def outcome_metrics(batch: Batch) -> Metrics:
 
 
 def advantage_metrics(advantage_RxL: Array, batch: Batch) -> Metrics:
-    """Scalars about the advantages of the counted tokens: mean, standard deviation, largest size."""
+    """Scalars about the advantages of the counted tokens: mean, standard deviation and largest absolute value."""
     mask_RxL = token_mask(batch)
     return {
         "advantage_mean": masked_mean(advantage_RxL, mask_RxL),
@@ -102,7 +102,7 @@ def outcome_reward(batch: Batch) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class OutcomeMethod(Method):
-    """Gives every token of an episode the advantage of the episode."""
+    """Gives each token the advantage of its episode."""
 
     def assign(self, batch: Batch) -> Credit:
         step_advantage_ExS = per_step(self._episode_advantage(batch), batch)
@@ -116,7 +116,7 @@ class OutcomeMethod(Method):
 
 @dataclasses.dataclass(frozen=True)
 class _Grouped(OutcomeMethod):
-    """Options of the methods that compare an episode with its group.
+    """The base of methods that compare an episode with its group.
 
     Attributes:
       singleton: what the only episode of a group gets: "zero", or "raw", its own outcome (as in verl).

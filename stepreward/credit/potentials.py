@@ -23,7 +23,7 @@ Array = jax.Array
 
 @dataclasses.dataclass(frozen=True)
 class _Potential(ActorCritic):
-    """Differences of a potential, accumulated to returns-to-go and compared within the group, or estimated with a critic.
+    """Step rewards that are differences of a potential. Advantages come from the returns-to-go of the group, or from a critic.
 
     Attributes:
       baseline: "group": return-to-go minus that of the others of the group at the same step; "critic": the signal `value`.
@@ -52,11 +52,11 @@ class _Potential(ActorCritic):
 class RUDDER(_Potential):
     """Return decomposition by differences: r_t = g_t − g_{t−1}, g_t the return predicted from the first t steps, g_{−1} = 0.
 
-    The estimator is trained on (g_T − R)² + w·mean_t (g_t − R)². What is missing to the outcome is added (`residual`), so that the
-    rewards sum to it and the optimal policies stay. The backbone is the run's language model in place of the paper's LSTM.
+    The estimator is trained on (g_T − R)² + w·mean_t (g_t − R)². The residual R − g_T is added to the rewards, so that they sum to the
+    outcome and the optimal policies do not change. The backbone is the run's language model; in the paper it is an LSTM.
 
     Attributes:
-      residual: where R − g_T goes: "last" step, "uniform", or "none".
+      residual: where R − g_T is added: at the "last" step, to all steps alike ("uniform"), or nowhere ("none").
       every_step: w, weight of predicting the return at every step.
 
     Source: arXiv 1806.07857.
@@ -93,13 +93,13 @@ class RUDDER(_Potential):
 class ProgRM(_Potential):
     """Progress differences: r_t = p_t − p_{t−1}, p_{−1} = 0, with p_t = σ(output) in [0, 1] the progress after step t.
 
-    The estimator learns labels in [0, 1], the signal `progress_label` `[E, S]` (negative: no label), from `lcs_progress_labels` or
-    from an environment's milestones.
+    The estimator learns labels in [0, 1], the signal `progress_label` `[E, S]`; a step with a negative label has none. The labels come
+    from `lcs_progress_labels`.
 
     Attributes:
       objective: "mse" (p_t − label)², or "cross_entropy".
 
-    Source: arXiv 2505.18121. Which algorithm the paper trains on these rewards is not public; here they are returns-to-go.
+    Source: arXiv 2505.18121. The algorithm that the paper trains with these rewards is not public; this class uses returns-to-go.
     """
 
     name: ClassVar[str] = "progrm"
@@ -145,16 +145,16 @@ class ProgRM(_Potential):
 def lcs_progress_labels(sequences: Sequence[Sequence[str]], success: Sequence[bool], group_id: Sequence[int]) -> list[np.ndarray]:
     """Labels each step with its progress by self-annotation, on the host.
 
-    The longest common subsequence of the successful episodes of a group gives its m key steps; once the first j of them have been
-    taken in order, progress is j / m. Several episodes are folded pairwise in the given order.
+    The longest common subsequence of the successful episodes of a group gives its m key steps. Progress is j / m after the first j of
+    them have been taken in order. The subsequence of more than two episodes is computed pairwise, in the given order.
 
     Args:
-      sequences: for each episode what identifies its steps, such as "state|action".
-      success: of each episode.
-      group_id: episodes of one group share the task and the initial state.
+      sequences: for each episode, one text that identifies each of its steps, such as "state|action".
+      success: whether each episode succeeded.
+      group_id: the group of each episode; episodes of one group share the task and the initial state.
 
     Returns:
-      float32 `[T_i]` for each episode: the progress *after* each step; −1 throughout where the group has no success, or where its
+      float32 `[T_i]` for each episode: the progress *after* each step. All labels are −1 where the group has no success, or where its
       successes have nothing in common.
 
     Source: ProgRM (arXiv 2505.18121), LCS self-annotation.

@@ -1,4 +1,4 @@
-"""How good credit is, measured against the exact progress of every step; runs on the host."""
+"""Measures of credit against the exact progress of each step, on the host."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def rank_correlation(step_reward, true_progress, mask) -> float:
 
     Args:
       step_reward: float `[E, S]`, the credit that each step received.
-      true_progress: float `[E, S]`, e.g. exact distance to the goal before the step minus after it; infinite and NaN
-        steps are left out.
+      true_progress: float `[E, S]`, for example the exact distance to the goal before the step minus that after it. Steps
+        with infinity or NaN are left out.
       mask: bool `[E, S]`.
 
     Returns:
@@ -23,15 +23,15 @@ def rank_correlation(step_reward, true_progress, mask) -> float:
 
 
 def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
-    """Compares credit with exact progress, step by step.
+    """Compares the credit of each step with its exact progress.
 
     Args:
       step_reward, true_progress, mask: as in `rank_correlation`.
 
     Returns:
-      `rank_correlation`: over all steps. `rank_correlation_within`: mean over the episodes in which it is defined.
-      `sign_accuracy`: share of the steps with progress ≠ 0 whose credit has the same sign (a credit of 0 counts half).
-      `steps`: number of steps compared. An undefined measure is left out.
+      `rank_correlation`: over all steps. `rank_correlation_within`: its mean over the episodes in which it is defined.
+      `sign_accuracy`: the share of steps with progress ≠ 0 whose credit has the same sign; a credit of 0 counts as half.
+      `steps`: the number of steps compared. An undefined measure is left out.
     """
     reward, progress, mask = _arrays(step_reward, true_progress, mask)
     within = [_spearman(r[m], p[m]) for r, p, m in zip(reward, progress, mask)]
@@ -48,10 +48,10 @@ def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
 
 
 def outcome_fit(prediction, outcome, reference: float, *, bins: int = 10) -> dict[str, float]:
-    """How well episodes' outcomes are predicted by the sums of their steps' contributions.
+    """Measures how well the sum of an episode's contributions predicts its outcome.
 
     Args:
-      prediction: float `[E]`.
+      prediction: float `[E]`, the sum of the contributions of each episode.
       outcome: float `[E]`.
       reference: a constant prediction to compare with, such as the mean outcome of the training tasks.
       bins: number of bins of `calibration_error`.

@@ -1,7 +1,7 @@
-"""SPA-RL and RBT: an estimator's per-step contributions, whose sum fits the outcome, are the step rewards.
+"""SPA-RL and RBT: the step rewards are an estimator's contributions of each step, whose sum fits the outcome.
 
-SPA fits one sum an episode and adds a grounding signal; RBT fits one sum a bag of steps. The controls of the method, and what
-SPA's public release computes instead, are options (`docs/methods.md`).
+SPA fits one sum per episode and adds a grounding signal; RBT fits one sum per bag of steps. The controls and ablations, and what SPA's
+public release computes instead, are in `credit/ablations.py`.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
+from stepreward.credit import ablations, pieces
 from stepreward.credit.actor_critic import ActorCritic
-from stepreward.credit.base import Metrics, check_choice, last_step, per_step, register, step_mask
-from stepreward.credit.controls import step_permutation
-from stepreward.credit.outcome import episode_advantage, outcome_reward
-from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual, steps_to_go
+from stepreward.credit.base import Metrics, check_choice, register, step_mask
+from stepreward.credit.outcome import outcome_reward
+from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual
 from stepreward.kernels.masked import SINGLETON
 
 Array = jax.Array
 
-_ESTIMATED = ("progress", "shuffled")
+_ESTIMATED = {"progress": ablations.as_they_are, "shuffled": ablations.shuffled}
 CHOICES = {
-    "step_reward": (*_ESTIMATED, "uniform", "terminal", "leave_one_out"),
-    "step_weight": ("none", "released"),
+    "step_reward": (*_ESTIMATED, *ablations.OUTCOME_REWARD),
+    "step_weight": tuple(ablations.STEP_WEIGHT),
     "residual": ("uniform", "last"),
     "singleton": SINGLETON,
 }
@@ -41,52 +41,36 @@ class SPA(ActorCritic):
     L = (Σ_t ĉ_t − R)². g_t is 1 where the action was parsed and ran (`Batch.executed`). Other signals: `value` `[R, L]` with a
     critic; `step_permutation` for "shuffled"; those of `ActorCritic`.
 
-    With β > 0 an agent is paid for every step that it goes on, so the optimum may change; with `enforce_sum` and β = 0 it does not.
+    With β > 0 every executed step is rewarded, so the optimal policy may change; with `enforce_sum` and β = 0 it does not.
 
     Attributes:
       alpha: α, weight of the progress.
       beta: β, weight of the grounding signal (the release: 0.5).
-      step_reward: what stands for ĉ: "progress"; or a control: "shuffled" (ĉ permuted within the episode by `step_permutation`),
+      step_reward: "progress" is ĉ. Controls that replace it: "shuffled" (ĉ permuted within the episode by `step_permutation`),
         "uniform" (R / T), "terminal" (R at the last step), "leave_one_out" (R minus the mean of the others of the group, at every
-        step: what the release runs).
+        step, as in the release).
       clamp: contributions below 0 count as 0.
       enforce_sum: add R − Σ ĉ to the contributions, so that they sum to R exactly.
-      residual: where `enforce_sum` puts it: "uniform" over the steps, or "last". A share of it at an early step tells that step's
-        reward about actions still to come: the return-to-go of step t then holds only (1 − t/T)·R, and the policy gradient is
-        biased even with γ = λ = 1. At the last step it is not.
-      singleton: with "leave_one_out", what an episode without others in its group gets: "zero", or "raw", its own outcome (as in
-        the release).
-      step_weight: "released" multiplies the reward of step t by T − t − 1, so that the last step gets nothing.
-      last_grounded: the last step counts as grounded whatever it did, as in the release.
-      level: of the advantage estimation: "step" or "token".
-      observation: with "token": "skip" passes over the tokens of observations, "decay" lets them shrink what comes later (TRL).
-      baseline: "critic", or "group": return-to-go minus that of the others of the group at the same step; no critic.
+      residual: where `enforce_sum` adds it: "uniform" over the steps, or at the "last" step. With "uniform" the reward of an early
+        step depends on later actions: the return-to-go of step t contains only (1 − t/T)·R, and the policy gradient is biased
+        even with γ = λ = 1. With "last" it is unbiased.
+      singleton: with "leave_one_out", what the only episode of a group gets: "zero", or "raw", its own outcome (as in the
+        release).
+      step_weight: "released" multiplies the reward of step t by T − t − 1, so that the reward of the last step is 0.
+      last_grounded: the last step always counts as grounded, as in the release.
+      level: the level of the advantage estimation: "step" or "token".
+      observation: at level "token", "skip" skips the tokens of observations; with "decay" they discount later rewards (TRL).
+      baseline: "critic"; or "group", which needs no critic: return-to-go minus that of the others of the group at the same step.
 
     Raises:
-      ValueError: at construction, on a value that no option has.
+      ValueError: at construction, on an invalid value of an option.
 
     Source: SPA-RL (arXiv 2505.20732). The default of every option is the paper's definition; γ, λ are the release's 0.99 and 0.95.
     """
 
     name: ClassVar[str] = "spa"
     recommended: ClassVar[str] = "stable"
-    variants: ClassVar = {
-        "paper": {},
-        # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the
-        # estimator gets wrong, and β for every step. Evidence in docs/log.md.
-        "stable": {"enforce_sum": True, "residual": "last", "beta": 0.01, "discount": 1.0, "trace": 1.0},
-        "released": {
-            "step_reward": "leave_one_out",
-            "alpha": 1.0,
-            "beta": 0.5,
-            "step_weight": "released",
-            "singleton": "raw",
-            "last_grounded": True,
-            "level": "token",
-            "observation": "decay",
-            "kl_in_reward": True,
-        },
-    }
+    variants: ClassVar = ablations.SPA_VARIANTS
 
     discount: float = 0.99
     trace: float = 0.95
@@ -117,7 +101,7 @@ class SPA(ActorCritic):
 
     @property
     def needs_group(self) -> bool:
-        """True where the group is the baseline, or the others of the group are what an outcome is compared with."""
+        """True if the group is the baseline, or if an outcome is compared with the others of the group."""
         return super().needs_group or self.step_reward == "leave_one_out"
 
     @property
@@ -132,7 +116,7 @@ class SPA(ActorCritic):
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
         if self.step_reward != "shuffled":
             return {}
-        return {"step_permutation": step_permutation(rng, batch.step_mask)}
+        return {"step_permutation": ablations.step_permutation(rng, batch.step_mask)}
 
     @property
     def progress_options(self) -> dict:
@@ -140,46 +124,35 @@ class SPA(ActorCritic):
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
         if not self.has_progress:
-            return super().contributions(output_ExS, batch)  # says so
+            return super().contributions(output_ExS, batch)  # raises
         mask_ExS = step_mask(batch)
         output_ExS = jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0)
         return jnp.maximum(output_ExS, 0.0) if self.clamp else output_ExS
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
-        """L = mean over episodes of (Σ_t ĉ_t − R)², on the estimator's outputs as they are (`clamp` acts on rewards only)."""
+        """L = mean over episodes of (Σ_t ĉ_t − R)². The estimator's outputs are not clamped here: `clamp` applies to rewards only."""
         if not self.has_progress:
             return super().progress_loss(output_ExS, batch)
         return contribution_sum_loss(output_ExS, batch.outcome, step_mask(batch)), {}
 
     def reward_of_steps(self, batch: Batch) -> Array:
-        mask_ExS = step_mask(batch)
-        reward_ExS = self.beta * self._grounding(batch)
+        """r_t = α·ĉ_t + β·g_t."""
+        mask_ExS, executed_ExS = step_mask(batch), batch.executed
+        if self.last_grounded:
+            executed_ExS = ablations.with_last_step(executed_ExS, mask_ExS)
+        reward_ExS = self.beta * pieces.grounding(executed_ExS, mask_ExS)
         if self.alpha > 0:
             reward_ExS = reward_ExS + self.alpha * self._progress(batch)
-        if self.step_weight == "released":
-            reward_ExS = reward_ExS * steps_to_go(mask_ExS)
-        return jnp.where(mask_ExS, reward_ExS, 0.0)
-
-    def _grounding(self, batch: Batch) -> Array:
-        mask_ExS = step_mask(batch)
-        executed_ExS = batch.executed | last_step(mask_ExS) if self.last_grounded else batch.executed
-        return jnp.where(mask_ExS & executed_ExS, 1.0, 0.0)
+        return jnp.where(mask_ExS, ablations.STEP_WEIGHT[self.step_weight](reward_ExS, batch), 0.0)
 
     def _progress(self, batch: Batch) -> Array:
-        """`[E, S]`: ĉ, or what a control puts in its place."""
-        mask_ExS, outcome_E = step_mask(batch), batch.outcome.astype(jnp.float32)
-        if self.step_reward == "terminal":
-            return outcome_reward(batch)
-        if self.step_reward == "uniform":
-            return per_step(outcome_E / jnp.maximum(mask_ExS.sum(axis=1), 1), batch)
-        if self.step_reward == "leave_one_out":
-            return per_step(episode_advantage(batch, "rloo", singleton=self.singleton), batch)
+        """`[E, S]`: ĉ, or the control that replaces it."""
+        if self.step_reward in ablations.OUTCOME_REWARD:
+            return ablations.OUTCOME_REWARD[self.step_reward](batch, self.singleton)
         progress_ExS = self.contributions(batch.signals["progress"], batch)
         if self.enforce_sum:
-            progress_ExS = spread_residual(progress_ExS, outcome_E, mask_ExS, self.residual)
-        if self.step_reward == "shuffled":
-            progress_ExS = jnp.take_along_axis(progress_ExS, batch.signals["step_permutation"], axis=1)
-        return progress_ExS
+            progress_ExS = spread_residual(progress_ExS, batch.outcome.astype(jnp.float32), step_mask(batch), self.residual)
+        return _ESTIMATED[self.step_reward](progress_ExS, batch)
 
 
 @register("rbt")
@@ -187,12 +160,12 @@ class SPA(ActorCritic):
 class RBT(SPA):
     """Reward from bags: contributions whose sum over each bag of `bag_size` steps fits the reward observed for the bag.
 
-    L = mean over bags of (Σ_bag ĉ − Σ_bag r)². One bag an episode, with the outcome as its reward, is SPA without grounding. The
-    backbone is the run's language model in place of the paper's bidirectional transformer, and the next state is not predicted.
+    L = mean over bags of (Σ_bag ĉ − Σ_bag r)². With one bag per episode and the outcome as its reward, this is SPA without grounding. The
+    backbone is the run's language model; in the paper it is a bidirectional transformer, which also predicts the next state.
 
     Attributes:
-      bag_size: steps in a bag; 0 is the whole episode.
-      bag_reward: "outcome" (at the last step) or "env", the environment's own rewards, summed over each bag.
+      bag_size: the number of steps in a bag; 0 is the whole episode.
+      bag_reward: the rewards that are summed over each bag: the "outcome", at the last step, or "env", the environment's.
 
     Source: arXiv 2402.03771.
     """
