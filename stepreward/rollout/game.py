@@ -18,11 +18,11 @@ class Game:
     """An episode in play.
 
     Attributes:
-      episode, slot, index: what is played, in which environment, and which of the rollout's starts it is.
-      asks: methods of the environment that are called in every state that is played on from.
-      snapshot: of the present state, or of the one to start from; None where there is none, or it is not kept.
-      start_key: the state key of the state to start from, where it is known.
-      to_replay, replayed: how many actions of the prefix are to be taken again, and how many were.
+      episode, slot, index: the episode, the slot of its environment, and its index in the rollout's starts.
+      asks: methods of the environment that are called in each new state, "distance" and "snapshot".
+      snapshot: before the game begins, that of its start; later that of the present state. None if there is none, or it is not kept.
+      start_key: the state key of the start, if it is known.
+      to_replay, replayed: how many actions of the prefix are still to be replayed, and how many were replayed.
       said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
       saved: what the environment's `snapshot()` returned last.
       tokens, prompt_tokens: the conversation with the prompt at its end, and the prompt alone.
