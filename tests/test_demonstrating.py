@@ -102,7 +102,7 @@ def test_an_environment_without_an_expert_is_looked_at(caplog):
     assert [len(r.actions) for r in records] == [1, 1, 2, 1, 1, 2]  # doors stuck for ever end at max_steps
     assert {action for r in records for action in r.actions} == {"open", "wait"} and not all(r.success for r in records)
     assert [len(r.observations) for r in records] == [2, 2, 3, 2, 2, 3]
-    assert "2 of 8 environments failed while they were looked at: OSError: no such door" in caplog.text
+    assert "2 of 8 environments failed while observations for the tokenizer were recorded: OSError: no such door" in caplog.text
     again = look_around(EnvironmentPool(Listed), 8, 2, 0, lambda seed, stream, index: index)
     assert again == records
 
@@ -145,7 +145,7 @@ def test_pictures_that_cannot_be_had_cost_their_demonstrations(caplog):
     some.collector.pool = EnvironmentPool(Pictured)
     episodes = demonstration_episodes(made(), some)
     assert [e.task.seed for e in episodes] == [0, 1, 5] and [s.images for e in episodes for s in e.steps] == [0, 1, 1]
-    assert "the pictures of 1 of 4 demonstrations are not there: OSError: no picture" in caplog.text
+    assert "1 of 4 demonstrations were left out, because their pictures cannot be shown: OSError: no picture" in caplog.text
 
 
 def test_views_come_back_from_disk(tmp_path):
@@ -162,7 +162,7 @@ def test_steps_show_the_whole_view():
 
 
 def test_demonstrations_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="4 of 4 demonstrations do not fit: .*rollout.max_prompt_tokens must be at least 30"):
+    with pytest.raises(ValueError, match="4 of 4 demonstrations cannot be used: .*rollout.max_prompt_tokens must be at least 30"):
         demonstration_episodes(made(), parts(most=20))
 
 

@@ -100,8 +100,8 @@ def test_a_run_sizes_its_reader_by_many_tasks():
 @pytest.mark.parametrize(
     "most, prompt, words",
     [
-        (0, 12, "a picture has up to 12 tokens, a prompt rollout.max_prompt_tokens=12: raise rollout.max_prompt_tokens"),
-        (8, 40, "an image has 12 tokens, more than the limit of 8.*rollout.max_image_tokens=8; 0 makes room for all"),
+        (0, 12, "pictures have up to 12 tokens and do not fit into rollout.max_prompt_tokens=12: raise rollout.max_prompt_tokens"),
+        (8, 40, "an image has 12 tokens, more than the limit of 8.*rollout.max_image_tokens=8; 0 allows the largest picture"),
     ],
 )
 def test_pictures_without_room_are_refused_at_the_start(most, prompt, words):

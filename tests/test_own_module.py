@@ -32,7 +32,7 @@ def make(preset, *, max_steps=None, width=3):
         (
             {"make": lambda preset, **settings: 3, "prompts": str},
             {},
-            "environment.name='my_game': make returned a int, not a function without arguments",
+            "environment.name='my_game': make returned an object of type int; it must return a function without arguments",
         ),
     ],
 )
@@ -46,7 +46,7 @@ def test_a_module_that_lacks_something_is_named(micro_config, monkeypatch, funct
     "changes, words",
     [
         ({"environment.pool": "procces"}, "environment.pool='procces' is not one of auto, inline, thread, process, ray"),
-        ({"environment.reset_timeout_s": 0.0}, "environment.reset_timeout_s=0.0: give seconds above 0"),
+        ({"environment.reset_timeout_s": 0.0}, "environment.reset_timeout_s=0.0 must be a positive, finite number of seconds"),
     ],
 )
 def test_a_wrong_pool_is_named(micro_config, changes, words):

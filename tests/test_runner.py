@@ -356,8 +356,8 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"credit.options.alpha": "much"}, "alpha of 'istar' must be of type float, not 'much'"),
         ({"environment.options": {"heigth": 7}}, "unknown Sokoban setting heigth; the settings are .*; did you mean 'height'"),
         ({"environment.options": {"invalid_reward": "low"}}, "Sokoban setting invalid_reward='low': give a value of type float"),
-        ({"seed": -1}, "seed=-1: give a whole number from 0 to 4294967295"),
-        ({"seed": 2**32}, "seed=4294967296: give a whole number from 0"),
+        ({"seed": -1}, "seed=-1 must be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 must be a whole number from 0"),
         ({"rollout.max_image_tokens": -1}, "rollout.max_image_tokens=-1 must be at least 0"),
         ({"credit.variant": "papre"}, "unknown variant 'papre'"),
         ({"credit.outcome": "reward"}, "credit.outcome='reward' is not one of success, return"),
@@ -365,14 +365,14 @@ def test_the_supervised_phase_notices_too(micro_config, tmp_path):
         ({"policy.advantage_norm": "center"}, "policy.advantage_norm='center' is not one of"),
         ({"policy.kl_coef": -0.1}, "policy.kl_coef=-0.1 must be at least 0"),
         ({"prm.minibatch_groups": -1}, "prm.minibatch_groups=-1 must be at least 0"),
-        ({"prm.resync": True, "credit.options.reward_from": "post"}, "no step reward can come from after its update"),
+        ({"prm.resync": True, "credit.options.reward_from": "post"}, "step rewards cannot come from the updated PRM"),
         ({"rollout.max_prompt_tokens": 99}, "rollout.max_prompt_tokens=99 exceeds rollout.max_row_tokens=20"),
-        ({"eval.every": 0}, "eval.every=0: give at least 1"),
-        ({"train.pack_rows": True, "policy.aggregation": "constant"}, "policy.aggregation='constant' counts rows"),
-        ({"sft.log_every": 0}, "sft.log_every=0: give at least 1"),
+        ({"eval.every": 0}, "eval.every=0 must be at least 1"),
+        ({"train.pack_rows": True, "policy.aggregation": "constant"}, "policy.aggregation='constant' depends on the number of rows"),
+        ({"sft.log_every": 0}, "sft.log_every=0 must be at least 1"),
         ({"mesh.data": 64}, "needs 64 devices"),
-        ({"stages.estimator": "runs/other"}, "stages.estimator='runs/other' was made from .* name its workdir in stages.sft too"),
-        ({"stages.exploration": "runs/other"}, "stages.exploration='runs/other' was made from .* in stages.sft too"),
+        ({"stages.estimator": "runs/other"}, "stages.estimator='runs/other' was made with .* set stages.sft to that run's workdir"),
+        ({"stages.exploration": "runs/other"}, "stages.exploration='runs/other' was made with .* set stages.sft to that run's workdir"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
 )
@@ -384,7 +384,7 @@ def test_a_wrong_config_is_named_before_anything_is_written(micro_config, tmp_pa
 
 def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_path, monkeypatch):
     monkeypatch.setattr(setup, "computed", lambda: signals.computed() - {"value"})
-    with pytest.raises(ValueError, match="credit.method='ppo' needs value, .* these do not: .*istar"):
+    with pytest.raises(ValueError, match="credit.method='ppo' needs value, .* methods that a run supports: .*istar"):
         Runner(micro_config({"credit.method": "ppo"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -137,9 +137,15 @@ def test_outcomes_beyond_one_are_named_before_the_estimator_trains(spa_base, con
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"train.mode": "offline", "rollout.group_size": 2}, "set rollout.group_size=4 (exploration.rollouts), not 2"),
-        ({"train.mode": "offline", "rollout.groups": 9}, "rollout.groups=9 tasks an iteration, exploration.tasks=8 are there"),
-        ({"train.mode": "offline", "credit.method": "istar"}, "has no fresh episodes for the PRM of istar: set train.mode=online"),
+        (
+            {"train.mode": "offline", "rollout.group_size": 2},
+            "rollout.group_size=2 differs from exploration.rollouts=4, but train.mode=offline trains on the explored groups: set rollout.group_size=4",
+        ),
+        ({"train.mode": "offline", "rollout.groups": 9}, "rollout.groups=9 tasks per iteration, but exploration.tasks=8: lower"),
+        (
+            {"train.mode": "offline", "credit.method": "istar"},
+            "plays no new episodes, but the PRM of credit.method='istar' needs them: set train.mode=online",
+        ),
         ({"train.mode": "replayed"}, "train.mode='replayed' is not one of online, offline"),
         ({"estimator.head": "conv"}, "estimator.head='conv' is not one of linear, mlp"),
         ({"critic.head": "conv"}, "critic.head='conv' is not one of linear, mlp"),
@@ -147,7 +153,7 @@ def test_outcomes_beyond_one_are_named_before_the_estimator_trains(spa_base, con
         ({"policy.old_log_prob": "new"}, "policy.old_log_prob='new' is not one of auto, behaviour, current"),
         ({"estimator.held_out": 1.0}, "estimator.held_out=1.0 is a share of the tasks"),
         ({"estimator.patience": -1}, "estimator.patience=-1 must be at least 0"),
-        ({"exploration.part_tasks": 0}, "exploration.part_tasks=0: give at least 1"),
+        ({"exploration.part_tasks": 0}, "exploration.part_tasks=0 must be at least 1"),
         ({"credit.options.step_reward": "terminal", "credit.options.bag_size": 2}, "bag_size"),
     ],
     ids=lambda x: next(iter(x.values())) if isinstance(x, dict) else "",

@@ -1,4 +1,4 @@
-"""Demonstrations of the environment's own expert: played, kept in the workdir, and laid out as a rollout would show them."""
+"""Plays demonstrations with the environment's expert, keeps them in the workdir, and converts them to episodes as in a rollout."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ from stepreward.text import clean
 from stepreward.training import identity, streams
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 32  # environments that play demonstrations side by side
+_AT_ONCE = 32  # environments that run at the same time
 _WITHOUT = (
-    "start without imitation, from a published model (--config.sft.updates=0 --config.model.path=FOLDER and its model.preset) or from "
+    "start without imitation: from a published model (--config.sft.updates=0 --config.model.path=FOLDER with its model.preset) or from "
     "random weights (--config.sft.updates=0)"
 )
-NO_EXPERT = f"this environment has no expert to imitate: give it the capability 'expert' and an expert() method, or {_WITHOUT}."
+NO_EXPERT = f"the environment has no expert to imitate: add the capability 'expert' and an expert() method to it, or {_WITHOUT}."
 
 
 def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:
-    """The expert's episodes: read from `folder`, or made there; none where a published model starts without imitation.
+    """Returns the expert's episodes, read from `folder` or played and written there.
 
-    Where a model from random weights starts without imitation and the environment has no expert, they are what `look_around` sees.
+    A published model that starts without imitation needs none, and the list is empty. If a model starts from random weights without
+    imitation and the environment has no expert, the records are those of `look_around`: they only serve to train the tokenizer.
 
     Raises:
-      ValueError: what lies there was made with another config, or there is no expert.
+      ValueError: the demonstrations in `folder` were made with another config; or the environment has no expert.
     """
-    if c.model.path and not c.sft.updates:  # a tokenizer is there too, so nothing asks for them
+    if c.model.path and not c.sft.updates:  # the model has its own tokenizer, so nothing uses them
         return []
     environment = c.environment.to_dict()
     about = {name: environment[name] for name in ("preset", "data", "options")} | {
@@ -42,7 +43,7 @@ def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:
         "seed": c.seed,
     }
     about |= {name: value for name, value in identity.of_environment(c).items() if name.endswith("content")}
-    if c.stages.sft:  # those of the run that the supervised policy comes from, which may have another seed
+    if c.stages.sft:  # borrowed with the supervised policy, from a run that may have another seed
         del about["seed"]
     if folder.exists():
         records, found = read_demonstrations(folder)
@@ -53,16 +54,16 @@ def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:
     else:
         records = make_demonstrations(pool, c.sft.episodes, c.seed)
     write_demonstrations(folder, records, about)
-    return read_demonstrations(folder)[0]  # as a resumed run has them: what goes through JSON may come back as another type
+    return read_demonstrations(folder)[0]  # as a resumed run reads them: JSON may change types
 
 
 def make_demonstrations(pool: Pool, episodes: int, seed: int) -> list[Demonstration]:
-    """Plays the environments' own expert on `episodes` training tasks; ties among best actions are drawn at random.
+    """Plays the environment's expert on `episodes` training tasks; ties between best actions are broken at random.
 
     Episodes that the expert does not win, and those whose environment fails, are left out, counted and logged.
 
     Raises:
-      ValueError: the environment has no expert, or it won nothing; or every environment fails from the start.
+      ValueError: the environment has no expert, the expert won no task, or the environment failed on all of the first tasks.
     """
     if EXPERT not in pool.capabilities():
         raise ValueError(NO_EXPERT)
@@ -78,23 +79,25 @@ def make_demonstrations(pool: Pool, episodes: int, seed: int) -> list[Demonstrat
         failure = failure or next((play.failure for play in plays if play.failure is not None), None)
         _check_any(plays, first, failure)
     if not records:
-        why = f"; {failed} environments failed, the first one: {failure}" if failed else ""
-        raise ValueError(f"the expert won none of {episodes} tasks, so there is nothing to imitate{why}: {_WITHOUT}.")
+        why = f" ({failed} environments failed, first with: {failure})" if failed else ""
+        raise ValueError(f"the expert won none of {episodes} tasks{why}, so there is nothing to imitate: {_WITHOUT}.")
     if failed:
         _log.warning("%d of %d demonstrations were left out, because their environments failed: %s", failed, episodes, failure)
     if len(records) < 0.9 * (episodes - failed):
-        _log.warning("the expert won %d of %d tasks; the others are no demonstrations", len(records), episodes - failed)
+        _log.warning(
+            "the expert won only %d of %d tasks; the other episodes are not used as demonstrations", len(records), episodes - failed
+        )
     return records
 
 
 def look_around(pool: Pool, episodes: int, max_steps: int, seed: int) -> list[Demonstration]:
-    """What an environment without an expert shows on `episodes` training tasks, so that a tokenizer can be made of it.
+    """Records observations of `episodes` training tasks in an environment without an expert, to train a tokenizer on.
 
-    Where the environment lists admissible actions, they are drawn at random for at most `max_steps` turns, and kept; else only the
-    first observations are seen.
+    If the environment lists admissible actions, random ones are played and recorded for at most `max_steps` turns. Otherwise only the
+    first observation of each task is recorded.
 
     Raises:
-      ValueError: every environment fails from the start.
+      ValueError: the environment failed on all of the first tasks.
     """
     records: list[Demonstration] = []
     failed, failure = 0, None
@@ -111,12 +114,12 @@ def look_around(pool: Pool, episodes: int, max_steps: int, seed: int) -> list[De
         failure = failure or next((play.failure for play in plays if play.failure is not None), None)
         _check_any(plays, first, failure)
     if failed:
-        _log.warning("%d of %d environments failed while they were looked at: %s", failed, episodes, failure)
+        _log.warning("%d of %d environments failed while observations for the tokenizer were recorded: %s", failed, episodes, failure)
     return records
 
 
 def _plays(episodes: int, seed: int):
-    """Yields the tasks of the demonstrations in rounds: the index of the first one, and all of them."""
+    """Yields the tasks in rounds of at most `_AT_ONCE`: the index of the round's first task, and its plays."""
     for first in range(0, episodes, _AT_ONCE):
         indices = range(first, min(first + _AT_ONCE, episodes))
         yield first, [_Play(i - first, streams.task(seed, "demonstrations", i), streams.host(seed, "demonstrations", i)) for i in indices]
@@ -128,12 +131,12 @@ def _reset(pool: Pool, plays: list[_Play]) -> list[_Play]:
 
 
 def _check_any(plays: list[_Play], first: int, failure: str | None) -> None:
-    if not first and all(play.failure is not None for play in plays):  # nor will the others succeed
+    if not first and all(play.failure is not None for play in plays):  # later tasks would most likely fail too
         raise ValueError(f"the environment failed on all of the first {len(plays)} tasks: {failure}")
 
 
 class _Play:
-    """One task in the expert's hands."""
+    """One task that is being played: its views, its actions so far and those still to play (`todo`)."""
 
     def __init__(self, slot: int, task: int, entropy: list[int]):
         self.slot, self.task, self.entropy = slot, task, entropy
@@ -167,7 +170,7 @@ class _Play:
 
 
 def _round(pool, plays: list[_Play], call, then) -> list[_Play]:
-    """One call for each play; returns those whose call went well."""
+    """Makes one call for each play; returns the plays that have not failed."""
     for play, result in zip(plays, pool.call_all([call(play) for play in plays])):
         if isinstance(result, EnvironmentFailure):
             play.failure = str(result)
@@ -177,13 +180,13 @@ def _round(pool, plays: list[_Play], call, then) -> list[_Play]:
 
 
 def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]:
-    """Demonstrations as episodes whose steps show exactly what a rollout would show; those that do not fit are left out.
+    """Converts demonstrations to episodes whose prompts are exactly those of a rollout; demonstrations that do not fit are left out.
 
     Args:
-      parts: `setup.Parts` of the run.
+      parts: the run's `setup.Parts`.
 
     Raises:
-      ValueError: fewer than half of them fit rollout.max_prompt_tokens, max_answer_tokens and max_row_tokens.
+      ValueError: more than half of them exceed rollout.max_prompt_tokens, max_answer_tokens or max_row_tokens, or lack pictures.
     """
     episodes, too_long = [], {}
     failed, failure = 0, None
@@ -197,31 +200,33 @@ def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]
             key, tokens = episode
             too_long[key] = max(tokens, too_long.get(key, 0))
     if failed:
-        _log.warning("the pictures of %d of %d demonstrations are not there: %s", failed, len(records), failure)
+        _log.warning("%d of %d demonstrations were left out, because their pictures cannot be shown: %s", failed, len(records), failure)
     longest = [f"{key} must be at least {tokens}" for key, tokens in sorted(too_long.items())]
     if 2 * len(episodes) < len(records):
-        why = ", ".join(longest + [f"the pictures of {failed} are not there ({failure})"] * bool(failed))
-        raise ValueError(f"{len(records) - len(episodes)} of {len(records)} demonstrations do not fit: for all of them {why}.")
+        lost, total = len(records) - len(episodes), len(records)
+        why = [f"to fit all of them, {', '.join(longest)}"] if longest else []
+        why += [f"{failed} lack pictures ({failure})"] if failed else []
+        raise ValueError(f"{lost} of {total} demonstrations cannot be used: {'; '.join(why)}.")
     if too_long:
         lost, why = len(records) - len(episodes) - failed, ", ".join(longest)
-        _log.warning("%d of %d demonstrations are too long and are left out: for all of them %s", lost, len(records), why)
+        _log.warning("%d of %d demonstrations were left out, because they are too long; to fit all of them, %s", lost, len(records), why)
     cut = sum(any(step.cut for step in episode.steps) for episode in episodes)
     if cut:
-        _log.warning("%d of %d demonstrations show observations that were cut to fit rollout.max_prompt_tokens", cut, len(episodes))
+        _log.warning("%d of %d demonstrations have observations that were cut to fit rollout.max_prompt_tokens", cut, len(episodes))
     return episodes
 
 
 def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
-    """Which demonstrations are trained on, for `outputs.check_fit`.
+    """Summarises which demonstrations a warm start trains on, for `outputs.check_fit`.
 
     Args:
-      episodes: those that are trained on.
-      records: how many there are.
-      parts: `setup.Parts` of the run.
+      episodes: the demonstrations that are trained on.
+      records: the number of all demonstrations.
+      parts: the run's `setup.Parts`.
 
     Returns:
-      "left out": how many are missing or cut, and by the name of each limit in tokens: the longest that is trained on, or, where some are
-      missing or cut, the limit itself.
+      "left out", the number of demonstrations that are missing or cut; and for each limit a number of tokens. That number is the limit
+      itself if any are missing or cut, otherwise the longest prompt, answer or conversation that is trained on.
     """
     engine, by_step = parts.collector.engine, parts.collector.context == "step"
     left_over = 0 if by_step else 2  # see `setup.make_engine`
@@ -246,11 +251,13 @@ def fit(episodes: list[Episode], records: int, parts) -> dict[str, int]:
 
 
 def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tuple[str, int] | EnvironmentFailure:
-    """The demonstration as an episode, or the config key that it exceeds and by how many tokens it would fit, or why its pictures
-    cannot be shown.
+    """Converts a demonstration to an episode.
 
     Args:
-      pictures: the image before each action; None where the model sees none.
+      pictures: the image before each action; None for a model that reads only text.
+
+    Returns:
+      The episode; or (config key, tokens) if that key must be at least `tokens`; or the failure, if pictures cannot be shown.
     """
     collector, chat, prompt = parts.collector, parts.chat, parts.prompt
     engine, reader, by_step = collector.engine, collector.reader, collector.context == "step"
@@ -288,7 +295,7 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
 
 
 def _with_pictures(records: list[Demonstration], collector):
-    """Yields every record with what its steps looked like: None for a model of text, an EnvironmentFailure where it cannot be known."""
+    """Yields every record with the images of its steps: None for a text model, an EnvironmentFailure if they cannot be replayed."""
     if collector.reader is None:
         yield from ((record, None) for record in records)
         return
@@ -298,7 +305,7 @@ def _with_pictures(records: list[Demonstration], collector):
 
 
 def _pictures(records: list[Demonstration], pool: Pool) -> list[list[np.ndarray] | EnvironmentFailure]:
-    """What the steps of some demonstrations looked like: their tasks, played again side by side."""
+    """Returns the images of some demonstrations' steps, from playing their tasks again at the same time."""
     rounds = []
     for slot, record in enumerate(records):
         reset = Call(slot, "reset", (), {"seed": int(record.task), "options": {"split": record.split}})

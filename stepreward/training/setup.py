@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: the same for training and for evaluation."""
+"""Checks a config and builds the parts of a run from it, for training and evaluation alike."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ _AT_LEAST_ZERO = (
     "rollout.invalid_penalty", "sft.stop_loss", "estimator.refresh_every", "estimator.patience", "eval.final_episodes",
     "eval.final_temperature", "rollout.max_image_tokens",
 )  # fmt: skip
-_NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that stay what they are when rows are packed
+_NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that do not depend on how tokens are packed into rows
 OLD_LOG_PROBS = ("auto", "behaviour", "current")
 
 
 @dataclasses.dataclass
 class Parts:
-    """What a run is made of; no parameters yet."""
+    """The parts of a run, without model parameters."""
 
     factory: Callable[[], Any]
     prompt: Prompt
@@ -77,12 +77,16 @@ class Parts:
     method: credit.Method
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
-    abstract: bool = False  # models are made of shapes, not of arrays
+    abstract: bool = False  # models consist of shapes, not arrays
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
 
 
 def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
-    """The environment's factory and prompt as the config's `environment` group names them."""
+    """Returns the environment's factory and prompt, which the config's `environment` group names.
+
+    Raises:
+      ValueError: the module lacks `make` or `prompts`, `make` does not accept one of the settings, or it returns no factory.
+    """
     module = environment_module(c.environment.name)
     settings = {"max_steps": c.rollout.max_steps, **c.environment.options.to_dict()}
     if c.environment.data:
@@ -94,17 +98,17 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     factory = module.make(c.environment.preset, **settings)
     if not callable(factory):
         raise ValueError(
-            f"environment.name={c.environment.name!r}: make returned a {type(factory).__name__}, not a function without arguments that makes "
-            "environments, such as functools.partial(Environment, preset)."
+            f"environment.name={c.environment.name!r}: make returned an object of type {type(factory).__name__}; it must return a function without arguments "
+            "that makes an environment, such as functools.partial(Environment, preset)."
         )
     return factory, module.prompts(c.environment.prompt)
 
 
 def _check_takes(module, settings: dict[str, Any]) -> None:
-    """Raises ValueError where the environment's `make` takes no setting of a name in `settings`; the nearest name is in it."""
+    """Raises ValueError if the environment's `make` does not accept one of `settings`; the message suggests the nearest name."""
     parameters = inspect.signature(module.make).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return  # it checks them itself
+        return  # `make` checks its settings itself
     known = [name for name in parameters if name != "preset"]
     for name in settings:
         if name not in known:
@@ -116,8 +120,10 @@ def _check_takes(module, settings: dict[str, Any]) -> None:
 
 
 def environment_pool(c, factory) -> Pool:
-    """The environments of a run, in this process or in others as the config says, or else the environment's module. What they return
-    is checked."""
+    """The pool of the run's environments, whose return values are checked.
+
+    `environment.pool` chooses the kind of pool; "auto" takes the module's `POOL`, or "inline" if it has none.
+    """
     e = c.environment
     kind = e.pool
     if kind == "auto":
@@ -127,10 +133,10 @@ def environment_pool(c, factory) -> Pool:
 
 
 def build(c, workdir: Path) -> Parts:
-    """Builds everything that the config names; demonstrations and tokenizer are made on the first call and then read.
+    """Builds the parts of a run. The first call writes demonstrations and tokenizer into the workdir; later calls read them.
 
     Raises:
-      ValueError: the config contradicts itself, the machine, or what the workdir holds.
+      ValueError: the config is inconsistent in itself, with this machine, or with the content of the workdir.
     """
     factory, prompt = environment_factory(c)
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
@@ -143,8 +149,8 @@ def build(c, workdir: Path) -> Parts:
     model_config = backbones.model_config(c, mesh, round_up(codec.vocab_size, 8))
     if codec.vocab_size > model_config.vocab_size:
         raise ValueError(
-            f"the tokenizer of model.path={c.model.path!r} has {codec.vocab_size} tokens, its model {model_config.vocab_size}: they do "
-            "not belong together."
+            f"the tokenizer of model.path={c.model.path!r} has {codec.vocab_size} tokens, but its model has only "
+            f"{model_config.vocab_size}: use a tokenizer and a model that belong together."
         )
     graphdef = decoder.graph(model_config)
     reader = image_reader(model_config, folder, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
@@ -170,17 +176,17 @@ def build(c, workdir: Path) -> Parts:
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
-    """The reader of the environment's pictures, one a turn; None where the model or the environment has text only.
+    """Returns the reader of the environment's pictures, one per turn; None if the model or the environment has text only.
 
-    It has room for the largest picture that the environment shows at the beginning of some tasks of both splits, or for `most` tokens.
+    Its capacity is `most` tokens per picture, or the size of the largest first picture of 64 tasks in each split.
 
     Args:
-      folder: the model's, with the settings of its image processor; None: pixels are read as they are.
-      most: placeholder tokens that a picture may have; 0: as many as the largest one has.
-      most_prompt: tokens that a prompt may have.
+      folder: the model folder, which holds the settings of the image processor; None reads pixels unchanged.
+      most: maximum number of placeholder tokens per picture; 0 takes that of the largest picture.
+      most_prompt: maximum number of tokens per prompt.
 
     Raises:
-      ValueError: every environment fails, or a picture cannot be read or has no room; the message names the config's key.
+      ValueError: every environment fails, or a picture cannot be read or does not fit; the message names the config key.
     """
     if model_config.vision is None or IMAGE not in pool.capabilities():
         return None
@@ -188,13 +194,13 @@ def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: 
     try:
         reader = ImageReader.sized(model_config.vision, folder or native_settings(model_config.vision), pictures, most)
     except ValueError as error:
-        key = f" (rollout.max_image_tokens={most}; 0 makes room for all)" if most else ""
+        key = f" (rollout.max_image_tokens={most}; 0 allows the largest picture)" if most else ""
         raise ValueError(f"the environment's pictures cannot be shown: {error}{key}") from None
     if reader.most_tokens >= most_prompt:
         raise ValueError(
-            f"a picture has up to {reader.most_tokens} tokens, a prompt rollout.max_prompt_tokens={most_prompt}: raise "
-            "rollout.max_prompt_tokens and rollout.max_row_tokens above it, or show smaller pictures (environment.preset, "
-            "environment.options)."
+            f"pictures have up to {reader.most_tokens} tokens and do not fit into rollout.max_prompt_tokens={most_prompt}: raise "
+            f"rollout.max_prompt_tokens and rollout.max_row_tokens above {reader.most_tokens}, or show smaller pictures "
+            "(environment.preset, environment.options)."
         )
     return reader
 
@@ -202,9 +208,9 @@ def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: 
 def make_engine(
     c, graphdef, model_config: decoder.DecoderConfig, mesh: Mesh, stop_ids: tuple[int, ...], pad_id: int, reader=None
 ) -> Engine:
-    """What samples answers in a run."""
+    """The engine that samples the answers of a run."""
     sampling = Sampling(stop_ids, c.rollout.max_answer_tokens, c.rollout.temperature, c.rollout.top_k, c.rollout.top_p)
-    # A conversation that goes on also brings the answer's last token, and the end token of an answer that was cut.
+    # A later turn of a conversation also processes the last token of the previous answer, and the end token if that answer was cut.
     left_over = 2 if c.rollout.context == "episode" else 0
     return Engine(
         graphdef,
@@ -221,16 +227,18 @@ def make_engine(
 
 
 def collector_of(c, parts: Parts, model: backbones.Backbone) -> Collector:
-    """What plays a model of the run: the run's own collector, or for a PRM of another shape one with an engine for that.
+    """Returns the collector that plays a model of the run; a PRM of another shape gets a collector with its own engine.
 
     Raises:
-      ValueError: the run shows pictures, and the model reads text only.
+      ValueError: the run shows pictures, but the model reads only text.
     """
     shape = dataclasses.replace(model.config, lora=None)
     if shape == parts.model_config:
         return parts.collector
     if parts.collector.reader is not None and shape.vision is None:
-        raise ValueError("the PRM (prm.preset, prm.path) reads text only and cannot play from pictures: set eval.prm_as_policy_every=0.")
+        raise ValueError(
+            "the PRM (prm.preset, prm.path) reads only text and cannot play an environment with pictures: set eval.prm_as_policy_every=0."
+        )
     if shape not in parts.collectors:
         chat = parts.chat
         engine = make_engine(c, model.graphdef, shape, parts.mesh, chat.stop_ids, chat.codec.pad_id, parts.collector.reader)
@@ -239,25 +247,26 @@ def collector_of(c, parts: Parts, model: backbones.Backbone) -> Collector:
 
 
 def check(c) -> None:
-    """Finds what a config gets wrong before anything is written or compiled. Reading it here does not count as reading.
+    """Checks a config before anything is written or compiled. Keys read here still count as unread.
 
     Raises:
-      ValueError: the config contradicts itself, this machine, or what there is.
+      ValueError: a value is out of range, keys contradict each other, or the machine does not satisfy them.
+      FileNotFoundError: there is no model folder at model.path or prm.path.
     """
     c = c.untracked if isinstance(c, TrackedConfig) else c
     if not 0 <= c.seed < 2**32:
-        raise ValueError(f"seed={c.seed}: give a whole number from 0 to {2**32 - 1}.")
+        raise ValueError(f"seed={c.seed} must be a whole number from 0 to {2**32 - 1}.")
     for key in _AT_LEAST_ONE:
         group, name = key.split(".")
         if c[group][name] < 1:
-            raise ValueError(f"{key}={c[group][name]}: give at least 1.")
+            raise ValueError(f"{key}={c[group][name]} must be at least 1.")
     environment_factory(c)
     e = c.environment
     if e.pool not in ("auto", *KINDS):
         raise ValueError(f"environment.pool={e.pool!r} is not one of auto, {', '.join(KINDS)}.")
     for name in ("timeout_s", "reset_timeout_s"):
         if not 0 < e[name] < math.inf:
-            raise ValueError(f"environment.{name}={e[name]}: give seconds above 0, and finite.")
+            raise ValueError(f"environment.{name}={e[name]} must be a positive, finite number of seconds.")
     backbones.check(c)
     for path in (c.model.path, c.prm.path):
         backbones.find_model(path, c.model.download)
@@ -268,7 +277,7 @@ def check(c) -> None:
     loss = make_policy_loss(c)
     if c.train.pack_rows and loss.aggregation not in _NOT_BY_ROWS:
         raise ValueError(
-            f"policy.aggregation={loss.aggregation!r} counts rows, of which train.pack_rows makes fewer: give "
+            f"policy.aggregation={loss.aggregation!r} depends on the number of rows, which train.pack_rows reduces: set it to "
             f"{' or '.join(_NOT_BY_ROWS)}, or set train.pack_rows=False."
         )
     choices = {"rollout.context": CONTEXTS, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
@@ -284,7 +293,7 @@ def check(c) -> None:
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
         raise ValueError(
-            f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; these do not: {able}."
+            f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; methods that a run supports: {able}."
         )
     check_groups(c, method, signals)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
@@ -292,18 +301,20 @@ def check(c) -> None:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
     if c.prm.resync and getattr(method, "reward_from", "pre") == "post":
         raise ValueError(
-            "prm.resync trains the PRM after the policy, so no step reward can come from after its update: set prm.resync=False or "
-            "credit.options.reward_from='pre'."
+            "prm.resync trains the PRM after the policy, so step rewards cannot come from the updated PRM (credit.options.reward_from='post'): "
+            "set prm.resync=False or credit.options.reward_from='pre'."
         )
     for key in _AT_LEAST_ZERO:
         group, name = key.split(".")
         if c[group][name] < 0:
             raise ValueError(f"{key}={c[group][name]} must be at least 0.")
     if not 0 <= c.estimator.held_out < 1:
-        raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: give at least 0 and less than 1.")
+        raise ValueError(f"estimator.held_out={c.estimator.held_out} is a share of the tasks: it must be at least 0 and less than 1.")
     for name in ("exploration", "estimator"):
         if c.stages[name] and not c.stages.sft:
-            raise ValueError(f"stages.{name}={c.stages[name]!r} was made from a supervised policy: name its workdir in stages.sft too.")
+            raise ValueError(
+                f"stages.{name}={c.stages[name]!r} was made with the supervised policy of another run: set stages.sft to that run's workdir."
+            )
     if c.train.mode == "offline":
         _check_offline(c, method)
 
@@ -311,20 +322,26 @@ def check(c) -> None:
 def _check_offline(c, method) -> None:
     if c.exploration.rollouts != c.rollout.group_size:
         raise ValueError(
-            f"train.mode=offline trains on groups as they were explored: set rollout.group_size={c.exploration.rollouts} "
-            f"(exploration.rollouts), not {c.rollout.group_size}."
+            f"rollout.group_size={c.rollout.group_size} differs from exploration.rollouts={c.exploration.rollouts}, but train.mode=offline "
+            f"trains on the explored groups: set rollout.group_size={c.exploration.rollouts}."
         )
     if c.exploration.tasks < c.rollout.groups:
         raise ValueError(
-            f"train.mode=offline takes rollout.groups={c.rollout.groups} tasks an iteration, exploration.tasks={c.exploration.tasks} "
-            "are there: lower rollout.groups or explore more."
+            f"train.mode=offline needs rollout.groups={c.rollout.groups} tasks per iteration, but exploration.tasks={c.exploration.tasks}: "
+            "lower rollout.groups or raise exploration.tasks."
         )
     if method.has_prm:
-        raise ValueError(f"train.mode=offline has no fresh episodes for the PRM of {method.name}: set train.mode=online.")
+        raise ValueError(
+            f"train.mode=offline plays no new episodes, but the PRM of credit.method={method.name!r} needs them: set train.mode=online."
+        )
 
 
 def prompt_buckets(most: int, longest_row: int) -> tuple[int, ...]:
-    """Numbers of new tokens a turn is padded to: the most that is allowed, and halves of it down to 32."""
+    """Returns the lengths to which a turn's new tokens are padded: the maximum, and halves of it until one is at most 64.
+
+    Raises:
+      ValueError: `most` exceeds `longest_row`.
+    """
     if most > longest_row:
         raise ValueError(f"rollout.max_prompt_tokens={most} exceeds rollout.max_row_tokens={longest_row}.")
     sizes = [most]
@@ -334,7 +351,11 @@ def prompt_buckets(most: int, longest_row: int) -> tuple[int, ...]:
 
 
 def make_method(c) -> credit.Method:
-    """The credit method with the flags that the config sets."""
+    """Returns the credit method with the options that the config sets.
+
+    Raises:
+      ValueError: the method, variant or an option is unknown.
+    """
     options = {k: v for k, v in c.credit.options.to_dict().items() if v is not None}
     variant = credit.recommended_variant(c.credit.method) if c.credit.variant == "auto" else c.credit.variant
     if variant:
@@ -345,17 +366,17 @@ def make_method(c) -> credit.Method:
 
 
 def make_strategy(method: credit.Method) -> Strategy:
-    """How the method's episodes are played."""
+    """Returns the strategy by which the method's episodes are played."""
     return strategies.make(method.strategy, **method.strategy_options)
 
 
 def recomputes_old_log_prob(c) -> bool:
-    """Whether an offline run takes the current policy's log-probabilities for those of the policy that played (SPA's release)."""
+    """Whether an offline run replaces the behaviour policy's log-probabilities by the current policy's (as SPA's release does)."""
     return c.policy.old_log_prob == "current" or (c.policy.old_log_prob == "auto" and c.credit.variant == "released")
 
 
 def make_policy_loss(c) -> PolicyLoss:
-    """The policy's objective."""
+    """Returns the policy's objective."""
     p = c.policy
     return PolicyLoss(p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl)
 
@@ -364,16 +385,23 @@ def make_policy_loss(c) -> PolicyLoss:
 
 
 def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[Demonstration], prompt: Prompt) -> Dialogue:
-    """How a run speaks: through the chat template of its pretrained model, or through a tokenizer made for its environment."""
+    """Returns the run's dialogue: the chat template of its pretrained model, or a plain chat with a tokenizer trained for the environment.
+
+    Args:
+      model_folder: the pretrained model; None trains a tokenizer in `folder`, or reads the one there.
+
+    Raises:
+      ValueError: without a model folder, the config sets a key that needs one.
+    """
     system, thinking = c.model.system or None, c.model.thinking
     if model_folder is not None:
         return load_chat(model_folder, system, thinking)
     if system is not None or thinking is not None:
-        raise ValueError("model.system and model.thinking speak to the chat template of a pretrained model: give model.path too.")
+        raise ValueError("model.system and model.thinking need the chat template of a pretrained model: set model.path too.")
     if c.model.preset in presets.PUBLISHED:
         raise ValueError(
-            f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: give --config.model.path=FOLDER, or "
-            f"{MODELS[c.model.preset]} if the hub's cache holds it (--config.model.download=True fetches it)."
+            f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: set --config.model.path=FOLDER, or "
+            f"--config.model.path={MODELS[c.model.preset]} if the hub cache has it (--config.model.download=True downloads it)."
         )
     sees = presets.PRESETS[c.model.preset].vision is not None
     processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, c.model.pieces, images=sees))
@@ -381,11 +409,11 @@ def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[
 
 
 def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, pieces: int = 0, *, images: bool = False) -> None:
-    """Makes the tokenizer of the workdir, where there is none: trained on what the environment and its prompt say.
+    """Trains the workdir's tokenizer on the texts of the environment and its prompt, unless there is one.
 
     Args:
-      pieces: how many pieces of words it has; 0: one token an action, and one for each other character.
-      images: whether the model sees.
+      pieces: size of a vocabulary of word pieces; 0 makes one token per action and one for each other character.
+      images: whether messages may contain images.
     """
     if folder.exists():
         return
@@ -393,16 +421,16 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     words = {a for d in demonstrations for a in d.actions}
     shown = [views[key] for key in sorted(views)]
     texts = {say(view) for view in shown for say in (prompt.first, prompt.later)} | {view["text"] for view in shown}
-    if not any(d.success for d in demonstrations):  # nobody has shown what to say: any listed action, or any text
+    if not any(d.success for d in demonstrations):  # no example of a good answer: allow every listed action, and any text
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
     words = sorted(words)
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
     answers = {prompt.answer(word) for word in words}
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a run killed here must not leave half a tokenizer
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed run must not leave a partial tokenizer
     if pieces:
-        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # as often as they are said
+        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # with repetitions: pieces are learnt from frequencies
         train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
     else:
         train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
