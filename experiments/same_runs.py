@@ -31,7 +31,7 @@ OPTIONS = (
     Option("out", "folder for the records", default=None),
     Option("before", "folder of the earlier records to compare with"),
     Option("only", "comma-separated names of runs (default: all)"),
-    Option("renamed", "renamed metrics, as old=new,old=new"),
+    Option("renamed", "renamed metrics and values of text, such as stages, as old=new,old=new"),
 )
 
 _SPA, _ISTAR = "configs/spa_sokoban.py:micro", "configs/istar_sokoban.py:micro"
@@ -121,7 +121,7 @@ def compare(before: list[dict], after: list[dict], renamed: dict[str, str]) -> t
     new = {key for line in after for key in line} - {renamed.get(key, key) for line in before for key in line}
     for number, (old, now) in enumerate(zip(before, after), 1):
         for key, value in old.items():
-            name = renamed.get(key, key)
+            name, value = renamed.get(key, key), renamed.get(value, value) if isinstance(value, str) else value
             # Compare as JSON, so that NaN equals NaN; Python's text of a float determines its bits.
             if name not in now or json.dumps(now[name]) != json.dumps(value):
                 return f"line {number}: {name} was {value}, is {now.get(name, 'absent')}", new
