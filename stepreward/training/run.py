@@ -156,8 +156,8 @@ class Run:
 
     def fingerprint(self, stage: str) -> dict:
         """Everything that decides a stage's output."""
-        more = {"progress_options": self.method.progress_options} if stage == "estimator" else {}
-        return decisions.fingerprint(self.c, stage, **decisions.deciding(self.inputs, stage), **more)
+        more = decisions.deciding(self.inputs, stage) | self.stages[stage].facts()
+        return decisions.fingerprint(self.c, stage, **more)
 
     def watch(self, metrics: dict) -> None:
         """Warns once when iteration after iteration there is nothing to learn from."""

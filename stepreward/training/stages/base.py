@@ -64,6 +64,10 @@ class Stage(abc.ABC):
         """Why a run with this config has no such stage."""
         return f"credit.method={c.credit.method} does not need it"
 
+    def facts(self) -> dict:
+        """What decides the stage's output besides config keys and the content that a run reads; plain JSON values."""
+        return {}
+
     def take(self) -> set[str]:
         """Takes over the stage's output where it exists; returns the names of the stages that need not run then."""
         return set()

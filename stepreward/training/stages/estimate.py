@@ -30,6 +30,9 @@ class Estimate(Stage):
     def wanted(self) -> bool:
         return self.run.method.has_progress
 
+    def facts(self) -> dict:
+        return {"progress_options": self.run.method.progress_options}
+
     @property
     def finished(self) -> bool:
         return self.counters.of("estimator_epochs") >= self.c.estimator.epochs or self.estimator.finished
