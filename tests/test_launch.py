@@ -67,7 +67,7 @@ def test_evaluation_repeats_the_run_s_own(trained, command):
     percent, low, high, won, played = (float(x) for x in found.groups())
     assert won / played == last["eval/success"] and played == last["eval/episodes"]
     assert low <= percent <= high and percent == pytest.approx(100 * won / played, abs=0.05)
-    assert f"checkpoint  {last['iteration']} (done, {last['env_steps']} environment steps), policy" in done.stdout
+    assert f"checkpoint  {last['tick']} (done, {last['env_steps']} environment steps), policy" in done.stdout
 
 
 @pytest.mark.parametrize("script, words", [("train", "--workdir"), ("evaluate", "--episodes")])
