@@ -45,9 +45,7 @@ class Stage(abc.ABC):
         cls.command = cls.__dict__.get("command") or cls.name
 
     def __init__(self, run):
-        """Args:
-        run: the `train.Runner`.
-        """
+        """A stage of `run`, a `train.Runner`."""
         self.run, self.c = run, run.c
 
     @property
