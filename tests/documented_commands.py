@@ -1,7 +1,6 @@
-"""Finds the commands that the documentation shows: in Markdown, in docstrings of configs and jobs, and in notebooks.
+"""Finds the commands in the documentation: in Markdown, in docstrings of configs and jobs, and in notebooks.
 
-A program that is not of this project cannot be checked. Its command is marked in the text, where a reader of the rendered page does not
-see it:
+Commands that need other programs cannot be checked. They are marked in the text, invisibly for a reader of the rendered page:
 
     <!-- needs: Docker -->      in Markdown, on a line of its own before the block or paragraph
     # needs: the network       at the end of a line of a docstring or notebook

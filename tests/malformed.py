@@ -102,5 +102,5 @@ class Malformed:
 
 
 def factory(fault=""):
-    """A picklable factory."""
+    """Returns a picklable factory."""
     return functools.partial(Malformed, fault)

@@ -12,7 +12,7 @@ import time
 
 
 class Misbehaving:
-    """`step` takes the name of what to do; all else is counted. `files`: a folder that `close` leaves a note in."""
+    """`step` takes the name of a command; other actions are counted. `close` writes a file into the folder `files`."""
 
     def __init__(self, files="", broken="", broken_until=""):
         self.capabilities = frozenset({"distance"})
@@ -67,7 +67,7 @@ class Misbehaving:
             return Unreadable()
         if what == "child":
             return subprocess.Popen([sys.executable, "-c", f"import time; time.sleep(1000)  # {detail}"]).pid
-        if what == "fork and exit":  # the grandchild holds the connection
+        if what == "fork and exit":  # the grandchild keeps the connection open
             if not os.fork():
                 time.sleep(1000)
             os._exit(4)
@@ -82,7 +82,7 @@ class Misbehaving:
 
 
 class Unreadable:
-    """Can be pickled, cannot be unpickled."""
+    """An object that can be pickled but not unpickled."""
 
     def __reduce__(self):
         return _refuse, ()
@@ -93,5 +93,5 @@ def _refuse():
 
 
 def make(**settings):
-    """A picklable factory."""
+    """Returns a picklable factory."""
     return functools.partial(Misbehaving, **settings)

@@ -12,7 +12,7 @@ from stepreward.batch import Batch
 
 @dataclasses.dataclass
 class Step:
-    """One step of an episode: the numbers of its action tokens, and of the observation tokens before them."""
+    """One step of an episode: the values of its action tokens, and the number of observation tokens before them."""
 
     log_prob_old: np.ndarray
     log_prob_prm: np.ndarray
@@ -37,8 +37,8 @@ class Episode:
 
 
 CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
-SIGNALS = ("log_prob_prm", "log_prob_initial", "value")  # one number a token
-STEP_SIGNALS = ("progress", "progress_label")  # one number a step
+SIGNALS = ("log_prob_prm", "log_prob_initial", "value")  # one number per token
+STEP_SIGNALS = ("progress", "progress_label")  # one number per step
 
 
 def random_step(rng, tokens=None) -> Step:
@@ -73,7 +73,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     """Packs episodes into a batch; `packing` is "episode" (a row is an episode) or "step" (a row is one step).
 
     `padded` pads rows, tokens, steps and episodes to `CANVAS`, one shape for nearly all tests, so that JAX compiles
-    once. Where nothing is defined (padding, observations) the arrays hold large numbers on purpose.
+    once. Undefined entries (padding, observations) are large numbers on purpose.
     """
     max_steps, num_episodes = max(len(e.steps) for e in episodes), len(episodes)
     if packing == "episode":
@@ -151,7 +151,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
 
 
 def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
-    """The values of the action tokens of each step, `{(episode, step): [value, ...]}`, in the order of the row."""
+    """Returns the values of the action tokens of each step, `{(episode, step): [value, ...]}`, in the order of the row."""
     values: dict[tuple[int, int], list[float]] = {}
     x, step_id, mask = np.asarray(x_RxL), np.asarray(batch.step_id), np.asarray(batch.action_mask)
     for r, l in zip(*np.nonzero(mask)):
@@ -160,10 +160,10 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
 
 
 def literal(step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, state=None, **tokens) -> Batch:
-    """A batch of given arrays, padded to `CANVAS`.
+    """Makes a batch from given arrays, padded to `CANVAS`.
 
-    `step_tokens[e]` is the number of tokens of each step of episode e; `tokens[name][e]` holds the values of all action
-    tokens of the episode (0 where a name is not given). `progress[e]` and `executed[e]` hold one value a step.
+    `step_tokens[e]` lists the number of tokens in each step of episode e; `tokens[name][e]` has the values of all action
+    tokens of the episode (0 for names that are not given). `progress[e]` and `executed[e]` have one value per step.
     """
     episodes = []
     for e, counts in enumerate(step_tokens):

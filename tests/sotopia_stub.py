@@ -25,8 +25,10 @@ def judges(goals=(8, 4), order=("agent_1", "agent_2")) -> str:
 
 
 class Stub:
-    """`partner` and `judge`: an answer, a list of them (the last stays), or a function of the prompt. An answer is the model's
-    text; a whole number is sent as an HTTP status; bytes are sent raw; None sends nothing for a while."""
+    """A scripted server. `partner` and `judge` are an answer, a list of answers (the last one repeats), or a function of the prompt.
+
+    An answer is the model's text, an int for an HTTP status, bytes to send unchanged, or None to send nothing for a while.
+    """
 
     def __init__(self):
         self.partner, self.judge, self.asked, self.keys, self.models = speaks("Fine."), judges(), [], [], []
@@ -83,7 +85,7 @@ def serving():
 
 
 def write_data(folder, scenarios: int = 10):
-    """A folder in the benchmark's layout: made-up scenarios, each with one pairing of the same two characters."""
+    """Writes a folder in the benchmark's layout: invented scenarios, each with one pairing of the same two characters."""
     envs = {
         f"E{index}": {
             "pk": f"E{index}", "codename": "fence", "source": "test",

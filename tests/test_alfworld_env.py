@@ -32,7 +32,7 @@ def environment():
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory):
-    """Three games in the official layout: two to train, one held out, and trials that are no games."""
+    """Three games in the official layout (two train, one held out), and trials that are not playable games."""
     root = tmp_path_factory.mktemp("json_2.1.1")
     for seed in (0, 3):
         write(generate(ALL, seed), root)
@@ -46,7 +46,7 @@ def official(tmp_path_factory):
 
 
 def packed(folder, split, seeds, **changes):
-    """A packed file of generated games, in a folder of its own domain."""
+    """Writes a packed file of generated games, and the file of its domain."""
     lines = []
     for seed in seeds:
         generated = generate(ALL, seed)
@@ -73,7 +73,7 @@ def test_protocol(environment):
     observation, reward, terminated, truncated, info = environment.step(info["admissible"][0])
     assert (reward, terminated, truncated, info["executed"]) == (0.0, False, False, True)
     assert info["state_key"] != start and not observation["text"].startswith("You arrive") and observation["turn"] == 1
-    assert environment.step(None)[0]["turn"] == 2  # a turn without effect is one too
+    assert environment.step(None)[0]["turn"] == 2  # a turn without effect counts, too
 
 
 @pytest.mark.parametrize("action", [None, "", "fly", "go to moon 1", "move to", "put x in/on", "\n", "{r}", "take 1 from", "é"])
@@ -184,7 +184,7 @@ def test_preset_forms():
 
 
 def stock(root, seeds_actions):
-    """What the benchmark's own environment says to the same actions."""
+    """Returns the answers of the benchmark's own environment to the same actions."""
     from alfworld.agents.environment.alfred_tw_env import AlfredTWEnv
 
     config = {
@@ -211,7 +211,7 @@ def stock(root, seeds_actions):
 
 
 def test_the_same_as_the_stock_environment(official):
-    speed.uninstall()  # the stock environment forks: it must get the original functions
+    speed.uninstall()  # the stock environment forks, and must run with the original functions
     environment = alfworld.make("istar", data=str(official), won_reward=1.0, expert="oracle")()
     told, actions = {}, {}
     for seed in range(environment.num_tasks("train")):
@@ -232,7 +232,7 @@ def test_the_same_as_the_stock_environment(official):
         speed.install()
 
 
-def test_the_faster_functions_say_the_same():
+def test_the_cached_functions_give_the_same_results():
     import textworld.envs.pddl.textgen as textgen
     from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
     from textworld.core import EnvInfos
@@ -262,7 +262,7 @@ def test_the_faster_functions_say_the_same():
         speed.install()
 
 
-def test_environments_of_one_process_do_not_disturb_each_other(environment):
+def test_environments_of_one_process_do_not_affect_each_other(environment):
     other = alfworld.make("tiny")()
     environment.reset(seed=4)
     actions = environment.expert()
@@ -294,7 +294,7 @@ def test_games_that_the_benchmark_leaves_out_are_not_played(tmp_path):
     for seed in (0, 3):
         write(generate(ALL, seed), tmp_path)
     played = sorted((tmp_path / "train").glob("*/*"))
-    for folder, name in ((played[0], "movable_recep-None"), (played[1], "KnifeSliced-None")):  # with all that a game needs
+    for folder, name in ((played[0], "movable_recep-None"), (played[1], "KnifeSliced-None")):  # complete games apart from their names
         shutil.copytree(folder, tmp_path / "train" / f"pick_and_place_simple-{name}" / "trial_1")
     types = {json.loads((folder / "traj_data.json").read_text())["task_type"] for folder in played}
     assert len(games.Folder(tmp_path, "train", alfworld.TASK_TYPES, "error")) == 2 == len(types)

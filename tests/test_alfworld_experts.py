@@ -27,7 +27,7 @@ TAKE_PEN = ["go to safe 1", "open safe 1", "take pen 1 from safe 1"]
 
 def test_plans_on_literal_facts():
     assert plan(FACTS, Goal("pentype", "desktype", "", "", 1)) == [*TAKE_PEN, "go to desk 1", "move pen 1 to desk 1"]
-    # The basin shares the place before the desk, so cleaning costs one action and going there once.
+    # The basin and the desk share a location, so one `go to` reaches both, and cleaning costs one action.
     clean = plan(FACTS, Goal("pentype", "desktype", "isclean", "", 1))
     assert clean == [*TAKE_PEN, "go to sinkbasin 1", "clean pen 1 with sinkbasin 1", "move pen 1 to desk 1"]
     two = plan(FACTS, Goal("cdtype", "safetype", "", "", 2))
@@ -45,13 +45,13 @@ def test_a_plan_does_not_depend_on_the_order_of_facts(order):
         Goal("cdtype", "safetype", "", "", 2),
         Goal("pentype", "", "", "desklamptype", 1),
     ]
-    twice = [*FACTS, ("objecttype", "pen 2", "pentype"), ("inreceptacle", "pen 2", "safe 1")]  # another pen that would do as well
+    twice = [*FACTS, ("objecttype", "pen 2", "pentype"), ("inreceptacle", "pen 2", "safe 1")]  # another pen that also satisfies the goal
     shuffled = random.Random(order).sample(twice, len(twice)) if order else twice[::-1]
     for goal in goals:
         assert plan(shuffled, goal) == plan(twice, goal)
 
 
-def test_what_is_in_the_hand_is_put_down_first():
+def test_an_object_in_the_hand_is_put_down_first():
     held = [fact for fact in FACTS if fact != ("inreceptacle", "cd 1", "desk 1")] + [("holds", "agent1", "cd 1")]
     actions = plan(held, Goal("pentype", "desktype", "", "", 1))
     assert actions == ["go to safe 1", "open safe 1", "move cd 1 to safe 1", "take pen 1 from safe 1", "go to desk 1",
@@ -75,7 +75,7 @@ def test_explorer_on_literal_texts():
     explorer = Explorer("put a cd in drawer.", room)
     turns = [
         ("go to desk 1", "On the desk 1, you see nothing."),
-        ("go to desk 2", "Nothing happens."),  # it shares the place of desk 1
+        ("go to desk 2", "Nothing happens."),  # it has the same location as desk 1
         ("examine desk 2", "On the desk 2, you see a pen 1, and a cd 3."),
         ("take cd 3 from desk 2", "You pick up the cd 3 from the desk 2."),
         ("go to drawer 1", "The drawer 1 is closed."),
@@ -127,7 +127,7 @@ def test_distance_falls_by_one_along_the_oracle():
 
 
 @played
-def test_experts_go_on_after_random_play():
+def test_experts_continue_after_random_play():
     for expert in ("oracle", "explorer"):
         environment = alfworld.make("tiny", max_steps=60, expert=expert)()
         for seed in range(4):

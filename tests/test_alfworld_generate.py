@@ -27,7 +27,7 @@ print(hashlib.sha256("".join(game.name + game.problem + game.grammar for game in
 """
 
 
-def test_the_same_in_every_process():
+def test_games_are_the_same_in_every_process():
     digests = set()
     for hash_seed in ("1", "2"):
         run = [sys.executable, "-c", _PRINT_DIGEST]
@@ -45,7 +45,7 @@ def test_the_same_in_every_process():
         ("istar", "train", "86c89ea129b48e60"), ("istar", "held_out", "141658d2dbcf8376"),
     ],
 )  # fmt: skip
-def test_the_games_of_the_presets_are_the_same_for_ever(preset, split, digest):
+def test_the_games_of_the_presets_never_change(preset, split, digest):
     games = [generate(alfworld.settings(preset), seed, split).game for seed in range(12)]
     told = "\n".join(f"{game.name}\n{game.problem}\n{game.grammar}" for game in games)
     assert hashlib.sha256(told.encode()).hexdigest()[:16] == digest

@@ -47,7 +47,7 @@ def test_compact_knows_the_places_from_what_is_admissible_when_the_room_is_out_o
     assert "left cabinet 1 , cabinet 2" in shown and "did nonsense" in shown and "at start" in shown
 
 
-def test_compact_takes_any_history_and_any_task():
+def test_compact_accepts_any_history_and_any_task():
     compact = prompts("compact")
     odd = {"text": "", "task": "Warm up my cup, please."}
     assert compact.window(odd, [(odd, ""), (odd, "\n"), (odd, "take"), (odd, "move x")]).startswith("task Warm up my cup")

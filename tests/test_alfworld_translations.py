@@ -20,7 +20,7 @@ ALL = env.settings("tiny", task_types=env.TASK_TYPES)
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two games in the official layout; translations are kept beside them."""
+    """Two games in the official layout, with the translations stored beside them."""
     monkeypatch.setattr(alfworld.info, "ALFWORLD_DATA", str(tmp_path / "cache"))
     for seed in (0, 3):
         write(generate(ALL, seed), tmp_path / "json_2.1.1")
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def translated(monkeypatch):
-    """The problems that were translated since; what a process remembers is forgotten at each call of the result."""
+    """A function that returns the problems translated since its last call, and clears the caches of the process."""
     speed.uninstall()
     original, problems = fast_downward.pddl2sas, []
 
@@ -54,7 +54,7 @@ def translated(monkeypatch):
 
 
 def play(data, seed):
-    """What a game says to its oracle and to what is possible beside."""
+    """Plays the oracle's actions, with a `look` before each; returns all results."""
     environment = env.make("istar", data=str(data) if data else None, expert="oracle")()
     told = [environment.reset(seed=seed)]
     for action in environment.expert():

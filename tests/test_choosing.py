@@ -26,7 +26,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Told:
-    """The same as a module with `from __future__ import annotations` has it."""
+    """The same fields with string types, as in a module with `from __future__ import annotations`."""
 
     width: "int" = 3
     share: "float" = 0.5

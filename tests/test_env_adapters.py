@@ -13,7 +13,7 @@ from stepreward.envs.protocol import ADMISSIBLE, EXPERT, Environment, prompt_vie
 
 
 class Coin:
-    """Say what the coin shows; it is tossed by the global generator. Three turns."""
+    """A game of guessing a coin that the global generator tosses, for three turns."""
 
     def reset(self, *, seed=None, options=None):
         self.side, self.left, self.options = random.choice(["heads", "tails"]), 3, options
@@ -30,7 +30,7 @@ class Coin:
 
 
 class Told(Coin):
-    """The same, and its info says it all."""
+    """The same game, with a complete info."""
 
     def reset(self, *, seed=None, options=None):
         text, info = super().reset(seed=seed)
@@ -54,7 +54,7 @@ def play(environment, actions, seed=0, split="train"):
 # --- Any class ---
 
 
-def test_what_the_environment_leaves_open_is_filled_in():
+def test_missing_info_gets_fallbacks():
     environment = adapters.TextEnv(Coin, global_random=True)
     assert isinstance(environment, Environment) and EXPERT in environment.capabilities
     observation, info = environment.reset(seed=0)
@@ -63,7 +63,7 @@ def test_what_the_environment_leaves_open_is_filled_in():
     assert info == told and prompt_view(observation, info)["task"] == "Say heads or tails."
     observation, reward, terminated, truncated, info = environment.step("edge")
     assert not info["executed"] and not info["won"] and reward == 0 and not (terminated or truncated)
-    assert environment.step(None)[0] == observation  # nothing was said: nothing changes
+    assert environment.step(None)[0] == observation  # no action, no change
     (answer,) = environment.expert()
     observation, reward, terminated, truncated, info = environment.step(answer)
     assert observation == {"text": "Right."} and terminated and info["won"] and info["score"] == 1.0 and reward == 1.0
@@ -71,7 +71,7 @@ def test_what_the_environment_leaves_open_is_filled_in():
         environment.step("heads")
 
 
-def test_what_its_info_says_comes_first():
+def test_the_environments_own_info_takes_precedence():
     environment = adapters.TextEnv(Told, global_random=True, image=True, state_key="where", win_reward=5.0)
     with pytest.raises(ValueError, match="state_key='where'.*\\['task'\\]"):
         environment.reset(seed=0)
@@ -90,7 +90,7 @@ def test_seeds_decide_and_splits_differ():
     random.seed(99)
     before = random.getstate()
     other.reset(seed=5)
-    assert play(other, actions, seed=4) == first and random.getstate() == before  # the process's own generator is left alone
+    assert play(other, actions, seed=4) == first and random.getstate() == before  # the process's own generator is unchanged
     assert play(one, actions, seed=4, split="held_out") != first and play(one, actions, seed=6) != first
     assert replay_prefix(one, actions[:2], seed=4)[0] == first[2][0]
     assert len(first) == 4 and first[3][3]
@@ -125,12 +125,12 @@ def test_an_action_takes_the_form_that_is_asked_for():
     "changes, words",
     [({"wun": ()}, "setting wun"), ({"template": "[]"}, "template"), ({"actions": {}}, "actions"), ({"max_steps": -1}, "max_")],
 )
-def test_wrong_settings_are_told(changes, words):
+def test_wrong_settings_are_errors(changes, words):
     with pytest.raises(ValueError, match=words):
         adapters.TextEnv(Coin, **changes)
 
 
-def test_an_observation_that_is_no_text_is_told():
+def test_an_observation_that_is_not_text_is_an_error():
     class Number(Coin):
         def reset(self, *, seed=None, options=None):
             return 3, {}
@@ -140,7 +140,7 @@ def test_an_observation_that_is_no_text_is_told():
 
 
 class Old:
-    """The forms of gym before 0.26."""
+    """An environment with the signatures of gym before 0.26."""
 
     def __init__(self):
         self.given = []
@@ -176,7 +176,7 @@ def test_an_info_of_none_is_empty():
     assert environment.reset(seed=0)[1]["executed"] and environment.step("heads")[4]["won"]
 
 
-def test_a_reset_without_a_seed_is_told():
+def test_a_reset_without_a_seed_is_an_error():
     class Unseeded:
         def reset(self):
             return "a coin", {}
@@ -195,7 +195,7 @@ def test_a_reset_without_a_seed_is_told():
         (("heads", 1.0, True, False, "won"), "the info of step is a str, not a mapping"),
     ],
 )
-def test_what_step_may_not_return_is_told(found, words):
+def test_an_illegal_result_of_step_is_an_error(found, words):
     class Wrong(Coin):
         def step(self, action):
             return found
@@ -206,7 +206,7 @@ def test_what_step_may_not_return_is_told(found, words):
         environment.step("heads")
 
 
-def test_numbered_actions_without_words_are_told():
+def test_numbered_actions_without_words_are_an_error():
     gymnasium = pytest.importorskip("gymnasium")
     environment = adapters.make("FrozenLake-v1", kwargs={"render_mode": "ansi"})()
     environment.reset(seed=0)
@@ -224,7 +224,7 @@ def test_numbered_actions_without_words_are_told():
         ({"won": 3}, "won=3: give keys of info"),
     ],
 )
-def test_settings_of_another_type_are_told(changes, words):
+def test_settings_of_another_type_are_errors(changes, words):
     with pytest.raises(ValueError, match=words):
         adapters.TextEnv(Coin, **changes)
 
@@ -353,7 +353,7 @@ def test_hanoi_shows_its_board(arena):
 def test_a_game_of_two_against_random_moves(arena):
     environment = arena.make("TicTacToe-v0", players=2, seat=1)()
     observation, info = environment.reset(seed=2)
-    assert "Player 1" in info["task"] and "Player 0" in observation["text"]  # the other one has begun
+    assert "Player 1" in info["task"] and "Player 0" in observation["text"]  # the opponent moved first
 
     def whole(seed):
         random.seed(seed)
@@ -374,7 +374,7 @@ def arena_moves(heard):
     return [line for line in heard.splitlines() if "Available" in line][-1].split("'")[1::2]
 
 
-def test_mistakes_are_told(arena):
+def test_mistakes_are_errors(arena):
     with pytest.raises(ValueError, match="NoSuchGame"):
         arena.make("NoSuchGame-v0")()
     with pytest.raises(ValueError, match="seat=2"):
@@ -402,6 +402,6 @@ def test_prompts_show_task_window_and_observation(name):
     assert prompt.first({"text": "Leave the house.", "task": "Leave the house."}).count("Leave") == 1
 
 
-def test_an_unknown_prompt_is_told():
+def test_an_unknown_prompt_is_an_error():
     with pytest.raises(ValueError, match="compact, istar, spa"):
         adapters.prompts("spaa")

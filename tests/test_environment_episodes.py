@@ -1,7 +1,7 @@
-"""Whole episodes of the built-in environments, word for word: what a policy meets does not change unnoticed.
+"""Whole episodes of the built-in environments, word for word, so that nothing a policy sees changes unnoticed.
 
-A digest covers everything that leaves an environment in a few episodes of its expert and of a random player, and what every prompt
-makes of it. Whoever changes a word on purpose changes the numbers of runs too, and writes the new digest here.
+A digest covers all outputs of an environment in a few episodes of its expert and of a random player, and the messages of every prompt
+for them. An intended change of a word also changes the results of runs; record its new digest here.
 """
 
 import hashlib
@@ -31,14 +31,14 @@ EPISODES = {
 
 
 def told(environment, prompts, seed, split, player):
-    """Everything that one episode says, as lines of JSON."""
+    """Returns all outputs of one episode, as lines of JSON."""
     from stepreward.envs.protocol import prompt_view
 
     draw, history, over = random.Random(seed), [], False
     observation, info = environment.reset(seed=seed, options={"split": split})
     lines, plan, turn = [], list(environment.expert() or ()) if player == "expert" else None, 0
     while True:
-        info = {name: value for name, value in info.items() if name != "noun_score"}  # it says what is installed
+        info = {name: value for name, value in info.items() if name != "noun_score"}  # it depends on the installed packages
         view = prompt_view(observation, info)
         lines.append([view["text"], sorted((name, str(value)) for name, value in info.items())])
         lines += [[prompt.first(view), prompt.later(view), prompt.window(view, history[-3:])] for prompt in prompts]

@@ -98,7 +98,7 @@ def test_bi_level_gae():
 
 
 def test_bi_level_gae_keeps_a_step_of_reward_zero():
-    """Its end is data: with a reward of 0 the first step's return is still its own, not merged with the second's."""
+    """The ends of steps are given, so a first step with reward 0 keeps its own return and is not merged with the second."""
     reward, value = jnp.array([[0.0, 0.0, 0.0, 1.0]]), jnp.array([[0.4, 0.5, 0.6, 0.7]])
     mask, ends = jnp.ones((1, 4), bool), jnp.array([[0, 1, 0, 1]], bool)
     _, returns = bi_level_generalized_advantage_estimation(reward, value, mask, ends, step_discount=0.95)

@@ -1,6 +1,6 @@
-"""What every public kernel holds to: masked values are never read, any dtype comes in, float32 comes out, and nothing is an error.
+"""Properties of every public kernel: masked values are ignored, any input dtype gives float32, and empty inputs are no error.
 
-Each case is one kernel with arrays of one small batch. `read` says where its arrays are read, by the name of the array.
+Each case is one kernel with arrays of one small batch, and the masks that say where it reads each array.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from stepreward.kernels import losses
 E, S, R, L = 6, 3, 9, 5
 rng = np.random.default_rng(0)
 
-STEPS = np.array([3, 1, 2, 3, 0, 2])  # the fifth episode has none, the sixth does not count
+STEPS = np.array([3, 1, 2, 3, 0, 2])  # the fifth episode has none, and the mask excludes the sixth
 MASK_E = np.array([1, 1, 1, 1, 0, 0], bool)
 MASK_S = (np.arange(S) < STEPS[:, None]) & MASK_E[:, None]
 GROUP = np.array([0, 0, 3, 3, 3, 0], np.int32)
 SUCCESS = np.array([1, 0, 0, 1, 1, 0], bool)
 STEP_ID = np.full((R, L), -1, np.int32)
-for row, step in enumerate(np.flatnonzero(MASK_S)):  # nine steps, a row each, of one to three tokens
+for row, step in enumerate(np.flatnonzero(MASK_S)):  # nine steps, one per row, of one to three tokens
     STEP_ID[row, 1 : 2 + row % 3] = step
 MASK_T = STEP_ID >= 0
 STEP_END = MASK_T & (np.roll(STEP_ID, -1, axis=1) != STEP_ID)
@@ -36,16 +36,16 @@ STREAM = kernels.token_stream(jnp.asarray(STEP_ID), jnp.asarray(MASK_T), S)
 
 @dataclasses.dataclass
 class Case:
-    """`run(*arrays)`, float arrays that are read where `masks` (one for all, or one each) are True."""
+    """A kernel as `run(*arrays)`, which reads each float array only where its mask is True."""
 
     run: Callable
     masks: tuple
-    size: float = 1.0  # of the numbers
+    size: float = 1.0  # standard deviation of the numbers
 
     def arrays(self, dtype=np.float64):
         numbers = np.random.default_rng(3)
         drawn = [self.size * numbers.normal(size=mask.shape) for mask in self.masks]
-        # Multiples of 1/16 are numbers of every dtype, so that results may differ by how they are computed alone.
+        # Every dtype can represent these multiples of 1/16, so results can differ only by their computation.
         return [np.round(16 * x).astype(dtype) / 16 if np.dtype(dtype) != bool else x > 0 for x in drawn]
 
 
@@ -107,7 +107,7 @@ MASKED = {
     "ppo_clip of steps": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", **LEVELS), 3, size=0.3),
     "entropy_bonus": tokens(lambda x: kernels.entropy_bonus(x, MASK_T, 0.1)),
     "negative_log_likelihood": tokens(lambda x: kernels.negative_log_likelihood(x, MASK_T)),
-    # Elementwise kernels have no mask; `aggregate` applies it to what they return.
+    # Elementwise kernels have no mask; `aggregate` applies one to their results.
     "aggregate of kl_k1": tokens(lambda a, b: kernels.aggregate(kernels.kl_k1(a, b), MASK_T), 2),
     "aggregate of kl_k3": tokens(lambda a, b: kernels.aggregate(kernels.kl_k3(a, b), MASK_T), 2),
     "aggregate of dpo": tokens(lambda x: kernels.aggregate(kernels.dpo(x), MASK_T)),
@@ -118,7 +118,7 @@ MASKED = {
     },
     "token stream": tokens(lambda x: jnp.where(STREAM.mask, STREAM.take(kernels.masked_whiten(x, MASK_T)), 0.0)),
 }
-# Without numbers that a mask could hide, or on the host.
+# Kernels without maskable numbers, or that run on the host.
 OTHERS = {"aggregation_denominator", "token_stream", "preference_pairs", "paired_winners", "steps_to_go", "adaptive_kl_coefficient"}
 PARTS = {"TokenStream", "generalized_advantage_estimation", "bi_level_generalized_advantage_estimation", "ppo_clip"}
 each_case = pytest.mark.parametrize("name", MASKED)
@@ -135,7 +135,7 @@ def of_every_kernel(arrays):
 
 
 def with_gradients(arrays):
-    """For each kernel all results, and the gradient of their weighted sum with respect to each array."""
+    """Returns each kernel's results, and the gradient of their weighted sum with respect to each array."""
 
     def total(name, *arrays):
         result = MASKED[name].run(*arrays)
@@ -148,25 +148,25 @@ def with_gradients(arrays):
     return found
 
 
-# All kernels in one program, which compiles once for a dtype.
+# All kernels in one program, which compiles once per dtype.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 run, run_with_gradients = (jax.jit(function, compiler_options=FAST) for function in (of_every_kernel, with_gradients))
 
 
 def hidden_by(value):
-    """The arrays of every kernel, with one value wherever they are not to be read."""
+    """Returns the arrays of every kernel, with `value` at all masked entries."""
     arrays = {name: zip(case.arrays(), case.masks) for name, case in MASKED.items()}
     return {name: [np.where(mask, x, value).astype(np.float32) for x, mask in pairs] for name, pairs in arrays.items()}
 
 
 @pytest.fixture(scope="module")
 def found():
-    """What every kernel returns, and its gradients, with 7, NaN and the infinities under the masks."""
+    """Every kernel's results and gradients, with 7, NaN and the infinities at the masked entries."""
     return {str(value): run_with_gradients(hidden_by(value)) for value in (7.0, np.nan, np.inf, -np.inf)}
 
 
 @each_case
-def test_what_is_under_a_mask_reaches_neither_a_result_nor_a_gradient(name, found):
+def test_masked_values_affect_neither_results_nor_gradients(name, found):
     result, gradients = found["7.0"][name]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((result, gradients)))
     for gradient, mask in zip(gradients, MASKED[name].masks):
@@ -177,7 +177,7 @@ def test_what_is_under_a_mask_reaches_neither_a_result_nor_a_gradient(name, foun
 
 @pytest.fixture(scope="module")
 def results():
-    """What every kernel returns for arrays of some dtype, and for the same numbers in float32."""
+    """Every kernel's results for arrays of each dtype, and for the same numbers in float32."""
 
     def of(dtype):
         given = {name: case.arrays(bool if dtype is bool else np.float64) for name, case in MASKED.items()}
@@ -190,10 +190,10 @@ def results():
 
 @each_case
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, np.int32, bool], ids=["bfloat16", "float16", "int32", "bool"])
-def test_any_dtype_comes_in_and_float32_comes_out(name, dtype, results):
+def test_any_input_dtype_gives_float32(name, dtype, results):
     ours, expected = (jax.tree.leaves(result[name]) for result in results[dtype])
     for a, b in zip(ours, expected, strict=True):
-        if name != "steps_to_tokens":  # it moves values, and computes nothing
+        if name != "steps_to_tokens":  # it only copies values
             assert a.dtype == jnp.float32
         np.testing.assert_allclose(np.asarray(a, np.float32), b, rtol=1e-5, atol=1e-6)
 
@@ -240,7 +240,7 @@ NOTHING = {
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (4, 4)], ids=["no rows", "no columns", "neither", "all masked"])
 @pytest.mark.parametrize("name", NOTHING)
-def test_nothing_to_compute_on_is_no_error_and_gives_zero(name, shape):
+def test_empty_inputs_give_zero(name, shape):
     def nothing(rank, dtype=float):
         size = shape[:rank]
         return jnp.full(size, jnp.nan) if dtype is float else jnp.zeros(size, dtype)

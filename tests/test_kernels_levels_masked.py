@@ -124,7 +124,7 @@ def test_group_normalise_literal():
     np.testing.assert_allclose(run(scale="std", ddof=1), [1.1547, -0.5774, -0.5774, 0], atol=1e-4)
     np.testing.assert_allclose(run(scale="std", ddof=0), [1.4142, -0.7071, -0.7071, 0], atol=1e-4)
     np.testing.assert_allclose(run(scale="none", singleton="raw"), [2 / 3, -1 / 3, -1 / 3, 5], atol=1e-6)
-    # A unit that is not counted is compared with those that are; equal counted units define no scale.
+    # A unit with weight 0 is compared with the weighted ones; if these are all equal, there is no scale.
     weight = jnp.array([0.0, 1.0, 1.0, 1.0])
     np.testing.assert_allclose(run(scale="leave_one_out", weight=weight), [2, 0, 0, 0], atol=1e-6)
     np.testing.assert_allclose(run(scale="std", weight=weight), [0, 0, 0, 0], atol=1e-6)

@@ -26,7 +26,7 @@ R, L, E, S = 6, 10, 3, 4
 
 @pytest.fixture
 def rows():
-    """Six rows of two steps each; tokens off the mask hold NaN."""
+    """Six rows of two steps each; masked tokens are NaN."""
     rng = np.random.default_rng(0)
     step_id = np.full((R, L), -1, np.int32)
     for r in range(R):
@@ -68,7 +68,7 @@ def test_aggregation_literal(aggregation, constant, expected):
     [("token-mean", 14 / 4), ("sequence-mean", (2 + 5) / 2), ("sequence-sum", 14 / 2), ("constant", 14 / (2 * 8)), ("step-mean", 12 / 3)],
 )
 def test_rows_without_a_token_are_no_rows(aggregation, expected):
-    """Rows with the losses 1, 3 (one step) and 4, 6 (a step each), and two rows that only fill up."""
+    """Two rows with the losses 1, 3 (one step) and 4, 6 (two steps), and two rows of padding."""
     x = jnp.array([[1.0, 3.0], [9.0, 9.0], [4.0, 6.0], [9.0, 9.0]])
     step_id = jnp.array([[0, 0], [-1, -1], [4, 5], [-1, -1]])
     options = dict(constant=8.0, step_id_RxL=step_id, num_episodes=2, max_steps=3)
@@ -151,12 +151,12 @@ def test_ppo_clip_against_a_loop(rows, ratio, clip_low, clip_high, dual_clip):
 
 @pytest.mark.parametrize("ratio", ["token", "step"])
 def test_gradient_at_ratio_one_is_the_policy_gradient(rows, ratio):
-    # Step advantages: constant within a step, as the step ratio assumes.
+    # The advantages are constant within a step, as the step ratio assumes.
     advantage = jnp.asarray(np.random.default_rng(1).normal(size=2 * R), jnp.float32)[rows["step_id"]]
     aggregation = "step-mean" if ratio == "step" else "token-mean"
     options = dict(ratio=ratio, aggregation=aggregation, **levels(rows))
     gradient = jax.grad(lambda new: ppo_clip(new, rows["old"], advantage, rows["mask"], **options)[0])(rows["old"])
-    # That of the mean over steps of A·Σ log π of the step, or of the mean over tokens of A·log π.
+    # The expected gradient is that of mean_steps(A·Σ log π of the step), or of mean_tokens(A·log π).
     count = 2 * R if ratio == "step" else rows["mask"].sum()
     np.testing.assert_allclose(gradient, jnp.where(rows["mask"], -advantage / count, 0), atol=1e-6)
 
@@ -179,7 +179,7 @@ def test_kl_estimators():
     p, q = rng.dirichlet(np.ones(6)), rng.dirichlet(np.ones(6))
     exact = (p * np.log(p / q)).sum()
     log_p, log_q = jnp.log(jnp.asarray(p, jnp.float32)), jnp.log(jnp.asarray(q, jnp.float32))
-    for estimator in (kl_k1, kl_k3):  # the expectation under p of each estimate is the divergence
+    for estimator in (kl_k1, kl_k3):  # under p, the expectation of each estimate is the divergence
         np.testing.assert_allclose((p * estimator(log_p, log_q)).sum(), exact, rtol=1e-4)
     assert (np.asarray(kl_k3(log_p, log_q)) >= 0).all() and (np.asarray(kl_k1(log_p, log_q)) < 0).any()
 
@@ -254,7 +254,7 @@ def test_dpo_pairs_against_a_loop_and_the_closed_form_of_its_gradient():
 
 @pytest.mark.parametrize("success", [[1, 1, 1], [0, 0, 0], [1, 0, 0]])
 def test_no_pair_means_exactly_zero(success):
-    # In the last case winner and losers are of different groups.
+    # In the last case, the winner and the losers are in different groups.
     success, group = jnp.array(success, bool), jnp.array([0, 1, 1])
     loss, gradient = jax.value_and_grad(lambda s: dpo_pairs(s, success, group, jnp.ones(3, bool))[0])(jnp.array([3.0, -2.0, 1.0]))
     assert loss == 0 and not np.asarray(gradient).any()
@@ -272,7 +272,7 @@ def test_cross_entropy_literal_and_masked():
 
 
 def test_a_score_of_zero_predicts_a_failure():
-    """As it is for every episode before an implicit reward has learnt anything."""
+    """Before training, an implicit reward scores every episode with 0."""
     score, success = jnp.zeros(4), jnp.array([1, 0, 0, 0], bool)
     loss, metrics = implicit_reward_cross_entropy(score, success, jnp.ones(4, bool))
     np.testing.assert_allclose([loss, metrics["label_accuracy"]], [np.log(2), 0.75], rtol=1e-6)

@@ -62,7 +62,7 @@ def test_an_outlier_does_not_round_the_others_away(mode, n, outlier):
     x[n // 2] = outlier
     arrays = one_group(x)
     exact = x.astype(np.float64) - x.astype(np.float64).mean()
-    tolerance = dict(rtol=3e-7, atol=2e-3)  # a float32 of the size of the mean, or of the numbers beside it
+    tolerance = dict(rtol=3e-7, atol=2e-3)  # float32 precision at the size of the mean, or of the other numbers
     np.testing.assert_allclose(mode(dr_grpo)(*arrays), exact, **tolerance)
     np.testing.assert_allclose(mode(rloo)(*arrays), exact * n / (n - 1), **tolerance)
     np.testing.assert_allclose(mode(grpo)(*arrays), exact / exact.std(ddof=1), rtol=1e-5, atol=1e-5)
@@ -70,8 +70,8 @@ def test_an_outlier_does_not_round_the_others_away(mode, n, outlier):
 
 
 @modes
-def test_many_equal_small_numbers_beside_an_outlier_are_not_rounded_one_way(mode):
-    """A running sum of 10⁶ is a multiple of 1/16: each 0.3 would count as 5/16, and shift the mean by 0.006."""
+def test_many_small_numbers_beside_an_outlier_have_no_rounding_bias(mode):
+    """A float32 running sum of 10⁶ is a multiple of 1/16, so each 0.3 would count as 5/16 and shift the mean by 0.006."""
     x = np.where(np.arange(100_000) % 2, np.float32(0.3), np.float32(0.0))
     x[0] = 1e6
     exact = x.astype(np.float64) - x.astype(np.float64).mean()
@@ -138,7 +138,7 @@ def slope(function, x):
 @modes
 @pytest.mark.parametrize("ahead", [1.0, 20.0, 30.0, 90.0, 500.0])
 def test_k3_of_a_token_that_became_likelier_is_exact(mode, ahead):
-    """log π = log π_ref + ahead: exp(−ahead) + ahead − 1, which is 29 at 30, with gradient 1 − exp(−ahead)."""
+    """For log π = log π_ref + ahead, k3 is exp(−ahead) + ahead − 1, which is 29 at 30, with gradient 1 − exp(−ahead)."""
     value, gradient = mode(lambda x: slope(lambda x: kl_k3(x, jnp.float32(-600.0)), x))(ahead - 600.0)
     np.testing.assert_allclose(value, np.expm1(-ahead) + ahead, rtol=1e-6)
     np.testing.assert_allclose(gradient, -np.expm1(-ahead), rtol=1e-6)
@@ -155,7 +155,7 @@ def test_k3_of_a_token_that_became_rarer_is_exact_up_to_twenty_nats(mode, behind
 
 @modes
 @pytest.mark.parametrize("behind", [21.0, 30.0, 100.0, 1e4])
-def test_k3_goes_on_by_its_tangent_beyond_twenty_nats(mode, behind):
+def test_k3_is_linear_beyond_twenty_nats(mode, behind):
     value, gradient = mode(lambda x: slope(lambda x: kl_k3(x, jnp.float32(0.0)), x))(-behind)
     np.testing.assert_allclose(value, np.expm1(20) - 20 + np.expm1(20) * (behind - 20), rtol=1e-6)
     np.testing.assert_allclose(gradient, -np.expm1(20), rtol=1e-6)
@@ -194,7 +194,7 @@ def test_dual_clip_has_no_gradient_where_it_is_active_and_the_full_one_elsewhere
 
 
 def test_the_metrics_of_ppo_clip_are_numbers():
-    """Ratios 2 and 3 of good tokens, 1/2 of a bad one and 4 of another, whose loss is bounded; one token is masked."""
+    """Good tokens with ratios 2 and 3, bad ones with ratios 1/2 and 4 (the latter in the dual clip), and one masked token."""
     ratio, mask = np.array([[2.0, 3.0, 0.5, 4.0, 9.0]]), np.array([[1, 1, 1, 1, 0]], bool)
     advantage = jnp.array([[1.0, 2.0, -1.0, -1.0, 1.0]])
     loss, metrics = ppo_clip(jnp.log(ratio) - 3.0, jnp.full((1, 5), -3.0), advantage, mask, dual_clip=3.0)
@@ -216,7 +216,7 @@ def test_the_metrics_of_ppo_clip_are_numbers():
 
 
 def test_approx_kl_is_of_the_old_policy_against_the_new_one():
-    """With log ρ = −1 for one token it is ρ − log ρ − 1 = 1/e; the other direction would give e − 2."""
+    """For one token with log ρ = −1, it is ρ − log ρ − 1 = 1/e; the other direction would give e − 2."""
     one = lambda x: jnp.full((1, 1), x)
     _, metrics = ppo_clip(one(-2.0), one(-1.0), one(1.0), jnp.ones((1, 1), bool))
     np.testing.assert_allclose(metrics["approx_kl"], np.exp(-1), rtol=1e-6)

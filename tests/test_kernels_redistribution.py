@@ -15,7 +15,7 @@ from stepreward.kernels import (
 )
 
 CLOSE = dict(atol=1e-6, rtol=0)
-STEPS = np.array([3, 5, 0, 1, 4, 2])  # of each episode; the third has none
+STEPS = np.array([3, 5, 0, 1, 4, 2])  # number of steps in each episode; the third has none
 MASK = np.arange(5) < STEPS[:, None]
 COUNTED = [e for e, steps in enumerate(STEPS) if steps]
 rng = np.random.default_rng(0)
@@ -23,7 +23,7 @@ X, REWARD, OUTCOME = rng.normal(size=MASK.shape), rng.normal(size=MASK.shape), r
 
 
 def hide(x, mask=MASK):
-    """float32, NaN under the mask: no value there may be read."""
+    """Converts to float32 with NaN at masked entries, which must not be read."""
     return jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
 
 
@@ -89,7 +89,7 @@ def test_contribution_sum_literal():
 def test_bag_sum_literal():
     one_bag = bag_sum_loss(jnp.array([[0.3, 0.5]]), jnp.array([[0.0, 1.0]]), jnp.ones((1, 2), bool), bag_size=2)
     np.testing.assert_allclose(one_bag, 0.04, **CLOSE)
-    # Bags of steps 0 and 1, and of step 2 alone, which has reward 0: sums .8 against 1 and .2 against 0.
+    # One bag has steps 0 and 1, the other only step 2, whose reward is 0: the sums are .8 (target 1) and .2 (target 0).
     contribution, reward = jnp.array([[0.3, 0.5, 0.2, 9.0]]), jnp.array([[0.0, 1.0, 0.0, 9.0]])
     loss = bag_sum_loss(contribution, reward, jnp.array([[1, 1, 1, 0]], bool), bag_size=2)
     np.testing.assert_allclose(loss, (0.04 + 0.04) / 2, **CLOSE)
@@ -113,7 +113,7 @@ def test_return_decomposition_literal(residual, expected):
 
 
 def test_progress_differences_literal():
-    # Progress 0 before the first step, then .5, .25, 1.
+    # The progress is 0 before the first step, then .5, .25 and 1.
     differences = potential_differences(jnp.array([[0.5, 0.25, 1.0]]), jnp.ones((1, 3), bool))
     np.testing.assert_allclose(differences, [[0.5, -0.25, 0.75]], **CLOSE)
 
@@ -147,7 +147,7 @@ def test_rewards_against_a_loop(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_of_losses(name):
-    """Jit and eager agree; nothing flows where no step is, and what flows is the slope of the loss."""
+    """Jit and eager agree, masked entries have zero gradient, and the others equal finite differences."""
     loss = lambda x, mask: LOSSES[name](x, HIDDEN["reward"], HIDDEN["outcome"], mask)
     gradient = jax.grad(loss)(HIDDEN["x"], MASK)
     value, compiled = jax.jit(jax.value_and_grad(loss))(HIDDEN["x"], MASK)

@@ -22,7 +22,7 @@ VALUE, OLD, RETURNS = rng.normal(size=SHAPE), rng.normal(size=SHAPE), rng.normal
 
 
 def hide(x, mask=MASK):
-    """float32, NaN under the mask: no value there may be read."""
+    """Converts to float32 with NaN at masked entries, which must not be read."""
     return jnp.asarray(np.where(mask, x, np.nan), jnp.float32)
 
 
@@ -30,7 +30,7 @@ ARRAYS = (hide(VALUE), hide(OLD), hide(RETURNS), jnp.asarray(MASK))
 
 
 def test_value_loss_literal():
-    # Within the clip; V moved .5 up towards G, clipped to .2; V moved .5 away from G, where the larger error is V's own.
+    # V within the clip; V moved .5 towards G, clipped to .2; V moved .5 away from G, where the unclipped error is larger.
     value, old = jnp.array([[0.1, 0.5, 0.5, 9.0]]), jnp.array([[0.0, 0.0, 0.0, 9.0]])
     returns, mask = jnp.array([[1.0, 1.0, -1.0, 0.0]]), jnp.array([[1, 1, 1, 0]], bool)
     loss, metrics = clipped_value_loss(value, old, returns, mask)
@@ -61,7 +61,7 @@ def test_without_a_clip_the_value_loss_is_half_the_mean_squared_error():
 
 
 def test_gradient_of_the_value_loss():
-    """Only a counted value whose own error is the larger one moves; the targets never do."""
+    """Only unmasked values whose unclipped error is the larger one have a gradient; the targets never have."""
     loss = lambda value, returns: clipped_value_loss(value, ARRAYS[1], returns, ARRAYS[3])[0]
     gradient, to_returns = map(np.asarray, jax.grad(loss, argnums=(0, 1))(ARRAYS[0], ARRAYS[2]))
     near = np.clip(VALUE, OLD - 0.2, OLD + 0.2)
@@ -102,14 +102,14 @@ def test_an_empty_batch_has_loss_zero(shape):
     [([1.0, 2.0, 3.0], 1.0), ([6.0, 7.0, 8.0], 1.0), ([0.0, 0.0, 0.0], 0.0), ([3.0, 2.0, 1.0], -3.0), ([1.0, 2.0, 2.0], 2 / 3)],
 )
 def test_explained_variance_literal(value, expected):
-    # Returns 1, 2, 3 have variance 2/3; the fourth entry does not count.
+    # The returns 1, 2, 3 have variance 2/3; the fourth entry is masked.
     returns, mask = jnp.array([1.0, 2.0, 3.0, jnp.nan]), jnp.array([1, 1, 1, 0], bool)
     np.testing.assert_allclose(explained_variance(jnp.array([*value, jnp.nan]), returns, mask), expected, **CLOSE)
 
 
 @pytest.mark.parametrize("constant", [0.1, 0.3, 10.3, -0.7])
 def test_equal_returns_have_no_variance_to_explain(constant):
-    # No binary fractions: the mean of seven of them is off by a rounding, which must not pass for a variance.
+    # These constants are not binary fractions, so the mean of seven of them is rounded; that must not count as variance.
     value = jnp.arange(7.0)
     assert explained_variance(value, jnp.full(7, constant), jnp.ones(7, bool)) == 0
 
@@ -129,7 +129,7 @@ TO_GO = rng.normal(size=STEP_MASK.shape)
 
 
 def test_leave_one_out_return_to_go_literal():
-    # Episode 1 ends after its first step: from then on it stands in the baseline of the others with 0.
+    # Episode 1 ends after its first step; from then on it enters the baseline of the others with 0.
     returns = jnp.array([[1.0, 2.0], [4.0, 9.0], [3.0, 6.0], [5.0, 5.0]])
     mask = jnp.array([[1, 1], [1, 0], [1, 1], [1, 1]], bool)
     advantage = leave_one_out_return_to_go(returns, jnp.array([0, 0, 0, 1]), mask, jnp.ones(4, bool))

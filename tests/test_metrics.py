@@ -124,14 +124,14 @@ def test_a_record_needs_a_tick(tmp_path, tick):
     assert read_metrics(tmp_path) == []
 
 
-def test_an_array_is_no_metric():
+def test_an_array_is_not_a_metric():
     with pytest.raises(ValueError, match=r"policy/loss is an array of shape \(2,\)"):
         to_json(np.zeros(2), "policy/loss")
     with pytest.raises(TypeError, match="policy/loss is a set"):
         to_json({1}, "policy/loss")
 
 
-def test_tensorboard_mirrors_numbers_and_is_told_what_to_forget(tmp_path):
+def test_tensorboard_gets_numbers_and_purges_repeated_steps(tmp_path):
     from tensorboardX.proto.event_pb2 import Event, SessionLog
 
     def events(path):
@@ -173,7 +173,7 @@ def test_wilson_interval_equals_its_formula(successes, n):
     np.testing.assert_allclose(wilson_interval(successes, n), (centre - half, centre + half), atol=1e-12)
 
 
-def test_wilson_interval_refuses_what_is_no_rate():
+def test_wilson_interval_refuses_invalid_counts():
     for successes, n in [(0, 0), (3, 2), (-1, 4)]:
         with pytest.raises(ValueError, match="successes"):
             wilson_interval(successes, n)

@@ -55,11 +55,11 @@ def test_each_operator(trial, source, changed):
         'x = "a" + b',
     ],
 )
-def test_what_is_left_alone(trial, source):
+def test_unchanged_code(trial, source):
     assert trial[1](source) == []
 
 
-def test_a_draw_goes_on_where_a_shorter_one_ended(trial):
+def test_a_longer_draw_continues_a_shorter_one(trial):
     mutate, _ = trial
     assert mutate.draw(3, 12, ["kernels", "credit"])[:5] == mutate.draw(3, 5, ["credit", "kernels"])
     assert mutate.draw(3, 5, ["kernels"]) != mutate.draw(4, 5, ["kernels"])
@@ -78,7 +78,7 @@ def test_the_tests_that_import_a_module_most_closely_are_chosen(trial):
 
 @pytest.fixture
 def small_tree(trial, tmp_path, monkeypatch):
-    """A repository of one module, whose tests miss what happens at 3."""
+    """A repository of one module, whose tests do not check the boundary at 3."""
     mutate, _ = trial
     for name, text in {
         "envs/game.py": "def far(x):\n    return x < 3\n",

@@ -10,7 +10,7 @@ ACTIONS = ["up", "go to desk 1", "search[red shoes, size 8]", "click[< Prev]", "
 
 
 @pytest.mark.parametrize("action", ACTIONS)
-def test_what_is_written_is_read(action):
+def test_written_answers_are_read_back(action):
     thought = "The desk (1) is near:\n\nfirst go there."
     assert write_tagged("why", "up") == "<think>why</think><action>up</action>"
     assert write_labelled("why", "up") == "Thought: why\nAction: up"
@@ -55,7 +55,7 @@ def test_labels(text, strict, free):
     assert labelled(text, require_thought=True) == strict and labelled(text) == free
 
 
-def test_no_value_breaks_a_reader():
+def test_no_value_makes_a_parser_raise():
     rng = random.Random(0)
     pieces = ["<think>", "</think>", "<action>", "</action>", "<answer>", "Thought:", "Action:", "\n", " ", "up", "\x00", "\ud800",
               "İ", "ſ", "\u2028", "(", "\\", "%s", "{"]  # fmt: skip

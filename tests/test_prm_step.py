@@ -1,7 +1,7 @@
 """The process reward model's update.
 
-In the public release of iStar the scores reach the loss without their graph, so the PRM gets no gradient and never learns. Here the
-gradient is compared with finite differences through the model, and is exactly zero only where `prm_frozen` asks for it.
+In the public release of iStar, the scores are detached before the loss, so the PRM gets no gradient and never learns. These tests
+compare the gradient with finite differences through the model; it is exactly zero only with `prm_frozen`.
 """
 
 from functools import partial

@@ -13,7 +13,7 @@ def write(path, *levels):
 
 
 def variants():
-    """Levels that differ by where the player stands: one for every free cell."""
+    """Yields levels that differ in the player's position, one for every free cell."""
     empty = [row.replace("@", " ") for row in LEVEL]
     for row, line in enumerate(empty):
         for column, symbol in enumerate(line):
@@ -29,7 +29,7 @@ def test_every_symbol_is_read(tmp_path):
     assert core.to_text(room, state).split("\n")[:2] == ["##########", "#SX_√__XO#"]
 
 
-def test_levels_are_divided_by_content_and_counted_round(tmp_path):
+def test_content_splits_the_levels_and_seeds_wrap_around(tmp_path):
     levels = list(variants())
     write(tmp_path / "000.txt", *levels[:10])
     write(tmp_path / "001.txt", *levels[10:])
@@ -42,7 +42,7 @@ def test_levels_are_divided_by_content_and_counted_round(tmp_path):
     assert loaded.room_for(len(train) + 1, "train") == train[1]
 
 
-def test_the_environment_plays_them(tmp_path):
+def test_the_environment_plays_boxoban_levels(tmp_path):
     write(tmp_path / "000.txt", *variants())
     environment = make("large", data=str(tmp_path / "000.txt"))()
     texts = [environment.reset(seed=seed)[0]["text"] for seed in (0, 1, 0)]
@@ -73,7 +73,7 @@ def test_a_malformed_file_is_named(tmp_path, text, message):
         make("large", data=str(tmp_path))()
 
 
-def test_a_mark_at_the_beginning_is_not_read(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     rows = next(iter(variants()))
     write(tmp_path / "000.txt", rows)
     (tmp_path / "marked.txt").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "000.txt").read_bytes())
@@ -86,7 +86,7 @@ def test_a_binary_file_is_named(tmp_path):
         boxoban.load(str(tmp_path))
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_file_is_an_error(tmp_path):
     for path in (tmp_path, tmp_path / "absent.txt"):
         with pytest.raises(FileNotFoundError, match="no Boxoban levels at"):
             boxoban.load(str(path))

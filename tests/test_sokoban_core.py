@@ -13,7 +13,7 @@ def board(*rows):
 
 
 def play(text, *actions):
-    """The transitions of `actions` and the board after the last."""
+    """Returns the transitions of `actions`, and the final board."""
     room, state = core.from_text(text)
     transitions = []
     for action in actions:
@@ -53,7 +53,7 @@ def test_blocked_moves_change_nothing(text, action):
 
 
 def test_rewards_of_two_boxes():
-    # Box 1 onto the first target (+1), off it again (−1), and to the second target with box 2 on its own.
+    # Box 1 enters the first target (+1), leaves it (−1) and enters the second one (+1); box 2 does not move.
     start = board("########", "#PXO_O_#", "#__X___#", "########")
     transitions, after = play(start, "right", "right", "right")
     assert after == board("########", "#__OP√_#", "#__X___#", "########")
@@ -122,9 +122,9 @@ def test_pictures_are_made_of_the_tiles():
             np.testing.assert_array_equal(pictures[index, :, 16 * column : 16 * column + 16], render.TILES[code])
 
 
-def test_tiles_look_the_same_for_ever():
+def test_tiles_never_change():
     digest = hashlib.sha256(b"".join(tile.tobytes() for tile in render.TILES)).hexdigest()
-    assert digest.startswith("6dcc94f6f040a1b2")  # a policy of pictures is trained on these
+    assert digest.startswith("6dcc94f6f040a1b2")  # policies that see pictures are trained on these tiles
 
 
 def test_tiles_differ_from_each_other():

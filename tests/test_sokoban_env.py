@@ -29,7 +29,7 @@ def test_it_follows_the_protocol():
     environment.close()
 
 
-def test_large_rooms_promise_no_distance():
+def test_large_rooms_offer_no_distance():
     assert make("ragen_large")().capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT}
     assert make("large")().capabilities == {SNAPSHOT, REPLAY, EXPERT}
 
@@ -58,7 +58,7 @@ def test_a_blocked_move_is_not_executed():
     assert (reward, info["executed"]) == (-0.1, False)
 
 
-def test_winning_on_the_last_turn_is_no_truncation():
+def test_winning_on_the_last_turn_is_not_a_truncation():
     environment = corridor(max_steps=2)
     environment.step("right")
     _, _, terminated, truncated, _ = environment.step("right")
@@ -180,5 +180,5 @@ def test_without_a_seed_rooms_vary():
 
 
 def test_random_play_on_istars_rooms_is_as_hard_as_published():
-    # 20.6 % over 3,000 rooms of the released environment; four standard errors of 800 rooms are 5.7 points.
+    # The released environment has 20.6 % over 3,000 rooms. Four standard errors with 800 rooms are 5.7 points.
     assert random_play_success(settings("istar"), rooms=800) == pytest.approx(0.206, abs=0.057)

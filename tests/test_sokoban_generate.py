@@ -15,11 +15,11 @@ from stepreward.envs.sokoban.generate import SPLITS, canonical, room_for, split_
 SEED_7 = "######\n#___##\n#__X_#\n#_O_P#\n#__###\n######"
 
 
-def test_a_seed_is_one_room_for_ever():
+def test_a_seed_always_gives_the_same_room():
     assert core.to_text(*room_for(settings("tiny"), 7)) == SEED_7
 
 
-# The first rooms of a split. Who changes the generator changes every published number: these digests must not.
+# Digests of the first rooms of a split. They must never change, because all published numbers depend on the generator.
 DIGESTS = {
     ("tiny", "train"): "5412521a1e435b82", ("tiny", "held_out"): "a64f5e33804e93fa",
     ("istar", "train"): "f7d5fab7dc79e4d2", ("istar", "held_out"): "43f506c29770bb81",
@@ -30,7 +30,7 @@ ROOMS = {"tiny": 40, "istar": 40, "ragen_large": 10, "large": 2}
 
 
 @pytest.mark.parametrize(("preset", "split"), DIGESTS)
-def test_the_rooms_of_the_presets_are_the_same_for_ever(preset, split):
+def test_the_rooms_of_the_presets_never_change(preset, split):
     texts = [core.to_text(*room_for(settings(preset), seed, split)) for seed in range(ROOMS[preset])]
     assert hashlib.sha256("\n\n".join(texts).encode()).hexdigest()[:16] == DIGESTS[preset, split]
 
@@ -60,7 +60,7 @@ def test_rooms_do_not_depend_on_the_hash_seed():
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize(("preset", "count"), [("tiny", 150), ("istar", 150), ("ragen_large", 20)])
-def test_every_room_is_solvable_and_as_asked(preset, count, split):
+def test_every_room_is_solvable_and_matches_its_settings(preset, count, split):
     chosen = settings(preset)
     for seed in range(count):
         room, state = room_for(chosen, seed, split)
@@ -118,7 +118,7 @@ def test_a_floor_must_hold_the_player_every_box_and_every_target(monkeypatch, ce
     assert bool(played) == drawn
 
 
-def test_an_impossible_filter_says_so():
+def test_an_impossible_filter_is_an_error():
     with pytest.raises(ValueError, match="none of 20 rooms of 6x6 .* min_moves=200 and max_moves=None; widen min_moves"):
         room_for(settings("tiny", min_moves=200, max_moves=None, attempts=20), 0)
 

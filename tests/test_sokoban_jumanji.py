@@ -15,7 +15,7 @@ SEALED = [(SIZE - 1) * SIZE + column for column in range(BOXES)]
 
 
 def padded(room, state):
-    """A room as jumanji's two grids: in the corner of a walled board, missing boxes on targets in its last row."""
+    """Converts a room to jumanji's two grids: it is in the corner of a walled board, with extra boxes on targets in the last row."""
     fixed, moving = np.full((SIZE, SIZE), WALL, np.uint8), np.full((SIZE, SIZE), EMPTY, np.uint8)
     grid = core.to_grid(room, state)
     for (row, column), code in np.ndenumerate(grid):
@@ -56,7 +56,7 @@ def test_random_play_agrees(height, width, boxes):
             agent_location=row_column,
             step_count=jnp.array(0, jnp.int32),
         )
-        # Random play seldom wins: every fifth room is played to its end by the solver.
+        # Random play seldom wins, so the solver finishes every fifth room.
         plan = [ACTIONS.index(action) for action in solve.solve(room, state)] if seed % 5 == 0 else None
         for index in generator.integers(4, size=40).tolist() if plan is None else plan:
             ours = core.step(room, state, ACTIONS[index])

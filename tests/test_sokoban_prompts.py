@@ -109,7 +109,7 @@ def test_long_texts_hold_no_action(name, text):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [None, b"up", 3])
-def test_what_is_no_text_holds_no_action(name, value):
+def test_a_value_that_is_not_text_holds_no_action(name, value):
     assert prompts(name).parse(value) is None
 
 

@@ -28,7 +28,7 @@ def brute_force(room, start):
 
 
 def wander(room, state, generator, steps):
-    """States of a random walk that ends where the room is solved."""
+    """Returns the states of a random walk that ends when the room is solved."""
     for _ in range(steps):
         yield state
         if core.is_solved(room, state):
@@ -58,7 +58,7 @@ def test_every_state_of_the_table_is_right():
 
 
 @pytest.mark.parametrize("preset", ["tiny", "ragen_large"])
-def test_the_expert_comes_one_nearer_with_every_action(preset):
+def test_every_expert_action_reduces_the_distance_by_one(preset):
     generator = np.random.default_rng(1)
     for seed in range(10):
         room, state = room_for(settings(preset), seed)
@@ -109,10 +109,10 @@ def test_a_star_agrees_with_the_table(monkeypatch):
 
 def test_a_star_prefers_the_deeper_state_and_then_the_newer_one():
     plans = ["".join(action[0] for action in solve.solve(*room_for(settings("large"), seed))) for seed in (1, 2)]
-    assert plans == ["ruululludddlrru", "llluluuuddddldrrurrruuuuuullrdd"]  # of the shortest ones
+    assert plans == ["ruululludddlrru", "llluluuuddddldrrurrruuuuuullrdd"]  # among the shortest plans
 
 
-def test_a_star_says_when_it_gives_up(monkeypatch):
+def test_a_star_raises_at_its_limit(monkeypatch):
     room, state = room_for(settings("large"), 1)
     monkeypatch.setattr(solve, "NODE_LIMIT", 10)
     with pytest.raises(solve.SearchLimit, match="among 10 states of a 10x10 room with 4 boxes"):

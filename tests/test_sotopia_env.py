@@ -52,7 +52,7 @@ def test_the_expert_is_understood_and_usually_succeeds(preset):
 
 
 @pytest.mark.parametrize(("rung", "goal", "won"), [(5, 6, False), (4, 7, True), (0, 10, True), (10, 2, False)])
-def test_a_goal_score_of_6_is_no_success_and_7_is_one(rung, goal, won):
+def test_a_goal_score_of_7_is_a_success_and_6_is_not(rung, goal, won):
     bike = Task("bike", "Ada", "Ben", tuple(map(str, range(90, 35, -5))), (0, 1, 2), 1, "warm", 40, 0)
     environment = make("istar")()
     environment.restore(Snapshot(bike, opening(bike)._replace(standing=rung), (("Ben", "hi"),), 0, False))
@@ -60,7 +60,7 @@ def test_a_goal_score_of_6_is_no_success_and_7_is_one(rung, goal, won):
     assert (reward, terminated, info["dimensions"]["goal"], info["score"], info["won"]) == (goal, True, goal, goal / 10, won)
 
 
-def test_what_is_measured():
+def test_measured_figures():
     expert, random = (measured(settings("tiny"), player, tasks=40) for player in ("expert", "random"))
     assert expert["goal"] > 5 > random["goal"] and expert["success"] > 0.7 > 0.3 > random["success"]
     assert measured(settings("tiny"), "random", tasks=40)["goal"] == random["goal"]
@@ -68,7 +68,7 @@ def test_what_is_measured():
         measured(settings("tiny"), "other")
 
 
-def test_the_expert_leaves_the_talk_as_it_is_and_goes_on_from_anywhere():
+def test_the_expert_changes_no_state_and_continues_from_any_turn():
     environment = make("istar")()
     environment.reset(seed=1)
     environment.step("The weather is grey.")
@@ -101,27 +101,27 @@ def test_snapshot_restore_and_replay():
     assert replay_prefix(other, actions, seed=8)[1] == one[-1][4]
 
 
-def test_what_is_not_understood_costs_a_turn_and_changes_nothing():
+def test_an_utterance_without_an_act_costs_a_turn_and_changes_nothing():
     environment = make("tiny", max_steps=3, invalid_reward=-0.5)()
     _, start = environment.reset(seed=0)
     for turn, action in enumerate((None, "", "xyzzy \x00 😀"), start=1):
         observation, reward, terminated, truncated, info = environment.step(action)
         assert observation["text"] == "pardon?" and not info["executed"]
         assert (terminated, truncated) == (False, turn == 3)
-        assert reward == (-0.5 if turn < 3 else -0.5 + 1)  # talked to the end, without a deal
-    assert start["state_key"] != info["state_key"]  # the judge counts what was not understood
+        assert reward == (-0.5 if turn < 3 else -0.5 + 1)  # the last turn, without a deal
+    assert start["state_key"] != info["state_key"]  # the judge counts utterances that were not understood
     with pytest.raises(RuntimeError, match="reset"):
         environment.step("hello")
 
 
-def test_leaving_ends_it():
+def test_leaving_ends_the_conversation():
     environment = make("istar")()
     environment.reset(seed=0)
     _, reward, terminated, truncated, info = environment.step("left the conversation")
     assert (reward, terminated, truncated, info["won"], info["score"]) == (1.0, True, False, False, 0.1)
 
 
-def test_a_noisy_judge_is_seeded_by_the_talk():
+def test_a_noisy_judge_is_seeded_by_the_conversation():
     def goals(**noise):
         environment, scores = make("istar", **noise)(), []
         for seed in range(30):
@@ -288,7 +288,7 @@ def test_the_benchmarks_own_files(root):
     assert sizes == [360, 90, 380, 70]
 
 
-def test_an_endpoint_tries_again_and_then_says_where(monkeypatch):
+def test_an_endpoint_retries_and_then_names_itself(monkeypatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with serving() as stub:
         endpoint = Endpoint("partner", stub.url, "tiny", retries=2, backoff_s=0.0)

@@ -60,6 +60,6 @@ def test_judgements_on_disk(tmp_path):
     assert [path.name for path in (tmp_path / "judgements").iterdir()] == [f"{key}.json"]  # nothing temporary is left
     other = key_of("another")
     (tmp_path / "judgements" / f"{other}.json").write_text(json.dumps({"key": key, "scores": SCORES}))
-    assert kept.get(other) is None  # another talk's
+    assert kept.get(other) is None  # the key of another conversation
     with pytest.raises(ValueError):
         kept.put(key, {})

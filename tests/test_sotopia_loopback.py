@@ -23,7 +23,8 @@ from stepreward.serve.server import Settings
 from stepreward.training.evaluate import load_checkpoint
 from stepreward.training.train import Runner
 
-# Tokens: the package's words are spelt with the few pieces of an embedded world, and a judge reads the form of its answer too.
+# Lengths in tokens. They are large because the tokenizer of the embedded world spells most words of the package, and the judge's prompt
+# also includes the format of its answer.
 LENGTH, JUDGED = 2048, 8192
 
 
@@ -63,7 +64,10 @@ def factory(address, tmp_path):
 
 
 def talk(environments, seeds):
-    """Plays a talk in each slot at once, of two turns or less: a random model may fall silent. The last results by slot."""
+    """Plays a conversation of at most two turns in each slot, concurrently; returns the last results by slot.
+
+    A conversation may be shorter, because a random model may fall silent.
+    """
     results = environments.call_all([Call(slot, "reset", (), {"seed": seed}) for slot, seed in enumerate(seeds)])
     assert not [found for found in results if isinstance(found, EnvironmentFailure)]
     going = list(range(len(seeds)))
@@ -105,11 +109,11 @@ def test_a_judge_that_writes_rubbish_is_one_failure(factory, address, tmp_path):
         environments.call(0, "reset", seed=1)  # a fresh environment
 
 
-def test_a_rollout_masks_the_talk_that_nobody_judged(run, factory, address, stub, tmp_path):
+def test_a_rollout_masks_a_conversation_without_a_judgement(run, factory, address, stub, tmp_path):
     judge = Endpoint("judge", address, "talker", timeout_s=60)
 
     def judged(prompt):
-        """The run itself judges one talk, the script the others."""
+        """The run itself judges one conversation, the script the others."""
         mine = "fence number 1." in prompt
         return judge.complete([{"role": "user", "content": prompt}], str) if mine else judges()
 
@@ -128,7 +132,7 @@ def test_a_rollout_masks_the_talk_that_nobody_judged(run, factory, address, stub
     assert len(Judgements(str(tmp_path / "cache")).pending()) == 1
 
 
-def test_a_talk_that_is_too_long_is_named(factory, run):
+def test_a_conversation_that_is_too_long_is_named(factory, run):
     with running(load_run(run, max_length=64), Settings(port=0)) as short:
         environment = factory(f"{short}/v1", partner_url=f"{short}/v1", seat=0)()
         environment.reset(seed=0)

@@ -76,7 +76,7 @@ def test_a_whole_episode(factory, stub):
     "prompt, said, read",
     [(None, speaks("Blue\0."), "Blue\ufffd."), ("compact", "Blue\0.", "Blue\ufffd."), ("compact", "Blue\ud83d.", "Blue\ufffd.")],
 )
-def test_the_judge_reads_what_the_player_reads_of_a_partner_that_says_no_text(factory, stub, prompt, said, read):
+def test_the_judge_and_the_player_read_the_same_text_of_a_partner(factory, stub, prompt, said, read):
     environment = factory(seat=0, partner_prompt=prompt, max_steps=1)()
     environment.reset(seed=0)
     stub.partner = said
@@ -96,7 +96,7 @@ def test_the_second_seat_and_a_judge_in_another_order(factory, stub):
 
 
 @pytest.mark.parametrize(("goals", "seat", "won"), [((6, 9), 0, False), ((7, 0), 0, True), ((9, 6), 1, False), ((0, 7), 1, True)])
-def test_a_goal_score_of_6_is_no_success_and_7_is_one(factory, stub, goals, seat, won):
+def test_a_goal_score_of_7_is_a_success_and_6_is_not(factory, stub, goals, seat, won):
     stub.judge = judges(goals)
     environment = factory(seat=seat, max_steps=1)()
     environment.reset(seed=0)
@@ -173,7 +173,7 @@ def test_a_partner_that_is_not_there_or_silent_is_named(factory, stub):
         environment.reset(seed=0)
     with pytest.raises(EndpointError, match=f"partner at {gone.url}.*no connection"):
         environment.step("Hello")
-    build()  # who was there once may come back
+    build()  # an address that was once reachable is not checked again
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nowhere = f"http://127.0.0.1:{unused.getsockname()[1]}/v1"
@@ -187,7 +187,7 @@ def test_a_partner_that_is_not_there_or_silent_is_named(factory, stub):
         environment.step("Hello")
 
 
-def test_a_talk_that_was_not_judged_is_kept_and_judged_later(factory, stub, tmp_path):
+def test_a_conversation_without_a_judgement_is_kept_and_judged_later(factory, stub, tmp_path):
     build = factory(seat=0, max_steps=1)
     environment = build()
     environment.reset(seed=0)
@@ -205,7 +205,7 @@ def test_a_talk_that_was_not_judged_is_kept_and_judged_later(factory, stub, tmp_
     assert environment.step("Red, red, red?")[1] == 8.0 and stub.count("judge") == asked
 
 
-def test_without_a_cache_the_talk_is_in_the_notes(factory, stub):
+def test_without_a_cache_the_conversation_is_in_the_notes(factory, stub):
     environment = factory(seat=0, max_steps=1, cache=None)()
     environment.reset(seed=0)
     stub.judge = 503
@@ -226,7 +226,7 @@ def test_the_key_is_sent_and_nowhere_else(factory, stub, monkeypatch, capfd, tmp
     stub.partner = 401
     with pytest.raises(EndpointError) as raised:
         environment.step("Red?")
-    assert stub.count("partner") == 2  # a refusal is not repeated
+    assert stub.count("partner") == 2  # a refused request is not retried
     monkeypatch.setenv("MY_KEY", "sk-very-secret\nbroken")
     environment.reset(seed=1)
     with pytest.raises(EndpointError) as broken:
@@ -262,7 +262,7 @@ def test_self_play_asks_and_reads_the_partner_as_the_policy(factory, stub):
     stub.partner = "no tags at all"
     observation, *_ = environment.step("Red!")
     assert "number 2 of 2" in stub.asked[1][1]
-    assert observation["talk"][-1] == ("Mina Stone", "Red!")  # an output without an action says nothing, as the policy's
+    assert observation["talk"][-1] == ("Mina Stone", "Red!")  # an output without an action is silence, as for the policy
 
 
 @pytest.mark.parametrize("nothing", ["", " \n", b'{"choices": [{"message": {"content": null}}]}'])
@@ -290,7 +290,7 @@ def test_environments_share_a_process(factory, stub):
 
 
 def test_what_is_missing_is_named(folder, stub):
-    for nothing in (None, ""):  # a config has empty strings where it is yet to be filled in
+    for nothing in (None, ""):  # a config has empty strings until it is filled in
         with pytest.raises(ValueError, match="needs data and partner_url"):
             make("sotopia", data=nothing, partner_url=nothing)
         with pytest.raises(ValueError, match="needs partner_url"):

@@ -32,12 +32,12 @@ def test_tasks_are_seeded_and_splits_share_none():
 
 
 @pytest.mark.parametrize(("split", "digest"), [("train", "ff8fa46edafbfd62"), ("held_out", "e51952ec25423b79")])
-def test_the_tasks_of_the_seeds_are_the_same_for_ever(split, digest):
+def test_the_tasks_of_the_seeds_never_change(split, digest):
     tasks = "\n".join(str(tuple(task_for(seed, split))) for seed in range(60))
     assert hashlib.sha256(tasks.encode()).hexdigest()[:16] == digest
 
 
-def test_the_scenarios_are_told_the_same_for_ever():
+def test_the_descriptions_of_the_scenarios_never_change():
     words = "\n".join(str(tuple(SCENARIOS[name])) for name in sorted(SCENARIOS))
     assert hashlib.sha256(words.encode()).hexdigest()[:16] == "a166b8c9329dcfa9"
     assert {name for name, scenario in SCENARIOS.items() if scenario.money} == {"bike", "car", "salary", "loan", "rent", "donation"}
@@ -59,7 +59,7 @@ def test_tasks_do_not_depend_on_the_hash_seed(root):
     assert told == {f"{[task_for(seed, 'held_out') for seed in range(20)]}\n"}
 
 
-def test_the_partner_side_is_not_told():
+def test_the_partners_side_is_hidden():
     for seed in range(100):
         task = task_for(seed)
         changed = task._replace(concern=(task.concern + 1) % 3, mood="x", limit=1, voice=9)
@@ -101,11 +101,11 @@ def test_bad_seeds_and_splits(arguments):
         ("the weather is grey", {}),
     ],
 )
-def test_what_is_heard(text, heard):
+def test_recognised_acts(text, heard):
     assert hear(text, BIKE)._asdict() == {**NOTHING._asdict(), **heard}
 
 
-def test_any_value_is_heard():
+def test_any_value_is_accepted_as_an_utterance():
     for text in (None, "", " \n", 7, "\x00" * 5000, "$" * 9, "1" * 400, "9e999", "😀", ["offer 85"]):
         assert hear(text, BIKE) == NOTHING
     assert hear("perhaps the horror or the comedy", FILM).offer == (60, "comedy")
@@ -143,7 +143,7 @@ def test_the_secret_is_used_against_the_player():
 
 
 def test_bargaining():
-    start = partner.opening(BIKE)  # it grants 40, that is 56; it offers 40
+    start = partner.opening(BIKE)  # the limit of 40 hundredths is a price of 60; the partner's first offer is 40
     state, lines = say(BIKE, start, "offer 90")
     assert (state.ask, task_label(BIKE, state), state.patience, lines) == (100, "45", 6, ["counter"])  # too far: less patience
     state, _ = say(BIKE, state, "concede", "concede")
@@ -153,11 +153,11 @@ def test_bargaining():
     assert (deal.deal, deal.ended, lines) == (20, "deal", ["deal"])
     deal, _ = say(BIKE, state, "offer 60")
     assert (deal.deal, deal.ended) == (40, "deal")
-    assert say(BIKE, state, "halfway")[0].deal is None  # of 80 and 20 that is 50
+    assert say(BIKE, state, "halfway")[0].deal is None  # halfway between 80 and 20 is 50
     assert say(BIKE, start, "offer 40")[0].deal == 0
 
 
-def test_a_refusal_is_answered_unless_something_else_is():
+def test_a_refusal_is_answered_unless_another_act_is():
     start = partner.opening(BIKE)
     assert say(BIKE, start, "No deal.") == (start, ["refused"])
     assert say(BIKE, start, "No deal. Have you thought of the lock?")[1] == ["convinced"]

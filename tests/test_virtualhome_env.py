@@ -26,7 +26,7 @@ def home(tmp_path):
 
 @pytest.fixture
 def start(home):
-    """Makes an environment in the task that clears the table, whichever split it fell into."""
+    """Makes an environment in the task of clearing the table, whichever split the task is in."""
 
     def made(preset="spa", **settings):
         environment = make(preset, data=home, **{"titles": ("Clear the table",), **settings})()
@@ -41,7 +41,7 @@ def test_an_episode_by_hand(start):
     assert isinstance(environment, Environment)
     assert observation == {"text": "You see nothing near."}
     assert info["task"] == "Clear the table (Take the plate)"
-    # Goal: in the kitchen and not in the bedroom, the plate in the hand and off the table.
+    # Goal: the agent in the kitchen and not in the bedroom, the plate held and no longer on the table.
     assert (info["won"], info["score"], info["executed"], environment.distance()) == (False, 0.0, True, 4.0)
 
     observation, reward, won, truncated, info = environment.step("grab plate")
@@ -58,7 +58,7 @@ def test_an_episode_by_hand(start):
         environment.step("sleep")
 
 
-def test_texts_that_mean_nothing_change_nothing(start):
+def test_texts_without_an_action_change_nothing(start):
     environment, (_, info) = start()
     for text in (
         None,
@@ -81,7 +81,9 @@ def test_observations(start):
     environment, _ = start(show_room=True)
     assert environment.step("walk to lamp")[0]["text"] == "You are in the bedroom. lamp is OFF and PLUGGED_IN."
     environment.step("walk to cupboard")
-    assert environment.step("find cupboard")[0]["text"] == "You are in the kitchen. cupboard is CLOSED."  # the cup is shut in
+    assert (
+        environment.step("find cupboard")[0]["text"] == "You are in the kitchen. cupboard is CLOSED."
+    )  # the cup is inside the closed cupboard
     assert environment.step("open cupboard")[0]["text"] == "You are in the kitchen. cupboard is OPEN, cup is DIRTY."
     assert environment.step("grab cup")[0]["text"] == "You are in the kitchen. cupboard is OPEN, cup is DIRTY. You have cup."
     short, (first, _) = start("tiny")
@@ -95,12 +97,12 @@ def test_which_instance_a_name_means():
     games = [Game(scene, Goal(()), seed) for seed in range(20)]
     game, at = games[0], games[0].start()
     drawn = {each.take(at, "find chair").memory["chair"] for each in games}
-    assert drawn == {14, 20}  # nothing near decides: the seed does
+    assert drawn == {14, 20}  # nothing is near, so the seed decides
     assert game.take(at, "find chair").memory == game.take(at, "find chair").memory
     table = game.take(at, "walk to table")
-    assert game.take(table, "find chair").memory["chair"] == 14  # close to the table, the object acted on last
+    assert game.take(table, "find chair").memory["chair"] == 14  # close to the table, the object of the last action
     by_lamp = game.take(game.take(at, "walk to chair (20)"), "walk to table")
-    assert game.take(by_lamp, "walk to chair").memory["chair"] == 20  # meant before
+    assert game.take(by_lamp, "walk to chair").memory["chair"] == 20  # the instance of the earlier action
     assert game.take(by_lamp, "walk to chair (14)").memory["chair"] == 14
     assert game.take(game.start({"chair": 20}), "walk to chair").memory["chair"] == 20
     assert game.take(at, "walk to chair (10)") is None
@@ -111,7 +113,7 @@ def test_snapshot_replay_and_state_keys(start):
     environment, (_, first) = start()
     before = environment.snapshot()
     keys = [environment.step(action)[4]["state_key"] for action in ("walk to cupboard", "open cupboard", "close cupboard")]
-    assert len({first["state_key"], *keys}) == 3 and keys[0] == keys[2]  # closed again: the same state
+    assert len({first["state_key"], *keys}) == 3 and keys[0] == keys[2]  # closing it again restores the state
     environment.restore(before)
     assert environment.step("walk to cupboard")[4]["state_key"] == keys[0]
     split = "train" if environment.num_tasks("train") else "held_out"
@@ -134,7 +136,7 @@ def test_the_expert_reaches_the_goal_also_after_detours(start):
 def test_the_expert_needs_the_turns_that_are_left(start):
     environment, _ = start(max_steps=3)
     environment.step("sleep")
-    assert environment.expert() == ["walk to table", "grab plate"]  # exactly the two that are left
+    assert environment.expert() == ["walk to table", "grab plate"]  # exactly the two remaining turns
     environment.step("sleep")
     assert environment.expert() is None
     environment.restore(environment.snapshot()._replace(steps=1))

@@ -87,7 +87,7 @@ def test_annotated_goals_are_judged_as_by_the_packages_own_checker():
             graph = at.state.to_dict()
             nodes = [{"id": f.start, "class_name": scene.names[f.start], "state": next(iter(f.states))} for f in goal.facts if f.states]
             edges = [{"from_id": f.start, "relation_type": f.relation, "to_id": f.end} for f in goal.facts if f.relation]
-            # One edge a call: the checker stops at the first that holds.
+            # Pass one edge per call, because the checker stops at the first one that holds.
             held = [scene_evaluate_wID(graph, nodes, some, scene.agent)[3] for some in [[edge] for edge in edges] or [[]]]
             groups = ["|".join(sorted(group)) for group in goal.actions]
             theirs = all(held) and check_order_with_or(groups, " ".join(said))

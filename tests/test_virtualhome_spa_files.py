@@ -37,7 +37,7 @@ TASK = {
 
 @pytest.fixture
 def files(tmp_path):
-    """Writes records to a task file beside a folder of own graphs and one of base graphs; returns the three paths."""
+    """Writes records to a task file, the tasks' own graphs and base graphs; returns the three paths."""
     write_home(tmp_path)
     base = tmp_path / "base"
     base.mkdir()
@@ -107,12 +107,12 @@ def test_where_a_thing_is_placed_that_the_apartment_lacks():
         edges = ((edge["from_id"], edge["relation_type"], edge["to_id"]) for edge in made["edges"])
         return {edge for edge in edges if 1000 in edge}
 
-    # Beside the first thing that it was close to and that is in a room, and in that room.
+    # Next to the first object in a room that it was close to, and in that room.
     close = [(1000, "CLOSE", 10), (1000, "CLOSE", 21)]
     assert placed(*close) == {*close, (1000, "INSIDE", 1), (10, "CLOSE", 1000)}
-    # On what the task tells of.
+    # Where the task says.
     assert placed((1000, "ON", 10)) == {(1000, "ON", 10), (1000, "INSIDE", 1), (1000, "CLOSE", 10), (10, "CLOSE", 1000)}
-    # VirtualHome knows no usual place of a widget: the first room that the program visits.
+    # VirtualHome has no usual place for a widget, so it is in the first room that the program visits.
     assert placed() == {(1000, "INSIDE", 2)}
 
 

@@ -14,7 +14,7 @@ from stepreward.envs.virtualhome.goals import Goal
 KNOWN = {"plate", "washing_machine", "table", "on_board", "back_door"}
 
 
-def test_there_are_the_42_forms_and_all_are_told_apart():
+def test_all_42_forms_are_distinguished():
     assert len(FORMS) == 42 == len(set(FORMS.values()))
     for verb, form in FORMS.items():
         for number in (None, 7):
@@ -58,7 +58,7 @@ def test_reading_never_raises():
 
 
 class TwoSinks:
-    """As much of a scene as it takes to find an instance: two sinks and a plate, and what the agent holds and stands by."""
+    """The part of a scene that resolves names: two sinks, plates, what the agent holds and what it is close to."""
 
     ids, agent = {"sink": (41, 42), "plate": (7, 8), "lamp": (9,)}, 1
 
@@ -90,15 +90,17 @@ def test_a_named_instance_is_meant_whatever_else_is_near():
 
 def test_which_instance_a_bare_name_means():
     near_42, held_8 = ((1, "CLOSE", 42),), (8,)
-    assert meant("plate", held=held_8, from_hand=True, memory={"plate": 7}) == 8  # what is put down is what is held
-    assert meant("plate", held=held_8, memory={"plate": 7}) == 7  # only what is taken from a hand
-    assert meant("plate", held=(8, 7), from_hand=True, memory={"plate": 7}) == 7  # of two held ones, the one meant last
-    assert meant("plate", held=(8, 7), from_hand=True) == 8  # else that of the right hand
-    assert meant("sink", memory={"sink": 41}, edges=near_42) == 41  # the one meant last before a closer one
-    assert meant("sink", edges=(*near_42, (9, "CLOSE", 41)), last=9) == 42  # close to the agent before close to the last object
+    assert meant("plate", held=held_8, from_hand=True, memory={"plate": 7}) == 8  # an object is put down from the hand
+    assert meant("plate", held=held_8, memory={"plate": 7}) == 7  # the hand matters only for objects taken from it
+    assert meant("plate", held=(8, 7), from_hand=True, memory={"plate": 7}) == 7  # of two held ones, the last one referred to
+    assert meant("plate", held=(8, 7), from_hand=True) == 8  # else the one in the right hand
+    assert meant("sink", memory={"sink": 41}, edges=near_42) == 41  # the last one referred to takes precedence over a closer one
+    assert (
+        meant("sink", edges=(*near_42, (9, "CLOSE", 41)), last=9) == 42
+    )  # close to the agent takes precedence over close to the last object
     assert meant("sink", edges=((9, "CLOSE", 42),), last=9) == 42
     assert meant("sink", edges=((42, "INSIDE", 9),), last=9) == 42
-    assert meant("sink", edges=((9, "CLOSE", 42), (41, "INSIDE", 9)), last=9) == 41  # of several the lowest
+    assert meant("sink", edges=((9, "CLOSE", 42), (41, "INSIDE", 9)), last=9) == 41  # the lowest number of several
     assert {Game(TwoSinks(), Goal(()), seed).instance(Position(None, {}), Named("sink")) for seed in range(9)} == {41, 42}
 
 
@@ -138,7 +140,7 @@ def test_forms_of_the_prompts():
     spa = prompts("spa").first(VIEW)
     assert "17. put {object} on {place}" not in spa and "13. put {object} on {place}" in spa and "42. wake up" in spa
     assert "The task is Drink (Take a cup).\nObservation: kitchen." in spa
-    assert "put {object} on {place}" in istar.first({"text": "", "task": "x"})  # no list of actions: the forms
+    assert "put {object} on {place}" in istar.first({"text": "", "task": "x"})  # without a list of actions, it shows the forms
     with pytest.raises(ValueError, match="compact, istar, spa"):
         prompts("none")
 

@@ -34,7 +34,7 @@ def test_derived_fields():
     assert lid.bullets == ("Lid of wood",)
     assert lid.price_tag == "$20.0 to $30.0" and 20 <= lid.price <= 30
     assert (rack.price, rack.price_tag, rack.attributes, rack.options) == (100.0, "$100.0", ("DUMMY_ATTR",), {})
-    assert len(cups) == 23  # the repeated asin, "nan" and the long asin are gone
+    assert len(cups) == 23  # without the repeated asin, "nan" and the long asin
 
 
 def test_a_price_of_a_range_is_drawn_once_from_the_seed():
@@ -56,20 +56,20 @@ def test_goals_are_the_product_of_all_options():
     assert {goal.price_upper for goal in goals} == {limit}
 
 
-def test_a_price_above_the_last_limits_has_none():
+def test_a_price_above_all_limits_has_no_limit():
     raw = [product("B1", "Vase", pricing="$985.00")]
     asked = {"B1": {"attributes": ["tall"], "instruction": "Find me a vase", "instruction_attributes": ["tall"]}}
     (goal,) = synthetic_goals(catalogue.build(raw, asked, {}, random.Random(0)), random.Random(0))
     assert (goal.text, goal.price_upper) == ("Find me a vase", NO_LIMIT)
 
 
-def test_the_embedded_shop_is_the_same_for_ever():
+def test_the_embedded_shop_never_changes():
     def digest(text):
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     assert digest(json.dumps(synthetic.catalogue(), sort_keys=True, ensure_ascii=False)) == "58a075277180f9f6"
     assert digest("\n".join(goal.text for goal in _load().goals)) == "6a0f79301b6857c7"
-    assert NO_LIMIT == 1_000_000  # dollars, the benchmark's
+    assert NO_LIMIT == 1_000_000  # dollars, as in the benchmark
 
 
 def test_human_goals_need_an_attribute():
@@ -160,7 +160,7 @@ def test_a_malformed_human_goal_is_named():
         catalogue.build([product("B1", "x")], {}, {"B1": [{"instruction": "a", "instruction_options": "red"}]}, random.Random(0))
 
 
-def test_a_mark_at_the_beginning_of_a_file_is_not_read(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     write(tmp_path)
     for file in tmp_path.glob("*.json"):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
@@ -169,7 +169,7 @@ def test_a_mark_at_the_beginning_of_a_file_is_not_read(tmp_path):
 
 def test_search_ranks_by_bm25():
     index = Index(["red mug", "a mug and a mug", "blue cup", "the red, red mugs of clay"])
-    norm = 0.9 * (0.6 + 0.4 * 2 / 2.5)  # of the first three documents: two words, 2.5 on average
+    norm = 0.9 * (0.6 + 0.4 * 2 / 2.5)  # the first three documents have two words; the average is 2.5
     idf = np.log(1 + (4 - 3 + 0.5) / (3 + 0.5))
     np.testing.assert_allclose(index.scores("Mugs!")[:3], [idf / (1 + norm), 2 * idf / (2 + norm), 0], rtol=1e-6)
     assert index.search("mug", 50)[0] == 1

@@ -18,7 +18,7 @@ from stepreward.envs.webshop import make, settings
 
 
 def _random_actions(environment, seed, turns):
-    """Actions of a player that clicks what it may, searches by the task, and errs now and then; and what they led to."""
+    """Plays random clicks, searches for the task and invalid actions; returns the actions and their results."""
     draw = np.random.default_rng(seed)
     _, info = environment.reset(seed=seed)
     actions, seen = [], []
@@ -52,7 +52,7 @@ def test_the_protocol(preset):
     environment.close()
 
 
-def test_seeds_name_tasks_of_a_split():
+def test_seeds_select_tasks_of_a_split():
     environment = make("tiny")()
     held_out, train = environment.num_tasks("held_out"), environment.num_tasks("train")
     assert (held_out, train) == (500, 2416)
@@ -158,7 +158,7 @@ def test_the_expert_wins_and_the_distance_counts_down(preset):
         assert info["won"] and environment.distance() == 0 and environment.expert() is None
 
 
-def test_the_way_back_counts(tmp_path):
+def test_the_distance_includes_the_way_back(tmp_path):
     environment = make("spa", data=write(tmp_path), held_out=1, max_steps=50)()
     environment.reset(options={"goal": 0})
     environment.step("search[clay]")
@@ -175,11 +175,11 @@ def test_the_way_back_counts(tmp_path):
     assert environment.distance() == 2
     other = {"click[red]": "click[sky | blue]", "click[sky | blue]": "click[red]"}[value]
     environment.step(other)
-    assert environment.distance() == 3  # the wrong option has to be changed
+    assert environment.distance() == 3  # the wrong option must be changed
     environment.step("click[description]")
     assert environment.distance() == 4
     environment.step("search[plain cup]")
-    assert environment.distance() == at_results + 2  # back and a new search, as no cup will do
+    assert environment.distance() == at_results + 2  # back and a new search, because no cup fits
     environment.step("click[b000000100]")
     assert environment.distance() == at_results + 2
     environment.step("click[buy now]")
@@ -231,4 +231,4 @@ def test_the_expert_in_the_real_shop():
             if terminated or truncated:
                 break
         won += environment.snapshot().score == 1
-    assert won >= 36  # what is missing: options whose colour the reward cannot match
+    assert won >= 36  # the others have options whose colour the reward cannot match

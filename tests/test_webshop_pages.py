@@ -11,7 +11,7 @@ from stepreward.envs.webshop.pages import State
 
 @pytest.fixture
 def shop_in(tmp_path, monkeypatch):
-    """A function that makes an environment of the hand-made shop, reset to the goal "red" and "small" with a known limit."""
+    """Returns a function that makes an environment of the hand-made shop, reset to the goal "red" and "small" with a known limit."""
     monkeypatch.setattr("stepreward.envs.webshop.goals._limit", lambda price, draw: (40.0, ", and price lower than 40.00 dollars"))
     folder = write(tmp_path)
 
@@ -56,14 +56,14 @@ def test_results_and_their_pages(shop_in):
         f"B00000000B [SEP] Clay Mug with Lid [SEP] {tag} [SEP] B00000000A [SEP] Blue Clay Mug [SEP] $12.5"
     )
     assert info["admissible"] == ("click[back to search]", "click[b00000000c]", "click[b00000000b]", "click[b00000000a]")
-    text, *_ = _walk(environment, "search[plain cup]")  # any page takes a search
+    text, *_ = _walk(environment, "search[plain cup]")  # any page accepts a search
     assert text.startswith(f"{head}Page 1 (Total results: 23) [SEP] Next > [SEP] B000000100 [SEP] Plain Cup 0 [SEP] $10.0")
     text, *_ = _walk(environment, "click[next >]")
     assert text.startswith(f"{head}Page 2 (Total results: 23) [SEP] < Prev [SEP] Next > [SEP] B000000110")
     text, _, _, info = _walk(environment, "click[next >]")
     assert text.startswith(f"{head}Page 3 (Total results: 23) [SEP] < Prev [SEP] B000000120")
     assert info["admissible"][:2] == ("click[back to search]", "click[< prev]")
-    text, *_ = _walk(environment, "click[next >]")  # not there: nothing happens
+    text, *_ = _walk(environment, "click[next >]")  # there is no such button, so nothing happens
     assert "Page 3" in text
     text, *_ = _walk(environment, "click[< prev]")
     assert "Page 2" in text
@@ -101,7 +101,7 @@ def test_a_product_is_visited_once(shop_in):
     assert environment.snapshot().state.visited == ("B00000000A", "B00000000B")
 
 
-def test_item_and_what_prev_leads_to(shop_in):
+def test_the_item_page_and_its_prev_button(shop_in):
     environment = shop_in()
     text, _, _, info = _walk(environment, "search[clay]", "click[B00000000A]")
     assert text == _ITEM
@@ -114,7 +114,7 @@ def test_item_and_what_prev_leads_to(shop_in):
     assert _walk(environment, "click[features]")[0] == f"{head} [SEP] Dishwasher safe [SEP] Holds 12 oz"
     assert _walk(environment, "click[< prev]")[0] == _ITEM
     assert _walk(environment, "click[Description]")[0] == f"{head} [SEP] A mug for tea."
-    text, _, _, info = _walk(environment, "click[red]")  # options are on the item's page only
+    text, _, _, info = _walk(environment, "click[red]")  # options are only on the item's page
     assert not info["executed"]
     assert _walk(environment, "click[< prev]", "click[reviews]")[0] == f"{head} [SEP] No reviews found"
     assert "Page 1 (Total results: 3)" in _walk(environment, "click[< prev]", "click[< prev]")[0]
@@ -151,13 +151,13 @@ def test_options_stay_chosen_until_the_results(shop_in):
     )
 
 
-def test_back_to_search_forgets_everything(shop_in):
+def test_back_to_search_clears_the_state(shop_in):
     environment = shop_in()
     _walk(environment, "search[clay]", "click[b00000000a]", "click[red]", "click[back to search]")
     assert environment.snapshot().state == State()
 
 
-def test_a_search_forgets_options_but_not_visits(shop_in):
+def test_a_search_clears_options_but_not_visits(shop_in):
     environment = shop_in()
     _walk(environment, "search[clay]", "click[b00000000a]", "click[red]", "search[cup]")
     assert environment.snapshot().state == State("results", "cup", 1, visited=("B00000000A",))
@@ -191,7 +191,7 @@ def test_the_attributes_page_is_shown_on_demand(shop_in):
         ("search[Red Mug]", ("search", "red mug")),
         ("click[Buy Now] please", ("click", "buy now")),
         ("click[a] b]", ("click", "a] b")),
-        ("click[mug [large]]", None),  # the last bracket opens the argument, what is before it is no action
+        ("click[mug [large]]", None),  # the last bracket opens the argument, and the text before it is not an action
         ("search[]", None), ("Search[mug]", None), ("buy[mug]", None), ("click", None), ("", None), (None, None), (7, None),
     ],
 )  # fmt: skip

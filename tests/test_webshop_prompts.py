@@ -66,7 +66,7 @@ def test_the_compact_page():
     assert environment.step("click[buy now]")[0]["text"] == f"{asked}\ndone 1.00"
 
 
-def test_the_compact_form_calls_products_by_their_place():
+def test_the_compact_form_names_products_by_their_place():
     by_place, by_id = make("tiny")(), make("tiny", observation="text")()
     for seed in range(20):
         _, info = by_place.reset(seed=seed)

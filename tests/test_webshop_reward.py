@@ -14,7 +14,7 @@ from stepreward.envs.webshop.reward import normal_colour, options_found, title_s
 
 @pytest.fixture(autouse=True)
 def _tokens(monkeypatch):
-    """The rule without spaCy's model, wherever the tests run."""
+    """Forces the rule without spaCy's model."""
     monkeypatch.setattr(reward, "_tagger", lambda: None)
     reward.nouns.cache_clear()
     yield
@@ -76,12 +76,12 @@ def test_spacys_nouns_where_its_model_is_installed(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "query", "path", "r_type"),
     [
-        ("Blue Clay Mug", "pots", "A › B", 1.0),  # a title much like it
+        ("Blue Clay Mug", "pots", "A › B", 1.0),  # a similar title
         (_OTHER_CORD, "power cords", "A › B", 1.0),  # the same query
         (_OTHER_CORD, "cords", "Audio › Cables › X", 1.0),  # two levels shared
         (_OTHER_CORD, "cords", "Audio › Audio › X", 0.5),  # one level, twice
         ("Television Cord", "cords", "A › B", 0.1),  # one noun in 14
-        ("Blue Clay Mug", "power cords", "Audio › Cables", 0.0),  # no noun shared, whatever else is
+        ("Blue Clay Mug", "power cords", "Audio › Cables", 0.0),  # no shared noun, although query and category match
     ],
 )
 def test_type(name, query, path, r_type):
@@ -91,7 +91,7 @@ def test_type(name, query, path, r_type):
     assert reward.type_reward(_product(name, query=query, product_category=path), goal) == r_type
 
 
-def test_attributes_match_nearly_or_in_the_texts():
+def test_attributes_match_fuzzily_or_in_the_texts():
     goal = _goal(attributes=("tea tree", "essential oils", "natural ingredients"))
     assert reward.attributes_found(_product(attributes=("tea tree", "essential oil", "natural ingredients")), goal) == 3
     fields = {"small_description": ["Has essential oils"], "full_description": "Made with Natural Ingredients"}
@@ -99,7 +99,7 @@ def test_attributes_match_nearly_or_in_the_texts():
     assert reward.attributes_found(_product(attributes=("tea bag", "earl gray")), goal) == 0
 
 
-def test_options_of_people_match_nearly_and_by_colour():
+def test_options_written_by_people_match_fuzzily_and_by_colour():
     assert options_found(("grey", "xl", "pack of 12"), ("pack of 12", "grey", "xl")) == 3
     assert options_found(("grey", "xl", "pack of 12"), ("pack of 12", "blue", "xl")) == 2
     assert options_found(("cool powder snow",), ("powder snow",)) == 1
@@ -108,12 +108,12 @@ def test_options_of_people_match_nearly_and_by_colour():
     assert normal_colour("steelivy fuchsia") == "fuchsia" and normal_colour("webshop") == "webshop"
 
 
-def test_made_options_are_compared_as_pairs():
+def test_options_from_the_catalogue_are_compared_as_pairs():
     assert options_found((("color", "red"), ("size", "small")), ("red", "small")) == 2
     assert options_found((("size", "large"),), ("small",)) == 0
-    assert options_found((("size", "x-small"),), ("small",)) == 1  # all words of the one are in the other
+    assert options_found((("size", "x-small"),), ("small",)) == 1  # all words of one are in the other
     assert normal_colour(("color", "red")) == "red"
-    # The benchmark finds the colour in the value but not in the pair, so what the goal asks for cannot be had.
+    # The benchmark finds the colour in the value but not in the pair, so the goal cannot be reached.
     assert options_found((("color", "r.brown2070"),), ("r.brown2070",)) == 0
 
 
@@ -127,7 +127,7 @@ def test_the_whole_reward():
     assert reward.reward(_product("Television", query="x", product_category="y"), goal, {}).total == 0
 
 
-def test_every_embedded_goal_can_be_met_and_wrong_options_cost():
+def test_every_embedded_goal_is_solvable_and_wrong_options_cost_reward():
     made = shop.load(None, "synthetic", 42, 500, None, 50, 10)
     for number, goal in enumerate(made.goals):
         item, chosen = made.by_asin[goal.asin], dict(goal.options)

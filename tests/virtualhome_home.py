@@ -46,7 +46,7 @@ PROGRAMS = {
 
 
 def write_home(folder, programs=PROGRAMS):
-    """Writes the programs and their graphs below `folder`; returns it as text."""
+    """Writes the programs and their graphs below `folder`; returns its path as text."""
     for name, (title, description, listed, first, final) in programs.items():
         for kind, suffix, text in (
             ("executable_programs", ".txt", "\n".join([title, description, "", "", *listed]) + "\n"),
