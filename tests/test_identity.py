@@ -148,7 +148,7 @@ def test_a_published_model_s_folder_may_move_but_not_change(spa_config, tmp_path
     moved = shutil.move(model, tmp_path / "moved")
     Runner(config(moved), tmp_path / "run").run("explore")
     Runner(config(moved, **{"stages.sft": str(tmp_path / "run")}), tmp_path / "borrower").close()
-    with pytest.raises(UserError, match="holds a run with another config .model.system: '' -> 'Du bist ein Pirat.'"):
+    with pytest.raises(UserError, match="contains a run with another config .model.system: '' -> 'Du bist ein Pirat.'"):
         Runner(config(moved, **{"model.system": "Du bist ein Pirat."}), tmp_path / "run")
     with pytest.raises(UserError, match="the sft stage in .* was made with model.system = '', this run has 'Du bist"):
         Runner(config(moved, **{"model.system": "Du bist ein Pirat.", "stages.sft": str(tmp_path / "run")}), tmp_path / "other")

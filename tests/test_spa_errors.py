@@ -96,7 +96,7 @@ def test_an_unfinished_exploration_is_not_taken(spa_base, config, tmp_path):
 
 def test_a_supervised_policy_that_is_not_there_is_named(spa_base, config, tmp_path):
     message = error(lambda: Runner(config({"stages.sft": str(tmp_path / "nowhere")}), tmp_path / "run"))
-    assert "nowhere' holds no tokenizer: give the workdir of a run whose stage sft is finished" in message
+    assert "nowhere' has no folder tokenizer: set it to the workdir of a run whose stage sft is finished" in message
     other = copy_of(spa_base, tmp_path)
     message = error(lambda: Runner(config({"stages.sft": str(other)}), tmp_path / "second"))
     assert f"the sft stage in {str(other)!r} is not finished: run it there with --stage=sft first." in message

@@ -107,7 +107,7 @@ def test_a_workdir_that_has_not_begun_does_not_take_over_checkpoints(micro_confi
     claimed(micro_config(), tmp_path / "run")
     (tmp_path / "disk" / "7").mkdir(parents=True)
     message = refused(micro_config({"checkpoint.folder": str(tmp_path / "disk")}), tmp_path / "run")
-    assert "holds the checkpoints of a run" in message
+    assert "contains checkpoints of another run" in message
 
 
 def test_another_workdir_s_own_checkpoints_are_not_a_checkpoint_folder(micro_config, tmp_path):
@@ -136,7 +136,7 @@ def test_what_is_said_to_the_model_may_not_change_once_there_are_demonstrations(
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     message = refused(config, tmp_path / "run")
-    assert "holds a run with another config" in message and key in message
+    assert "contains a run with another config" in message and key in message
 
 
 def test_a_model_folder_may_move_since_its_content_is_what_counts(micro_config, tmp_path):
@@ -156,7 +156,9 @@ def test_what_has_been_borrowed_may_not_be_exchanged(micro_config, tmp_path, key
 
 def test_a_run_without_its_checkpoints_is_not_begun_again(micro_config, tmp_path):
     workdir.check_not_lost(tmp_path, micro_config(), {"sft"})  # what a kill can leave
-    with pytest.raises(UserError, match="has begun sft, train, but there is no checkpoint in .*put the checkpoints back, or give a new"):
+    with pytest.raises(
+        UserError, match="has begun the stages sft, train, but there is no checkpoint in .*put the checkpoints back, or give a new"
+    ):
         workdir.check_not_lost(tmp_path, micro_config(), {"sft", "train"})
 
 
