@@ -112,7 +112,7 @@ def test_a_workdir_that_cannot_be_is_one_line(command, tmp_path):
 def test_a_wrong_evaluation_is_one_line(trained, command, tmp_path):
     workdir, _ = trained
     assert_one_error(command("evaluate"), "--workdir is missing")
-    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "is not the workdir of a run: it holds no config.json")
+    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "is not the workdir of a run: it has no config.json")
     assert_one_error(command("evaluate", f"--workdir={workdir / 'metrics.jsonl'}"), "no workdir")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--step=77"), "no checkpoint 77", "existing: ")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--episodes=0"), "--episodes=0: give at least 1")

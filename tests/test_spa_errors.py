@@ -54,8 +54,8 @@ def test_explored_episodes_of_another_tokenizer_or_config_are_refused(spa_base, 
     found = spa_base.exploration.metadata
     for number, (changes, words) in enumerate(
         (
-            ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', this run has '{found['tokenizer']}'"),
-            ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, this run has 1.0"),
+            ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', but this run has '{found['tokenizer']}'"),
+            ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, but this run has 1.0"),
         )
     ):
         edit_metadata(other, **changes)
@@ -99,14 +99,14 @@ def test_a_supervised_policy_that_is_not_there_is_named(spa_base, config, tmp_pa
     assert "nowhere' has no folder tokenizer: set it to the workdir of a run whose stage sft is finished" in message
     other = copy_of(spa_base, tmp_path)
     message = error(lambda: Runner(config({"stages.sft": str(other)}), tmp_path / "second"))
-    assert f"the sft stage in {str(other)!r} is not finished: run it there with --stage=sft first." in message
+    assert f"the sft stage in {str(other)!r} is not finished: first run it there with --stage=sft." in message
     message = error(lambda: Runner(config({"sft.updates": 7}, "sft"), tmp_path / "third"))
-    assert "was made with sft.updates = 100, this run has 7" in message
+    assert "was made with sft.updates = 100, but this run has 7" in message
 
 
 def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp_path):
     message = error(lambda: Runner(config({"estimator.learning_rate": 1.0}, "sft", "estimator"), tmp_path / "first"))
-    assert "the estimator stage in" in message and "was made with estimator.learning_rate = 0.0003, this run has 1.0" in message
+    assert "the estimator stage in" in message and "was made with estimator.learning_rate = 0.0003, but this run has 1.0" in message
     # Facts that agree by hand, so that the shapes are what differs.
     other = copy_of(spa_base, tmp_path, "stages")
     path = StageOutput(other, "estimator").folder / "facts.json"

@@ -232,7 +232,7 @@ def test_a_link_to_a_name_that_cannot_be_used_is_refused_with_its_target(tmp_pat
 def test_who_only_reads_makes_nothing_that_is_missing(micro_config, tmp_path):
     from stepreward.training.evaluate import _check_whole
 
-    with pytest.raises(UserError, match="has lost its folder tokenizer and demonstrations: train.py makes it again"):
+    with pytest.raises(UserError, match="lacks the folder tokenizer and demonstrations: resume the run with train.py to make it again"):
         _check_whole(micro_config(), tmp_path)
     for name in ("tokenizer", "demonstrations"):
         (tmp_path / name).mkdir()
