@@ -80,9 +80,7 @@ def test_checkpoints_of_another_run_are_not_taken_over(micro_config, tmp_path):
     runner = Runner(micro_config(changes), tmp_path / "run")
     runner.save(wait=True)
     runner.close()
-    with pytest.raises(
-        UserError, match="contains checkpoints of another run, since no run has begun in workdir '.*other': give another folder"
-    ):
+    with pytest.raises(UserError, match="contains checkpoints, but no run has begun in workdir '.*other': give another folder"):
         Runner(micro_config(changes), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="checkpoint.folder: '.*disk' -> ''"):

@@ -128,7 +128,7 @@ def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp
 def test_outcomes_beyond_one_are_named_before_the_estimator_trains(spa_base, config, tmp_path):
     runner = Runner(config({"credit.outcome": "return"}, "sft", "exploration"), tmp_path / "run")
     message = error(runner.run)
-    assert "outcomes lie in [-" in message and "set credit.outcome=success, or a credit.outcome_scale" in message
+    assert "outcomes range from -" in message and "set credit.outcome=success, or choose credit.outcome_scale" in message
     again = Runner(config({}, "sft", "exploration"), tmp_path / "run")  # it may still be put right: the stage has not begun
     again.run()
     assert again.finished

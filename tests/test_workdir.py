@@ -107,7 +107,7 @@ def test_a_workdir_that_has_not_begun_does_not_take_over_checkpoints(micro_confi
     claimed(micro_config(), tmp_path / "run")
     (tmp_path / "disk" / "7").mkdir(parents=True)
     message = refused(micro_config({"checkpoint.folder": str(tmp_path / "disk")}), tmp_path / "run")
-    assert "contains checkpoints of another run" in message
+    assert "contains checkpoints, but no run has begun in" in message
 
 
 def test_another_workdir_s_own_checkpoints_are_not_a_checkpoint_folder(micro_config, tmp_path):

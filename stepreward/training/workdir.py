@@ -181,8 +181,8 @@ def _check(c, workdir: Path) -> None:
         raise UserError(f"workdir {str(workdir)!r} is not empty and contains no run: give another --workdir.")
     if elsewhere and not begun(workdir) and holds_checkpoints(elsewhere):
         raise UserError(
-            f"checkpoint.folder={elsewhere!r} contains checkpoints of another run, since no run has begun in workdir {str(workdir)!r}: give "
-            "another folder, or the workdir of that run."
+            f"checkpoint.folder={elsewhere!r} contains checkpoints, but no run has begun in workdir {str(workdir)!r}: give another "
+            "folder, or the workdir of the run that wrote them."
         )
     if elsewhere:
         _check_checkpoints(elsewhere, workdir)
@@ -267,8 +267,8 @@ def check_not_lost(workdir: Path, c, begun: set[str]) -> None:
     if begun - {"sft"}:
         place = c.checkpoint.folder or str(workdir / "checkpoints")
         raise UserError(
-            f"workdir {str(workdir)!r} has begun the stages {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no checkpoint "
-            f"in {place!r}: put the checkpoints back, or give a new --workdir (with --config.stages.sft={str(workdir)!r} to reuse the "
+            f"workdir {str(workdir)!r} has begun the stages {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no "
+            f"checkpoint in {place!r}: put the checkpoints back, or give a new --workdir (with --config.stages.sft={str(workdir)!r} to reuse the "
             "supervised policy)."
         )
 
