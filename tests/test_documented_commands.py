@@ -290,7 +290,7 @@ def test_the_readme_s_published_model_is_planned_for_its_slice():
     (command,) = [c for c in COMMANDS if c.where.startswith("README.md") and "compile_tpu" in c.text]
     done = subprocess.run([sys.executable, *command.words[1:], "--list"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "fitted to v5e:4x4: 16 devices of 15.75 GiB" in done.stdout and "policy/update" in done.stdout
+    assert "fitted to 16 devices (v5e:4x4, 15.75 GiB each)" in done.stdout and "policy/update" in done.stdout
     smaller = shlex.join(command.words[1:]).replace("4x4", "1x1")
     done = subprocess.run([sys.executable, *shlex.split(smaller)], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "qwen2.5-1.5b would fit here" in done.stderr

@@ -134,7 +134,9 @@ def test_merging_says_what_rounding_loses_of_a_small_update(run, tmp_path, monke
     words = [r.getMessage() for r in caplog.records if "adapters' change" in r.getMessage()]
     assert len(words) == warns
     if warns:
-        assert words[0].startswith("rounded to bfloat16, the weights keep ") and "--dtype=float32" in words[0] and "\n" not in words[0]
+        assert (
+            words[0].startswith("rounded to bfloat16, the merged weights keep ") and "--dtype=float32" in words[0] and "\n" not in words[0]
+        )
         assert float(words[0].split("keep ")[1].split(" %")[0]) < 90
 
 
@@ -215,7 +217,7 @@ def test_a_warm_start_of_whole_weights_has_no_adapters_yet(micro_config, tmp_pat
     config = micro_config({"lora.rank": 2, "sft.updates": 10, "sft.log_every": 5, "sft.episodes": 10})
     with pytest.raises(Enough):
         Runner(config, tmp_path / "run", on_tick=stop).run()
-    with pytest.raises(UserError, match="no adapters yet"):
+    with pytest.raises(UserError, match="has no adapters .its warm start trains whole weights"):
         export_workdir(tmp_path / "run", tmp_path / "out", None, "policy", True, "")
     assert not (tmp_path / "out").exists()
 

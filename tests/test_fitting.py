@@ -133,7 +133,7 @@ def test_a_flag_takes_its_key_out_of_those_that_a_run_chooses(root):
 
 def test_rows_that_do_not_divide_are_named_with_rows_that_do(preset):
     with pytest.raises(
-        ValueError, match=r"train.chunk_rows=8 must be a multiple of mesh.data × mesh.fsdp = 16 .*: give 16, or leave it out"
+        ValueError, match=r"train.chunk_rows=8 must be a multiple of mesh.data × mesh.fsdp = 16 .*: set it to 16, or leave it out"
     ):
         fit(preset("istar_sokoban:qwen2.5-7b", "train.chunk_rows=8"), slice_of("v5e", 16))
 
@@ -153,8 +153,8 @@ def test_a_model_too_large_is_refused_with_a_smaller_one_and_a_larger_slice(pres
     with pytest.raises(UserError) as error:
         fit(preset("istar_sokoban:qwen2.5-7b"), slice_of("v5e", 1))
     said = str(error.value)
-    assert "qwen2.5-7b with adapters of rank 16 needs about" in said and "1 device of 15.75 GiB" in said
-    assert "4 such devices would hold it" in said and "the preset qwen2.5-1.5b would fit here" in said and "\n" not in said
+    assert "qwen2.5-7b with adapters of rank 16 needs about" in said and "1 device (v5e, 1 chips, 15.75 GiB each)" in said
+    assert "4 such devices would suffice" in said and "the preset qwen2.5-1.5b would fit here" in said and "\n" not in said
 
 
 def test_the_papers_presets_train_what_the_paper_trains_or_refuse(preset):
@@ -162,7 +162,7 @@ def test_the_papers_presets_train_what_the_paper_trains_or_refuse(preset):
         config = preset(spec)
         c, _ = chosen(config, slice_of("v5p", 16))
         assert (c["lora.rank"], c["lora.sft"]) == model and c["policy.learning_rate"] == config.policy.learning_rate
-        with pytest.raises(UserError, match="such devices would hold it"):
+        with pytest.raises(UserError, match="such devices would suffice"):
             fit(config, slice_of("v5e", 4))
 
 
@@ -254,9 +254,9 @@ def test_a_published_preset_trains_on_eight_devices_resumes_and_is_played_on_one
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         return done.stdout + done.stderr
 
-    assert "fitted to cpu: 8 devices: mesh.fsdp=8, rollout.max_rows=128, train.chunk_rows=8" in run(command, 8)
+    assert "fitted to 8 devices (cpu): mesh.fsdp=8, rollout.max_rows=128, train.chunk_rows=8" in run(command, 8)
     saved = json.loads((workdir / "config.json").read_text())
     assert (saved["mesh"]["fsdp"], saved["train"]["chunk_rows"], saved["mesh"]["fit"]) == (8, 8, [])
     assert "This run is finished already" in run(command, 8)
     played = run([sys.executable, "launch/evaluate.py", f"--workdir={workdir}", "--episodes=4"], 1)
-    assert "the run's mesh has 8 devices; here it is spread over 1" in played and "success" in played
+    assert "the run's mesh has 8 devices; this job uses 1" in played and "success" in played

@@ -89,12 +89,14 @@ def test_a_config_s_paths_are_replaced_by_what_they_hold(micro_config, folder, t
 def test_a_change_of_what_a_begun_stage_read_is_named():
     old, new = {"model.path tokenizer": "12ab", "prm.path weights": "1"}, {"model.path tokenizer": "34cd", "prm.path weights": "2"}
     decisions.check_inputs(old, new, [], "it")
-    with pytest.raises(UserError, match="model.path tokenizer: it was made with 12ab, this run has 34cd: the content has changed since"):
+    with pytest.raises(
+        UserError, match="model.path tokenizer: it was made with 12ab, but this run has 34cd: the content has changed since"
+    ):
         decisions.check_inputs(old, new, ["sft"], "it")
     decisions.check_inputs(old, old | {"prm.path weights": "2"}, ["sft", "estimator"], "it")
     with pytest.raises(UserError, match="prm.path weights"):
         decisions.check_inputs(old, old | {"prm.path weights": "2"}, ["train"], "it")
-    with pytest.raises(UserError, match=r"environment.data content: it was made with \(none\), this run has 5"):
+    with pytest.raises(UserError, match=r"environment.data content: it was made with \(none\), but this run has 5"):
         decisions.check_inputs(old, old | {"environment.data content": "5"}, ["sft"], "it")
 
 
@@ -148,9 +150,9 @@ def test_a_published_model_s_folder_may_move_but_not_change(spa_config, tmp_path
     moved = shutil.move(model, tmp_path / "moved")
     Runner(config(moved), tmp_path / "run").run("explore")
     Runner(config(moved, **{"stages.sft": str(tmp_path / "run")}), tmp_path / "borrower").close()
-    with pytest.raises(UserError, match="holds a run with another config .model.system: '' -> 'Du bist ein Pirat.'"):
+    with pytest.raises(UserError, match="contains a run with another config .model.system: '' -> 'Du bist ein Pirat.'"):
         Runner(config(moved, **{"model.system": "Du bist ein Pirat."}), tmp_path / "run")
-    with pytest.raises(UserError, match="the sft stage in .* was made with model.system = '', this run has 'Du bist"):
+    with pytest.raises(UserError, match="the sft stage in .* was made with model.system = '', but this run has 'Du bist"):
         Runner(config(moved, **{"model.system": "Du bist ein Pirat.", "stages.sft": str(tmp_path / "run")}), tmp_path / "other")
 
     template = next(path for path in tmp_path.glob("moved/*") if "chat_template" in path.name or path.name == "tokenizer_config.json")

@@ -116,7 +116,7 @@ GOOD = {"credit/flat_groups": 0.5, "credit/advantage_max": 1.0, "rollout/success
 
 def test_groups_that_never_differ_are_said_once(caplog):
     (sentence,) = watch("rloo", [FLAT] * 3 * PATIENCE + [GOOD] + [FLAT] * 2 * PATIENCE, caplog)
-    assert "ended alike (success 0.0 %)" in sentence and "rollout.group_size" in sentence
+    assert "had the same outcome (success 0.0 %)" in sentence and "rollout.group_size" in sentence
 
 
 def test_groups_that_differ_now_and_then_are_not_said(caplog):

@@ -104,15 +104,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(command, tmp_path):
 
 def test_a_workdir_that_cannot_be_is_one_line(command, tmp_path):
     (tmp_path / "file").write_text("")
-    assert_one_error(command("train", MICRO, f"--workdir={tmp_path / 'file'}", "--quiet"), "is a file: give a folder")
+    assert_one_error(command("train", MICRO, f"--workdir={tmp_path / 'file'}", "--quiet"), "is a file: give another --workdir")
     assert_one_error(command("train", MICRO, f"--workdir={tmp_path / 'file' / 'run'}", "--quiet"), "cannot be written")
-    assert_one_error(command("train", MICRO, f"--workdir={tmp_path}", "--quiet"), "not empty and holds no run")
+    assert_one_error(command("train", MICRO, f"--workdir={tmp_path}", "--quiet"), "not empty and contains no run")
 
 
 def test_a_wrong_evaluation_is_one_line(trained, command, tmp_path):
     workdir, _ = trained
     assert_one_error(command("evaluate"), "--workdir is missing")
-    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "is not the workdir of a run: it holds no config.json")
+    assert_one_error(command("evaluate", f"--workdir={tmp_path}"), "is not the workdir of a run: it has no config.json")
     assert_one_error(command("evaluate", f"--workdir={workdir / 'metrics.jsonl'}"), "no workdir")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--step=77"), "no checkpoint 77", "existing: ")
     assert_one_error(command("evaluate", f"--workdir={workdir}", "--episodes=0"), "--episodes=0: give at least 1")

@@ -80,7 +80,7 @@ def test_checkpoints_of_another_run_are_not_taken_over(micro_config, tmp_path):
     runner = Runner(micro_config(changes), tmp_path / "run")
     runner.save(wait=True)
     runner.close()
-    with pytest.raises(UserError, match="holds the checkpoints of a run, and workdir '.*other' is new: give another folder"):
+    with pytest.raises(UserError, match="contains checkpoints, but no run has begun in workdir '.*other': give another folder"):
         Runner(micro_config(changes), tmp_path / "other")
     assert not (tmp_path / "other").exists()
     with pytest.raises(UserError, match="checkpoint.folder: '.*disk' -> ''"):
@@ -89,6 +89,8 @@ def test_checkpoints_of_another_run_are_not_taken_over(micro_config, tmp_path):
 
 def test_a_workdir_in_a_bucket_is_one_line(micro_config, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="'gs:/bucket/run': a workdir is a folder of this machine; .*--config.checkpoint.folder=gs://"):
+    with pytest.raises(
+        UserError, match="'gs:/bucket/run' is a URL, but a workdir must be a local folder; .*--config.checkpoint.folder=gs://"
+    ):
         Runner(micro_config(), "gs://bucket/run")
     assert not list(tmp_path.iterdir())

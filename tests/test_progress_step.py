@@ -263,8 +263,8 @@ def test_outcomes_beyond_zero_and_one_are_one_error(make_batch):
     batch = make_batch(failed=(0,))
     check_outcomes(batch)
     check_outcomes(batch.replace(outcome=np.where(batch.episode_mask, batch.outcome, -7.0)))  # a failed episode plays no part
-    for outcome, words in ((batch.outcome - 1.5, r"outcomes lie in \[-1.5, -0.5\]"), (batch.outcome * 10.9, r"in \[0, 10.9\]")):
-        with pytest.raises(UserError, match=words + r".*set credit.outcome=success, or a credit.outcome_scale"):
+    for outcome, words in ((batch.outcome - 1.5, "outcomes range from -1.5 to -0.5"), (batch.outcome * 10.9, "range from 0 to 10.9")):
+        with pytest.raises(UserError, match=words + r".*set credit.outcome=success, or choose credit.outcome_scale"):
             check_outcomes(batch.replace(outcome=outcome))
 
 

@@ -143,7 +143,7 @@ def test_a_larger_budget_continues_a_finished_run(whole, micro_config, tmp_path,
 )
 def test_another_config_is_one_error_that_names_the_key(whole, micro_config, changes, words):
     held = (whole / "config.json").read_bytes()
-    with pytest.raises(UserError, match="holds a run with another config") as caught:
+    with pytest.raises(UserError, match="contains a run with another config") as caught:
         Runner(micro_config({**CHANGES, **changes}), whole)
     assert words in str(caught.value) and "eval.every" not in str(caught.value) and "\n" not in str(caught.value)
     assert (whole / "config.json").read_bytes() == held
@@ -151,7 +151,7 @@ def test_another_config_is_one_error_that_names_the_key(whole, micro_config, cha
 
 def test_a_folder_that_is_no_run_is_left_alone(micro_config, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no run"):
+    with pytest.raises(UserError, match="is not empty and contains no run"):
         Runner(micro_config(), tmp_path)
     with pytest.raises(UserError, match="is a file"):
         Runner(micro_config(), tmp_path / "notes.txt")

@@ -54,8 +54,8 @@ def test_explored_episodes_of_another_tokenizer_or_config_are_refused(spa_base, 
     found = spa_base.exploration.metadata
     for number, (changes, words) in enumerate(
         (
-            ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', this run has '{found['tokenizer']}'"),
-            ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, this run has 1.0"),
+            ({"tokenizer": "0123456789abcdef"}, f"tokenizer = '0123456789abcdef', but this run has '{found['tokenizer']}'"),
+            ({"tokenizer": found["tokenizer"], "rollout.temperature": 0.5}, "rollout.temperature = 0.5, but this run has 1.0"),
         )
     ):
         edit_metadata(other, **changes)
@@ -96,17 +96,17 @@ def test_an_unfinished_exploration_is_not_taken(spa_base, config, tmp_path):
 
 def test_a_supervised_policy_that_is_not_there_is_named(spa_base, config, tmp_path):
     message = error(lambda: Runner(config({"stages.sft": str(tmp_path / "nowhere")}), tmp_path / "run"))
-    assert "nowhere' holds no tokenizer: give the workdir of a run whose stage sft is finished" in message
+    assert "nowhere' has no folder tokenizer: set it to the workdir of a run whose stage sft is finished" in message
     other = copy_of(spa_base, tmp_path)
     message = error(lambda: Runner(config({"stages.sft": str(other)}), tmp_path / "second"))
-    assert f"the sft stage in {str(other)!r} is not finished: run it there with --stage=sft first." in message
+    assert f"the sft stage in {str(other)!r} is not finished: first run it there with --stage=sft." in message
     message = error(lambda: Runner(config({"sft.updates": 7}, "sft"), tmp_path / "third"))
-    assert "was made with sft.updates = 100, this run has 7" in message
+    assert "was made with sft.updates = 100, but this run has 7" in message
 
 
 def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp_path):
     message = error(lambda: Runner(config({"estimator.learning_rate": 1.0}, "sft", "estimator"), tmp_path / "first"))
-    assert "the estimator stage in" in message and "was made with estimator.learning_rate = 0.0003, this run has 1.0" in message
+    assert "the estimator stage in" in message and "was made with estimator.learning_rate = 0.0003, but this run has 1.0" in message
     # Facts that agree by hand, so that the shapes are what differs.
     other = copy_of(spa_base, tmp_path, "stages")
     path = StageOutput(other, "estimator").folder / "facts.json"
@@ -128,7 +128,7 @@ def test_an_estimator_of_another_config_or_size_is_refused(spa_base, config, tmp
 def test_outcomes_beyond_one_are_named_before_the_estimator_trains(spa_base, config, tmp_path):
     runner = Runner(config({"credit.outcome": "return"}, "sft", "exploration"), tmp_path / "run")
     message = error(runner.run)
-    assert "outcomes lie in [-" in message and "set credit.outcome=success, or a credit.outcome_scale" in message
+    assert "outcomes range from -" in message and "set credit.outcome=success, or choose credit.outcome_scale" in message
     again = Runner(config({}, "sft", "exploration"), tmp_path / "run")  # it may still be put right: the stage has not begun
     again.run()
     assert again.finished

@@ -212,11 +212,11 @@ def test_what_trains_may_change_until_it_has_begun_and_what_is_made_may_not(spa_
         ({"estimator.epochs": 3}, "estimator.epochs: 2 -> 3"),
         ({"rollout.temperature": 0.5}, "rollout.temperature: 1.0 -> 0.5"),
     ):
-        with pytest.raises(UserError, match="holds a run with another config") as caught:
+        with pytest.raises(UserError, match="contains a run with another config") as caught:
             Runner(spa_config(shared | changes | {"policy.learning_rate": 2e-3}), tmp_path / "run")
         assert words in str(caught.value) and "policy.learning_rate" not in str(caught.value)
         assert (tmp_path / "run" / "config.json").read_bytes() == held
-    with pytest.raises(UserError, match="made with progress_options = .*'sum of the episode'.*, this run has .*'return of each"):
+    with pytest.raises(UserError, match="made with progress_options = .*'sum of the episode'.*, but this run has .*'return of each"):
         Runner(spa_config(shared | {"credit.method": "rudder"}), tmp_path / "run")
     changed = shared | {"policy.learning_rate": 2e-3, "credit.options.beta": 0.1, "train.env_steps": 100}
     Runner(spa_config(changed), tmp_path / "run").run()

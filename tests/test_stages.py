@@ -81,9 +81,9 @@ def test_taking_a_fingerprint_reads_no_key(spa_config):
 def test_the_first_difference_is_named_with_both_values():
     check({"a": 1, "b": [2]}, {"b": [2], "a": 1}, "it")
     for found, expected, words in (
-        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "it was made with b = 2, this run has 3: give the same value, or make that"),
-        ({"a": 1}, {"a": 1, "z": "new"}, "it was made with z = '(absent)', this run has 'new'"),
-        ({"a": 1, "c": 0}, {"a": 1}, "it was made with c = 0, this run has '(absent)'"),
+        ({"a": 1, "b": 2}, {"a": 1, "b": 3}, "it was made with b = 2, but this run has 3: set the same value, or run that stage"),
+        ({"a": 1}, {"a": 1, "z": "new"}, "it was made with z = '(absent)', but this run has 'new'"),
+        ({"a": 1, "c": 0}, {"a": 1}, "it was made with c = 0, but this run has '(absent)'"),
     ):
         with pytest.raises(UserError) as caught:
             check(found, expected, "it")
@@ -91,7 +91,10 @@ def test_the_first_difference_is_named_with_both_values():
 
 
 def test_a_key_that_an_earlier_version_did_not_note_is_said_to_be_that():
-    with pytest.raises(UserError, match="made with model.system = '.absent.', this run has ''; an earlier version may have made it"):
+    with pytest.raises(
+        UserError,
+        match="made with model.system = '.absent.', but this run has '' .an earlier version, which did not record this key, may have made it",
+    ):
         check({"seed": 0}, {"seed": 0, "model.system": ""}, "it")
 
 
@@ -103,10 +106,18 @@ FIT = {"left out": 0, "max_prompt_tokens": 10, "max_answer_tokens": 2, "conversa
     [
         ({}, {}, None),
         (FIT, {}, None),
-        (FIT, {"max_prompt_tokens": 9}, "demonstrations of up to 10 tokens where this run's rollout.max_prompt_tokens = 9 leaves some out"),
-        (FIT, {"max_row_tokens": 13}, "up to 12 tokens where this run's rollout.max_row_tokens - rollout.max_answer_tokens = 11 leaves"),
+        (FIT, {"max_prompt_tokens": 9}, "demonstrations that need rollout.max_prompt_tokens of at least 10, but this run has 9: raise it"),
+        (
+            FIT,
+            {"max_row_tokens": 13},
+            "need rollout.max_row_tokens - rollout.max_answer_tokens of at least 12, but this run has 11: raise it",
+        ),
         (FIT | {"left out": 3, "max_prompt_tokens": 18, "conversation": 18}, {}, None),
-        (FIT | {"left out": 3, "conversation": 18}, {}, "left out or cut 3 demonstrations to fit rollout.max_prompt_tokens = 10; this run"),
+        (
+            FIT | {"left out": 3, "conversation": 18},
+            {},
+            "left out or cut 3 demonstrations to fit rollout.max_prompt_tokens = 10, but this run",
+        ),
     ],
 )
 def test_a_warm_start_on_other_demonstrations_is_refused(spa_config, fit, limits, words):
@@ -173,7 +184,7 @@ def one_error(output, facts=FACTS, width=4):
 
 
 def test_a_stage_that_is_not_finished_says_how_to_finish_it(output):
-    assert "is not finished: run it there with --stage=estimator first." in one_error(output)
+    assert "is not finished: first run it there with --stage=estimator." in one_error(output)
     output.save(parameters(), FACTS, {})
     (output.folder / "facts.json").unlink()  # killed before the stage was finished
     assert not output.exists and "is not finished" in one_error(output)
@@ -182,7 +193,7 @@ def test_a_stage_that_is_not_finished_says_how_to_finish_it(output):
 def test_a_stage_of_another_config_names_the_key_and_both_values(output):
     output.save(parameters(), FACTS, {})
     message = one_error(output, {**FACTS, "model.preset": "small"})
-    assert "was made with model.preset = 'tiny', this run has 'small'" in message
+    assert "was made with model.preset = 'tiny', but this run has 'small'" in message
 
 
 def test_a_stage_of_another_size_names_the_array_and_both_shapes(output):

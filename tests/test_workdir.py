@@ -107,7 +107,7 @@ def test_a_workdir_that_has_not_begun_does_not_take_over_checkpoints(micro_confi
     claimed(micro_config(), tmp_path / "run")
     (tmp_path / "disk" / "7").mkdir(parents=True)
     message = refused(micro_config({"checkpoint.folder": str(tmp_path / "disk")}), tmp_path / "run")
-    assert "holds the checkpoints of a run" in message
+    assert "contains checkpoints, but no run has begun in" in message
 
 
 def test_another_workdir_s_own_checkpoints_are_not_a_checkpoint_folder(micro_config, tmp_path):
@@ -136,7 +136,7 @@ def test_what_is_said_to_the_model_may_not_change_once_there_are_demonstrations(
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     message = refused(config, tmp_path / "run")
-    assert "holds a run with another config" in message and key in message
+    assert "contains a run with another config" in message and key in message
 
 
 def test_a_model_folder_may_move_since_its_content_is_what_counts(micro_config, tmp_path):
@@ -156,7 +156,9 @@ def test_what_has_been_borrowed_may_not_be_exchanged(micro_config, tmp_path, key
 
 def test_a_run_without_its_checkpoints_is_not_begun_again(micro_config, tmp_path):
     workdir.check_not_lost(tmp_path, micro_config(), {"sft"})  # what a kill can leave
-    with pytest.raises(UserError, match="has begun sft, train, but there is no checkpoint in .*put the checkpoints back, or give a new"):
+    with pytest.raises(
+        UserError, match="has begun the stages sft, train, but there is no checkpoint in .*put the checkpoints back, or give a new"
+    ):
         workdir.check_not_lost(tmp_path, micro_config(), {"sft", "train"})
 
 
@@ -230,7 +232,7 @@ def test_a_link_to_a_name_that_cannot_be_used_is_refused_with_its_target(tmp_pat
 def test_who_only_reads_makes_nothing_that_is_missing(micro_config, tmp_path):
     from stepreward.training.evaluate import _check_whole
 
-    with pytest.raises(UserError, match="has lost its folder tokenizer and demonstrations: train.py makes it again"):
+    with pytest.raises(UserError, match="lacks the folder tokenizer and demonstrations: resume the run with train.py to make it again"):
         _check_whole(micro_config(), tmp_path)
     for name in ("tokenizer", "demonstrations"):
         (tmp_path / name).mkdir()

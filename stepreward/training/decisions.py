@@ -108,8 +108,8 @@ def check_inputs(found: dict[str, Any], expected: dict[str, Any], begun: Iterabl
     for name, stage in identity.DECIDED_FROM.items():
         if position(stage) <= last and found.get(name) != expected.get(name):
             raise UserError(
-                f"{name}: {where} was made with {found.get(name, '(none)')}, this run has {expected.get(name, '(none)')}: the content has "
-                "changed since. Put it back, or give another --workdir."
+                f"{name}: {where} was made with {found.get(name, '(none)')}, but this run has "
+                f"{expected.get(name, '(none)')}: the content has changed since. Put it back, or give another --workdir."
             )
 
 

@@ -1,4 +1,4 @@
-"""Evaluation of a workdir's checkpoint, with the rollout that it was trained with."""
+"""Evaluates a checkpoint of a workdir, with the same rollout settings as in training."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ _GROUPS = ("environment", "model", "lora", "mesh", "rollout", "sft", "credit", "
 
 @dataclasses.dataclass
 class Played:
-    """A checkpoint's model.
+    """A model loaded from a checkpoint.
 
     Attributes:
-      config: of the run.
-      parts: of the run.
-      model, params: the backbone, and the parameters of a decoder on it.
-      path: the Hugging Face model that it began as, as the config names it; "" for one from random weights.
-      step, counters: which checkpoint it is.
+      config: the run's config.
+      parts: the run's parts.
+      model, params: the backbone, and the parameters of its decoder.
+      path: the Hugging Face model that training started from, as named in the config; "" for random weights.
+      step: the tick of the checkpoint.
+      counters: the run's counters in the checkpoint.
     """
 
     config: ConfigDict
@@ -50,16 +51,20 @@ class Played:
 
 
 def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played:
-    """Reads a run's policy, PRM or initial policy from a checkpoint, the latest unless named.
+    """Loads a run's policy, PRM or initial policy from a checkpoint.
+
+    Args:
+      step: the tick of the checkpoint; None takes the latest.
+      which: "policy", "prm" or "initial".
 
     Raises:
-      UserError, FileNotFoundError, ValueError: the workdir or checkpoint is wrong; one line says how.
+      UserError, FileNotFoundError, ValueError: the workdir or checkpoint is missing, incomplete or lacks this model.
     """
     workdir = Path(workdir)
     if not workdir.is_dir():
         raise UserError(f"no workdir {str(workdir)!r}: give the folder that train.py wrote")
     if not (workdir / "config.json").is_file():
-        raise UserError(f"{str(workdir)!r} is not the workdir of a run: it holds no config.json")
+        raise UserError(f"{str(workdir)!r} is not the workdir of a run: it has no config.json")
     use_compilation_cache()
     processes.initialize()
     config = load_config(workdir / "config.json")
@@ -76,9 +81,9 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     learner = Learner(config, parts, jax.random.key(config.seed))
     facts = checkpoints.counters(step) if step in (None, *checkpoints.steps()) else None
     start = lambda: decisions.read_start(config, workdir, learner.start)
-    if facts is not None:  # a missing one is found, and named, below
+    if facts is not None:  # `restore` below reports a missing checkpoint
         stages = decisions.reached(Counters.read(facts).stage)
-        if which == "initial" and not learner.needs_initial:  # then checkpoints do not repeat what the warm start left behind
+        if which == "initial" and not learner.needs_initial:  # then the initial policy is only in the warm start's output
             learner.take(start())
             learner.reach(stages, lambda: learner.policy.params)
             step = checkpoints.steps()[-1] if step is None else step
@@ -94,18 +99,27 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
 
 
 def _check_whole(c, workdir: Path) -> None:
-    """Raises a UserError when something is missing that a run makes and everybody else only reads."""
+    """Raises a UserError if the workdir lacks a folder that only a run makes."""
     needed = {"tokenizer": not c.model.path, "demonstrations": not c.model.path or c.sft.updates}
     absent = [name for name, wanted in needed.items() if wanted and not (workdir / name).is_dir()]
     if absent:
-        raise UserError(f"workdir {str(workdir)!r} has lost its folder {' and '.join(absent)}: train.py makes it again.")
+        raise UserError(f"workdir {str(workdir)!r} lacks the folder {' and '.join(absent)}: resume the run with train.py to make it again.")
 
 
 def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which: str, seed: int) -> int:
-    """Plays `episodes` held-out episodes with a checkpoint's parameters and prints success with its 95 % interval.
+    """Plays `episodes` held-out episodes with a checkpoint's model and prints the success rate with its 95 % interval.
+
+    Args:
+      step: the tick of the checkpoint; None takes the latest.
+      which: "policy", "prm" or "initial".
+      seed: the seed of the sampled answers; it does not change the tasks.
+
+    Returns:
+      The exit code: 0.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: the workdir, checkpoint or number is wrong; one line says how.
+      UserError, FileNotFoundError, ValueError: an argument is out of range, the workdir or checkpoint cannot be used, or every
+        environment failed.
     """
     if episodes < 1:
         raise UserError(f"--episodes={episodes}: give at least 1")
@@ -135,19 +149,19 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     print(f"score       {found['score']:.3f}")
     print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")
     if len(good) < len(played):
-        print(f"failed      {len(played) - len(good)} environments; their episodes are left out")
+        print(f"failed      {len(played) - len(good)} environments, whose episodes are not counted")
     cut = lost(good)
     for name, key in (("too long", TOO_LONG), ("row full", ROW_FULL)):
         if key in cut:
-            print(f"{name:<11} {cut[key]:.0f} episodes ended early for it; see the warning")
+            print(f"{name:<11} {cut[key]:.0f} episodes ended early for this reason; see the warning")
     if "observations_cut" in cut:
-        print(f"cut         {cut['observations_cut']:.0f} prompts, whose observations did not fit")
+        print(f"cut         {cut['observations_cut']:.0f} prompts have observations that were cut to fit")
     print(f"time        {time.monotonic() - started:.1f} s")
     return 0
 
 
 def _template(which: str, learner: Learner) -> tuple[Backbone, dict]:
-    """Whose passes they are, and where the decoder's parameters lie in a checkpoint."""
+    """Returns the model, and the tree that restores only its decoder's parameters from a checkpoint."""
     policy = decoder_of(learner.policy.params)
     if which == "policy":
         headed = policy is not learner.policy.params

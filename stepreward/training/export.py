@@ -1,4 +1,4 @@
-"""A run's model as a Hugging Face folder."""
+"""Exports a run's model as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -20,29 +20,34 @@ from stepreward.training import backbones
 from stepreward.training.evaluate import Played, load_checkpoint
 
 _log = logging.getLogger(__name__)
-_BASE = "base"  # the folder beside adapters that holds the weights they were trained on
-_LOST, _NOISE = 0.05, 0.5  # of the adapters' change: what rounding may take or add without a warning
+_BASE = "base"  # the subfolder for the weights on which exported adapters were trained
+_LOST, _NOISE = 0.05, 0.5  # shares of the adapters' change that rounding may remove or add without a warning
 
 
 def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which: str, adapters: bool, dtype: str) -> int:
-    """Writes a checkpoint's model to the folder `out`, with its tokenizer, chat template and sampling settings beside it.
+    """Writes a checkpoint's model to the folder `out`, with its tokenizer, chat template and sampling settings.
 
-    The template has the run's system message, thinking mode and date as its defaults, and `generation_config.json` the run's
-    temperature, truncation and end tokens: loaded without further settings, the model is spoken to and sampled as in the run.
+    The template has the run's system message, thinking mode and date as defaults, and `generation_config.json` the run's temperature,
+    truncation and end tokens. A program that loads the folder with default settings therefore prompts and samples as the run did.
 
     Args:
-      adapters: write the adapters alone, as PEFT reads them, and the weights that they sit on beside them (`out/base`) where these
-        are not the published ones; else a whole model, with adapters merged.
-      dtype: of the tensors that were trained; "" keeps that of the parameters. Merged weights are added in float32 and rounded once:
-        a warning says how much of a small update that takes away.
+      step: the tick of the checkpoint; None takes the latest.
+      which: "policy", "prm" or "initial".
+      adapters: True writes only the adapters, in PEFT's format, and their base weights to `out/base` unless those are published. False
+        writes a whole model, with adapters merged.
+      dtype: dtype of the trained tensors; "" keeps the parameters' dtype. Merged weights are added in float32 and rounded once; a warning
+        is logged if rounding removes a large part of the update.
+
+    Returns:
+      The exit code: 0.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: one line says what is wrong.
+      UserError, FileNotFoundError, ValueError: the workdir, checkpoint, dtype or folder `out` cannot be used.
     """
     from stepreward.models.hugging_face_save import save_pretrained
 
     found = load_checkpoint(workdir, step, which)
-    found.parts.collector.pool.close()  # nothing is played here
+    found.parts.collector.pool.close()  # an export plays nothing
     c, kind = found.config, dtype_of(dtype) if dtype else None
     source = backbones.find_model(found.path, c.model.download)
     words = backbones.find_model(c.model.path, c.model.download) or Path(workdir) / "tokenizer"
@@ -65,8 +70,8 @@ def _export_adapters(found: Played, out, source: Path | None, words: Path, dtype
 
     model = found.model
     if model.base is None:
-        reason = "no adapters (lora.rank=0)" if not found.config.lora.rank else "no adapters yet: its warm start trains whole weights"
-        raise UserError(f"checkpoint {found.step} has {reason}: leave out --adapters")
+        reason = "lora.rank=0" if not found.config.lora.rank else "its warm start trains whole weights"
+        raise UserError(f"checkpoint {found.step} has no adapters ({reason}): leave out --adapters")
     plain = dataclasses.replace(model.config, lora=None)
     published = source is not None and holds(source, plain, model.base)
     name, revision = _published(found.path, source) if published else (os.path.abspath(os.path.join(out, _BASE)), None)
@@ -82,14 +87,14 @@ def _export_adapters(found: Played, out, source: Path | None, words: Path, dtype
 
 
 def _published(path: str, source: Path) -> tuple[str, str | None]:
-    """How an adapter folder names a base that was found as `model.path`, and its revision: true from every folder."""
+    """Returns the base's name for an adapter folder (a hub name or an absolute path), and its revision if it is from the hub."""
     if Path(path).is_dir():
         return os.path.abspath(path), None
     return path, source.name if source.parent.name == "snapshots" else None
 
 
 def _merged(found: Played, dtype) -> Any:
-    """The base with the adapters in it, rounded once."""
+    """Returns the base with merged adapters, rounded once."""
     model = found.model
     kind = dtype or model.config.compute_dtype
 
@@ -101,8 +106,8 @@ def _merged(found: Played, dtype) -> Any:
     whole, share, noise = merge(model.base, found.params)
     if (share < 1 - _LOST or noise > _NOISE) and jax.process_index() == 0:
         _log.warning(
-            "rounded to %s, the weights keep %.0f %% of the adapters' change, with rounding errors of %.0f %% of its size: "
-            "export with --dtype=float32, or the adapters alone with --adapters",
+            "rounded to %s, the merged weights keep %.0f %% of the adapters' change, with rounding errors of %.0f %% of its size: "
+            "export with --dtype=float32, or export only the adapters with --adapters",
             jax.numpy.dtype(kind).name,
             100 * share,
             100 * noise,
@@ -111,7 +116,7 @@ def _merged(found: Played, dtype) -> Any:
 
 
 def _chat_template(found: Played) -> str | None:
-    """The template of the run's conversations; None where the tokenizer's own says the same."""
+    """Returns the chat template with the run's settings as defaults; None if the tokenizer's own template needs no change."""
     chat, settings = found.parts.chat, found.config.model
     if not isinstance(chat, TemplateChat):
         return None
@@ -121,7 +126,7 @@ def _chat_template(found: Played) -> str | None:
 
 
 def _sampling(found: Played) -> dict[str, Any]:
-    """How the run samples, under the keys of `generation_config.json`."""
+    """Returns the run's sampling settings, under the keys of `generation_config.json`."""
     rollout, chat = found.config.rollout, found.parts.chat
     draws = {"do_sample": True, "temperature": rollout.temperature, "top_k": rollout.top_k, "top_p": rollout.top_p}
     ends = [int(token) for token in chat.stop_ids]

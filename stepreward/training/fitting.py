@@ -1,11 +1,11 @@
-"""Fits a published model's preset to the devices that a run finds.
+"""Adapts the preset of a published model to the available devices.
 
-A preset names in `mesh.fit` the keys that are left to the run. `settle` chooses them: the mesh (all devices), whole weights where they fit
-and adapters on frozen ones where they do not, the rows of a pass and of a rollout. A key that the user sets is not among them, and is
-never changed. The config with the chosen values is what the run saves, and what it resumes with.
+`mesh.fit` of a preset lists the keys that the run may choose. `settle` chooses them: a mesh of all devices, whole weights if they fit and
+adapters on frozen weights otherwise, the rows of a pass and of a rollout. A key that the user sets is never changed. The run saves the
+config with the chosen values, and resumes with it.
 
-Memory is estimated, not measured. What models and optimizers keep is exact, for it follows from shapes. What a pass needs besides is a
-formula (`Needs`) that was fitted to programs as the TPU compiler compiled them (docs/tpu.md).
+Memory is estimated, not measured. The memory of models and optimizers follows exactly from their shapes. The memory of a pass is a formula
+(`Needs`) that was fitted to programs compiled by the TPU compiler (docs/tpu.md).
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from stepreward.training.learner import Learner
 from stepreward.training.minibatches import round_up
 
 GIB = 2**30
-RANK = 16  # of adapters that are trained because whole weights do not fit
-ADAPTER_RATE = 10.0  # times the learning rate of whole weights (Schulman et al., "LoRA Without Regret", 2025)
+RANK = 16  # rank of the adapters that are trained if whole weights do not fit
+ADAPTER_RATE = 10.0  # learning rate of adapters relative to that of whole weights (Schulman et al., "LoRA Without Regret", 2025)
 USABLE = 0.92  # share of a device's memory that the estimate may fill
-_PER_DEVICE = (8, 4, 2, 1)  # rows of one pass
-_MOST_DEVICES = 1024  # that an error proposes
+_PER_DEVICE = (8, 4, 2, 1)  # rows per device in one pass, in order of preference
+_MOST_DEVICES = 1024  # the largest number of devices that an error message suggests
 
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """What a run finds.
+    """The devices of a run.
 
     Attributes:
       count: number of devices.
-      memory: bytes that a program can have of each; infinite where nothing states a limit.
-      name: what to call them.
+      memory: bytes of each device that a program can use; infinite if no limit is known.
+      name: the kind of device, for messages.
     """
 
     count: int
@@ -52,30 +52,31 @@ class Devices:
     name: str
 
     def __str__(self) -> str:
-        limit = "" if math.isinf(self.memory) else f" of {self.memory / GIB:.2f} GiB"
-        return f"{self.name}: {self.count} device{'s' if self.count > 1 else ''}{limit}"
+        limit = "" if math.isinf(self.memory) else f", {self.memory / GIB:.2f} GiB each"
+        return f"{self.count} device{'s' if self.count > 1 else ''} ({self.name}{limit})"
 
 
 def devices_here() -> Devices:
-    """The devices of this job, in all its processes; the smallest memory counts."""
+    """Returns the devices of all processes of this job; `memory` is that of the smallest device."""
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     limits = [found["bytes_limit"] if found.get("bytes_limit") else math.inf for found in stats]
     return Devices(jax.device_count(), min(processes.gather_objects(min(limits))), jax.devices()[0].device_kind)
 
 
 def settle(config, workdir: str | Path, devices: Devices | None = None):
-    """The config that a run goes by: with the values that it began with, or else with those chosen for these devices.
+    """Fills in the keys that the config leaves to the run: from the saved config of a run that has begun, else for these devices.
 
     Args:
       config: see `configs/`; tracked or not.
-      workdir: folder of the run, which need not exist.
-      devices: None: those of this job.
+      workdir: the run's folder, which need not exist.
+      devices: the devices to fit; None takes those of this job.
 
     Returns:
-      The config, and one line that says what was chosen and why ("": nothing was).
+      The config, and one line that says what was chosen and why ("" if nothing was chosen).
 
     Raises:
-      UserError: nothing that may be chosen fits; the line says what would.
+      UserError: no allowed choice fits; the message says what would.
+      ValueError: a number of rows that the user set is not a multiple of mesh.data × mesh.fsdp.
     """
     if not config.mesh.fit:
         return config, ""
@@ -90,22 +91,22 @@ def settle(config, workdir: str | Path, devices: Devices | None = None):
 
 
 def open_keys(c) -> list[str]:
-    """The keys that are left to the run: those of `mesh.fit` that still have the values with which it names them."""
+    """Returns the keys that the run may choose: those of `mesh.fit` whose values have not been changed from the ones listed there."""
     values = leaves(c)
     named = [(entry, values.get(entry)) if isinstance(entry, str) else entry for entry in c.mesh.fit]
     return [key for key, value in named if key in values and values[key] == value]
 
 
 def fit(c, devices: Devices):
-    """The config with every open key chosen for these devices, and the line that says so.
+    """Returns the config with every open key chosen for these devices, and a line that says what was chosen.
 
     Raises:
-      UserError, ValueError: what the config fixes does not fit them; the line says what would.
+      UserError, ValueError: the fixed keys do not fit the devices; the message says what would.
     """
     left, given = open_keys(c), c
     c = _on_mesh(c, devices.count, left)
     parts = c.mesh.data * c.mesh.fsdp
-    if c.mesh.data < 1 or parts * c.mesh.tensor > devices.count:  # setup.check says what is wrong with it
+    if c.mesh.data < 1 or parts * c.mesh.tensor > devices.count:  # `setup.check` reports the wrong mesh
         return _with(c, {}, closed=True), ""
     fixed = {
         name: value
@@ -115,8 +116,8 @@ def fit(c, devices: Devices):
     for name, value in fixed.items():
         if value % parts:
             raise ValueError(
-                f"{name}={value} must be a multiple of mesh.data × mesh.fsdp = {parts} ({devices}): give {round_up(value, parts)}, or "
-                "leave it out, and the run chooses it."
+                f"{name}={value} must be a multiple of mesh.data × mesh.fsdp = {parts} on {devices}: set it to "
+                f"{round_up(value, parts)}, or leave it out and let the run choose it."
             )
     refused = []
     for way in _ways(c, left):
@@ -130,30 +131,33 @@ def fit(c, devices: Devices):
 
 
 def on_fewer_devices(c):
-    """A saved config whose mesh has more devices than this job, on the mesh of those that are there; any other as it is.
+    """Shrinks the mesh of a saved config to the devices of this job if it has more of them.
 
-    What plays or writes a model needs no particular mesh. A line for the user comes with it, or "".
+    Playing or exporting a model does not depend on the mesh.
+
+    Returns:
+      The config, and a line that tells the user of the change ("" if nothing changed).
     """
     count, wanted = jax.device_count(), max(c.mesh.data, 1) * c.mesh.fsdp * c.mesh.tensor
     if wanted <= count:
         return c, ""
     changes = {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1}
     changes |= {key: round_up(leaves(c)[key], count) for key in ("rollout.max_rows", "train.chunk_rows")}
-    return _with(c, changes), f"the run's mesh has {wanted} devices; here it is spread over {count}"
+    return _with(c, changes), f"the run's mesh has {wanted} devices; this job uses {count}"
 
 
-# --- What a config needs of a device ---
+# --- The memory that a config needs ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """Bytes of one device; rows are those of one device.
+    """Memory of one device, in bytes; numbers of rows are per device.
 
     Attributes:
-      update: kept and needed by the largest update, activations apart.
-      play: kept and needed by a rollout, what its rows need apart.
-      row_update: activations of a row in a forward and backward pass.
-      row_play: key/value cache, its copy, and the prompt's activations of a conversation.
+      update: all models and optimizers, and the largest update without its activations.
+      play: all models and optimizers, and a rollout without its rows.
+      row_update: the activations of a row in a forward and backward pass.
+      row_play: the key/value cache of a conversation, its copy, and the activations of the prompt.
     """
 
     update: float
@@ -169,7 +173,7 @@ class Needs:
 
     @classmethod
     def of(cls, c) -> Needs:
-        """Of a config with a mesh. Its rows play no part."""
+        """Computes the needs of a config with a mesh. They do not depend on its numbers of rows."""
         c = without_folders(c)
         mesh = _abstract_mesh(c)
         rows = {"rollout.max_rows": c.mesh.data * c.mesh.fsdp, "train.chunk_rows": c.mesh.data * c.mesh.fsdp}
@@ -200,19 +204,19 @@ class Needs:
 
 
 def _token_bytes(shape, byte: int) -> float:
-    """Activations that a backward pass keeps of one token: the input of every layer, and the inside of one, or of all without remat."""
+    """Bytes per token that a backward pass keeps: every layer's input, and the inner activations of one layer (all without remat)."""
     inside = (6 * shape.mlp_dim + 8 * shape.embed_dim) * byte
     return shape.num_layers * shape.embed_dim * byte + inside * (1 if shape.remat == "layer" else shape.num_layers)
 
 
 def _layer_weights(shape) -> float:
-    """Parameters of one layer's matrices."""
+    """Number of parameters in one layer's matrices."""
     attention = 2 * shape.embed_dim * (shape.num_heads + shape.num_kv_heads) * shape.head_dim
     return attention + 3 * shape.embed_dim * shape.mlp_dim
 
 
 def _numbers(tree, byte: int):
-    """The same shapes in numbers of `byte` bytes: a rollout's copy of the weights is in the compute dtype."""
+    """The tree in a dtype of `byte` bytes: a rollout copies the weights in the compute dtype."""
     dtype = jnp.bfloat16 if byte == 2 else jnp.float32
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding), tree)
 
@@ -221,11 +225,11 @@ def _abstract_mesh(c) -> AbstractMesh:
     return AbstractMesh((c.mesh.data, c.mesh.fsdp, c.mesh.tensor), parallel.MESH_AXES)
 
 
-# --- What is chosen ---
+# --- The choices ---
 
 
 def _on_mesh(c, count: int, left: list[str]):
-    """The config with the whole mesh in numbers: open axes take all devices, the parameters' axis as far as it divides the weights."""
+    """Returns the config with an explicit mesh: open axes use all devices, `fsdp` as many of them as divide the model's width."""
     data, fsdp, tensor = c.mesh.data, c.mesh.fsdp, c.mesh.tensor
     free = count // max(1, tensor * (1 if "mesh.data" in left or data < 1 else data) * (1 if "mesh.fsdp" in left else fsdp))
     if "mesh.fsdp" in left and data > 0:
@@ -240,13 +244,13 @@ def _on_mesh(c, count: int, left: list[str]):
 
 
 def _width(c) -> int:
-    """The width of the model, which weights are split along."""
+    """The embedding width of the model, along which its weights are sharded."""
     one = _with(c, {"mesh.data": 1, "mesh.fsdp": 1, "mesh.tensor": 1})
     return abstract_parts(without_folders(one), _abstract_mesh(one), 256, reads_images=False).model_config.embed_dim
 
 
 def _ways(c, left: list[str]):
-    """What may be trained, the first choice first: what the config says, then adapters, in the warm start too."""
+    """Yields the variants to try, in order of preference: the config as it is, then with adapters (in the warm start too)."""
     changes = [{}]
     if "lora.rank" in left and not c.lora.rank:
         changes.append({"lora.rank": RANK, "lora.sft": True} if "lora.sft" in left else {"lora.rank": RANK})
@@ -257,7 +261,7 @@ def _ways(c, left: list[str]):
 
 
 def _with_rates(c, left: list[str]):
-    """Learning rates that nobody stated, raised where adapters learn."""
+    """Raises the learning rates that the user has not set, if adapters are trained."""
     if not c.lora.rank:
         return c
     values, groups = leaves(c), ("sft", "prm", "policy") if c.lora.sft else ("prm", "policy")
@@ -266,7 +270,7 @@ def _with_rates(c, left: list[str]):
 
 
 def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
-    """Rows of a pass and of a rollout that fit, as many as the preset has or more; None where none fit."""
+    """Returns the numbers of rows of a pass and of a rollout that fit, the first of the candidates; None if none fit."""
     parts = c.mesh.data * c.mesh.fsdp
     passes, plays = [c.train.chunk_rows], [c.rollout.max_rows]
     if "train.chunk_rows" in left:
@@ -289,7 +293,7 @@ def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
 
 
 def _with(c, changes: dict, closed: bool = False):
-    """A copy of a config with some keys changed; closed: with nothing left to choose."""
+    """Returns a copy of a config with some keys changed; `closed` empties its `mesh.fit`."""
     changed = c.copy_and_resolve_references()
     with changed.unlocked():
         changed.update_from_flattened_dict(changes | ({"mesh.fit": ()} if closed else {}))
@@ -297,13 +301,13 @@ def _with(c, changes: dict, closed: bool = False):
 
 
 def _saved(workdir) -> dict | None:
-    """The config of a run that began in a folder, by dotted key."""
+    """Returns the saved config of the run in a folder, by dotted key; None if there is none."""
     path = Path(workdir or "", "config.json")
-    return leaves(load_config(path)) if workdir and os.path.isfile(path) else None  # False for a name that no file system takes
+    return leaves(load_config(path)) if workdir and os.path.isfile(path) else None  # False also for an invalid file name
 
 
 def _like_borrowed(c, saved: dict | None):
-    """A warm start that is taken from another run is trained as it was there."""
+    """Copies from a borrowed warm start's config the open keys that it was trained with."""
     if saved is None:
         return c
     taken = ["lora.sft", "sft.learning_rate"] + ["lora.rank"] * bool(saved.get("lora.sft"))
@@ -312,7 +316,7 @@ def _like_borrowed(c, saved: dict | None):
     return _with(c, taken | {"mesh.fit": fit})
 
 
-# --- What is said ---
+# --- Messages ---
 
 
 def _gib(size: float) -> str:
@@ -320,7 +324,7 @@ def _gib(size: float) -> str:
 
 
 def _least(c, needs: Needs) -> float:
-    """Bytes with as few rows as the mesh allows."""
+    """Bytes needed with the smallest number of rows."""
     return max(needs.updating(1), needs.playing(1))
 
 
@@ -337,25 +341,25 @@ def _said(before, chosen, left: list[str], refused, needs: Needs, devices: Devic
     if math.isinf(devices.memory):
         return line
     need = max(needs.updating(chosen.train.chunk_rows // parts), needs.playing(chosen.rollout.max_rows // parts))
-    line += f"; about {_gib(need)} GiB a device"
+    line += f"; estimated memory {_gib(need)} GiB per device"
     why = [f"{_trained(way)} would need about {_gib(_least(way, found))} GiB" for way, found in refused]
-    return line + (f", {' and '.join(why)}: {_trained(chosen)} are trained" if why else "")
+    return line + (f"; {' and '.join(why)}, so {_trained(chosen)} are trained" if why else "")
 
 
 def _refusal(c, left: list[str], refused, devices: Devices) -> str:
     way, needs = refused[-1]
-    line = f"{c.model.preset} with {_trained(way)} needs about {_gib(_least(way, needs))} GiB a device, more than there is ({devices})"
+    line = f"{c.model.preset} with {_trained(way)} needs about {_gib(_least(way, needs))} GiB per device, but the run has {devices}"
     better = list(_would_fit(way, left, devices))
-    return f"{line}; {'; '.join(better) or 'a smaller model is needed'}."
+    return f"{line}; {'; '.join(better) or 'use a smaller model'}."
 
 
 def _would_fit(c, left: list[str], devices: Devices):
-    """Changes that would make it fit."""
+    """Yields changes to the config or the devices with which it would fit."""
     rows = [key for key in ("rollout.max_rows", "train.chunk_rows") if key not in left]
     fits = lambda c, more: _rows(c, Needs.of(c), devices.memory, [*left, *more]) is not None
     adapters = _with(c, {"lora.rank": c.lora.rank or RANK, "lora.sft": True})
     if rows and fits(c, rows):
-        yield f"leave out {' and '.join(rows)}, and the run chooses rows that fit"
+        yield f"leave out {' and '.join(rows)}: the run then chooses numbers of rows that fit"
         return
     if not (c.lora.rank and c.lora.sft) and fits(adapters, rows):
         yield f"adapters would fit (--config.lora.rank={adapters.lora.rank} --config.lora.sft=True)"
@@ -364,7 +368,7 @@ def _would_fit(c, left: list[str], devices: Devices):
             break
         larger = _on_mesh(c, count, left)
         if fits(larger, rows):
-            yield f"{count} such devices would hold it"
+            yield f"{count} such devices would suffice"
             break
     size = lambda name: _parameters(presets.PUBLISHED[name])
     if c.model.preset in MODELS and not c.prm.preset:

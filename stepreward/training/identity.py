@@ -1,8 +1,7 @@
-"""What a run reads from outside its config, as short digests: the model folder, the environment's data, the words around it.
+"""Short digests of the inputs that are not in a run's config: model folders, the environment's data, and the texts of prompts.
 
-The same content gives the same digest wherever it lies and whenever it was written. Large files are sampled: of every tensor, and of
-every data file, a few blocks are read, so that another training run, another version or another size is noticed in milliseconds,
-but an edit of a few bytes inside a large file need not be.
+A digest depends only on content, not on paths or modification times. Large files are sampled: a few blocks of every tensor and of every
+data file are read. This detects another training run, version or size in milliseconds, but may miss an edit of a few bytes in a large file.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ import numpy as np
 from stepreward.training import backbones
 
 _DIGITS = 16
-_WHOLE = 1 << 16  # files of at most so many bytes are read whole
+_WHOLE = 1 << 16  # bytes; files up to this size are read whole
 _BLOCK = 1 << 12
-_READ_FILES = 2000  # of a data folder; of the others the sizes count
+_READ_FILES = 2000  # number of files in a data folder that are sampled; of the others, only the size counts
 _TOKENIZER = ("tokenizer", "special_tokens", "added_tokens", "chat_template", "additional_chat_templates", "vocab", "merges",
               "preprocessor_config")  # fmt: skip
 # Fields of JSON files that say where a file was made, not what it means.
@@ -35,11 +34,11 @@ DECIDED_FROM = {
 
 
 def of(c, parts=None) -> dict[str, Any]:
-    """What decides a run's output and is not in its config.
+    """Computes the digests of everything outside the config that affects a run's output.
 
     Args:
       c: the config.
-      parts: `setup.Parts` of the run; None leaves out what the model is told.
+      parts: the run's `setup.Parts`; None leaves out the texts of prompts.
 
     Returns:
       Digests by name, and for each of `decisions.PATHS` a value that does not depend on the path; plain JSON values.
@@ -58,7 +57,7 @@ def of(c, parts=None) -> dict[str, Any]:
 
 
 def of_environment(c) -> dict[str, Any]:
-    """The part of `of` that says which data the environment reads."""
+    """Computes the digests of the environment's data, which are part of `of`."""
     c, found = getattr(c, "untracked", c), {}
     if c.environment.data:
         found |= {"environment.data": "(by content)", "environment.data content": data(c.environment.data)}
@@ -72,7 +71,7 @@ def of_environment(c) -> dict[str, Any]:
 
 
 def tokenizer(folder: Path) -> str:
-    """Digest of a model folder's tokenizer and chat template: the files that say how text becomes tokens."""
+    """Digest of a model folder's tokenizer and chat template: the files that determine how text becomes tokens."""
     files = [p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).parts[0].startswith(_TOKENIZER)]
     return _digest(part for path in sorted(files) for part in (path.relative_to(folder).as_posix().encode(), _content(path)))
 
@@ -98,7 +97,7 @@ def data(path: str | Path) -> str:
 
 
 def said(parts) -> str:
-    """Digest of the tokens that the model reads of the first demonstrations: prompt, system message, chat template and tokenizer at once."""
+    """Digest of the first demonstrations' tokens, which depend on prompt, system message, chat template and tokenizer."""
     prompt, chat, tokens = parts.prompt, parts.chat, []
     for record in parts.demonstrations[:4]:
         history: list = []
@@ -112,17 +111,17 @@ def said(parts) -> str:
 
 
 def _frame(chat) -> list:
-    """The tokens that a chat puts around what is said, first and later; and those that end an answer."""
+    """Returns the tokens of a first and a later user turn with the same text, and the tokens that end an answer."""
     turns = [chat.user_turn("a", first=first) for first in (True, False)]
     return [*turns, sorted(chat.stop_ids)]
 
 
 def _tensors(path: Path) -> list[bytes]:
-    """The header of a safetensors file and a few blocks of each tensor."""
+    """Reads the header of a safetensors file and a few blocks of each tensor."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > size:  # damaged; the loader says so
+        if length > size:  # the file is damaged; the loader reports it
             return _sample(path)
         header = file.read(length)
         parts = [header]
@@ -138,7 +137,7 @@ def _tensors(path: Path) -> list[bytes]:
 
 
 def _sample(path: Path) -> list[bytes]:
-    """The size of a file, and its content or blocks of it."""
+    """Reads a small file whole; of a large one, its size and a few blocks."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         if size <= _WHOLE:
@@ -151,7 +150,7 @@ def _sample(path: Path) -> list[bytes]:
 
 
 def _content(path: Path) -> bytes:
-    """A small file; JSON without what says where it was made, and whatever its layout."""
+    """Reads a small file; JSON is normalised, without the fields that say where it was made."""
     content = path.read_bytes()
     if path.suffix != ".json":
         return content
@@ -165,7 +164,7 @@ def _content(path: Path) -> bytes:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """The first digits of the SHA-256 of byte strings, each with its length."""
+    """Returns the first hex digits of the SHA-256 of byte strings, each preceded by its length."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)

@@ -1,6 +1,6 @@
-"""What learns in a run: the policy, and whatever its credit method trains beside it; one iteration's pieces.
+"""The models that learn in a run (the policy and its auxiliaries), and the parts of one iteration.
 
-`score` adds signals to a batch, `credit` turns them into advantages, `learn` and `update_policy` learn from them.
+`score` adds signals to a batch, `credit` turns them into advantages, and `learn` and `update_policy` train on them.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class Learner(Component):
     """The models of a run.
 
     Attributes:
-      model: what the policy's passes need besides its parameters: with adapters, the weights that they sit on.
-      policy: its parameters (with a head where the critic shares its backbone) and optimizer.
-      initial: the policy that reinforcement learning started from, where a method or loss needs it.
-      auxiliaries: by name, the models that the credit method has learn beside the policy; without parameters until they begin.
+      model: the policy's graph, config and, with adapters, the frozen base weights.
+      policy: the policy's parameters (including a head if the critic shares its backbone) and optimizer.
+      initial: the parameters that reinforcement learning started from; None if no method or loss needs them.
+      auxiliaries: the models that learn beside the policy, by name; they have no parameters until they begin.
       kl_coef: coefficient of the KL penalty in the reward.
     """
 
@@ -48,7 +48,7 @@ class Learner(Component):
         self.sft_optimizer, self.policy_optimizer = make_optimizer(c.sft, moments), make_optimizer(c.policy, moments)
         self.model, params = backbones.initial_model(c, parts)
         self.policy = create(params, self.sft_optimizer)
-        # What the warm start leaves behind: the model to play it with, and its structure.
+        # The model of the warm start's result, and the shapes of its parameters.
         self.start_model = self.model
         start = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), params)
         self._start = lambda: start
@@ -62,7 +62,7 @@ class Learner(Component):
 
     @property
     def start(self):
-        """Shapes of the parameters that the warm start leaves behind."""
+        """Shapes of the parameters that result from the warm start."""
         return self._start()
 
     @property
@@ -71,13 +71,13 @@ class Learner(Component):
         return self.model.join(decoder_of(self.policy.params))
 
     def take(self, params) -> None:
-        """A supervised policy that is there already."""
+        """Replaces the policy by a supervised one that is already trained."""
         self.policy = create(self.layout.place_parameters(params), self.sft_optimizer)
 
     def begin_rl(self) -> None:
-        """The supervised policy becomes the start of policy, auxiliaries and reference."""
+        """Initialises policy, auxiliaries and reference from the supervised policy."""
         params, self.reinforcing = self.policy.params, True
-        self.policy = None  # its optimizer is not needed any more, and the memory is
+        self.policy = None  # frees the memory of its optimizer, which is no longer needed
         if self.c.lora.rank and self.model.base is None:
             self.model, params = backbones.adapted(self.c, self.model, params)
         if self.needs_initial:
@@ -93,17 +93,17 @@ class Learner(Component):
         self.policy = create(joined, self.policy_optimizer)
 
     def begin_stage(self, stage: str) -> None:
-        """Begins the auxiliaries whose first stage this is, one before reinforcement learning."""
+        """Begins the auxiliaries whose first stage this is, if it precedes reinforcement learning."""
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == stage != "train":
                 auxiliary.begin(self.model, self.policy.params)
 
     def reach(self, stages: Iterable[str], read_start) -> None:
-        """Brings the models, whatever they hold, into the structure that they have in the last of some stages.
+        """Gives the models the tree structure that they have in the last of some stages; their values are arbitrary.
 
         Args:
           stages: the stages that have begun, in order.
-          read_start: returns the supervised policy's parameters, which adapters may sit on.
+          read_start: returns the supervised policy's parameters, which may be the frozen base of adapters.
         """
         for stage in stages:
             self.begin_stage(stage)
@@ -114,7 +114,7 @@ class Learner(Component):
         self.begin_rl()
 
     def _own(self, model):
-        """The same weights under another model's adapters: shared, or a copy."""
+        """The backbone for an auxiliary with its own adapters: it shares the base weights, or copies them if the config says so."""
         if model.base is None or self.c.lora.share_base:
             return model
         return dataclasses.replace(model, base=parallel.copy(model.base))
@@ -122,7 +122,7 @@ class Learner(Component):
     # --- One iteration ---
 
     def score(self, batch, metrics: dict):
-        """Adds the signals that the method and the policy's loss need, but for those that `credit` draws itself."""
+        """Adds the models' signals that the method and the policy's loss need; `credit` adds those of the host."""
         started, offline = time.monotonic(), self.c.train.mode == "offline"
         wanted, signals = self._scored, {}
         if wanted or self.auxiliaries:
@@ -139,14 +139,14 @@ class Learner(Component):
 
     @property
     def _scored(self) -> dict:
-        """The decoders, by signal, whose log-probabilities are computed besides those of auxiliaries."""
+        """Parameters of the decoders whose log-probabilities are computed, by signal; auxiliaries are not among them."""
         wanted = {} if self.initial is None else {"log_prob_initial": self.initial}
         if self.c.train.mode == "offline":
             wanted["log_prob_policy"] = decoder_of(self.policy.params)
         return wanted
 
     def look(self, batch, metrics: dict) -> dict:
-        """The scalar signals of a batch, as the auxiliaries find them before they learn from it."""
+        """Returns the scalar signals of a batch, which auxiliaries compute before they learn from it; adds their metrics."""
         signals = {"alpha_scale": np.float32(1), "kl_coef": np.float32(self.kl_coef)}
         for auxiliary in self.auxiliaries.values():
             found, seen = auxiliary.look(batch)
@@ -155,17 +155,18 @@ class Learner(Component):
         return signals
 
     def learn(self, when: str, lesson: Lesson, metrics: dict) -> bool:
-        """Lets the auxiliaries learn whose time it is; returns whether there were any."""
+        """Trains the auxiliaries that learn at the time `when`; returns whether there are any."""
         those = [auxiliary for auxiliary in self.auxiliaries.values() if auxiliary.when == when]
         for auxiliary in those:
             metrics |= auxiliary.learn(lesson)
         return bool(those)
 
     def credit(self, batch, episodes, signals: dict, metrics: dict, seed):
-        """The credit of a batch; logs what the method saw, and how the credit agrees with true progress.
+        """Computes the credit of a batch; adds the method's metrics, and the credit's agreement with true progress.
 
         Args:
-          signals: as `look` returned them.
+          signals: the result of `look`.
+          seed: entropy of the method's random draws.
         """
         started = time.monotonic()
         extra = {name: value for name, value in signals.items() if name in self.method.requires}
@@ -180,7 +181,7 @@ class Learner(Component):
         return credited
 
     def _quality(self, credited, batch, episodes) -> dict:
-        """Credit against true progress, where the environment knows it."""
+        """Metrics that compare credit with true progress; empty if the environment does not know it."""
         truth = true_progress(episodes, self.c.rollout.max_steps)
         if not np.isfinite(truth).any():
             return {}
@@ -190,7 +191,7 @@ class Learner(Component):
         return {f"credit/{k}": v for k, v in found.items() if math.isfinite(v)}
 
     def update_policy(self, batch, credited, metrics: dict, seed) -> None:
-        """Trains the policy; the coefficient of the KL penalty follows the KL that was seen."""
+        """Trains the policy, and adapts the coefficient of the KL penalty in the reward to the measured KL."""
         c = self.c
         signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm)}
         if c.policy.kl_coef:
@@ -202,7 +203,7 @@ class Learner(Component):
         )
         if c.train.mode == "offline":
             for name in ("policy/sampler_gap", "policy/sampler_gap_nats"):
-                metrics.pop(name)  # the policy that sampled is another one
+                metrics.pop(name)  # another policy sampled these episodes
         if "kl_initial" in credited.metrics and c.policy.kl_reward_target:
             self.kl_coef = adaptive_kl_coefficient(
                 self.kl_coef,
@@ -217,14 +218,14 @@ class Learner(Component):
 
     @property
     def _value_loss(self):
-        """The loss of the auxiliary that shares the policy's backbone, where there is one."""
+        """The loss of the auxiliary that shares the policy's backbone; None if there is none."""
         return next((auxiliary.value_loss for auxiliary in self.auxiliaries.values() if auxiliary.shared), None)
 
-    # --- What is compiled, and what lies on the devices ---
+    # --- Compiled programs, and arrays on the devices ---
 
     @property
     def components(self) -> dict[str, Component]:
-        """Everything of the run that has programs or parameters of its own."""
+        """All parts of the run that have their own programs or parameters."""
         return {name: value for name, value in vars(self).items() if isinstance(value, Component)} | self.auxiliaries
 
     def held(self) -> dict:
@@ -275,7 +276,7 @@ class Learner(Component):
             yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
-        """What the supervised update takes besides state and rows."""
+        """Arguments of the supervised update, except state and rows."""
         return dict(
             optimizer=self.sft_optimizer,
             **self.layout.passes(self.model),
@@ -285,24 +286,24 @@ class Learner(Component):
     # --- Checkpoints ---
 
     def tree(self) -> dict:
-        """Everything that the next update depends on; each auxiliary's part under its name."""
+        """Returns all arrays that the next update depends on; each auxiliary's are under its name."""
         tree = {"policy": self.policy} | ({} if self.initial is None else {"initial": self.initial})
         saved = {name: auxiliary.saved()[0] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
         return tree | {name: trees for name, trees in saved.items() if trees}
 
     def facts(self) -> dict:
-        """The plain values that belong to `tree`."""
+        """Returns the plain values that are saved with `tree`."""
         begun = {name: auxiliary.saved()[1] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
         return {"kl_coef": self.kl_coef, "auxiliaries": begun}
 
     def template(self, facts: dict) -> dict:
-        """A tree of the structure that `tree` had when `facts` were saved."""
+        """Returns a tree with the structure that `tree` had when `facts` were saved."""
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].expect(found, self._empty_batch)
         return self.tree()
 
     def load(self, tree: dict, facts: dict) -> None:
-        """Takes over a saved tree."""
+        """Restores a saved tree and its facts."""
         self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].load(tree.get(name, {}), found)
@@ -313,7 +314,7 @@ class Learner(Component):
                     validate(batch)
 
     def _empty_batch(self, signals):
-        """A batch of the shapes that a rollout packs into, as the template of a remembered one."""
+        """A batch with the shapes of a packed rollout, as the template of a saved batch."""
         c = self.c.rollout
         tasks = training_tasks(self.c.seed, "train", 0, c.groups, c.group_size)
         batch = self.layout.pack([Episode(task) for task in tasks])

@@ -1,4 +1,4 @@
-"""The policy's update: clipped policy gradient on credited rows, and the supervised warm start."""
+"""Updates of the policy: the clipped policy gradient, and supervised learning for the warm start."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class PolicyLoss:
     """The policy's objective: L = clip loss + kl_coef · KL(π‖π_ref) − entropy_coef · H.
 
     Attributes:
-      ratio: "token" or "step", at which level the importance ratio is taken (the paper writes "step").
-      clip_low, clip_high: the ratio stays within [1 − clip_low, 1 + clip_high].
-      dual_clip: bound on the loss of negative advantages (None: unbounded).
-      aggregation: how tokens are averaged, see `kernels.losses.aggregate`; "step-mean" is the paper's 1/(N·T).
+      ratio: the level of the importance ratio, "token" or "step" (as in the iStar paper).
+      clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
+      dual_clip: bound on the loss for negative advantages; None is unbounded.
+      aggregation: how tokens are averaged; see `kernels.losses.aggregate`; "step-mean" is the paper's 1/(N·T).
       constant: divisor of the "constant" aggregation.
       entropy_coef: weight of the entropy bonus.
-      kl_coef: weight of KL to the policy that RL started from; `kl` is "k1" or "k3".
+      kl_coef: weight of the KL to the policy that reinforcement learning started from.
+      kl: the estimator of that KL, "k1" or "k3".
     """
 
     ratio: str = "step"
@@ -59,21 +60,21 @@ class PolicyLoss:
 
 
 def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str) -> np.ndarray:
-    """Advantages with mean 0 over the batch's steps ("centre"), and standard deviation 1 too ("whiten"); on the host.
+    """Normalises advantages over the batch's steps, on the host: "centre" A − mean(A), "whiten" (A − mean(A)) / (std(A) + 1e-6).
 
-    Failed episodes run to the step limit, so a baseline that counts episodes leaves the mean over *steps* below zero: most
-    updates then push sampled actions down, and their probability flows to actions that nobody tried. A constant baseline changes
-    no expected gradient.
+    Failed episodes run to the step limit, so with a baseline over episodes the mean over *steps* is negative. Most updates then lower
+    the probability of sampled actions, in favour of actions that were never tried. A constant baseline does not change the expected
+    gradient.
 
     Args:
       advantage_RxL: float32 `[R, L]`, 0 off the action mask.
-      norm: one of `ADVANTAGE_NORMS`; "none" returns the advantages as they are.
+      norm: one of `ADVANTAGE_NORMS`; "none" returns the advantages unchanged.
     """
     mask_RxL = np.asarray(batch.action_mask)
     if norm == "none" or not mask_RxL.any():
         return advantage_RxL
-    first = np.unique(np.asarray(batch.step_id)[mask_RxL], return_index=True)[1]  # one token a step
-    of_steps = advantage_RxL[mask_RxL][first].astype(np.float64)  # in float32, equal advantages far from 0 would differ from their mean
+    first = np.unique(np.asarray(batch.step_id)[mask_RxL], return_index=True)[1]  # one token per step
+    of_steps = advantage_RxL[mask_RxL][first].astype(np.float64)  # float64, so that the mean of equal advantages is exact
     scale = of_steps.std() + 1e-6 if norm == "whiten" else 1.0
     return np.where(mask_RxL, (advantage_RxL - of_steps.mean()) / scale, 0.0).astype(np.float32)
 
@@ -111,18 +112,19 @@ def policy_step(
     """One policy update on one mini-batch of rows.
 
     Args:
-      state: donated.
-      batch: the mini-batch; `batch.signals["log_prob_reference"]` `[R, L]` is needed when `loss.kl_coef` is not 0.
+      state: parameters and optimizer; its buffers are donated.
+      batch: the mini-batch; it needs the signal `log_prob_reference` `[R, L]` if `loss.kl_coef` is not 0.
       advantage_RxL: float `[R, L]`, 0 off the action mask.
       chunk_rows: rows of one forward and backward pass.
-      max_actions: most action tokens in a row, where that is few (see `token_log_probs`).
-      value_loss: for a value head on the policy's own backbone; the parameters are then `{"decoder", "scalar_head"}`, and the
-        signals `value`, `returns` and `value_mask` `[R, L]` are needed.
-      base: frozen weights under the adapters that the state then holds, or None.
-      dropout_key: of the adapters' dropout, or None.
+      temperature: the sampling temperature, by which logits are divided.
+      max_actions: upper bound on the action tokens of a row, or None (see `token_log_probs`).
+      value_loss: the loss of a value head on the policy's backbone, or None. With it, the parameters are `{"decoder", "scalar_head"}`,
+        and the batch needs the signals `value`, `returns` and `value_mask` `[R, L]`.
+      base: frozen weights, if the state's parameters are adapters; else None.
+      dropout_key: the random key of the adapters' dropout, or None for no dropout.
 
     Returns:
-      The new state and metrics: means over the mini-batch's tokens unless named otherwise.
+      The new state, and metrics: means over the mini-batch's action tokens, except for `_max` and `_min`.
     """
     used = chunks.used_chunks(batch.action_mask, chunk_rows)
     options = dict(aggregation=loss.aggregation, constant=loss.constant, **_levels(batch))
@@ -167,7 +169,9 @@ def policy_step(
         )
         share = metrics["tokens"] / tokens
         extremes = {k: v for k, v in metrics.items() if k.endswith(chunks.EXTREMES)}
-        extremes["ratio_min"] = jnp.where(metrics["tokens"] > 0, extremes["ratio_min"], jnp.inf)  # a chunk of padding has no ratio
+        extremes["ratio_min"] = jnp.where(
+            metrics["tokens"] > 0, extremes["ratio_min"], jnp.inf
+        )  # a chunk without action tokens has no ratio
         kept = extremes | {k: v * share for k, v in metrics.items() if k != "tokens" and k not in extremes}
         kept["entropy"] = losses.aggregate(entropy, c["action_mask"], denominator=tokens)
         gap = jnp.abs(jax.lax.stop_gradient(log_prob) - c["log_prob_old"])
@@ -191,7 +195,7 @@ def policy_step(
 
 
 def policy_arguments(layout: Layout, model: Backbone, optimizer, loss: PolicyLoss, value_loss, seed, update: int) -> dict:
-    """What `policy_step` takes besides state, batch and advantages."""
+    """Arguments of `policy_step`, except state, batch and advantages."""
     return dict(optimizer=optimizer, loss=loss, value_loss=value_loss, **layout.scoring(model), **layout.training(model, seed, update))
 
 
@@ -208,16 +212,16 @@ def update_policy(
     loss: PolicyLoss,
     value_loss: ValueLoss | None,
 ) -> TrainState:
-    """Several epochs of `policy_step` over shuffled rows, until the policy is `stop_kl` away from where it began.
+    """Runs several epochs of `policy_step` over shuffled rows, and stops early once the approximate KL exceeds `stop_kl`.
 
     Args:
       batch: NumPy arrays, with the signal `advantage` and those that the losses read.
       c: the config's `policy` group.
-      metrics: gains means over the updates (the largest `ratio_max`, the smallest `ratio_min`), and what the first mini-batch shows of the sampler, before anything has moved:
-        `policy/sampler_gap` is how far the mean ratio is from 1, `policy/sampler_gap_nats` the mean over action tokens of
-        |log p_trainer − log p_sampler|. A trainer's pass drops inputs of adapters where `lora.dropout` says so, a sampler's none:
-        then both gaps hold the noise of that.
-      seed: of the shuffles.
+      metrics: receives the metrics of `policy_step`, averaged over updates (the maximum of `ratio_max`, the minimum of `ratio_min`). The
+        first mini-batch, before any change of the policy, also compares trainer and sampler: `policy/sampler_gap` is
+        |mean ratio − 1|, and `policy/sampler_gap_nats` the mean over action tokens of |log p_trainer − log p_sampler|. With
+        `lora.dropout`, both gaps include the noise of dropout, which only the trainer applies.
+      seed: entropy of the shuffles and of dropout.
     """
     started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
     for part in layout.minibatches(batch, c.minibatch_rows, c.epochs, rng):
@@ -240,7 +244,7 @@ def update_policy(
 def sft_step(
     state: TrainState, batch: Batch, *, graphdef, optimizer, chunk_rows, max_actions=None, base=None, dropout_key=None
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One supervised update: mean negative log-likelihood of the demonstrated action tokens, in nats a token."""
+    """One supervised update. The loss is the mean negative log-likelihood of demonstrated action tokens, in nats per token."""
     denominator = losses.aggregation_denominator(batch.action_mask, "token-mean")
 
     def loss_fn(params, c):

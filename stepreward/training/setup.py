@@ -98,8 +98,8 @@ def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
     factory = module.make(c.environment.preset, **settings)
     if not callable(factory):
         raise ValueError(
-            f"environment.name={c.environment.name!r}: make returned an object of type {type(factory).__name__}; it must return a function without arguments "
-            "that makes an environment, such as functools.partial(Environment, preset)."
+            f"environment.name={c.environment.name!r}: make returned an object of type {type(factory).__name__}; it must return a "
+            "function without arguments that makes an environment, such as functools.partial(Environment, preset)."
         )
     return factory, module.prompts(c.environment.prompt)
 
@@ -293,7 +293,8 @@ def check(c) -> None:
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
         raise ValueError(
-            f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; methods that a run supports: {able}."
+            f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; methods that a run "
+            f"supports: {able}."
         )
     check_groups(c, method, signals)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
@@ -301,8 +302,8 @@ def check(c) -> None:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
     if c.prm.resync and getattr(method, "reward_from", "pre") == "post":
         raise ValueError(
-            "prm.resync trains the PRM after the policy, so step rewards cannot come from the updated PRM (credit.options.reward_from='post'): "
-            "set prm.resync=False or credit.options.reward_from='pre'."
+            "prm.resync trains the PRM after the policy, so step rewards cannot come from the updated PRM "
+            "(credit.options.reward_from='post'): set prm.resync=False or credit.options.reward_from='pre'."
         )
     for key in _AT_LEAST_ZERO:
         group, name = key.split(".")
@@ -313,7 +314,8 @@ def check(c) -> None:
     for name in ("exploration", "estimator"):
         if c.stages[name] and not c.stages.sft:
             raise ValueError(
-                f"stages.{name}={c.stages[name]!r} was made with the supervised policy of another run: set stages.sft to that run's workdir."
+                f"stages.{name}={c.stages[name]!r} was made with the supervised policy of another run: set stages.sft to "
+                "that run's workdir."
             )
     if c.train.mode == "offline":
         _check_offline(c, method)

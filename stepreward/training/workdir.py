@@ -1,4 +1,4 @@
-"""The folder of a run: who may begin one there, and what comes with a supervised policy of another run."""
+"""The folder of a run: which runs may begin or resume there, and the files that are copied with another run's supervised policy."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from stepreward.training import decisions
 from stepreward.training.locks import LOCK_FILE, FolderLock
 from stepreward.training.outputs import StageOutput
 
-# Keys that may differ when a workdir is resumed, whatever has begun: they decide no output, or only how far the run goes.
+# Keys that may differ whenever a run is resumed: they do not affect its output, or only how long it runs.
 RESUMABLE_CHANGES = decisions.FREE
-# What a process that is killed while it writes leaves behind: every writer of a workdir begins its temporary names so.
+# Temporary files and folders, which a process leaves behind if it is killed while it writes. All writers of a workdir name them so.
 _LEFTOVER = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+")
 _IDENTITY = ".identity"
 _OWNER = "run.json"  # in checkpoint.folder
 
 
 class Workdir:
-    """The folder of a run, open for writing. All processes of a job call the same methods; the writer alone writes.
+    """The folder of a run, open for writing. All processes of a job call the same methods, and only the writer writes.
 
     Args:
-      c: the config of the run, which is saved in the folder or compared with the one there.
+      c: the run's config, which is saved in the folder or compared with the config there.
       path: the folder.
 
     Attributes:
@@ -52,7 +52,7 @@ class Workdir:
             raise
 
     def release(self) -> None:
-        """Lets another run use the folder; safe to call twice."""
+        """Releases the locks of the folder; safe to call twice."""
         release(self._locks)
 
     @property
@@ -61,22 +61,25 @@ class Workdir:
         return processes.on_writer(lambda: begun(self.path))
 
     def mark_begun(self, stage: str) -> None:
-        """Notes that a stage has begun: from now on the config may not change in what decides it."""
+        """Records that a stage has begun: the config keys that affect its output may no longer change."""
         processes.on_writer(lambda: mark_begun(self.path, [stage]))
 
     def output(self, stage: str, borrowed_from: str = "") -> StageOutput:
-        """What a finished stage left here, or in the workdir that it is borrowed from."""
+        """Returns the output of a stage in this workdir, or in the one that it is borrowed from."""
         return StageOutput(self.path, stage, borrowed_from)
 
     def checkpoints(self) -> Checkpoints:
-        """The run's checkpoints, which all processes write together."""
+        """Opens the run's checkpoints, which all processes write together."""
         return Checkpoints(self.path, keep=self._c.checkpoint.keep, folder=self._c.checkpoint.folder)
 
     def open_metrics(self, resumed_tick: int | None) -> MetricsWriter | None:
-        """Opens metrics.jsonl and drops what lies behind a checkpoint, recorded episodes included; None but in the writer.
+        """Opens metrics.jsonl, after removing metrics and recorded episodes that are later than the checkpoint.
 
         Args:
-          resumed_tick: tick of the checkpoint that the run resumes from; None for a run that starts at its beginning.
+          resumed_tick: tick of the checkpoint that the run resumes from; None for a run that starts from the beginning.
+
+        Returns:
+          The writer of metrics; None in every process but the writer.
         """
         if not processes.is_writer():
             return None
@@ -84,24 +87,30 @@ class Workdir:
         return MetricsWriter(self.path, resumed_tick)
 
     def write_episodes(self, tick: int, iteration: int, episodes: list[dict]) -> None:
-        """Keeps recorded episodes for the report."""
+        """Writes recorded episodes, for the report."""
         if processes.is_writer():
             write_episodes(self.path, tick, iteration, episodes)
 
     def write_json(self, name: str, value) -> None:
-        """Writes a JSON file, whole or not at all."""
+        """Writes a JSON file atomically."""
         text = json.dumps(value, indent=2) + "\n"
         processes.on_writer(lambda: write_atomically(self.path / name, text))
 
 
 def borrow_words(c, workdir: Path) -> None:
-    """Tokenizer and demonstrations come with a supervised policy that another run made."""
+    """Copies tokenizer and demonstrations from the workdir of the borrowed supervised policy, if `stages.sft` names one.
+
+    Raises:
+      UserError: that workdir lacks them.
+    """
     if not c.stages.sft:
         return
     for name in ("demonstrations",) if c.model.path else ("tokenizer", "demonstrations"):
         source, target = Path(c.stages.sft) / name, workdir / name
         if not source.is_dir():
-            raise UserError(f"stages.sft={c.stages.sft!r} holds no {name}: give the workdir of a run whose stage sft is finished.")
+            raise UserError(
+                f"stages.sft={c.stages.sft!r} has no folder {name}: set it to the workdir of a run whose stage sft is finished."
+            )
         if not target.exists():
             temporary = target.with_name(f".{name}.copy")
             shutil.copytree(source, temporary)
@@ -109,21 +118,21 @@ def borrow_words(c, workdir: Path) -> None:
 
 
 def claim(c, workdir: Path) -> list[FolderLock]:
-    """Writes the config into a new workdir, or checks that the one there is the same; takes the locks of what the run writes into.
+    """Locks the folders that the run writes to, and writes the config or checks that the saved one allows resuming with it.
 
     Returns:
       The locks, which the caller releases when the run ends.
 
     Raises:
-      UserError: the workdir or checkpoint.folder belongs to another run, is in use, or cannot be written. A folder that is not this
-        run's is left as it was.
+      UserError: the workdir or checkpoint.folder belongs to another run, is in use, or cannot be written. A folder of another run is
+        not changed.
     """
     _check(c, workdir)
     locks: list[FolderLock] = []
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         locks.append(FolderLock(workdir))
-        _check(c, workdir)  # again: another process may have been faster
+        _check(c, workdir)  # again, under the lock: another process may have begun a run here
         _remove_leftovers(workdir)
         locks += _own_checkpoints(c.checkpoint.folder, workdir) if c.checkpoint.folder else []
         save_config(c, workdir / "config.json")
@@ -143,48 +152,50 @@ def release(locks: list[FolderLock]) -> None:
 
 
 def _check(c, workdir: Path) -> None:
-    """Raises a UserError when this config cannot begin or resume a run in this workdir; writes nothing."""
+    """Raises a UserError if this config cannot begin or resume a run in this workdir; writes nothing."""
     path, elsewhere = workdir / "config.json", c.checkpoint.folder
     if re.match(r"\w+:/", str(workdir)):
         raise UserError(
-            f"workdir {str(workdir)!r}: a workdir is a folder of this machine; its checkpoints alone may go to a bucket "
+            f"workdir {str(workdir)!r} is a URL, but a workdir must be a local folder; only its checkpoints may be in a bucket "
             "(--config.checkpoint.folder=gs://BUCKET/FOLDER)."
         )
     check_folder_name(workdir, "workdir")
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"workdir {str(workdir)!r} is a file: give a folder.")
+        raise UserError(f"workdir {str(workdir)!r} is a file: give another --workdir.")
     if path.exists():
         old = load_config(path)
         found = {line.split(":")[0]: line for line in config_difference(old, c)}
-        moved = [key for key in decisions.PATHS if leaves(old).get(key) and leaves(c).get(key)]  # their content is compared on resuming
+        moved = [
+            key for key in decisions.PATHS if leaves(old).get(key) and leaves(c).get(key)
+        ]  # the content at these paths is compared when the run resumes
         found = {key: line for key, line in found.items() if key not in moved}
-        made = {"sft"} if (workdir / "demonstrations").exists() else set()  # they are the beginning of it
+        made = {"sft"} if (workdir / "demonstrations").exists() else set()  # making demonstrations begins this stage
         done = begun(workdir) | made
         found = [line for key, line in found.items() if any(_forbids(stage, key) for stage in done)]
         if found:
             raise UserError(
-                f"workdir {str(workdir)!r} holds a run with another config ({'; '.join(found[:3])}"
+                f"workdir {str(workdir)!r} contains a run with another config ({'; '.join(found[:3])}"
                 f"{'; …' if len(found) > 3 else ''}): give another --workdir, or the same config to resume it."
             )
     elif workdir.is_dir() and any(not _begins(p.name) for p in workdir.iterdir()):
-        raise UserError(f"workdir {str(workdir)!r} is not empty and holds no run: give another --workdir.")
+        raise UserError(f"workdir {str(workdir)!r} is not empty and contains no run: give another --workdir.")
     if elsewhere and not begun(workdir) and holds_checkpoints(elsewhere):
         raise UserError(
-            f"checkpoint.folder={elsewhere!r} holds the checkpoints of a run, and workdir {str(workdir)!r} is new: give another "
-            "folder, or the workdir of that run."
+            f"checkpoint.folder={elsewhere!r} contains checkpoints, but no run has begun in workdir {str(workdir)!r}: give another "
+            "folder, or the workdir of the run that wrote them."
         )
     if elsewhere:
         _check_checkpoints(elsewhere, workdir)
 
 
 def _begins(name: str) -> bool:
-    """Whether a file is one that a start leaves which was killed before it had written the config."""
+    """Whether a file may be left by a run that was killed before it had written its config."""
     return name in (LOCK_FILE, _IDENTITY) or _LEFTOVER.fullmatch(name) is not None
 
 
 def _forbids(stage: str, key: str) -> bool:
     """Whether a key may not change once a stage has begun."""
-    if key == "checkpoint.folder":  # what is there would be left behind
+    if key == "checkpoint.folder":  # a change would lose the checkpoints in the old folder
         return True
     if key in decisions.BORROWED_FOR:
         return decisions.covers(stage, key) or stage == decisions.BORROWED_FOR[key]
@@ -192,7 +203,7 @@ def _forbids(stage: str, key: str) -> bool:
 
 
 def _remove_leftovers(workdir: Path) -> None:
-    """Removes what a killed process was writing; under the lock nobody is."""
+    """Removes the temporary files of killed processes; the caller holds the lock, so no process is writing."""
     found = [path for path in workdir.iterdir() if _LEFTOVER.fullmatch(path.name)]
     for name in ("stages", "exploration", "episodes"):
         found += [path for path in (workdir / name).iterdir() if path.name.startswith(".")] if (workdir / name).is_dir() else []
@@ -201,23 +212,23 @@ def _remove_leftovers(workdir: Path) -> None:
 
 
 def _check_checkpoints(folder: str, workdir: Path) -> None:
-    """Raises a UserError when `checkpoint.folder` is another workdir's."""
+    """Raises a UserError if `checkpoint.folder` belongs to another workdir."""
     place = find_folder(folder)
     local = "://" not in folder
     if local and place.name == "checkpoints" and place.parent != workdir.resolve() and (place.parent / "config.json").exists():
         raise UserError(f"checkpoint.folder={folder!r} belongs to the workdir {str(place.parent)!r}: give another folder.")
     text = opened(folder, lambda: (place / _OWNER).read_text() if (place / _OWNER).exists() else "")
-    found = json.loads(text) if text.strip() else {}  # empty: killed while it was written
+    found = json.loads(text) if text.strip() else {}  # empty if a process was killed while it wrote the file
     other, mine = found.get("workdir", ""), _read_identity(workdir)
-    copied = other and Path(other) != workdir.resolve() and _read_identity(Path(other)) == mine  # else this one was moved
+    copied = other and Path(other) != workdir.resolve() and _read_identity(Path(other)) == mine  # otherwise the workdir was moved
     if found and (found.get("run") != mine or copied):
         raise UserError(
-            f"checkpoint.folder={folder!r} belongs to the workdir {other!r}: two workdirs cannot share one; give another folder."
+            f"checkpoint.folder={folder!r} belongs to the workdir {other!r}, and two workdirs cannot share one: give another folder."
         )
 
 
 def _own_checkpoints(folder: str, workdir: Path) -> list[FolderLock]:
-    """Makes `checkpoint.folder` this workdir's: locks it where it is a local folder, and notes there whose it is."""
+    """Claims `checkpoint.folder` for this workdir: writes the owner's identity into it, and returns its lock if it is a local folder."""
     place = find_folder(folder)
     opened(folder, lambda: place.mkdir(parents=True, exist_ok=True))
     locks = [] if "://" in folder else [FolderLock(place, "checkpoint.folder")]
@@ -232,7 +243,7 @@ def _own_checkpoints(folder: str, workdir: Path) -> list[FolderLock]:
 
 
 def _identity(workdir: Path) -> str:
-    """What tells this workdir from others, wherever it is moved."""
+    """Returns the workdir's random identity, which stays the same when the folder is moved."""
     found = _read_identity(workdir)
     if found is None:
         found = uuid.uuid4().hex
@@ -246,35 +257,39 @@ def _read_identity(workdir: Path) -> str | None:
 
 
 def check_not_lost(workdir: Path, c, begun: set[str]) -> None:
-    """Raises a UserError when a run without a checkpoint has come further than a kill explains: its metrics would be dropped.
+    """Raises a UserError if the checkpoints of a run are missing: starting again would delete its metrics.
 
-    A stage begins only when the checkpoint at the end of the one before is on disk.
+    A stage after the first begins only when the checkpoint at the end of the previous stage is on disk.
+
+    Args:
+      begun: the stages that have begun, in a workdir without a checkpoint.
     """
     if begun - {"sft"}:
         place = c.checkpoint.folder or str(workdir / "checkpoints")
         raise UserError(
-            f"workdir {str(workdir)!r} has begun {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no checkpoint in "
-            f"{place!r}: put the checkpoints back, or give a new --workdir, with --config.stages.sft={str(workdir)!r} for this one's "
-            "supervised policy."
+            f"workdir {str(workdir)!r} has begun the stages {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no "
+            f"checkpoint in {place!r}: put the checkpoints back, or give a new --workdir (with --config.stages.sft={str(workdir)!r} to reuse the "
+            "supervised policy)."
         )
 
 
 def find(workdir: Path) -> None:
-    """Raises a UserError when this process does not see the workdir that process 0 has claimed."""
+    """Raises a UserError if this process cannot see the workdir that process 0 has claimed."""
     if not (workdir / "config.json").is_file():
         raise UserError(
-            f"process {processes.index()} does not see the workdir {str(workdir)!r} of process 0: give one on a file system that all share."
+            f"process {processes.index()} cannot see the workdir {str(workdir)!r} of process 0: give a --workdir on a file system that all "
+            "processes share."
         )
 
 
 def begun(workdir: Path) -> set[str]:
-    """The stages that a workdir has begun."""
+    """Returns the stages that have begun in a workdir."""
     path = Path(workdir) / "stages" / "begun.json"
     return set(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else set()
 
 
 def mark_begun(workdir: Path, stages: Iterable[str]) -> None:
-    """Notes that stages have begun: from now on the workdir's config may not change in what decides them."""
+    """Records that stages have begun: the config keys that affect their output may no longer change."""
     found = begun(workdir)
     if set(stages) <= found:
         return

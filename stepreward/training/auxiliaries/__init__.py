@@ -1,6 +1,6 @@
-"""The models that learn beside the policy, one file each. A run has those that its credit method asks for.
+"""The models that learn beside the policy, one file each. A run has those that its credit method needs.
 
-Every module of this folder is imported, and each class of `Auxiliary` in it is one of `AUXILIARIES`: a new file needs no line here.
+All modules of this folder are imported, and every subclass of `Auxiliary` is registered: a new file needs no line here.
 """
 
 import importlib
@@ -13,7 +13,7 @@ from stepreward.training.auxiliaries.prm import ProcessRewardModel
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
-# In the order in which they are asked for signals and learn.
+# In the order in which they compute signals and learn.
 AUXILIARIES: tuple[type[Auxiliary], ...] = tuple(sorted(Auxiliary.__subclasses__(), key=lambda kind: (kind.order, kind.name)))
 
 __all__ = [

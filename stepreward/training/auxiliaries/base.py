@@ -1,8 +1,8 @@
-"""What every model that learns beside the policy has in common.
+"""The interface of the models that learn beside the policy.
 
-An iteration of reinforcement learning asks each of them for its signals, then lets it learn, at the time that it names:
+In each iteration of reinforcement learning, every auxiliary computes its signals, and learns at the time that its `when` names:
 
-    signals → (before_credit: learn, signals anew) → credit → (after_credit: learn) → policy update → (after_policy: learn)
+    signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ BEFORE_CREDIT, AFTER_CREDIT, AFTER_POLICY = "before_credit", "after_credit", "af
 
 
 class Lesson(NamedTuple):
-    """What an auxiliary may learn from in one iteration.
+    """The data of one iteration, from which an auxiliary learns.
 
     Attributes:
       batch: the iteration's batch, with its signals (NumPy).
-      episodes: the episodes that it was packed from.
-      credit: of the batch; None where it is not known yet.
-      policy: the policy's decoder parameters as they are now.
-      iteration: number of the iteration, from 0; of the warm-up batch, during a warm-up.
+      episodes: the episodes that the batch was packed from.
+      credit: the batch's credit; None before it is computed.
+      policy: the policy's current decoder parameters.
+      iteration: the number of the iteration, from 0.
     """
 
     batch: Batch
@@ -37,17 +37,17 @@ class Lesson(NamedTuple):
 
 
 class Auxiliary(Component):
-    """A model that learns beside the policy. Its attributes that hold parameters are None until it begins.
+    """A model that learns beside the policy. It has no parameters until `begin`.
 
     Attributes:
-      name: the name of its config group, the prefix of its metrics, and the key of its part of a checkpoint.
-      title: what the display and errors call it.
+      name: the name of its config group, the prefix of its metrics, and its key in checkpoints.
+      title: its name in the display and in errors.
       provides: the signals that it computes.
-      stage: the first stage that it takes part in.
-      order: its place among the auxiliaries; those of smaller numbers are asked for signals, and learn, first.
+      stage: the stage in which it begins.
+      order: auxiliaries with smaller numbers compute signals, and learn, first.
       configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
-      when: when it learns in an iteration; None where it does not.
-      shared: whether it sits on the policy's own backbone and learns with the policy.
+      when: the time at which it learns in an iteration; None if it does not learn, or learns with the policy.
+      shared: whether it is a head on the policy's backbone, trained in the policy's update.
     """
 
     name: ClassVar[str]
@@ -65,75 +65,80 @@ class Auxiliary(Component):
 
     @classmethod
     def wanted(cls, method) -> bool:
-        """Whether a run with this credit method has the model."""
+        """Whether a run with this credit method needs the model."""
         return bool(cls.provides & method.requires)
 
     @property
     def begun(self) -> bool:
-        """Whether it has parameters, or needs none of its own."""
+        """Whether `begin` has been called, or is not needed."""
         return True
 
     def begin(self, model: Backbone, params) -> None:
-        """Begins from the policy, at the beginning of its first stage.
+        """Initialises the model from the policy, at the beginning of its first stage.
 
         Args:
-          model, params: the policy; the model may share its frozen weights.
+          model: the policy's backbone; the auxiliary may share its frozen weights.
+          params: the policy's parameters.
         """
 
     def begin_training(self, params) -> None:
-        """Called when reinforcement learning begins, where `begin` was called for an earlier stage."""
+        """Called when reinforcement learning begins, if the model began in an earlier stage."""
 
     def scores(self, placed: Batch, to_rows: Callable, policy_params) -> dict:
-        """Its signals of a batch.
+        """Computes the model's signals for a batch.
 
         Args:
-          placed: the batch on the devices.
-          to_rows: brings a token-level array of `placed` to the host and to the rows of the batch.
-          policy_params: the policy's parameters, with a head where there is one.
+          placed: the batch on the devices, possibly with packed rows.
+          to_rows: copies a token-level array of `placed` to the host, in the rows of the original batch.
+          policy_params: the policy's parameters, including a head if it has one.
+
+        Returns:
+          Arrays by name of the signal.
         """
         return {}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
-        """What it finds in a batch before it learns from it: scalar signals, and metrics."""
+        """Returns scalar signals and metrics of a batch that the model has not yet learnt from."""
         return {}, {}
 
     def credited(self, credit: Credit) -> dict:
-        """Metrics of a batch's credit that concern this model."""
+        """Returns the metrics of a batch's credit that concern this model."""
         return {}
 
     def plays(self, iteration: int) -> bool:
-        """Whether an evaluation after so many iterations also plays this model, a decoder: `actor` on `model`."""
+        """Whether the evaluation after this many iterations also plays this model as a policy (`actor`, a decoder on `model`)."""
         return False
 
     def learn(self, lesson: Lesson) -> dict:
-        """Learns from an iteration; returns metrics."""
+        """Trains the model on an iteration; returns metrics."""
         return {}
 
-    # --- A model that shares the policy's backbone learns with the policy ---
+    # --- For a model that shares the policy's backbone and learns with the policy ---
 
     value_loss = None  # added to the policy's loss
     reads_with_policy: tuple[str, ...] = ()  # names of the arrays that `policy_signals` returns
 
     def joined(self, params):
-        """The policy's parameters with what this model adds to them."""
+        """Returns the policy's parameters with those of this model added."""
         return params
 
     def policy_signals(self, batch: Batch, credit: Credit) -> dict:
-        """The signals that `value_loss` reads."""
+        """Returns the signals that `value_loss` reads."""
         return {}
 
     # --- Checkpoints ---
 
     def saved(self) -> tuple[dict, dict]:
-        """Everything that its next update depends on: a dict of trees of arrays, and plain values."""
+        """Returns everything that the next update depends on: a dict of trees of arrays, and plain JSON values."""
         return {}, {}
 
     def expect(self, facts: dict, empty: Callable) -> None:
-        """Makes `saved` return trees of the structure that they had when `facts` were saved.
+        """Prepares the model so that `saved` returns trees with the structure that they had when `facts` were saved.
 
         Args:
-          empty: makes a batch as a rollout is packed into, with signals of the names that it is given.
+          facts: the plain values that were saved.
+          empty: function from names of signals to a batch with the shapes of a packed rollout and those signals.
         """
 
     def load(self, saved: dict, facts: dict) -> None:
-        """Takes over what was saved."""
+        """Restores the results of `saved`."""

@@ -1,6 +1,6 @@
-"""The critic: values of all rows, and the update of a critic with a backbone of its own.
+"""The critic: values of all action tokens, and updates of a critic with its own backbone.
 
-A critic that shares the policy's backbone is updated with it, by `policy.policy_step`.
+`policy.policy_step` updates a critic that shares the policy's backbone.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ VALUE_SIGNALS = ("value", "returns", "value_mask")
 
 @dataclasses.dataclass(frozen=True)
 class ValueLoss:
-    """L = ½ · mean of the clipped squared error, see `kernels.clipped_value_loss`.
+    """L = ½ · mean of the clipped squared error; see `kernels.clipped_value_loss`.
 
     Attributes:
-      clip: ε around the value that the advantages were computed with; None does not clip.
-      coef: weight in the policy's loss, where both share a backbone.
+      clip: maximum distance ε from the value with which advantages were computed; None does not clip.
+      coef: weight in the policy's loss, if critic and policy share a backbone.
     """
 
     clip: float | None = 0.2
@@ -54,7 +54,7 @@ def value_signals(batch: Batch) -> dict[str, Array]:
 
 @partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
 def values(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, base=None) -> Array:
-    """V before each action token, float32 `[R, L]`; 0 elsewhere.
+    """The value of the state before each action token, float32 `[R, L]`; 0 elsewhere.
 
     Args:
       params: `{"decoder", "scalar_head"}`.
@@ -76,7 +76,7 @@ def critic_step(
     base=None,
     dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update of a separate critic on one mini-batch of rows, with the signals of `value_signals`."""
+    """One update of a separate critic on one mini-batch of rows, which has the signals of `value_signals`."""
     count = jnp.maximum(batch.signals["value_mask"].sum(), 1)
     chunked = chunks.row_inputs(batch, chunk_rows, dropout_key) | {k: chunks.split(v, chunk_rows) for k, v in value_signals(batch).items()}
     loss_fn = lambda params, c: loss(chunks.head_outputs_of(graphdef, join(base, params), c, max_actions, before=True), c, count)
@@ -86,12 +86,12 @@ def critic_step(
 
 
 class Critic(Auxiliary):
-    """The critic of a run; with a shared backbone it has no parameters of its own.
+    """The critic of a run.
 
     Attributes:
-      state: parameters and optimizer of a separate critic, or None, as it is until `begin`.
-      model: what its passes need besides.
-      shared: whether its head sits on the policy's backbone.
+      state: parameters and optimizer of a separate critic; None before `begin`, and for a shared backbone.
+      model: the critic's backbone; None before `begin`.
+      shared: whether the critic is a head on the policy's backbone, whose parameters are then part of the policy's.
     """
 
     name = "critic"
@@ -137,27 +137,27 @@ class Critic(Auxiliary):
         return {"value": batch.signals["value"], "returns": np.asarray(credit.returns), "value_mask": mask}
 
     def begin(self, model: Backbone, params) -> None:
-        """Starts a separate critic as a copy of a policy with a fresh head."""
+        """Initialises a separate critic as a copy of the policy with a new head."""
         self.model = model
         if not self.shared:
             self.state = create(self.headed(params), self.optimizer)
 
     def headed(self, params):
-        """Parameters of a decoder with a fresh head."""
+        """Returns a decoder's parameters with those of a new head added."""
         return self.layout.headed(self.model, params, self.key, self.c.head)
 
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
-        """V before each action token, `[R, L]`."""
+        """Returns the values before all action tokens, `[R, L]`."""
         params = policy_params if self.shared else self.state.params
         return {"value": to_rows(processes.to_host(values(params, placed, **self.layout.passes(self.model))))}
 
     def learn(self, lesson: Lesson) -> dict:
-        """Trains a separate critic towards the returns."""
+        """Trains a separate critic on the returns; returns metrics."""
         batch = lesson.batch.with_signals(**self._signals(lesson.batch, lesson.credit))
         return self.update(batch, streams.host(self.seed, "policy", lesson.iteration, 1))
 
     def update(self, batch: Batch, seed) -> dict:
-        """Trains a separate critic on the signals of `value_signals`, several epochs of shuffled rows; returns metrics."""
+        """Trains a separate critic for several epochs over shuffled rows, with the signals of `value_signals`; returns metrics."""
         started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
         batch = batch.replace(signals=value_signals(batch))
         for part in self.layout.minibatches(batch, self.c.minibatch_rows, self.c.epochs, rng):
@@ -181,7 +181,7 @@ class Critic(Auxiliary):
         )
 
     def programs(self, stage: str, policy_params=None) -> Iterator[Program]:
-        """As of every component; a critic that shares the policy's backbone reads the policy's parameters."""
+        """See `Component.programs`; a critic that shares the policy's backbone reads `policy_params`."""
         if stage != "train":
             return
         layout, model = self.layout, self.model
@@ -212,5 +212,5 @@ def _value_mask(method, batch):
 
 
 def value_loss(c) -> ValueLoss:
-    """The critic's objective."""
+    """Returns the critic's objective, with the config's settings."""
     return ValueLoss(c.critic.clip or None, c.critic.coef)

@@ -1,6 +1,6 @@
-"""The progress estimator: a language model with a scalar head, trained so that its outputs over an episode explain the outcome.
+"""The progress estimator: a language model with a scalar head, whose outputs over an episode's steps are trained to explain its outcome.
 
-The loss is the credit method's, `Method.progress_loss`: it couples the steps of an episode.
+The loss is the credit method's `Method.progress_loss`, which couples the steps of an episode.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ OUTPUTS = StepOutputs()
 
 @partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
 def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, base=None) -> Array:
-    """The estimator's output for each step, float32 `[E, S]`; 0 on steps that do not count.
+    """The estimator's output for each step, float32 `[E, S]`; 0 for padding and failed episodes.
 
     Args:
       params: `{"decoder", "scalar_head"}`.
@@ -58,11 +58,12 @@ class Estimator(Auxiliary):
     """The estimator of a run.
 
     Attributes:
-      model: what its passes need besides parameters.
-      state: parameters and optimizer; None once nothing trains it any more.
-      best: the parameters with the least loss on held-out tasks so far.
-      best_loss, stale: that loss, and how many epochs ago it was reached.
-      replay: recent batches, newest first, that a refresh trains on.
+      model: the estimator's backbone.
+      state: parameters and optimizer; None once training has ended for good.
+      best: the parameters with the lowest loss on held-out tasks so far.
+      best_loss: that loss.
+      stale: the number of epochs since `best` was reached.
+      replay: recent batches, newest first, on which a refresh trains.
     """
 
     name = "estimator"
@@ -91,28 +92,32 @@ class Estimator(Auxiliary):
         return self.best is not None
 
     def begin(self, model: Backbone, params) -> None:
-        """Starts as a copy of a policy with a fresh head."""
+        """Initialises the estimator as a copy of the policy with a new head."""
         self.take(model, self.layout.headed(model, params, self.key, self.c.head))
 
     def take(self, model: Backbone, params) -> None:
-        """Starts from trained parameters, a head included."""
+        """Initialises the estimator from trained parameters, including a head."""
         self.model, self.state = model, create(params, self.optimizer)
         self.best = parallel.copy(params)
         self.best_loss, self.stale = float("inf"), 0
 
     def begin_training(self, params) -> None:
-        """Lets go of the optimizer where no refresh will train it again."""
+        """Frees the optimizer, if no refresh will use it."""
         if not self.c.refresh_every:
             self.state = None
 
     # --- Training on explored episodes ---
 
     def epoch(self, batch: Batch, held_out: np.ndarray, seed) -> dict:
-        """One pass over the tasks that are not held out, then the loss on those that are; keeps the best parameters.
+        """Trains one pass over the tasks that are not held out, measures the loss on the held-out ones, and keeps the best parameters.
 
         Args:
           batch: all explored episodes (NumPy), with the label signals of the method.
-          held_out: group ids that only measure; where there are none, the training tasks do.
+          held_out: group ids of the held-out tasks; if empty, the loss is measured on the training tasks.
+          seed: entropy of the shuffle and of dropout.
+
+        Returns:
+          Metrics.
         """
         started, outs, rng = time.monotonic(), [], np.random.default_rng(seed)
         mine = self.episodes(batch, held_out, among=False)
@@ -130,11 +135,11 @@ class Estimator(Auxiliary):
 
     @staticmethod
     def episodes(batch: Batch, groups: np.ndarray, among: bool = True) -> np.ndarray:
-        """Indices of the counted episodes of some groups, or of all others."""
+        """Indices of the valid episodes (`episode_mask`) in some groups; with `among=False`, in all other groups."""
         return np.flatnonzero((np.isin(batch.group_id, groups) == among) & batch.episode_mask)
 
     def loss(self, batch: Batch, episodes: np.ndarray) -> float:
-        """The method's loss on some episodes, a mean over the parts that they are cut into."""
+        """Returns the method's loss on some episodes: the mean over mini-batches, weighted by their numbers of episodes."""
         losses, sizes = [], []
         for part, count in self._parts(batch, episodes):
             placed = self.layout.place_for_training(part)
@@ -148,11 +153,11 @@ class Estimator(Auxiliary):
         return self.stale > self.c.patience
 
     def quality(self, batch: Batch, episodes: np.ndarray, progress_ExS: np.ndarray, reference: float) -> dict[str, float]:
-        """How well the best parameters explain some episodes' outcomes, and the true progress of their steps.
+        """Measures how well the best parameters predict some episodes' outcomes and the true progress of their steps.
 
         Args:
           progress_ExS: exact progress of each step of `batch`, NaN where unknown.
-          reference: the constant prediction to compare with, the mean outcome of the tasks trained on.
+          reference: the constant prediction to compare with: the mean outcome of the training tasks.
         """
         found = []
         for part, count in self._parts(batch, episodes):
@@ -166,11 +171,11 @@ class Estimator(Auxiliary):
     # --- During reinforcement learning ---
 
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
-        """Its output for each step, `[E, S]`."""
+        """Returns the estimator's output for each step, `[E, S]`."""
         return {"progress": processes.to_host(estimate(self.best, placed, **self._passes))}
 
     def learn(self, lesson: Lesson) -> dict:
-        """Keeps the batch; every few iterations, goes on training on those that it has kept."""
+        """Keeps the batch, and trains on the kept batches every `refresh_every` iterations; returns metrics."""
         if not self.c.refresh_every or self.layout.c.train.mode == "offline":
             return {}
         self.remember(with_labels(lesson.batch, lesson.episodes, self.method))
@@ -184,7 +189,7 @@ class Estimator(Auxiliary):
             self.replay = [kept, *self.replay][: self.c.refresh_every]
 
     def refresh(self, seed) -> dict:
-        """Goes on training on the remembered batches; returns metrics."""
+        """Continues training on the kept batches; returns metrics."""
         started, rng = time.monotonic(), np.random.default_rng(seed)
         parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i], seed, n) for n, i in enumerate(rng.permutation(len(parts)))]
@@ -243,7 +248,9 @@ class Estimator(Auxiliary):
                 trips=layout.chunks(),
                 kernel_flops=layout.kernel_flops(model),
             )
-            if self.c.refresh_every and c.train.mode == "online":  # as often as batches come in
+            if (
+                self.c.refresh_every and c.train.mode == "online"
+            ):  # a refresh of n batches every n iterations: one batch per iteration on average
                 updates = -(-c.rollout.groups * c.rollout.group_size // size)
         if updates:
             passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
@@ -258,7 +265,7 @@ class Estimator(Auxiliary):
             )
 
     def _parts(self, batch: Batch, episodes: np.ndarray) -> Iterator[tuple[Batch, int]]:
-        """Episodes in mini-batches of one shape, with the number of episodes in each."""
+        """Yields mini-batches of episodes, all of one shape, and the number of episodes in each."""
         size, rows = self.c.minibatch_episodes, row_episodes(batch)
         capacity = self.layout.row_capacity(size)
         for first in range(0, len(episodes), size):
@@ -267,14 +274,14 @@ class Estimator(Auxiliary):
 
 
 def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """A random share of the tasks, which the estimator never trains on."""
+    """Draws the group ids of a random share of the tasks, on which the estimator never trains."""
     groups = np.unique(group_id)
     count = int(round(share * len(groups)))
     return np.sort(np.random.default_rng(streams.host(seed, "estimator_held_out")).permutation(groups)[:count])
 
 
 def with_labels(batch: Batch, episodes, method) -> Batch:
-    """Adds the labels that the method's loss reads; no label is drawn at random."""
+    """Adds the label signals that the method's loss reads, which are deterministic."""
     if not method.label_signals:
         return batch
     found = method.host_signals(batch, episodes, np.random.default_rng(0))
@@ -282,10 +289,10 @@ def with_labels(batch: Batch, episodes, method) -> Batch:
 
 
 def check_outcomes(batch: Batch) -> None:
-    """Raises a UserError when outcomes lie outside [0, 1], which an estimator of progress is trained on."""
+    """Raises a UserError if an outcome is outside [0, 1], the range for which the progress estimator is trained."""
     outcome = np.asarray(batch.outcome)[np.asarray(batch.episode_mask)]
     if outcome.size and (outcome.min() < 0 or outcome.max() > 1):
         raise UserError(
-            f"outcomes lie in [{outcome.min():.3g}, {outcome.max():.3g}], a progress estimator is trained on outcomes in [0, 1]: "
-            "set credit.outcome=success, or a credit.outcome_scale that brings the return there."
+            f"outcomes range from {outcome.min():.3g} to {outcome.max():.3g}, but the progress estimator needs outcomes in [0, 1]: set "
+            "credit.outcome=success, or choose credit.outcome_scale so that the scaled return is in this range."
         )

@@ -1,4 +1,4 @@
-"""The implicit process reward model (PRM): it scores tokens, and learns from pairs or labels of whole episodes."""
+"""The implicit process reward model (PRM): it scores tokens, and is trained on pairs or labels of whole episodes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Array = jax.Array
 
 
 class ProcessRewardModel(Auxiliary):
-    """The PRM of a run: its parameters, the batches that it replays, and how it is updated.
+    """The PRM of a run.
 
     Attributes:
-      state: parameters and optimizer; None until `begin`.
-      model: what its passes need besides.
-      replay: earlier batches, newest first.
+      state: parameters and optimizer; None before `begin`.
+      model: the PRM's backbone; None before `begin`.
+      replay: earlier batches, newest first, on which every update trains again.
     """
 
     name = "prm"
@@ -52,7 +52,7 @@ class ProcessRewardModel(Auxiliary):
 
     @property
     def actor(self):
-        """The PRM as a decoder that plays."""
+        """The PRM's decoder, to play with."""
         return self.model.join(self.params)
 
     @classmethod
@@ -67,29 +67,29 @@ class ProcessRewardModel(Auxiliary):
     def when(self) -> str | None:
         if self.method.prm_frozen:
             return None
-        if self.c.prm.resync:  # it becomes the new policy, which the next batch comes from, and learns from there
+        if self.c.prm.resync:  # the update starts from the new policy, which plays the next batch
             return AFTER_POLICY
         return BEFORE_CREDIT if self.method.reward_from == "post" else AFTER_CREDIT
 
     def begin(self, model: Backbone, params) -> None:
-        """Starts as the policy, or as the model that the config names."""
+        """Initialises the PRM as a copy of the policy, or from the model that the config names."""
         self.model, params = backbones.prm_model(self.c, self.parts, model, params)
         self.state = create(params, self.optimizer)
 
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
-        """Log-probabilities, `[R, L]`."""
+        """Returns the log-probabilities of action tokens under the PRM, `[R, L]`."""
         found = score(self.params, self.model.reads(placed), **self.layout.scoring(self.model))[0]
         return {"log_prob_prm": to_rows(processes.to_host(found))}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
-        """How the PRM does on a batch that it has not learnt from: twice the pair accuracy minus 1, at least 0; and metrics."""
+        """Returns `alpha_scale` = max(0, 2 · pair accuracy − 1) on a batch that the PRM has not learnt from, and metrics."""
         loss, found = _loss(self.method, batch)
         accuracy = float(found["pair_accuracy"]) if float(found["pairs"]) else 0.5
         metrics = {f"prm/{name}": float(value) for name, value in found.items()} | {"prm/pair_accuracy": accuracy, "prm/loss": float(loss)}
         return {"alpha_scale": np.float32(np.clip(2 * accuracy - 1, 0, 1))}, metrics
 
     def credited(self, credit) -> dict:
-        """An estimate of KL(policy that played ‖ PRM), in nats a token."""
+        """Returns an estimate of KL(behaviour policy ‖ PRM), in nats per token, if the method computes one."""
         return {"prm/kl_policy": float(credit.metrics["prm_kl_k3"])} if "prm_kl_k3" in credit.metrics else {}
 
     def plays(self, iteration: int) -> bool:
@@ -97,15 +97,15 @@ class ProcessRewardModel(Auxiliary):
         return bool(every) and iteration % every == 0 and not self.method.prm_frozen
 
     def learn(self, lesson: Lesson) -> dict:
-        """Trains on this batch and the replayed ones."""
+        """Trains on this batch and the replayed ones; returns metrics."""
         return self.update(lesson.batch, streams.host(self.c.seed, "prm", lesson.iteration), lesson.policy)
 
     def warm_up(self, batch: Batch, number: int, policy_params) -> dict:
-        """The same before the first iteration; number: of the batch, from 0."""
+        """Trains as in `learn`, before the first iteration; `number` counts the warm-up batches from 0."""
         return self.update(batch, streams.host(self.c.seed, "prm_warmup", number), policy_params)
 
     def update(self, batch: Batch, seed, policy_params) -> dict:
-        """Trains on this batch and the replayed ones, each with the log-probabilities it was collected under; returns metrics."""
+        """Trains on this batch and the replayed ones, each with its own log-probabilities at collection; returns metrics."""
         if self.method.prm_frozen:
             return {}
         c, started, outs, metrics = self.c.prm, time.monotonic(), [], {}
@@ -123,7 +123,7 @@ class ProcessRewardModel(Auxiliary):
                 outs.append(out)
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
-        if outs:  # none where no group holds a pair
+        if outs:  # empty if no group has a pair
             means = {name: float(np.mean([o[name] for o in outs])) for name in outs[0]}
             metrics["prm/grad_norm"] = means.pop("grad_norm")
             metrics |= {f"prm/train_{name}": value for name, value in means.items()}
@@ -143,7 +143,7 @@ class ProcessRewardModel(Auxiliary):
 
     @property
     def _minibatch(self) -> tuple[int, int]:
-        """Groups of a mini-batch, and its rows."""
+        """Numbers of groups and of rows in a mini-batch."""
         groups = self.c.prm.minibatch_groups or self.c.rollout.groups
         return groups, self.layout.row_capacity(groups * self.c.rollout.group_size)
 
@@ -175,7 +175,7 @@ class ProcessRewardModel(Auxiliary):
             return
         (groups, rows), signals = self._minibatch, ("log_prob_initial",) if needs_initial(c, self.method) else ()
         batch = model.reads(layout.shapes(rows, groups * c.rollout.group_size, signals))
-        # Outputs of all rows first, then forward and backward once more, where rows are more than a chunk.
+        # With more than one chunk, one forward pass computes all outputs before the forward and backward passes.
         passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
         yield Program(
             "prm/update",

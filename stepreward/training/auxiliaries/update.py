@@ -1,7 +1,7 @@
-"""The one update of every model that learns beside the policy from a loss over whole episodes or groups.
+"""The update that auxiliaries with a loss over whole episodes or groups share.
 
-The loss is the credit method's, `Method.losses[name]`: a function of the model's outputs for the whole batch. It may couple rows that
-lie in different chunks, see `chunks.gradient_through_outputs`.
+The loss is the credit method's `Method.losses[name]`, a function of the model's outputs for the whole batch. It may couple rows of
+different chunks; see `chunks.gradient_through_outputs`.
 """
 
 from __future__ import annotations
@@ -26,30 +26,30 @@ class LogProbs:
     """Outputs `[R, L]`: the log-probability of every action token, in nats.
 
     Attributes:
-      temperature: the sampling temperature that log-probabilities refer to.
+      temperature: the sampling temperature, by which logits are divided.
     """
 
     temperature: float
 
     def of_rows(self, graphdef, params, rows: dict, max_actions: int | None) -> Array:
-        """`[r, L]` of one chunk, as `chunks.row_inputs` names its arrays."""
+        """Outputs `[r, L]` for one chunk, a dict of arrays as in `chunks.row_inputs`."""
         return chunks.token_log_probs_of(graphdef, params, rows, self.temperature, max_actions)[0]
 
     def of_batch(self, output_RxL: Array, batch: Batch) -> Array:
-        """What the loss reads."""
+        """Converts the outputs of all rows to what the loss reads."""
         return output_RxL
 
 
 @dataclasses.dataclass(frozen=True)
 class StepOutputs:
-    """Outputs `[E, S]`: the scalar head at the last action token of every step; 0 on steps that do not count."""
+    """Outputs `[E, S]`: the scalar head at the last action token of every step; 0 for padding and failed episodes."""
 
     def of_rows(self, graphdef, params, rows: dict, max_actions: int | None) -> Array:
-        """`[r, L]` of one chunk, as `chunks.row_inputs` names its arrays."""
+        """Outputs `[r, L]` for one chunk, a dict of arrays as in `chunks.row_inputs`."""
         return chunks.head_outputs_of(graphdef, params, rows, max_actions, before=False)
 
     def of_batch(self, output_RxL: Array, batch: Batch) -> Array:
-        """What the loss reads."""
+        """Converts the outputs of all rows to what the loss reads."""
         return step_sum(jnp.where(last_token(batch), output_RxL, 0.0), batch)
 
 
@@ -60,7 +60,7 @@ def auxiliary_gradient(params, batch: Batch, *, name, outputs, method, graphdef,
       params: the model's parameters.
       batch: whole groups or whole episodes, with the signals that the loss reads.
       name: the auxiliary's name.
-      outputs: what the loss reads of the model: `LogProbs` or `StepOutputs`.
+      outputs: which outputs of the model the loss reads, `LogProbs` or `StepOutputs`.
       base, dropout_key: see `policy_step`.
     """
     apply = lambda params, rows: outputs.of_rows(graphdef, join(base, params), rows, max_actions)
@@ -87,7 +87,7 @@ def auxiliary_step(
     base=None,
     dropout_key=None,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update on one mini-batch; arguments as in `auxiliary_gradient`. A loss without gradient leaves the parameters as they are."""
+    """One update on one mini-batch; for the arguments see `auxiliary_gradient`."""
     grads, metrics = auxiliary_gradient(
         state.params,
         batch,
