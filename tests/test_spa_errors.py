@@ -169,4 +169,4 @@ def test_a_tokenizer_s_fingerprint_tells_its_files_apart(spa_base, spa_config, t
     path = sorted(p for p in (other / "tokenizer").rglob("*") if p.is_file())[0]
     path.write_bytes(path.read_bytes() + b" ")
     assert tokenizer_fingerprint(other / "tokenizer") != spa_base.exploration.metadata["tokenizer"]
-    assert Exploration(spa_config(), other).metadata != spa_base.exploration.metadata
+    assert Exploration(spa_config(), other, spa_base.fingerprint("explore")).metadata != spa_base.exploration.metadata
