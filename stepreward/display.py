@@ -1,4 +1,4 @@
-"""What a person watching a run sees: a live display in a terminal, plain lines in a log file, a table at the end."""
+"""Shows the progress of a run: a live display in a terminal, plain lines in a log file, and a table at the end."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ _OTHER_STYLES = ("yellow", "red", "blue")
 
 
 class RunDisplay:
-    """Shows how far a run is: stage, bar, success rate, tokens a second, where the seconds go, time left.
+    """Shows the progress of a run: stage, bar, success rate, tokens per second, seconds by part, and time left.
 
-    In a terminal the display stays in place and `print` goes above it. Elsewhere (a file, a pipe, a notebook) one plain
-    line is printed every `every` updates, when the stage changes and when it ends.
+    In a terminal, the display is updated in place, and `print` writes above it. Elsewhere (a file, a pipe, a notebook), one plain line is
+    printed every `every` updates, when the stage changes and when it ends.
 
         with RunDisplay(total=300) as display:
             display.update(stage="reinforcement", completed=12, success=0.4, seconds={"rollout": 3.2, "policy": 1.1})
 
     Args:
-      total: units of work of the first stage, or None where that is not known.
-      quiet: True shows nothing at all.
+      total: units of work of the first stage; None if unknown.
+      quiet: True shows nothing.
       console: where to write; standard output by default.
-      every: updates between two plain lines.
-      clock: seconds from any origin, for the time left.
+      every: number of updates between two plain lines.
+      clock: returns the current time in seconds from any origin, to estimate the time left.
     """
 
     def __init__(
@@ -82,21 +82,21 @@ class RunDisplay:
         tokens_per_second: float | None = None,
         seconds: Mapping[str, float] | None = None,
     ) -> None:
-        """Takes over what is given and keeps the rest.
+        """Updates the given values and keeps the others.
 
         Args:
-          stage: what the stage is called, such as "warm start"; a new one restarts the estimate of the time left.
+          stage: the name of the stage, such as "warm start"; a new name restarts the estimate of the time left.
           completed: finished units of the stage's work.
           total: all units of the stage's work.
           success: success rate in [0, 1].
-          tokens_per_second: sampled tokens a second.
+          tokens_per_second: processed tokens per second.
           seconds: seconds of the last iteration by part, such as "rollout", "scoring" and "policy".
         """
         new_stage = stage is not None and stage != self.stage
         if new_stage:
             self.stage, self.seconds = stage, {}
             self.completed = completed if completed is not None else 0
-            # Time left counts from what this process did, not from what a checkpoint brought.
+            # The time left is estimated from the work of this process, without what a checkpoint restored.
             self._start = (self._clock(), self.completed)
         if completed is not None:
             self.completed = int(completed)
@@ -115,7 +115,7 @@ class RunDisplay:
             self._print_line()
 
     def seconds_left(self) -> float | None:
-        """Returns (total − completed) × seconds an iteration took so far in this stage; None until one is done."""
+        """Returns (total − completed) × mean seconds per unit of work in this stage; None before the first unit is completed."""
         if self._start is None or self.total is None:
             return None
         since, already = self._start
@@ -125,7 +125,7 @@ class RunDisplay:
         return max(0, self.total - self.completed) * (self._clock() - since) / done
 
     def final_table(self, rows: Sequence[tuple[str, str]], title: str = "Run finished") -> None:
-        """Prints `rows` of (name, value), as a small table in a terminal; nothing if quiet. See `summary_rows`."""
+        """Prints `rows` of (name, value), as a table in a terminal and as lines elsewhere; nothing if quiet. See `summary_rows`."""
         if self.quiet:
             return
         if self._display is not None:
@@ -196,19 +196,19 @@ def summary_rows(
     failed: int = 0,
     cut: tuple[int, int] = (0, 0),
 ) -> list[tuple[str, str]]:
-    """Returns the rows that close a run: held-out success at its start and end with 95 % intervals, time, report.
+    """Returns the rows of the final table: held-out success at start and end with 95 % intervals, time, report.
 
     Args:
       start: (successes, episodes) of the first evaluation, or None.
-      end: (successes, episodes) of the last one, or None.
+      end: (successes, episodes) of the last evaluation, or None.
       wall_s: seconds that the run took.
-      report: where the report is, or None.
-      counted: what the episodes of `start` and `end` are, such as "tasks of the final evaluation".
+      report: the path of the report, or None.
+      counted: what `start` and `end` count, such as "tasks of the final evaluation".
       grounding: grounding accuracy (share of steps whose action took effect) at the start and the end, or None.
       steps: steps per episode at the start and the end, or None.
-      estimator: mean squared error of the progress estimator, and of predicting the mean outcome instead, or None.
-      failed: episodes that were left out because their environments failed.
-      cut: rollout episodes that ended because something was too long, and prompts that show a cut observation.
+      estimator: mean squared errors of the progress estimator and of a constant prediction of the mean outcome, or None.
+      failed: number of episodes that were left out because their environments failed.
+      cut: numbers of rollout episodes that ended because a length limit was exceeded, and of prompts with a cut observation.
     """
     rows = []
     for name, counts in (("held-out success, start", start), ("held-out success, end", end)):
@@ -222,7 +222,7 @@ def summary_rows(
         rows.append(("progress estimator", "squared error {:.4f}, predicting the mean {:.4f}".format(*estimator)))
     if failed:
         rows.append(("failed episodes", f"{failed:,}, left out because their environments failed"))
-    for count, what in zip(cut, ("episodes ended by a length", "observations cut to fit")):
+    for count, what in zip(cut, ("episodes ended by a length limit", "observations cut to fit")):
         if count:
             rows.append((what, f"{count:,}, see the report"))
     rows.append(("wall time", format_duration(wall_s)))
@@ -241,7 +241,7 @@ def format_success(successes: int, n: int, counted: str = "") -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Returns seconds for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+    """Formats seconds: "42 s", "3 min 20 s", "2 h 05 min"."""
     if not math.isfinite(seconds):
         return "unknown time"
     seconds = max(0, round(seconds))
@@ -253,7 +253,7 @@ def format_duration(seconds: float) -> str:
 
 
 def _start_and_end(start: str, end: str) -> str:
-    """In words: a log file's encoding may have no arrow."""
+    """Formats a change in words, since the encoding of a log file may have no arrow."""
     return f"{start} at the start, {end} at the end"
 
 

@@ -1,14 +1,14 @@
-"""Every array that a batch may hold: its level, its type and what it means. Code reads the level here and never guesses it from a shape.
+"""Every array that a batch may contain: its level, dtype and meaning. Code reads levels from this table and never guesses them from shapes.
 
-A rollout yields `E` episodes of at most `S` steps; their tokens lie in `R` rows of length `L`. An array has one of four levels:
+A rollout yields `E` episodes of at most `S` steps, whose tokens are packed into `R` rows of length `L`. An array has one of four levels:
 
-    token    [R, L]     moves with the rows of a batch
-    step     [E, S]     moves with its episodes
-    episode  [E]        moves with its episodes
-    scalar   []         belongs to the whole batch
+    token    [R, L]     indexed by the rows of a batch
+    step     [E, S]     indexed by its episodes
+    episode  [E]        indexed by its episodes
+    scalar   []         one value for the whole batch
 
-`FIELDS` are the fields of `Batch`; `SIGNALS` may lie in `Batch.signals`. A method that reads another signal adds a row here, or calls
-`add` where it is defined.
+`FIELDS` are the fields of `Batch`, and `SIGNALS` the possible entries of `Batch.signals`. A method that reads another signal adds a row
+here, or calls `add` in its own module.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Row(NamedTuple):
 
     Attributes:
       level: one of `LEVELS`.
-      dtype: of its elements.
+      dtype: the dtype of its elements.
       meaning: one sentence, with units.
-      computed: whether a run computes it where a method or loss requires it.
-      padding: what fills rows and episodes that do not exist.
+      computed: whether a run computes the array if a method or loss requires it.
+      padding: the value in padding rows and episodes.
     """
 
     level: str
@@ -45,63 +45,63 @@ FIELDS: dict[str, Row] = {
     "segment_ids": Row(TOKEN, np.int32, "0 at padding; a token attends to earlier tokens of the same segment."),
     "action_mask": Row(TOKEN, bool, "Whether the policy sampled the token."),
     "step_id": Row(TOKEN, np.int32, "episode * S + step at action tokens, -1 elsewhere.", padding=-1),
-    "log_prob_old": Row(TOKEN, np.float32, "Log-probability under the policy that played, in nats, at the sampling temperature."),
+    "log_prob_old": Row(TOKEN, np.float32, "Log-probability under the behaviour policy, in nats, at the sampling temperature."),
     "step_mask": Row(STEP, bool, "Whether the episode has that step."),
     "env_reward": Row(STEP, np.float32, "The environment's reward for the step."),
-    "executed": Row(STEP, bool, "Whether the action was parsed, ran and took effect."),
-    "episode_mask": Row(EPISODE, bool, "False for padding and where the environment failed: such episodes enter no statistic."),
-    "outcome": Row(EPISODE, np.float32, "The return that outcome methods see."),
+    "executed": Row(STEP, bool, "Whether the action was parsed and took effect."),
+    "episode_mask": Row(EPISODE, bool, "False for padding and for failed environments: such episodes enter no statistic."),
+    "outcome": Row(EPISODE, np.float32, "The outcome that credit methods use: success or return, scaled."),
     "success": Row(EPISODE, bool, "Whether the episode succeeded."),
     "truncated": Row(EPISODE, bool, "Whether the step limit ended the episode."),
     "group_id": Row(EPISODE, np.int32, "Episodes of one group started from the same task and state."),
 }
 
 SIGNALS: dict[str, Row] = {
-    # What models say of the tokens of a batch: float32, in nats where it is a log-probability, 0 off the action mask.
+    # Outputs of models: float32, 0 off the action mask; log-probabilities are in nats.
     "log_prob_prm": Row(TOKEN, np.float32, "Log-probability under the process reward model.", computed=True),
-    "log_prob_initial": Row(TOKEN, np.float32, "Log-probability under the policy that reinforcement learning began with.", computed=True),
-    "log_prob_policy": Row(TOKEN, np.float32, "Log-probability under the policy as it is before the update."),
-    "log_prob_reference": Row(TOKEN, np.float32, "Log-probability under the reference of the policy's KL penalty."),
+    "log_prob_initial": Row(TOKEN, np.float32, "Log-probability under the policy that reinforcement learning started from.", computed=True),
+    "log_prob_policy": Row(TOKEN, np.float32, "Log-probability under the current policy, before the update."),
+    "log_prob_reference": Row(TOKEN, np.float32, "Log-probability under the reference policy of the KL penalty in the loss."),
     "value": Row(TOKEN, np.float32, "The critic's value of the state before each action token.", computed=True),
     "progress": Row(STEP, np.float32, "The progress estimator's output at the last token of each step.", computed=True),
-    # What credit assignment hands to the updates.
+    # Results of credit assignment that the updates read.
     "advantage": Row(TOKEN, np.float32, "Advantage of each action token."),
-    "returns": Row(TOKEN, np.float32, "What the critic's value is trained towards."),
-    "value_mask": Row(TOKEN, bool, "The tokens whose value the critic learns."),
-    # What the host draws or finds in the episodes.
+    "returns": Row(TOKEN, np.float32, "Regression target of the critic's value."),
+    "value_mask": Row(TOKEN, bool, "Tokens at which the critic is trained."),
+    # Arrays that the host draws at random or computes from episodes.
     "step_permutation": Row(STEP, np.int32, "A random order of the steps of each episode, for the shuffled control.", computed=True),
-    "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 where a step has none.", computed=True),
-    "anchor_id": Row(STEP, np.int32, "Number of the state and group that the step was taken in; -1: none.", computed=True, padding=-1),
-    # What a strategy of rollouts finds by branching.
-    "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were played on from the state before the step."),
-    # One number for the batch.
+    "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 for a step without a label.", computed=True),
+    "anchor_id": Row(STEP, np.int32, "Id of the group and state in which the step was taken; -1: none.", computed=True, padding=-1),
+    # Results of rollout strategies that branch.
+    "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were continued from the state before the step."),
+    # Scalars of a batch.
     "alpha_scale": Row(SCALAR, np.float32, "Twice the PRM's pair accuracy minus 1, at least 0.", computed=True),
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
 }
 
 
 def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False) -> None:
-    """Adds a signal of one's own, which a method of one's own requires.
+    """Adds a signal to the table, for a method outside the library.
 
     Args:
       name, level, dtype, meaning, computed: see `Row`.
 
     Raises:
-      ValueError: the name is taken by an array of another kind, or there is no such level.
+      ValueError: another array has this name, or the level is unknown.
     """
     if level not in LEVELS:
         raise ValueError(f"signal {name!r}: the level {level!r} is not one of {', '.join(LEVELS)}")
     new = Row(level, dtype, meaning, computed)
     if (known := FIELDS.get(name) or SIGNALS.get(name)) and known != new:
-        raise ValueError(f"a batch has an array {name!r} already: {known.meaning}")
+        raise ValueError(f"a batch already has an array {name!r} ({known.meaning.rstrip('.')}): choose another name")
     SIGNALS[name] = new
 
 
 def row(name: str) -> Row:
-    """The row of a signal.
+    """Returns the row of a signal.
 
     Raises:
-      ValueError: there is none; the message names the nearest one.
+      ValueError: the signal is unknown; the message suggests the nearest name.
     """
     if name in SIGNALS:
         return SIGNALS[name]
@@ -111,15 +111,15 @@ def row(name: str) -> Row:
 
 
 def computed() -> frozenset[str]:
-    """The signals that a run computes where a method or loss requires them."""
+    """Returns the signals that a run computes if a method or loss requires them."""
     return frozenset(name for name, found in SIGNALS.items() if found.computed)
 
 
 def fields(*levels: str) -> tuple[str, ...]:
-    """The fields of `Batch` at some levels, in order."""
+    """Returns the names of the fields of `Batch` at some levels, in order."""
     return tuple(name for name, found in FIELDS.items() if found.level in levels)
 
 
 def shape(found: Row, rows: int, length: int, episodes: int, steps: int) -> tuple[int, ...]:
-    """The shape of an array in a batch of that size."""
+    """Returns the shape of an array in a batch of `rows` × `length` tokens and `episodes` × `steps` steps."""
     return {TOKEN: (rows, length), STEP: (episodes, steps), EPISODE: (episodes,), SCALAR: ()}[found.level]

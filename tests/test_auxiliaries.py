@@ -122,5 +122,5 @@ def test_one_of_one_s_own_is_saved_and_goes_on(own, micro_config, tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_named():
-    with pytest.raises(UserError, match="made by an earlier version.*start in a new workdir"):
+    with pytest.raises(UserError, match="an earlier version wrote the checkpoint.*start in a new workdir"):
         Counters.read({"counters": {"phase": "rl", "tick": 3}})

@@ -146,7 +146,7 @@ def test_the_final_evaluation_goes_before_those_on_the_way():
 def test_the_table_says_what_lengths_cost():
     records = [{"rollout/too_long": 3.0, "rollout/row_full": 1.0, "rollout/observations_cut": 0.0}, {"rollout/too_long": 2.0}]
     assert summary_rows(start=None, end=None, wall_s=61, cut=table_facts(records)["cut"])[0] == (
-        "episodes ended by a length",
+        "episodes ended by a length limit",
         "6, see the report",
     )
     assert "cut" not in table_facts([{"rollout/too_long": 0.0}])

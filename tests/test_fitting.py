@@ -257,6 +257,6 @@ def test_a_published_preset_trains_on_eight_devices_resumes_and_is_played_on_one
     assert "fitted to 8 devices (cpu): mesh.fsdp=8, rollout.max_rows=128, train.chunk_rows=8" in run(command, 8)
     saved = json.loads((workdir / "config.json").read_text())
     assert (saved["mesh"]["fsdp"], saved["train"]["chunk_rows"], saved["mesh"]["fit"]) == (8, 8, [])
-    assert "This run is finished already" in run(command, 8)
+    assert "This run is already finished" in run(command, 8)
     played = run([sys.executable, "launch/evaluate.py", f"--workdir={workdir}", "--episodes=4"], 1)
     assert "the run's mesh has 8 devices; this job uses 1" in played and "success" in played

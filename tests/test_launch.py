@@ -54,7 +54,7 @@ def test_the_same_command_again_says_that_it_is_finished(trained, command):
     before = (workdir / "metrics.jsonl").read_bytes()
     done = command("train", MICRO, f"--workdir={workdir}", "--config.train.env_steps=200")
     shown = " ".join(done.stdout.split())
-    assert done.returncode == 0 and "finished already" in shown and "larger --config.train.env_steps" in shown
+    assert done.returncode == 0 and "already finished" in shown and "larger --config.train.env_steps" in shown
     assert (workdir / "metrics.jsonl").read_bytes() == before
 
 

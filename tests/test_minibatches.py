@@ -85,7 +85,7 @@ def test_the_order_comes_from_the_generator():
 
 
 def test_rows_that_do_not_fit_are_an_error():
-    with pytest.raises(ValueError, match="3 rows do not fit into 2"):
+    with pytest.raises(ValueError, match="3 rows do not fit into a capacity of 2"):
         take_rows(make_batch(), np.arange(3), 2)
 
 
@@ -153,7 +153,7 @@ def test_no_episodes_at_all_are_an_empty_part():
 
 
 def test_episodes_whose_rows_do_not_fit_are_an_error():
-    with pytest.raises(ValueError, match="8 rows do not fit into 4"):
+    with pytest.raises(ValueError, match="8 rows do not fit into a capacity of 4"):
         take_episodes(make_batch(), np.array([0, 2, 4]), 4)
 
 

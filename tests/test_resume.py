@@ -98,7 +98,7 @@ def test_an_interrupted_job_says_how_to_go_on(whole, micro_config, tmp_path, mon
     monkeypatch.setattr(Runner, "tick", interrupted)
     with pytest.raises(KeyboardInterrupt):
         main_job.train(micro_config(CHANGES), tmp_path / "run")
-    assert "stopped after tick 1; the same command goes on from here" in " ".join(capsys.readouterr().out.split())
+    assert "stopped after tick 1; run the same command again to resume" in " ".join(capsys.readouterr().out.split())
     assert (tmp_path / "run" / "report.html").is_file()
 
 
@@ -123,7 +123,7 @@ def test_a_larger_budget_continues_a_finished_run(whole, micro_config, tmp_path,
     Runner(micro_config({**CHANGES, "train.env_steps": 300}), workdir).run()
     finished = measured(workdir)
     assert main_job.train(micro_config({**CHANGES, "train.env_steps": 300}), workdir) == 0
-    assert "finished already" in capsys.readouterr().out and measured(workdir) == finished
+    assert "already finished" in capsys.readouterr().out and measured(workdir) == finished
     Runner(micro_config(CHANGES), workdir).run()
     continued, expected = measured(workdir), measured(whole)
     assert len(finished) < len(continued) == len(expected)

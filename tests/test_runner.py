@@ -310,7 +310,7 @@ def test_an_evaluation_without_any_environment_ends_the_run(micro_config, tmp_pa
 
     runner = Runner(micro_config(), tmp_path / "run")
     monkeypatch.setattr(SokobanEnv, "step", lambda self, action: None)
-    with pytest.raises(UserError, match="every environment of the evaluation failed; the first one: step returned None"):
+    with pytest.raises(UserError, match="every environment of the evaluation failed, the first one with: step returned None"):
         runner.run()
 
 
@@ -324,7 +324,7 @@ def test_a_batch_without_any_environment_ends_the_run(micro_config, tmp_path, mo
         raise RuntimeError("no licence")
 
     monkeypatch.setattr(SokobanEnv, "step", broken)
-    with pytest.raises(UserError, match="every environment of the batch failed; the first one: RuntimeError: no licence"):
+    with pytest.raises(UserError, match="every environment of the batch failed, the first one with: RuntimeError: no licence"):
         runner.run()
 
 

@@ -89,10 +89,10 @@ def test_a_signal_of_one_s_own(monkeypatch):
     signals.add("tide", signals.STEP, np.float32, "How high the water stands after a step, in metres.")  # a module that is imported twice
     batch = square().with_signals(tide=np.ones((3, 4), np.float32))
     assert take_rows(batch, np.array([0]), 2).signals["tide"].shape == (3, 4)
-    for level, message in ((signals.TOKEN, "has an array 'tide' already: How high the water"), ("row", "level 'row' is not one of token")):
+    for level, message in ((signals.TOKEN, "already has an array 'tide' .How high the water"), ("row", "level 'row' is not one of token")):
         with pytest.raises(ValueError, match=message):
             signals.add("tide", level, np.float32, "Another.")
-    with pytest.raises(ValueError, match="has an array 'outcome' already"):
+    with pytest.raises(ValueError, match="already has an array 'outcome'"):
         signals.add("outcome", signals.EPISODE, np.float32, "Another.")
 
 

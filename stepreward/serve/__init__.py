@@ -1,4 +1,4 @@
-"""Serves a model over OpenAI's chat completions interface: loading models, batching requests, and the web server."""
+"""Serves a model through OpenAI's chat completions API: loads models, batches requests, and runs the web server."""
 
 from stepreward.serve.batcher import Batcher, Request
 from stepreward.serve.models import Served, load_folder, load_run

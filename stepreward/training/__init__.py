@@ -1,1 +1,1 @@
-"""Update steps and the runner that strings them together."""
+"""Training: the loop, its stages, and the updates of all models."""

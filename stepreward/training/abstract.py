@@ -1,4 +1,4 @@
-"""A run made of shapes: its models without weights, and how much memory they take, on machines that need not be there."""
+"""A run made of shapes: models without weights, and the memory that they would need on devices that this machine need not have."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from stepreward.rollout.checked import checked
 from stepreward.rollout.pools import make_pool
 from stepreward.training import backbones, setup
 
-# How the published folder of Qwen2.5-VL cuts pictures; small ones are enlarged to 252 × 252 pixels, as the paper shows them.
+# The image processor's settings in the published folder of Qwen2.5-VL, except that small images are enlarged to 252 × 252 pixels.
 _PROCESSOR = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 252 * 252, "max_pixels": 12_845_056}
 
 
 def abstract_parts(c, mesh, vocabulary: int, *, reads_images: bool = True) -> setup.Parts:
-    """The parts of a run of shapes: no environment, no tokenizer, no weights.
+    """Returns the parts of a run made of shapes: without environments, tokenizer and weights.
 
     Args:
       mesh: a mesh of devices, or a `jax.sharding.AbstractMesh`.
-      vocabulary: of a tiny preset, whose tokenizer is not made here.
-      reads_images: whether the environment is asked for the size of its pictures, which programs depend on.
+      vocabulary: vocabulary size of a tiny preset, which has no tokenizer yet.
+      reads_images: whether to reset environments to find the size of their pictures, on which programs depend.
     """
     backbones.check(c)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
@@ -41,7 +41,7 @@ def abstract_parts(c, mesh, vocabulary: int, *, reads_images: bool = True) -> se
 
 
 def without_folders(c):
-    """The config with its published models' shapes taken from their presets, so that no folder is needed."""
+    """Returns the config without model paths for published presets, whose shapes are known without the folders."""
     c = c.copy_and_resolve_references()
     for group in (c.model, c.prm):
         if group.preset in presets.PRESETS:
@@ -50,21 +50,25 @@ def without_folders(c):
 
 
 def bytes_per_device(tree, seen: set[int] | None = None) -> float:
-    """Of a tree of shapes with shardings; a leaf counts once for each set `seen`."""
+    """Returns the bytes that a tree of shapes with shardings takes on each device.
+
+    Args:
+      seen: ids of leaves that were counted before; they are not counted again, and new ones are added.
+    """
     return sum(size for size, _ in _leaf_bytes(tree, set() if seen is None else seen))
 
 
 def update_bytes(params) -> float:
-    """What an update of these parameters takes of a device besides them and their optimizer, as the TPU compiler reserves it.
+    """Estimates the bytes per device that the TPU compiler reserves for an update, besides parameters and optimizer.
 
-    Over float32 weights it is 14 bytes a parameter: two sums of gradients in float32, the new weights, and a copy in bfloat16 that the
-    passes read. Over bfloat16 weights it is 9. Both were fitted to the compiled updates in docs/tpu.md.
+    Float32 weights need 14 bytes per parameter: two float32 sums of gradients, the new weights, and a bfloat16 copy for the passes.
+    Bfloat16 weights need 9. Both numbers were fitted to the compiled updates in docs/tpu.md.
     """
     return sum(size / width * (14 if width >= 4 else 9) for size, width in _leaf_bytes(params, set()))
 
 
 def _leaf_bytes(tree, seen: set[int]):
-    """Bytes a device, and bytes of one number, of every leaf that was not seen before."""
+    """Yields the bytes per device and the bytes per element of every leaf that is not in `seen`."""
     for leaf in jax.tree.leaves(tree):
         if isinstance(leaf, jax.ShapeDtypeStruct) and id(leaf) not in seen:
             seen.add(id(leaf))

@@ -1,4 +1,4 @@
-"""The decoders of a run: their shapes, their first weights, and what a pass needs besides the parameters that are trained."""
+"""The decoders of a run: their shapes, their initial weights, and the frozen base under adapters."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from stepreward.training import streams
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """What a model's passes need besides the parameters that it trains.
+    """Everything that a model's passes need, except its trained parameters.
 
     Attributes:
       graphdef: the decoder's graph.
-      config: its shape.
-      base: frozen weights under adapters, or None.
+      config: the decoder's config.
+      base: the frozen weights, if the trained parameters are adapters; else None.
     """
 
     graphdef: Any
@@ -32,46 +32,56 @@ class Backbone:
     base: Any = None
 
     def join(self, params):
-        """What a model function takes for these parameters."""
+        """Returns the parameters in the form that model functions take: with `base`, if there is one."""
         return join(self.base, params)
 
     def reads(self, batch):
-        """A batch as this model reads it: without a vision tower the images are left out, and their placeholders are tokens."""
+        """Returns a batch without images if this model has no vision tower; image placeholders are then ordinary tokens."""
         return batch if self.config.vision is not None else batch.replace(vision=None)
 
 
-CHECKPOINT = "checkpoint"  # the preset that takes the shape of the folder in model.path
+CHECKPOINT = "checkpoint"  # the preset whose shape is read from the folder in model.path
 
 
 def check(c) -> None:
-    """Raises ValueError when the groups `model` and `lora`, or the PRM's model, say what cannot be."""
+    """Raises ValueError if the groups `model` or `lora`, or the keys of the PRM's model, have invalid values."""
     m = c.model
     lora_config(c)
     named = [("model", m.preset, m.path)] + ([("prm", c.prm.preset, c.prm.path)] if c.prm.preset or c.prm.path else [])
     for group, preset, path in named:
         if preset == CHECKPOINT or (group == "prm" and not preset):
             if not path:
-                raise ValueError(f"{group}.preset={preset!r} takes its shape from a model folder: give {group}.path.")
+                raise ValueError(f"{group}.preset={preset!r} takes its shape from a model folder: set {group}.path.")
         else:
             presets.check_known(f"{group}.preset", preset, (*presets.PRESETS, CHECKPOINT))
     presets.dtype(m.compute_dtype), presets.dtype(m.param_dtype, "param"), presets.dtype(m.moment_dtype, "moment")
     presets.check_known("model.remat", m.remat, decoder.REMAT)
     if len(named) == 2 and c.prm.resync:
-        raise ValueError("prm.resync copies the policy into the PRM, which is another model here: set prm.resync=False.")
+        raise ValueError(
+            "prm.resync copies the policy's parameters into the PRM, but prm.preset and prm.path name another model: set prm.resync=False."
+        )
 
 
 def model_config(c, mesh, vocab_size: int) -> DecoderConfig:
-    """The policy's shape as the config's `model` group names it.
+    """Returns the decoder config of the policy.
 
     Args:
-      mesh: the run's devices.
-      vocab_size: the tokenizer's, for a tiny preset.
+      mesh: the run's mesh.
+      vocab_size: the tokenizer's vocabulary size, for a tiny preset.
+
+    Raises:
+      FileNotFoundError: there is no model folder at model.path.
+      ValueError: the folder's shape differs from that of the preset.
     """
     return _shape(c.model.preset, find_model(c.model.path, c.model.download), c, mesh, vocab_size)
 
 
 def find_model(path: str, download: bool):
-    """The folder of a Hugging Face model, or None for random weights."""
+    """Returns the folder of a Hugging Face model; None for an empty path, which means random weights.
+
+    Raises:
+      FileNotFoundError: there is no such folder, and the hub's cache does not have the model.
+    """
     if not path:
         return None
     from stepreward.models import hugging_face
@@ -79,12 +89,12 @@ def find_model(path: str, download: bool):
     try:
         return hugging_face.find_folder(path, allow_download=download)
     except FileNotFoundError as error:
-        hint = "" if download else " --config.model.path=FOLDER names a folder, --config.model.download=True fetches from the hub."
-        raise FileNotFoundError(f"model.path: {error}{hint}") from None
+        hint = "" if download else "; set --config.model.path=FOLDER, or --config.model.download=True to download the model from the hub."
+        raise FileNotFoundError(f"model.path: {str(error).rstrip('.')}{hint}") from None
 
 
 def _spread(mesh):
-    """The mesh, where it is more than the one device that jax takes by itself."""
+    """Returns the mesh; None if it consists of jax's default device alone."""
     return mesh if mesh.size > 1 or isinstance(mesh, AbstractMesh) or mesh.devices.flat[0] != jax.devices()[0] else None
 
 
@@ -105,20 +115,20 @@ def _shape(preset: str, folder, c, mesh, vocab_size: int) -> DecoderConfig:
         for name in ("num_layers", "embed_dim", "num_heads", "vocab_size"):
             if getattr(found, name) != getattr(stated, name):
                 raise ValueError(
-                    f"model.path={m.path!r} has {name}={getattr(found, name)}, model.preset={preset!r} has {getattr(stated, name)}: "
-                    "give the path of that model, or --config.model.preset=checkpoint to take the folder's shape."
+                    f"model.path={m.path!r} has {name}={getattr(found, name)}, but model.preset={preset!r} has {getattr(stated, name)}: "
+                    "set the path of that model, or --config.model.preset=checkpoint to use the folder's shape."
                 )
     return found
 
 
 def lora_config(c) -> LoraConfig | None:
-    """The adapters that the config asks for."""
+    """Returns the settings of the adapters; None if lora.rank is 0."""
     lora = c.lora
     return LoraConfig(lora.rank, lora.alpha, tuple(lora.targets), lora.dropout) if lora.rank else None
 
 
 def initial_model(c, parts) -> tuple[Backbone, Any]:
-    """The model that a run starts from, and the parameters that its warm start trains, on the mesh."""
+    """Returns the model that a run starts from, and the parameters that its warm start trains, placed on the mesh."""
     config = parts.model_config
     params = _weights(find_model(c.model.path, c.model.download), config, streams.device(jax.random.key(c.seed), "policy_weights"), parts)
     model = Backbone(parts.graphdef, config)
@@ -126,7 +136,7 @@ def initial_model(c, parts) -> tuple[Backbone, Any]:
 
 
 def _weights(folder, config: DecoderConfig, key: jax.Array, parts):
-    """Placed on the mesh, also where that is the device on which they are already: an update would compile once more for it."""
+    """Returns initial weights. Even on one device they are placed on the mesh; otherwise an update would be compiled twice."""
     if parts.abstract:
         params = decoder.abstract_params(config)
     elif folder is None:
@@ -139,7 +149,7 @@ def _weights(folder, config: DecoderConfig, key: jax.Array, parts):
 
 
 def adapted(c, model: Backbone, params) -> tuple[Backbone, Any]:
-    """The model with its weights frozen, in the compute dtype, and fresh adapters on them."""
+    """Freezes the model's weights, in the compute dtype; returns the new model and the parameters of new adapters."""
     config = dataclasses.replace(model.config, lora=lora_config(c))
     base = parallel.compute(jax.jit(partial(decoder.in_compute_dtype, config)), params, mesh=config.mesh)
     adapters = lambda key: split_adapters(decoder.initial_params(config, key))[1]
@@ -153,7 +163,7 @@ def adapted(c, model: Backbone, params) -> tuple[Backbone, Any]:
 
 
 def prm_model(c, parts, model: Backbone, params) -> tuple[Backbone, Any]:
-    """The PRM's model and first parameters: the policy's, unless the config names another."""
+    """Returns the PRM's model and initial parameters: those of the policy, unless the config names another model."""
     if not (c.prm.preset or c.prm.path):
         return model, params
     folder = find_model(c.prm.path, c.model.download)

@@ -1,7 +1,7 @@
 """Model passes over many rows in fixed-size chunks, inside one jitted function.
 
-Rows `[R, L]` are laid out as `[C, R / C, L]`; loops run over the first `used` chunks only, a traced number, so that one
-compiled step serves any number of rows up to the capacity and pays for the rows that are there.
+Rows `[R, L]` are reshaped to `[C, R / C, L]`. Loops run over the first `used` chunks, a traced number: one compiled step handles any
+number of rows up to the capacity, and its time depends on the rows in use.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Array = jax.Array
 
 
 def split(x_RxL: Array, chunk_rows: int) -> Array:
-    """`[R, …]` to `[R / chunk_rows, chunk_rows, …]`."""
+    """Reshapes `[R, …]` to `[R / chunk_rows, chunk_rows, …]`."""
     if x_RxL.shape[0] % chunk_rows:
-        raise ValueError(f"{x_RxL.shape[0]} rows do not divide into chunks of {chunk_rows}.")
+        raise ValueError(f"{x_RxL.shape[0]} rows cannot be split into chunks of {chunk_rows} rows: use a multiple.")
     return x_RxL.reshape(-1, chunk_rows, *x_RxL.shape[1:])
 
 
 def used_chunks(action_mask_RxL: Array, chunk_rows: int) -> Array:
-    """How many leading chunks hold an action token (rows are filled from the front)."""
+    """Number of leading chunks up to the last one with an action token; later chunks are padding."""
     used = split(action_mask_RxL, chunk_rows).any(axis=(1, 2))
     return jnp.max(jnp.where(used, jnp.arange(1, used.shape[0] + 1), 0))
 
@@ -33,7 +33,7 @@ def map_rows(apply, batch, chunk_rows: int, outputs: int = 1, dropout_key: Array
     """Runs `apply(rows) -> arrays [r, L]` over all rows, chunk by chunk.
 
     Args:
-      apply: a function of a dict with `tokens`, `positions`, `segment_ids`, `action_mask` and, where there are images, `vision`;
+      apply: a function of a dict with `tokens`, `positions`, `segment_ids`, `action_mask` and, if the batch has images, `vision`;
         returns a tuple of `outputs` float arrays.
 
     Returns:
@@ -50,32 +50,32 @@ def map_rows(apply, batch, chunk_rows: int, outputs: int = 1, dropout_key: Array
 
 
 def row_inputs(batch, chunk_rows: int, dropout_key: Array | None = None) -> dict[str, Array]:
-    """What a model reads of each row, in chunks; with a dropout key, one for each chunk."""
+    """Returns the model's inputs of all rows, split into chunks; with a dropout key, a key for each chunk."""
     rows = {name: split(getattr(batch, name), chunk_rows) for name in ("tokens", "positions", "segment_ids", "action_mask")}
     return rows | images(batch, chunk_rows) | dropout_keys(dropout_key, batch, chunk_rows)
 
 
 def images(batch, chunk_rows: int) -> dict:
-    """The entry of a chunk's dict that holds its images; nothing for a batch of text."""
+    """Returns the images as the entry `vision` of chunks; an empty dict for a batch of text."""
     return {} if batch.vision is None else {"vision": jax.tree.map(lambda x: split(x, chunk_rows), batch.vision)}
 
 
 def dropout_keys(dropout_key: Array | None, batch, chunk_rows: int) -> dict[str, Array]:
-    """The entry of a chunk's dict that turns dropout on; nothing without a key."""
+    """Returns the entry `dropout_key` of chunks, which turns dropout on; an empty dict without a key."""
     if dropout_key is None:
         return {}
     return {"dropout_key": jax.random.split(dropout_key, batch.tokens.shape[0] // chunk_rows)}
 
 
 def log_probs(graphdef, params, batch, chunk_rows: int, temperature: float, max_actions: int | None = None) -> tuple[Array, Array]:
-    """`token_log_probs` of all rows, chunk by chunk; `log_prob[R, L]`, `entropy[R, L]`, 0 off the action mask."""
+    """Computes `token_log_probs` of all rows, chunk by chunk: `log_prob[R, L]`, `entropy[R, L]`, 0 off the action mask."""
     apply = lambda rows: token_log_probs_of(graphdef, params, rows, temperature, max_actions)
     log_prob, entropy = map_rows(apply, batch, chunk_rows, outputs=2)
     return log_prob, entropy
 
 
 def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tuple[Array, Array]:
-    """`token_log_probs` of one chunk, as `row_inputs` names its arrays."""
+    """Computes `token_log_probs` for one chunk, a dict of arrays as in `row_inputs`."""
     return token_log_probs(
         graphdef,
         params,
@@ -91,7 +91,7 @@ def token_log_probs_of(graphdef, params, rows, temperature, max_actions) -> tupl
 
 
 def head_outputs_of(graphdef, params, rows, max_actions, *, before: bool) -> Array:
-    """`head_outputs` of one chunk, as `row_inputs` names its arrays."""
+    """Computes `head_outputs` for one chunk, a dict of arrays as in `row_inputs`."""
     return head_outputs(
         graphdef,
         params,
@@ -109,17 +109,17 @@ def head_outputs_of(graphdef, params, rows, max_actions, *, before: bool) -> Arr
 def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int, dropout_key: Array | None = None):
     """Gradient of a loss that couples rows of different chunks, with the memory of one chunk.
 
-    Three turns: the outputs of all rows; the loss's gradient with respect to them, on arrays alone; then the vector–Jacobian
-    product through the model, chunk by chunk. By the chain rule that is the exact gradient of the whole loss.
+    Three passes: compute the outputs of all rows; differentiate the loss with respect to these outputs, without the model; then compute
+    the vector–Jacobian product through the model, chunk by chunk. By the chain rule, this is the exact gradient of the loss.
 
     Args:
-      apply: `(params, rows) -> [r, L]`, see `map_rows`.
+      apply: `(params, rows) -> [r, L]`; for `rows` see `map_rows`.
       loss: `[R, L] -> (loss, metrics)`.
 
     Returns:
-      Gradients with respect to `params`, and the metrics with `loss`.
+      Gradients with respect to `params`, and the metrics including `loss`.
     """
-    if batch.tokens.shape[0] == chunk_rows:  # one chunk: its outputs need not be computed twice
+    if batch.tokens.shape[0] == chunk_rows:  # a single chunk needs only one forward pass
         rows = jax.tree.map(lambda x: x[0], row_inputs(batch, chunk_rows, dropout_key))
         whole = lambda params: loss(jnp.where(batch.action_mask, apply(params, rows), 0.0))
         (value, metrics), grads = jax.value_and_grad(whole, has_aux=True)(params)
@@ -135,7 +135,7 @@ def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int, dropou
     return grads, {"loss": value, **metrics}
 
 
-EXTREMES = ("_max", "_min")  # endings of metrics that are combined over chunks by their largest or smallest value
+EXTREMES = ("_max", "_min")  # endings of metrics whose maximum or minimum over chunks is taken
 
 
 def accumulate(loss_fn, params, chunked, used: Array):
@@ -146,12 +146,12 @@ def accumulate(loss_fn, params, chunked, used: Array):
       used: traced number of chunks to visit.
 
     Returns:
-      Gradients (float32, whatever the parameters are), and the metrics (with `loss`) summed over chunks: a metric that is a mean must
-      be given as its share of the whole, which is what an explicit denominator does. Of a metric whose name ends in `_max` or `_min` the
-      largest or smallest value is returned.
+      Gradients in float32, whatever the parameters' dtype, and the metrics including `loss`, summed over chunks. To obtain a mean,
+      `loss_fn` must divide each chunk's sum by the denominator of all chunks. For a metric whose name ends in `_max` or `_min`, the
+      maximum or minimum over chunks is returned.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
-    if jax.tree.leaves(chunked)[0].shape[0] == 1:  # a sum of one needs no second copy of the gradients to add them to
+    if jax.tree.leaves(chunked)[0].shape[0] == 1:  # a single chunk needs no second copy of the gradients for the sum
         (loss, metrics), grads = value_and_grad(params, jax.tree.map(lambda x: x[0], chunked))
         return widened(grads), {"loss": loss, **metrics}
     shapes = jax.eval_shape(lambda c: value_and_grad(params, jax.tree.map(lambda x: x[0], c)), chunked)

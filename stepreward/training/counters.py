@@ -1,4 +1,4 @@
-"""Where a run stands, and what it has counted."""
+"""The position of a run among its stages, and its counters."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from stepreward.errors import UserError
 
 @dataclasses.dataclass
 class Counters:
-    """Where a run stands; saved as JSON.
+    """The position of a run and its counters, which a checkpoint saves as JSON.
 
     Attributes:
       stage: the name of the stage that the next tick belongs to; "done" when the run is finished.
-      tick: ticks so far, over all stages: one line of metrics.jsonl each.
+      tick: the number of ticks so far, over all stages; each tick is one line of metrics.jsonl.
       iteration: finished iterations of reinforcement learning.
-      env_steps: environment steps that the PRM's warm-up and reinforcement learning have played.
-      taken: names of the stages whose output was there already.
-      failed_episodes: training episodes whose environment failed.
-      wall_s: seconds that the run has taken, in all its processes one after the other.
-      count: what single stages count, by name; read it with `of`.
+      env_steps: environment steps played in the PRM's warm-up and in reinforcement learning.
+      taken: names of the stages whose existing output was reused.
+      failed_episodes: number of training episodes whose environment failed.
+      wall_s: seconds that the run has taken, including those before it was resumed.
+      count: counters of single stages, by name; read them with `of`.
     """
 
     stage: str = "sft"
@@ -33,19 +33,19 @@ class Counters:
 
     @classmethod
     def read(cls, facts: dict) -> Counters:
-        """The counters among the facts of a checkpoint.
+        """Reads the counters from the facts of a checkpoint.
 
         Raises:
           UserError: another version of the library made the checkpoint.
         """
         if set(facts["counters"]) != {field.name for field in dataclasses.fields(cls)}:
-            raise UserError("the checkpoint was made by an earlier version, whose runs this one cannot go on with: start in a new workdir.")
+            raise UserError("an earlier version wrote the checkpoint, and this version cannot resume its runs: start in a new workdir.")
         return cls(**facts["counters"])
 
     def of(self, name: str) -> int:
-        """What a stage has counted under a name; 0 before it began."""
+        """Returns a counter of a stage; 0 before the stage has begun."""
         return self.count.get(name, 0)
 
     def add(self, name: str, number: int = 1) -> None:
-        """Counts under a name."""
+        """Adds to a counter of a stage."""
         self.count[name] = self.of(name) + number

@@ -1,9 +1,9 @@
-"""What decides the output of each stage: config keys, and the content of what a run reads from outside. What follows from the list of
-stages is computed here.
+"""The dependencies of each stage's output: config keys, and the content of the files that a run reads.
 
     sft -> explore -> estimator -> train -> evaluate
 
-The output of a finished stage may be taken only where everything that decides it is the same.
+The output of a finished stage may be reused only if everything that affects it is the same. A key *decides* a stage if it affects the
+stage's output.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ STAGES: tuple[str, ...] = tuple(dict.fromkeys(stage.command for stage in _STAGES
 COMMANDS: dict[str, str] = {stage.name: stage.command for stage in _STAGES}
 
 # The first stage whose output each config key decides; it decides those of all later stages too. A key that ends in a dot stands for a
-# group whose keys are not known here. A test asserts that every key of the base config is in exactly one row.
+# group with arbitrary keys. A test asserts that every key of the base config is in exactly one row.
 DECIDED_FROM: dict[str, tuple[str, ...]] = {
     command: keys for command in STAGES if (keys := sum((s.decides for s in _STAGES if s.command == command), ()))
 }
-# Keys that may change at any time: they do not affect the output, or only how far a run goes and how often it looks.
+# Keys that may change at any time: they do not affect the output, or only how long a run is and how often it is evaluated and saved.
 FREE = (
     "environment.pool", "environment.timeout_s", "environment.reset_timeout_s", "environment.ray_address", "model.download",
     "train.check_batches", "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every",
     "checkpoint.keep",
 )  # fmt: skip
-# Keys that name a folder or file: its content is compared (`identity.py`), not its place.
+# Keys that name a folder or file, whose content is compared (`identity.py`) instead of its path.
 PATHS = ("model.path", "prm.path", "environment.data")
-# Once this stage has begun, the run has read what it borrows.
+# Keys that name another workdir, and the stage that reads its output: once that stage has begun, the key may not change.
 BORROWED_FOR: dict[str, str] = {key: stage.command for stage in _STAGES for key in stage.borrows}
 
 
@@ -46,7 +46,7 @@ def position(stage: str) -> int:
 
 
 def first_stage(key: str) -> str | None:
-    """The first stage whose output a config key decides; None for a key that decides none, or is not known."""
+    """The first stage whose output a config key decides; None for a key that decides none or is unknown."""
     for stage, keys in DECIDED_FROM.items():
         if key in keys or any(key.startswith(group) for group in keys if group.endswith(".")):
             return stage
@@ -60,16 +60,16 @@ def covers(stage: str, key: str) -> bool:
 
 
 def fingerprint(config, stage: str, **more: Any) -> dict[str, Any]:
-    """The config keys that decide a stage's output, and what else is given; plain JSON values."""
+    """Returns the config keys that decide a stage's output, with their values, and `more`; plain JSON values."""
     config = getattr(config, "untracked", config)
     found = {k: v for k, v in leaves(config).items() if covers(stage, k) or (config.lora.sft and k.startswith("lora."))}
     if config.sft.stop_loss:
-        found["sft.log_every"] = config.sft.log_every  # the loss is compared with stop_loss so often
+        found["sft.log_every"] = config.sft.log_every  # the loss is compared with stop_loss this often
     return json.loads(json.dumps(found | more))
 
 
 def check_turn(stage: str, following: str | None, has: set[str], config) -> None:
-    """Raises a UserError when a stage cannot be run alone now.
+    """Raises a UserError if a stage cannot be run now.
 
     Args:
       stage: the stage that the user asks for.
@@ -88,22 +88,22 @@ def check_turn(stage: str, following: str | None, has: set[str], config) -> None
 
 
 def digest(config) -> str:
-    """Sixteen hex digits that tell one config from another, except for keys that may change at any time and for paths."""
+    """Returns a digest of the config (16 hex digits), without paths and keys that may change at any time."""
     found = {k: v for k, v in leaves(getattr(config, "untracked", config)).items() if k not in (*FREE, *PATHS)}
     return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()[:16]
 
 
-# --- What a run reads from outside its config ---
+# --- Inputs outside the config ---
 
 
 def deciding(found: dict[str, Any], stage: str) -> dict[str, Any]:
-    """The part of what `identity.of` returns that decides a stage's output."""
+    """Returns those results of `identity.of` that decide a stage's output."""
     first = lambda name: position(identity.DECIDED_FROM.get(name, STAGES[0]))
     return {name: value for name, value in found.items() if first(name) <= position(stage) and name != "prm.path"}
 
 
 def check_inputs(found: dict[str, Any], expected: dict[str, Any], begun: Iterable[str], where: str) -> None:
-    """Raises a UserError when what a run reads from outside has changed since one of the stages that it decides began."""
+    """Raises a UserError if an input outside the config has changed since a stage that it decides began."""
     last = max((position(stage) for stage in begun), default=-1)
     for name, stage in identity.DECIDED_FROM.items():
         if position(stage) <= last and found.get(name) != expected.get(name):
@@ -114,10 +114,16 @@ def check_inputs(found: dict[str, Any], expected: dict[str, Any], begun: Iterabl
 
 
 def read_start(c, workdir: Path, template, inputs: dict | None = None):
-    """The supervised policy's parameters, made here or in the workdir that the config names, in the structure of `template`.
+    """Reads the supervised policy's parameters from this workdir or the one that `stages.sft` names.
 
     Args:
-      inputs: what the run reads from outside its config, see `identity.of`; None where only the config's part of it is known.
+      c: the config.
+      workdir: the run's folder.
+      template: a tree of arrays or shapes with the structure of the result.
+      inputs: the result of `identity.of`; None computes it without the texts of prompts.
+
+    Raises:
+      UserError: the output is missing, or was made with other settings.
     """
     output = StageOutput(workdir, "sft", c.stages.sft)
     ignored = ("prompt words",) if inputs is None else ()
@@ -128,5 +134,5 @@ def read_start(c, workdir: Path, template, inputs: dict | None = None):
 
 
 def reached(stage: str) -> tuple[str, ...]:
-    """The stages that a run has begun whose next tick belongs to the stage of that name in metrics.jsonl; all for a finished run."""
+    """Returns the stages that have begun in a run whose next tick belongs to `stage`, a name in metrics.jsonl; "done" gives all."""
     return STAGES[: position(COMMANDS[stage]) + 1] if stage in COMMANDS else STAGES

@@ -21,7 +21,7 @@ _WITHOUT = (
     "start without imitation: from a published model (--config.sft.updates=0 --config.model.path=FOLDER with its model.preset) or from "
     "random weights (--config.sft.updates=0)"
 )
-NO_EXPERT = f"the environment has no expert to imitate: add the capability 'expert' and an expert() method to it, or {_WITHOUT}."
+NO_EXPERT = f"the environment has no expert to imitate: give it the capability 'expert' and an expert() method, or {_WITHOUT}."
 
 
 def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:

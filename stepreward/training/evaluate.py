@@ -137,7 +137,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
         played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
     good = [e for e in played if e.failure is None]
     if not good:
-        raise UserError(f"every environment failed; the first one: {played[0].failure}")
+        raise UserError(f"every environment failed, the first one with: {played[0].failure}")
     if not processes.is_writer():
         return 0
     won = sum(e.success for e in good)

@@ -1,4 +1,4 @@
-"""Exploration: episodes of the supervised policy on training tasks, recorded part by part, and read back as a batch."""
+"""Exploration: episodes of the supervised policy on training tasks, which are recorded in parts and read back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepreward.training.tasks import training_tasks
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """Sixteen hex digits that tell one tokenizer from another."""
+    """Returns a digest of a tokenizer's files, 16 hex digits."""
     digest = hashlib.sha256()
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
@@ -29,12 +29,14 @@ class Exploration:
 
     Args:
       c: the config.
-      workdir: the folder of the run.
-      facts: everything that decides the episodes but the tokenizer, see `decisions.fingerprint`.
+      workdir: the run's folder.
+      facts: the fingerprint of everything that affects the episodes, except the tokenizer; see `decisions.fingerprint`.
 
     Attributes:
-      folder: where they are; in the run's workdir, or in that of `stages.exploration`.
-      borrowed: whether they are another run's.
+      folder: the folder of the recordings, in the run's workdir or in the one that `stages.exploration` names.
+      borrowed: whether the recordings are another run's.
+      parts: the number of parts.
+      metadata: the fingerprint including the tokenizer, which is saved with the recordings.
     """
 
     def __init__(self, c, workdir: Path, facts: dict):
@@ -45,17 +47,17 @@ class Exploration:
         self.metadata = facts | {"tokenizer": tokenizer}
 
     def finished_parts(self) -> int:
-        """How many parts are there; makes the folder where there is none.
+        """Returns the number of recorded parts; creates the folder if there is none.
 
         Raises:
-          ValueError: what is there was recorded with another config or tokenizer; the message names the difference.
+          ValueError: the folder was recorded with another config or tokenizer; the message names the difference.
         """
         if self.borrowed:
-            return self.parts  # it is checked when it is read
+            return self.parts  # `read` checks it
         return processes.on_writer(lambda: begin_recording(self.folder, self.metadata, self.parts))
 
     def tasks(self, part: int) -> list[Task]:
-        """The tasks of one part."""
+        """Returns the tasks of one part."""
         x = self.c.exploration
         first = part * x.part_tasks
         groups = min(x.part_tasks, x.tasks - first)
@@ -63,14 +65,14 @@ class Exploration:
         return [Task(task.seed, task.split, first + task.group) for task in played]
 
     def record(self, part: int, episodes: list[Episode]) -> None:
-        """Writes one part, whole or not at all."""
+        """Writes one part atomically."""
         processes.on_writer(lambda: write_part(self.folder, part, [to_recording(e) for e in episodes]))
 
     def read(self) -> list[Episode]:
-        """All recorded episodes.
+        """Reads all recorded episodes.
 
         Raises:
-          UserError: they are missing, unfinished or damaged, or were made with another config or tokenizer.
+          UserError: the recordings are missing, unfinished or damaged, or were made with another config or tokenizer.
         """
         try:
             recordings, metadata = processes.together(lambda: read_recordings(self.folder))
@@ -81,7 +83,7 @@ class Exploration:
 
 
 def by_task(episodes: list[Episode]) -> dict[int, list[Episode]]:
-    """Episodes of each task."""
+    """Groups episodes by task."""
     found: dict[int, list[Episode]] = {}
     for episode in episodes:
         found.setdefault(episode.task.group, []).append(episode)
@@ -89,7 +91,7 @@ def by_task(episodes: list[Episode]) -> dict[int, list[Episode]]:
 
 
 def offline_groups(tasks: list[int], groups: int, iteration: int, seed: int) -> list[int] | None:
-    """The tasks of one iteration of an offline run: a shuffled pass in pieces of `groups`; None once the pass is over."""
+    """Returns the tasks of one iteration of an offline run, the next `groups` of a shuffled pass; None after the last iteration."""
     order = np.random.default_rng(streams.host(seed, "offline")).permutation(tasks)
     first = iteration * groups
     return order[first : first + groups].tolist() if first < len(order) else None

@@ -1,4 +1,4 @@
-"""What a run learns from resetting its environments before it begins: its held-out tasks, and how large pictures are."""
+"""Resets environments before a run begins, to choose the held-out tasks and to find the sizes of pictures."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Task
 
 _log = logging.getLogger(__name__)
-_AT_ONCE = 32  # environments that are reset side by side
-_MOST_RESETS = 20  # for each task that is asked for
-_PICTURES = 64  # first pictures of a split that say how large pictures are
-_PATIENCE = 64  # resets, at least, that must show nothing new before the environment counts as repeating itself
+_AT_ONCE = 32  # environments that are reset at the same time
+_MOST_RESETS = 20  # maximum number of resets per requested task
+_PICTURES = 64  # tasks of each split whose first pictures are measured
+_PATIENCE = 64  # minimum number of consecutive resets without a new state before the search stops
 
 
 def choose_held_out(pool: Pool, episodes: int, seed_of: Callable[[int], int]) -> list[Task]:
-    """The first tasks of the held-out split whose initial states differ; the first n of them are the same whatever `episodes` is.
+    """Chooses the first tasks of the held-out split with different initial states; the first n tasks do not depend on `episodes`.
 
-    Where the environment counts its tasks, they are the first ones, and nothing is reset. Else seeds are tried in order, and those
-    whose reset fails are left out. An environment has run out of different states after max(64, 20 · d) resets in a row without a
-    new one, d being the number found: d + 1 equally likely states would show all of themselves with a probability above 1 − 2e-8.
-    From there on, and after 20 resets for each task, tasks repeat: seeds are taken without a reset, from number 20 · episodes on.
+    If the environment numbers its tasks (capability "tasks"), they are tasks 0 to episodes − 1, without a reset. Otherwise seeds are tried
+    in order, and those whose reset fails are left out. The search stops after 20 · episodes resets, or after max(64, 20 · d) consecutive
+    resets without a new state, where d states were found: with d + 1 equally likely states, a new one would have been found with a
+    probability above 1 − 2e-8. The remaining tasks then use the seeds from index 20 · episodes on, without a reset, and repeat states.
 
     Args:
       pool: the environments of the run.
-      episodes: how many tasks.
-      seed_of: index -> seed of a task.
+      episodes: the number of tasks.
+      seed_of: function from an index to the seed of a task.
 
     Raises:
       ValueError: every environment failed on the first tasks, or on all that were tried.
@@ -44,7 +44,7 @@ def choose_held_out(pool: Pool, episodes: int, seed_of: Callable[[int], int]) ->
         calls = [Call(slot, "reset", (), {"seed": seed, "options": {"split": "held_out"}}) for slot, seed in enumerate(asked)]
         for seed, found in zip(asked, pool.call_all(calls), strict=True):
             if len(seeds) == episodes or repeats >= max(_PATIENCE, _MOST_RESETS * len(seen)):
-                break  # as one reset after the other would end here
+                break  # the result is the same as with one reset at a time
             tried += 1
             if isinstance(found, EnvironmentFailure):
                 failed, failure = failed + 1, failure or found
@@ -54,13 +54,13 @@ def choose_held_out(pool: Pool, episodes: int, seed_of: Callable[[int], int]) ->
                 seen.add(key)
                 seeds.append(seed)
                 repeats = 0
-        if failed == tried:  # nor will the others succeed
+        if failed == tried:  # later tasks would most likely fail too
             raise ValueError(f"the environment failed on all of the first {tried} held-out tasks: {failure}")
     if failed:
         _log.warning("%d of %d held-out tasks were left out, because their environments failed: %s", failed, tried, failure)
     if len(seeds) < episodes:
         _log.warning(
-            "%d resets showed %d different held-out tasks; %d of the %d tasks to evaluate repeat them",
+            "%d resets found only %d different held-out tasks; %d of the %d evaluation tasks repeat their initial states",
             tried,
             len(seeds),
             episodes - len(seeds),
@@ -71,11 +71,11 @@ def choose_held_out(pool: Pool, episodes: int, seed_of: Callable[[int], int]) ->
 
 
 def first_pictures(pool: Pool, seed_of: Callable[[int], int]) -> list[np.ndarray]:
-    """One picture of each size that the environment shows at the beginning of 64 tasks of either split, in the order met.
+    """Returns one initial picture of each size among 64 tasks of each split, in the order in which they were found.
 
     Args:
       pool: the environments of the run, which have pictures.
-      seed_of: index -> seed of a task.
+      seed_of: function from an index to the seed of a task.
 
     Raises:
       ValueError: every environment failed.
@@ -92,6 +92,6 @@ def first_pictures(pool: Pool, seed_of: Callable[[int], int]) -> list[np.ndarray
                 else:
                     found.setdefault(result[0][IMAGE].shape, result[0][IMAGE])
             tried += len(calls)
-            if not found:  # nor will the others succeed
+            if not found:  # later tasks would most likely fail too
                 raise ValueError(f"the environment failed on all of the first {tried} tasks: {failure}")
     return list(found.values())

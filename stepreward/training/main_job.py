@@ -1,4 +1,4 @@
-"""The main job with everything a person sees: display, final table, report."""
+"""The main job, with display, final table and report."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stepreward.report.tables import estimator_quality, failed_episodes, final_e
 def use_compilation_cache() -> None:
     """Keeps compiled programs in the user's cache folder, so that only the first run on a machine waits for the compiler.
 
-    `JAX_COMPILATION_CACHE_DIR` names another folder; set to the empty string it turns the cache off.
+    The environment variable `JAX_COMPILATION_CACHE_DIR` chooses another folder; an empty value turns the cache off.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         import jax
@@ -30,27 +30,27 @@ def use_compilation_cache() -> None:
 def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = None) -> int:
     """Runs or resumes `workdir`, writes the report and prints the final table.
 
-    Where several processes were started, joins them (see `stepreward/processes.py`); the writer alone shows and reports.
+    If several processes were started, they run together (see `stepreward/processes.py`); only the writer prints and writes the report.
 
     Args:
       config: see `configs/`.
-      workdir: folder of the run.
+      workdir: the run's folder.
       quiet: print only the last line.
-      stage: run this stage alone, see `decisions.STAGES`.
+      stage: run only this stage; see `decisions.STAGES`.
 
     Returns:
       The exit code: 0.
 
     Raises:
-      UserError and ValueError: for what a user can get wrong, one line each.
-      KeyboardInterrupt: after the last finished tick was saved; on SIGTERM it is `Terminated`.
+      UserError, ValueError: the config, the workdir or their content is wrong.
+      KeyboardInterrupt: the run was interrupted, after its last finished tick was saved; `Terminated` after SIGTERM.
     """
     use_compilation_cache()
     processes.initialize()
     from stepreward.training.fitting import settle
     from stepreward.training.train import Runner
 
-    clean_config(config)  # a caller in Python has not come through the command line
+    clean_config(config)  # calls from Python do not pass the command line's checks
     workdir = Path(workdir)
     config, fitted = settle(config, workdir)
     if not processes.is_writer():
@@ -67,9 +67,9 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
     runner = Runner(config, workdir, on_tick=lambda runner, metrics: _show(display, runner, metrics))
     if runner.finished and stage is None:
         runner.close()
-        report = _report(config, workdir)  # again: the job may have been killed before it had written it
-        _table(display, workdir, runner.counters.wall_s, report, "This run is finished already")
-        _say(display, "give another --workdir to start afresh, or a larger --config.train.env_steps to go on")
+        report = _report(config, workdir)  # again: the job may have been killed before it wrote the report
+        _table(display, workdir, runner.counters.wall_s, report, "This run is already finished")
+        _say(display, "give another --workdir for a new run, or a larger --config.train.env_steps to continue this one")
         return 0
     if runner.counters.tick:
         _say(display, f"resuming after tick {runner.counters.tick} ({runner.counters.env_steps:,} environment steps)")
@@ -77,13 +77,13 @@ def train(config, workdir: str | Path, quiet: bool = False, stage: str | None = 
         with display:
             runner.run(stage)
     except KeyboardInterrupt:
-        _say(display, f"stopped after tick {runner.counters.tick}; the same command goes on from here")
+        _say(display, f"stopped after tick {runner.counters.tick}; run the same command again to resume")
         _report(config, workdir)
         raise
     report = _report(config, workdir)
     _table(display, workdir, runner.counters.wall_s, report, "Run finished" if runner.finished else f"Stage {stage} finished")
     if not runner.finished:
-        _say(display, f"next: --stage={runner.stage.command}, or the same command without --stage for all that is left")
+        _say(display, f"next: --stage={runner.stage.command}, or the same command without --stage for all remaining stages")
     return 0
 
 
@@ -120,7 +120,7 @@ def _table(display: RunDisplay, workdir: Path, wall_s: float, report: Path, titl
 
 
 def table_facts(records: list[dict]) -> dict:
-    """What `summary_rows` shows of a run: its final evaluation, or else its first and last evaluation; its estimator; what was cut.
+    """Returns the arguments of `summary_rows` that follow from metrics: the final or else the first and last evaluation, and counts.
 
     Args:
       records: lines of `metrics.jsonl`.

@@ -1,4 +1,4 @@
-"""Parts of a batch, on the host: shuffled rows for the policy, whole groups for the PRM."""
+"""Splits batches on the host: into shuffled rows for the policy, and into whole groups for the PRM."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from stepreward.batch import Batch
 
 
 def round_up(number: int, multiple: int) -> int:
-    """The least multiple of `multiple` that is at least `number`."""
+    """Returns the smallest multiple of `multiple` that is at least `number`."""
     return -(-number // multiple) * multiple
 
 
 def filled_rows(batch: Batch) -> np.ndarray:
-    """Indices of the rows that hold an action token."""
+    """Indices of the rows that have an action token."""
     return np.flatnonzero(np.asarray(batch.action_mask).any(axis=1))
 
 
 def row_minibatches(batch: Batch, rows: int, capacity: int, rng: np.random.Generator) -> Iterator[tuple[Batch, np.ndarray]]:
-    """Splits the filled rows, shuffled, into equal parts of at most `rows`, each padded to `capacity` rows.
+    """Shuffles the filled rows and splits them into equal parts of at most `rows`, each padded to `capacity` rows.
 
     Yields:
-      The mini-batch (step and episode levels whole) and the indices of its real rows in `batch`.
+      The mini-batch, which keeps all steps and episodes, and the indices of its rows in `batch` without padding.
     """
     order = rng.permutation(filled_rows(batch))
     parts = max(1, math.ceil(len(order) / rows))
@@ -34,15 +34,15 @@ def row_minibatches(batch: Batch, rows: int, capacity: int, rng: np.random.Gener
 
 
 def take_rows(batch: Batch, index: np.ndarray, capacity: int) -> Batch:
-    """The rows `index`, padded with empty rows to `capacity`."""
+    """Returns the batch with the rows `index`, padded with empty rows to `capacity`."""
     if len(index) > capacity:
-        raise ValueError(f"{len(index)} rows do not fit into {capacity}.")
+        raise ValueError(f"{len(index)} rows do not fit into a capacity of {capacity} rows.")
     take = lambda x, row: pad_rows(np.asarray(x)[index], capacity, row.padding)
     return batch.map(take, table.TOKEN, vision=take_images(batch.vision, index, capacity))
 
 
 def take_images(vision, index: np.ndarray, capacity: int):
-    """The images of the rows `index`, padded with rows that have none; None stays None."""
+    """Returns the images of the rows `index`, padded to `capacity` with rows without images; None if `vision` is None."""
     if vision is None:
         return None
     return vision.replace(
@@ -64,21 +64,21 @@ def row_episodes(batch: Batch) -> np.ndarray:
 
 
 def take_groups(batch: Batch, groups: np.ndarray, capacity: int, num_episodes: int | None = None) -> Batch:
-    """The episodes of some groups with their rows, as a batch of its own; arguments as in `take_episodes`."""
+    """Returns a batch of the episodes of some groups, with their rows; for the other arguments see `take_episodes`."""
     return take_episodes(batch, np.flatnonzero(np.isin(batch.group_id, groups)), capacity, num_episodes)
 
 
 def take_episodes(
     batch: Batch, episodes: np.ndarray, capacity: int, num_episodes: int | None = None, row_episode: np.ndarray | None = None
 ) -> Batch:
-    """Some episodes with their rows, as a batch of its own.
+    """Returns a batch of some episodes, with their rows.
 
     Args:
       batch: NumPy arrays.
       episodes: indices of the episodes to keep, in their new order.
-      capacity: rows of the result.
-      num_episodes: episodes of the result; the last ones are empty and do not count. None: as many as there are.
-      row_episode: `row_episodes(batch)`, where it is known already.
+      capacity: number of rows of the result.
+      num_episodes: number of episodes of the result, padded with empty ones that are masked; None takes len(episodes).
+      row_episode: `row_episodes(batch)`, if it is already known.
     """
     max_steps = batch.max_steps
     new_index = np.full(batch.num_episodes + 1, -1)  # the last entry is for rows of no episode
@@ -95,12 +95,12 @@ def take_episodes(
 
 
 def group_minibatches(batch: Batch, groups: int, capacity: int, rng: np.random.Generator, *, mixed_only: bool = False) -> Iterator[Batch]:
-    """Splits the batch's groups, shuffled, into equal parts of at most `groups` groups, all of one shape.
+    """Shuffles the batch's groups and splits them into equal parts of at most `groups` groups, all of the same shape.
 
     Args:
-      batch, capacity: as in `take_groups`.
-      groups: most groups in a part.
-      mixed_only: leave out the groups that hold no success or no failure: they make no pair.
+      batch, capacity: see `take_groups`.
+      groups: maximum number of groups in a part.
+      mixed_only: leave out groups without a success or without a failure, which have no pairs.
     """
     group_id, success, counted = (np.asarray(x) for x in (batch.group_id, batch.success, batch.episode_mask))
     kept, sizes = np.unique(group_id, return_counts=True)

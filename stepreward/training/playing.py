@@ -1,4 +1,4 @@
-"""Rollouts of a run with what is measured of them: training episodes, and the fixed held-out set."""
+"""Rollouts of a run and their metrics: training episodes, and the fixed held-out set."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from stepreward.training import setup, streams
 
 
 def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
-    """Plays training tasks with the policy; returns what was played, and metrics.
+    """Plays training tasks with the policy; returns the rollout, and metrics.
 
     Args:
-      strategy: how the tasks are played; None plays each once.
+      strategy: the rollout strategy; None plays each task once.
 
     Raises:
       UserError: every environment failed.
@@ -37,12 +37,12 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
 
 
 def branch_steps(rollout: Rollout) -> int:
-    """Environment steps that a strategy played beside the episodes that are trained on."""
+    """Environment steps of a strategy's branches, which are not trained on."""
     return rollout.cost.env_steps - total_cost(rollout.episodes).env_steps
 
 
 def evaluate(run) -> dict:
-    """Plays the fixed held-out set exactly as in training, with the same draws each time; returns metrics."""
+    """Plays the fixed held-out set with the settings of training and the same random draws each time; returns metrics."""
     started, learner, key = time.monotonic(), run.learner, streams.device(run.key, "evaluate")
     played = run.parts.collector.collect(learner.actor, run.held_out, key)
     good = healthy(played, "evaluation")
@@ -63,12 +63,12 @@ def evaluate(run) -> dict:
 
 
 def healthy(episodes: list, what: str) -> list:
-    """The episodes whose environment did not fail.
+    """Returns the episodes whose environment did not fail.
 
     Raises:
-      UserError: there are none.
+      UserError: every environment failed.
     """
     good = [e for e in episodes if e.failure is None]
     if not good:
-        raise UserError(f"every environment of the {what} failed; the first one: {episodes[0].failure}")
+        raise UserError(f"every environment of the {what} failed, the first one with: {episodes[0].failure}")
     return good

@@ -1,4 +1,4 @@
-"""A run: what it is made of, what its stages ask for, and its checkpoints."""
+"""A run: its parts, the operations that its stages use, and its checkpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from stepreward.training.stages import STAGES, Progress, Stage
 from stepreward.training.tasks import held_out_tasks
 from stepreward.training.workdir import Workdir, check_not_lost
 
-DONE = "done"  # the stage of a finished run
+DONE = "done"  # the name of the stage in a finished run
 
 
 class TrainingDiverged(UserError):
@@ -34,19 +34,19 @@ class TrainingDiverged(UserError):
 
 
 class Run:
-    """A run that is built from its config, and resumed if the workdir holds one; `train.Runner` takes it to its end.
+    """A run, built from its config and resumed from the workdir's checkpoint if there is one; `train.Runner` adds the loop.
 
     Args:
       config: see `configs/`.
-      workdir: folder of the run.
+      workdir: the run's folder.
 
     Attributes:
-      c: the config, with what was left to the devices filled in.
+      c: the config, with the keys that were chosen for the devices.
       folder: the workdir, open for writing.
-      parts: what the run is made of, without parameters.
+      parts: the run's parts, without parameters.
       learner: the models.
       stages: an object for each of `stages.STAGES`, by name; the run has those that are `wanted`.
-      counters: where the run stands.
+      counters: the run's position and counters.
     """
 
     def __init__(self, config, workdir: str | Path):
@@ -80,10 +80,10 @@ class Run:
         self.metrics = self.folder.open_metrics(self.counters.tick if resumed else None)
         self._started = time.monotonic() - self.counters.wall_s
 
-    # --- Where it stands ---
+    # --- The current stage ---
 
     def advance(self) -> None:
-        """To the next stage that the run has and that was not taken over from another one."""
+        """Moves to the next stage that the run has and whose output was not reused."""
         order = list(self.stages)
         later = order[order.index(self.counters.stage) + 1 :]
         self.counters.stage = next((n for n in later if n not in self.counters.taken and self.stages[n].wanted()), DONE)
@@ -97,7 +97,7 @@ class Run:
         return self.stages.get(self.counters.stage)
 
     def progress(self) -> Progress:
-        """How far the stage of the next tick is; for a finished run, that its last stage is done."""
+        """Returns the progress of the current stage; for a finished run, that of its completed last stage."""
         if self.stage is not None:
             return self.stage.progress()
         words, _, total = [stage for stage in self.stages.values() if stage.wanted()][-1].progress()
@@ -112,7 +112,7 @@ class Run:
         return self.folder.path
 
     def close(self) -> None:
-        """Waits for what is being written and releases environments."""
+        """Waits for pending writes, and closes the environments and the workdir."""
         self.checkpoints.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -120,52 +120,52 @@ class Run:
         self.folder.release()
 
     def history(self) -> list[dict]:
-        """All metrics of the run so far."""
+        """Returns the metrics of all ticks so far."""
         return read_metrics(self.workdir / "metrics.jsonl")
 
-    # --- What stages ask for ---
+    # --- Operations for stages ---
 
     def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
-        """Training episodes of the policy, and metrics."""
+        """Plays training episodes with the policy; returns them, and metrics."""
         return playing.play(self, tasks, key, strategy)
 
     def evaluate(self) -> dict:
-        """Metrics of the fixed held-out set."""
+        """Plays the fixed held-out set; returns metrics."""
         return playing.evaluate(self)
 
     def pack(self, rollout: Rollout) -> Batch:
-        """The episodes that a strategy played as a batch, with those of its signals that the method reads."""
+        """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads."""
         batch, wanted = self.learner.layout.pack(rollout.episodes), self.method.requires
         found = rollout.arrays(self.c.rollout.max_steps) if rollout.signals else {}
         return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
 
     def start(self):
-        """The supervised policy's parameters."""
+        """Reads the supervised policy's parameters."""
         return decisions.read_start(self.c, self.workdir, self.learner.start, self.inputs)
 
     def explored(self) -> tuple[list, object]:
-        """The explored episodes, and all of them as one batch."""
+        """Returns the explored episodes, as a list and as one batch."""
         return self.stages["explore"].episodes()
 
     def begin_reinforcement(self) -> None:
-        """Starts policy, reference and auxiliaries from the supervised policy, unless an earlier stage has done so."""
+        """Initialises policy, reference and auxiliaries from the supervised policy, unless an earlier stage has."""
         if not self.learner.reinforcing:
             self.learner.begin_rl()
             if self.c.train.mode == "online":
                 self.stages["explore"].forget()
 
     def fingerprint(self, stage: str) -> dict:
-        """Everything that decides a stage's output."""
+        """Returns everything that affects a stage's output; see `decisions.fingerprint`."""
         more = decisions.deciding(self.inputs, stage) | self.stages[stage].facts()
         return decisions.fingerprint(self.c, stage, **more)
 
     def watch(self, metrics: dict) -> None:
-        """Warns once when iteration after iteration there is nothing to learn from."""
+        """Warns once if several consecutive iterations had nothing to learn from."""
         if processes.is_writer():
             self._stillness.see(metrics)
 
     def check_finite(self, metrics: dict) -> None:
-        """Raises TrainingDiverged where a loss, gradient or measurement of what learns is not finite."""
+        """Raises TrainingDiverged if a metric of a model that learns is not finite."""
         learnt = ("sft", "policy", *self.learner.auxiliaries)
         bad = [k for k, v in metrics.items() if k.split("/")[0] in learnt and not math.isfinite(v)]
         if bad:
@@ -173,9 +173,9 @@ class Run:
             self.checkpoints.wait()
             kept = self.checkpoints.steps()
             raise TrainingDiverged(
-                f"{', '.join(bad)} not finite at {where}: training stopped. "
+                f"{', '.join(bad)} not finite at {where}; training stopped. "
                 + (f"The last good checkpoint is tick {kept[-1]}. " if kept else "No checkpoint had been written. ")
-                + "Start again in a new workdir with a lower learning rate or a longer warm-up."
+                + "Start again in a new workdir, with a lower learning rate or a longer warm-up."
             )
 
     # --- Checkpoints ---
@@ -189,7 +189,7 @@ class Run:
             self.checkpoints.wait()
 
     def _restore(self) -> bool:
-        """Goes on from the latest checkpoint, or from what the config borrows; returns whether there was a checkpoint."""
+        """Restores the latest checkpoint, or else the stages that the config borrows; returns whether there was a checkpoint."""
         facts, begun = self.checkpoints.counters(), self.folder.begun
         if facts is None:
             check_not_lost(self.workdir, self.c, begun)
@@ -200,25 +200,25 @@ class Run:
         decisions.check_inputs(facts["inputs"], self.inputs, begun, f"the run in {str(self.workdir)!r}")
         changed = facts.get("config") != decisions.digest(self.c)
         if self.stage is not None and self.stage.command == "train" and "train" not in begun and changed:
-            self.counters.stage = STAGES[0].name  # what trains may have been changed since
+            self.counters.stage = STAGES[0].name  # the config of the next stage may have changed since
             self._take_stages()
             return True
-        self.learner.reach(decisions.reached(self.counters.stage), self.start)  # for the structure of what was saved
+        self.learner.reach(decisions.reached(self.counters.stage), self.start)  # so that the template has the saved structure
         template = self.learner.template(facts["learner"]) | {"key": np.asarray(jax.random.key_data(self.key))}
         _, tree, _ = self.checkpoints.restore(template)
         self.learner.load(tree, facts["learner"])
         self.key = jax.random.wrap_key_data(jnp.asarray(tree["key"]))
         order = [*self.stages, DONE]
         for name in order[: order.index(self.counters.stage)]:
-            if self.stages[name].reopened():  # the same run with a longer budget
+            if self.stages[name].reopened():  # the run continues with a larger budget
                 self.counters.stage = name
         return True
 
     def _take_stages(self) -> None:
-        """Starts behind the stages whose output exists: in those workdirs that the config names, or in this one.
+        """Skips the stages whose output exists, in the workdirs that the config names or in this one.
 
-        Output of this workdir is taken only where a checkpoint says that the run has come past it: a run that is killed between a
-        stage's output and the checkpoint makes that stage again.
+        Output of this workdir is reused only if a checkpoint shows that the stage was finished: a run that was killed between writing the
+        output and the checkpoint runs that stage again.
         """
         self.counters.taken = sorted(set().union(*(stage.take() for stage in self.stages.values())))
         self.advance()

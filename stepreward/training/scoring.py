@@ -15,10 +15,10 @@ Array = jax.Array
 
 @partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "temperature", "max_actions"))
 def score(params, batch: Batch, *, graphdef, chunk_rows, temperature, max_actions=None, base=None) -> tuple[Array, Array]:
-    """Log-probabilities and entropies `[R, L]` of the batch's action tokens under a model; 0 elsewhere."""
+    """Log-probabilities and entropies `[R, L]`, in nats, of the batch's action tokens under a model; 0 elsewhere."""
     return chunks.log_probs(graphdef, join(base, params), batch, chunk_rows, temperature, max_actions)
 
 
 def needs_initial(c, method) -> bool:
-    """Whether the log-probabilities of the policy that reinforcement learning started from are among a batch's signals."""
+    """Whether a batch needs log-probabilities under the policy that reinforcement learning started from."""
     return "log_prob_initial" in method.requires or c.policy.kl_coef != 0

@@ -1,4 +1,4 @@
-"""Parameters with their optimizer."""
+"""Parameters, their optimizer, and its updates."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from stepreward import parallel
 
 @struct.dataclass
 class TrainState:
-    """What an update changes: parameters, optimizer state, and the count of updates (int32 scalar).
+    """Parameters, optimizer state, and the number of updates (int32 scalar).
 
-    `mesh` (static) says where they live, so that an update leaves every array where it was; None is the default device.
+    `mesh` (static) is the mesh on which an update keeps every array; None is the default device.
     """
 
     params: Any
@@ -30,16 +30,16 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a linear warm-up to a constant (or linearly decaying) rate, and clipping by global norm.
+    """AdamW with a linear warm-up to a constant or linearly decaying learning rate, and clipping by global norm.
 
     Attributes:
-      learning_rate: after the warm-up.
-      warmup_updates: updates until the rate is reached. Without it Adam's first steps, taken at full size on a noisy first
-        gradient, can destroy a warm-started policy.
-      decay_updates: updates over which the rate then falls linearly to a tenth (0: constant).
-      b1, b2, weight_decay: of AdamW.
-      max_grad_norm: gradients are scaled down to this global norm.
-      moment_dtype: of the first moment; the second has the parameters' own.
+      learning_rate: the learning rate after the warm-up.
+      warmup_updates: number of updates until the rate is reached. Without a warm-up, Adam's full-size first steps on noisy gradients can
+        destroy a warm-started policy.
+      decay_updates: number of updates over which the rate then decays linearly to a tenth; 0 keeps it constant.
+      b1, b2, weight_decay: the settings of AdamW.
+      max_grad_norm: gradients with a larger global norm are scaled down to it.
+      moment_dtype: dtype of the first moment; the second moment is float32.
     """
 
     learning_rate: float
@@ -51,9 +51,9 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     moment_dtype: str = "float32"
 
-    @functools.cache  # noqa: B019 (a few settings a process)
+    @functools.cache  # noqa: B019 (a process has few settings)
     def make(self) -> optax.GradientTransformation:
-        """The optax optimizer; equal settings give the same object, so that a second run in a process compiles nothing."""
+        """Returns the optax optimizer; equal settings give the same object, so a second run in a process compiles nothing again."""
         peak = self.learning_rate
         parts = [optax.linear_schedule(0.0, peak, self.warmup_updates)] if self.warmup_updates else []
         parts.append(optax.linear_schedule(peak, 0.1 * peak, self.decay_updates) if self.decay_updates else optax.constant_schedule(peak))
@@ -65,7 +65,7 @@ class OptimizerConfig:
 
 
 def make_optimizer(group, moment_dtype: str = "float32") -> optax.GradientTransformation:
-    """AdamW as a config group states it; `moment_dtype` is the `model` group's."""
+    """Returns AdamW with the settings of a config group; `moment_dtype` is a key of the group `model`."""
     return OptimizerConfig(
         group.learning_rate,
         group.warmup_updates,
@@ -77,7 +77,7 @@ def make_optimizer(group, moment_dtype: str = "float32") -> optax.GradientTransf
 
 
 def create(params, optimizer: optax.GradientTransformation) -> TrainState:
-    """A fresh state around parameters, on their mesh; the parameters are copied, since updates donate them."""
+    """Returns the initial state of training for parameters, on their mesh. Parameters are copied, since updates donate them."""
     params = parallel.copy(params)
     sharding = jax.tree.leaves(params)[0].sharding
     mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
@@ -89,32 +89,32 @@ def create(params, optimizer: optax.GradientTransformation) -> TrainState:
 
 
 def fresh(params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state that training of these parameters starts from. Moments are float32, unless the optimizer says otherwise, also
-    where the parameters are not: in bfloat16 a thousandth more is no more."""
+    """Returns the initial state of training for parameters. By default moments are float32 even if parameters are bfloat16, where adding
+    0.1 % would be rounded away."""
     return TrainState(params, optimizer.init(widened(params)), jnp.zeros((), jnp.int32))
 
 
 def widened(tree):
-    """Every array in float32 at least."""
+    """Casts every array to float32, or keeps a wider dtype."""
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
 
 
 def apply_gradients(state: TrainState, grads, optimizer) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One optimizer update. A non-finite gradient changes nothing and is visible as `grad_norm`."""
+    """Makes one optimizer update. A non-finite gradient changes nothing, and the metric `grad_norm` shows it."""
     norm = optax.global_norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     key = jax.random.fold_in(jax.random.key(0), state.updates)
     new = TrainState(_add(state.params, updates, key), opt_state, state.updates + 1, state.mesh)
     finite = jnp.isfinite(norm)
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-    if state.mesh is not None:  # else the compiler picks a layout, and the next update compiles again for it
+    if state.mesh is not None:  # otherwise the compiler may choose other shardings, and the next update is compiled again
         new = jax.lax.with_sharding_constraint(new, parallel.parameter_sharding(new, state.mesh))
     return new, {"grad_norm": norm}
 
 
 def _add(params, updates, key: jax.Array):
-    """p + u. In bfloat16 the sum is rounded up or down at random, by how near each is: rounded to the nearest, an update of less
-    than 1/512 of its weight would be lost every time, and those of reinforcement learning are."""
+    """Returns p + u. In bfloat16 the sum is rounded stochastically: rounding to nearest would always lose updates below 1/512 of the
+    weight, and most updates of reinforcement learning are smaller."""
     leaves, structure = jax.tree.flatten(params)
     keys = [jax.random.fold_in(key, n) for n in range(len(leaves))]
     added = [
@@ -124,7 +124,7 @@ def _add(params, updates, key: jax.Array):
 
 
 def _round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to bfloat16, up with the probability that keeps the mean."""
+    """Rounds float32 to bfloat16 stochastically, without changing the mean."""
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     bits += jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
     rounded = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)

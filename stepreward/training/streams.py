@@ -1,7 +1,7 @@
 """The random streams of a run, by name. Two draws share a stream only where they share its name and every index.
 
 A draw depends on the run's seed, the number of its stream and its indices, never on what was drawn before. So a resumed run repeats
-the draws of the run that was killed, and another kind of draw changes none of these.
+the draws of the run that was killed, and adding another stream does not change these draws.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HOST = {
     "policy": 5,  # rows of the policy's updates; index: iteration; with a second index of 1, rows of a separate critic
     "credit": 6,  # what a credit method draws, such as a permutation of steps; index: iteration
     "estimator": 7,  # episodes of the estimator's updates; index: epoch
-    "estimator_held_out": 8,  # the explored tasks that only measure the estimator
+    "estimator_held_out": 8,  # the choice of the estimator's held-out tasks
     "offline": 9,  # the order of the explored tasks in an offline run
     "estimator_refresh": 10,  # episodes of a refresh of the estimator; index: iterations finished
     "sft_dropout": 11,  # the adapters' dropout in supervised updates

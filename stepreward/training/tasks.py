@@ -1,4 +1,4 @@
-"""Which tasks a run plays: those of each iteration, and the fixed held-out ones."""
+"""The tasks of a run: those of each iteration, and the fixed held-out ones."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from stepreward.rollout.episode import Task
 from stepreward.training import streams
 from stepreward.training.held_out import choose_held_out
 
-_SETS: dict[str, tuple[Task, ...]] = {}  # by environment: choosing the held-out tasks takes resets
+_SETS: dict[str, tuple[Task, ...]] = {}  # by environment; cached, since choosing held-out tasks resets environments
 
 
 def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_size: int) -> list[Task]:
-    """The tasks of one iteration: `groups` training tasks, each `group_size` times.
+    """Returns the tasks of one iteration: `groups` training tasks, each `group_size` times.
 
     Args:
-      stream: one of `streams.TASKS`.
+      stream: the random stream of the tasks, one of `streams.TASKS`.
     """
     return [Task(streams.task(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)]
 
 
 def held_out_tasks(c, pool: Pool, episodes: int) -> list[Task]:
-    """The fixed held-out set, which does not depend on the run's seed. `held_out.choose_held_out` documents which tasks it has and what
-    it raises."""
+    """Returns the first tasks of the held-out set, which does not depend on the run's seed; see `held_out.choose_held_out`."""
     name = json.dumps(c.environment.to_dict(), sort_keys=True)
     return list(processes.on_writer(lambda: _held_out(name, pool, episodes)))
 

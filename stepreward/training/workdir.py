@@ -268,8 +268,8 @@ def check_not_lost(workdir: Path, c, begun: set[str]) -> None:
         place = c.checkpoint.folder or str(workdir / "checkpoints")
         raise UserError(
             f"workdir {str(workdir)!r} has begun the stages {', '.join(s for s in decisions.STAGES if s in begun)}, but there is no "
-            f"checkpoint in {place!r}: put the checkpoints back, or give a new --workdir (with --config.stages.sft={str(workdir)!r} to reuse the "
-            "supervised policy)."
+            f"checkpoint in {place!r}: put the checkpoints back, or give a new --workdir (with "
+            f"--config.stages.sft={str(workdir)!r} to reuse the supervised policy)."
         )
 
 

@@ -1,4 +1,4 @@
-"""What every stage of a run has in common.
+"""The interface of the stages of a run.
 
 A run is a sequence of ticks, and each tick belongs to one stage. What a tick does depends only on what a checkpoint holds, so that a run
 that was killed repeats the ticks after its last checkpoint bit for bit.
@@ -11,10 +11,10 @@ from typing import ClassVar, NamedTuple
 
 
 class Progress(NamedTuple):
-    """How far a stage is, for the display.
+    """The progress of a stage, for the display.
 
     Attributes:
-      words: what the stage is called there.
+      words: the name of the stage in the display.
       done, total: units of work, such as updates, parts or environment steps.
     """
 
@@ -27,7 +27,7 @@ class Stage(abc.ABC):
     """One stage of a run; `train.Runner` makes one object of each class in `stages.STAGES`.
 
     Attributes:
-      name: what `stage` is called in metrics.jsonl.
+      name: the value of `stage` in metrics.jsonl.
       command: the stage that `--stage` names and whose output this one helps to make.
       decides: the config keys that affect the stage's output and that of all later ones; a key that ends in a dot stands for a group.
       borrows: the config keys that name a workdir whose output the run has read once this stage has begun.
@@ -67,11 +67,11 @@ class Stage(abc.ABC):
         return {}
 
     def take(self) -> set[str]:
-        """Takes over the stage's output where it exists; returns the names of the stages that need not run then."""
+        """Reuses the stage's output if it exists; returns the names of the stages that need not run then."""
         return set()
 
     def begin(self) -> None:  # noqa: B027, most stages begin with nothing
-        """Called before the first tick, when the stages before this one are finished."""
+        """Called before the first tick, after the previous stages are finished."""
 
     @abc.abstractmethod
     def tick(self) -> dict:
@@ -87,9 +87,9 @@ class Stage(abc.ABC):
         return {}
 
     def reopened(self) -> bool:
-        """Whether a finished stage continues, because the config asks for more of it than when it ended."""
+        """Whether a finished stage continues, because the config now asks for more work."""
         return False
 
     @abc.abstractmethod
     def progress(self) -> Progress:
-        """How far the stage is."""
+        """Returns the progress of the stage."""

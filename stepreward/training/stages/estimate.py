@@ -1,4 +1,4 @@
-"""The estimator's own training, on explored episodes."""
+"""Training of the progress estimator on explored episodes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Estimate(Stage):
         if not self.wanted() or not (output.borrowed or output.exists):
             return set()
         learner = self.run.learner
-        learner.begin_stage(self.name)  # for the structure
+        learner.begin_stage(self.name)  # so that `best` has the saved structure
         self.estimator.take(learner.model, output.read(self.estimator.best, self.run.fingerprint(self.name))[0])
         return {self.name} | ({"explore"} if self.c.train.mode == "online" else set())
 
@@ -64,7 +64,7 @@ class Estimate(Stage):
         return Progress("estimator", self.counters.of("estimator_epochs"), self.c.estimator.epochs)
 
     def _measure(self, episodes, batch, held_out) -> dict[str, float]:
-        """The quality of the best parameters on the held-out tasks; where there are none, on those that were trained on."""
+        """Measures the best parameters on the held-out tasks, or on the training tasks if none are held out."""
         trained = np.setdiff1d(batch.group_id, held_out)
         reference = float(batch.outcome[np.isin(batch.group_id, trained) & batch.episode_mask].mean())
         truth = true_progress(episodes, self.c.rollout.max_steps)

@@ -8,7 +8,7 @@ from stepreward.training.stages.base import Progress, Stage
 
 
 class Explore(Stage):
-    """A tick plays and records one part. A part that a killed run had recorded is played again, to the same end, and kept."""
+    """A tick plays and records one part. If a killed run has already recorded the part, it is played again with the same result."""
 
     name = "explore"
     decides = (
@@ -47,7 +47,7 @@ class Explore(Stage):
         return Progress("exploration", self.counters.of("explored_parts"), self.run.exploration.parts)
 
     def episodes(self) -> tuple[list, object]:
-        """The recorded episodes, and all of them as one batch with the labels that the estimator needs."""
+        """Returns the recorded episodes, as a list and as one batch with the labels that the estimator needs."""
         if self._explored is None:
             episodes, method = self.run.exploration.read(), self.run.method
             batch = self.run.learner.layout.pack(episodes, row_multiple=1)

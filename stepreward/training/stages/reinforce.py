@@ -1,4 +1,4 @@
-"""Reinforcement learning: the page that says what an iteration is.
+"""Reinforcement learning: the steps of one iteration.
 
     play → pack → signals → (teach) → credit → (teach) → improve → (teach)
 
@@ -28,12 +28,12 @@ class Reinforce(Stage):
 
     name = "train"
     decides = (
-        # These change an earlier stage's output by rounding errors alone, so that a finished one can be taken on another machine.
+        # These change an earlier stage's output only by rounding errors, so its output can be reused on another machine.
         "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
         "rollout.max_rows",
-        # What is borrowed carries a fingerprint of its own.
+        # Borrowed outputs have their own fingerprints.
         "stages.sft", "stages.exploration", "stages.estimator",
-        # `decisions.fingerprint` tells in which cases these decide an earlier stage.
+        # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
         "lora.rank", "lora.alpha", "lora.targets", "lora.dropout", "lora.share_base", "sft.log_every",
         "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
@@ -83,7 +83,7 @@ class Reinforce(Stage):
         return Progress("reinforcement", min(self.counters.env_steps, budget), budget)
 
     def experience(self) -> tuple[Rollout, dict]:
-        """The rollout of one iteration: played now, or the next ones of the exploration; and metrics."""
+        """Returns the rollout of one iteration, played now or taken from the explored episodes, and metrics."""
         c, iteration = self.c, self.counters.iteration
         if c.train.mode == "online":
             tasks = training_tasks(c.seed, "train", iteration, c.rollout.groups, c.rollout.group_size)
@@ -97,7 +97,7 @@ class Reinforce(Stage):
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
 
     def _record(self, episodes, credited) -> None:
-        """Writes the first group with its credit, for the report."""
+        """Records the first group with its credit, for the report."""
         rewards = [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
         record = [to_record(e, *(x[i] for x in rewards)) for i, e in enumerate(episodes[: self.c.rollout.group_size])]
         self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, telling(record, self.c.eval.record))

@@ -85,7 +85,7 @@ class FirstLook(Stage):
     finished = True
 
     def wanted(self) -> bool:
-        return self.counters.tick == 0  # a supervised policy that is new to this workdir
+        return self.counters.tick == 0  # the supervised policy has not been evaluated in this workdir
 
     def tick(self) -> dict:
         return {}
