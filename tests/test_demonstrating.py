@@ -10,6 +10,7 @@ from stepreward.data.demonstrations import Demonstration, read_demonstrations, w
 from stepreward.envs.protocol import EXPERT
 from stepreward.models.tokenizer import load_tokenizer
 from stepreward.rollout.environments import EnvironmentPool
+from stepreward.training import streams
 from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, look_around, make_demonstrations
 from stepreward.training.setup import make_codec
 
@@ -56,8 +57,14 @@ class Echo:
         return action
 
 
+@pytest.fixture(autouse=True)
+def numbered(monkeypatch):
+    """The seed of a task is its index."""
+    monkeypatch.setattr(streams, "task", lambda seed, stream, index: index)
+
+
 def made(episodes=8):
-    return make_demonstrations(EnvironmentPool(Doors), episodes, 0, lambda seed, stream, index: index)
+    return make_demonstrations(EnvironmentPool(Doors), episodes, 0)
 
 
 def parts(context="step", most=64):
@@ -88,7 +95,7 @@ def test_without_an_expert_one_line_says_what_to_do():
         capabilities = frozenset()
 
     with pytest.raises(ValueError, match="no expert .* expert.. method, .*sft.updates=0 --config.model.path=FOLDER.*random weights"):
-        make_demonstrations(EnvironmentPool(Alone), 4, 0, lambda *_: 1)
+        make_demonstrations(EnvironmentPool(Alone), 4, 0)
 
 
 class Listed(Doors):
@@ -98,18 +105,19 @@ class Listed(Doors):
 
 
 def test_an_environment_without_an_expert_is_looked_at(caplog):
-    records = look_around(EnvironmentPool(Listed), 8, 2, 0, lambda seed, stream, index: index)
+    records = look_around(EnvironmentPool(Listed), 8, 2, 0)
     assert [len(r.actions) for r in records] == [1, 1, 2, 1, 1, 2]  # doors stuck for ever end at max_steps
     assert {action for r in records for action in r.actions} == {"open", "wait"} and not all(r.success for r in records)
     assert [len(r.observations) for r in records] == [2, 2, 3, 2, 2, 3]
     assert "2 of 8 environments failed while observations for the tokenizer were recorded: OSError: no such door" in caplog.text
-    again = look_around(EnvironmentPool(Listed), 8, 2, 0, lambda seed, stream, index: index)
+    again = look_around(EnvironmentPool(Listed), 8, 2, 0)
     assert again == records
 
 
-def test_looking_at_an_environment_that_always_fails_ends_at_once():
+def test_looking_at_an_environment_that_always_fails_ends_at_once(monkeypatch):
+    monkeypatch.setattr(streams, "task", lambda *_: 2)
     with pytest.raises(ValueError, match="failed on all of the first 32 tasks: .*no such door"):
-        look_around(EnvironmentPool(Listed), 1000, 2, 0, lambda *_: 2)
+        look_around(EnvironmentPool(Listed), 1000, 2, 0)
 
 
 def test_a_tokenizer_without_demonstrations_has_every_listed_action(tmp_path):
@@ -179,20 +187,22 @@ def test_demonstrations_that_are_too_long_are_cut_as_a_rollout_would(caplog):
         demonstration_episodes(records, parts(most=70))
 
 
-def test_an_expert_that_wins_nothing_is_an_error():
+def test_an_expert_that_wins_nothing_is_an_error(monkeypatch):
+    monkeypatch.setattr(streams, "task", lambda seed, stream, index: 2 + index)
     with pytest.raises(ValueError, match="won none of 2 tasks.*no such door"):
-        make_demonstrations(EnvironmentPool(Doors), 2, 0, lambda seed, stream, index: 2 + index)
+        make_demonstrations(EnvironmentPool(Doors), 2, 0)
 
 
-def test_an_environment_that_always_fails_is_not_asked_for_every_task(caplog):
+def test_an_environment_that_always_fails_is_not_asked_for_every_task(caplog, monkeypatch):
     """Damaged data, say: one round shows it, in one line of the log."""
+    monkeypatch.setattr(streams, "task", lambda *_: 2)
     pool = EnvironmentPool(Doors)
     with pytest.raises(ValueError, match="failed on all of the first 32 tasks: .*no such door"):
-        make_demonstrations(pool, 1000, 0, lambda *_: 2)
+        make_demonstrations(pool, 1000, 0)
     assert pool.failures == 32
     assert [r.getMessage().split(":")[0] for r in caplog.records] == ["32 environments failed"]
 
 
 def test_a_published_model_that_imitates_nothing_asks_for_no_expert(tmp_path):
     config = types.SimpleNamespace(model=types.SimpleNamespace(path="folder"), sft=types.SimpleNamespace(updates=0))
-    assert load_demonstrations(config, None, tmp_path / "demonstrations", None) == [] and not any(tmp_path.iterdir())
+    assert load_demonstrations(config, None, tmp_path / "demonstrations") == [] and not any(tmp_path.iterdir())
