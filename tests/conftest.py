@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,10 @@ os.environ.setdefault("XLA_FLAGS", known_flags(_KEPT))
 import jax
 import numpy as np
 import pytest
+
+# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parent.parent
 VOCABULARY = 16

@@ -49,7 +49,7 @@ def test_only_adapters_are_trained_and_they_say_the_same_merged(run, flat):
     merged = merge_adapters(base, adapters, learner.model.config.lora)
     np.testing.assert_array_equal(flat(base), flat(run(lora__share_base=False).learner.model.base))  # nothing trained it
     assert np.abs(flat(merged) - flat(base)).max() > 1e-4
-    batch = learner.layout.pack(run()._experience()[0])
+    batch = learner.layout.pack(run().stages["train"].experience()[0].episodes)
     options = learner.layout.scoring(learner.model)
     whole = options | dict(graphdef=learner.parts.graphdef, base=None)
     np.testing.assert_allclose(score(adapters, batch, **options)[0], score(merged, batch, **whole)[0], atol=1e-5)
