@@ -79,6 +79,11 @@ def step_permutation(rng: np.random.Generator, step_mask_ExS: np.ndarray) -> np.
     return permutation_ExS
 
 
+def drawn(requires: frozenset[str], batch: Batch, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """The random signals of controls that a method requires."""
+    return {"step_permutation": step_permutation(rng, batch.step_mask)} if "step_permutation" in requires else {}
+
+
 def as_they_are(reward: Array, batch: Batch) -> Array:
     """The rewards themselves."""
     return reward

@@ -89,7 +89,7 @@ class Method:
         return {}
 
     def host_signals(self, batch: Batch, episodes: Sequence[Any], rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Computes signals from the episodes, on the host.
+        """Computes the signals of an iteration that come from the episodes or are drawn, on the host.
 
         Args:
           batch: the batch that the episodes were packed into.
@@ -97,8 +97,12 @@ class Method:
           rng: random generator; a new one in each iteration.
 
         Returns:
-          Arrays by name. The run uses those that `requires` or `label_signals` name, and drops the others.
+          Arrays by name, each one of `requires`.
         """
+        return {}
+
+    def labels(self, batch: Batch, episodes: Sequence[Any]) -> dict[str, np.ndarray]:
+        """Computes the signals that `label_signals` names, on the host; `batch` and `episodes` as in `host_signals`."""
         return {}
 
     @property

@@ -14,6 +14,8 @@ import numpy as np
 from stepreward.batch import Batch
 from stepreward.credit.base import Credit, Method, Metrics, check_choice, per_step, register, step_mask, to_tokens
 from stepreward.credit.outcome import advantage_metrics, episode_advantage, outcome_metrics, outcome_reward
+from stepreward.credit.pieces import compare_within_groups
+from stepreward.credit.units import StepUnits
 from stepreward.kernels import group_normalise, group_statistics, masked_mean, masked_std, return_to_go
 from stepreward.kernels.inputs import select
 from stepreward.kernels.masked import SINGLETON
@@ -125,9 +127,8 @@ class GiGPO(Method):
             advantage_E = episode_advantage(batch, _EPISODE_ADVANTAGE[self.scale], eps=self.eps, singleton=self.singleton)
             return per_step(advantage_E, batch)
         outcome_ExS = jnp.broadcast_to(batch.outcome[:, None], batch.step_mask.shape)
-        group_ExS = jnp.broadcast_to(batch.group_id[:, None], batch.step_mask.shape)
-        options = dict(num_groups=batch.num_episodes, scale=self.scale, eps=self.eps, singleton=self.singleton)
-        return group_normalise(outcome_ExS, group_ExS, step_mask(batch), **options)
+        options = dict(scale=self.scale, eps=self.eps, weight=None, singleton=self.singleton)
+        return compare_within_groups(outcome_ExS, StepUnits(batch), **options)
 
 
 def anchor_metrics(anchor_ExS: Array, anchored_ExS: Array, mask_ExS: Array) -> Metrics:

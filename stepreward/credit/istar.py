@@ -162,9 +162,7 @@ class IStar(Method):
         return {"prm": self.prm_loss}
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.step_reward != "shuffled":
-            return {}
-        return {"step_permutation": ablations.step_permutation(rng, batch.step_mask)}
+        return ablations.drawn(self.requires, batch, rng)
 
     def assign(self, batch: Batch) -> Credit:
         units = UNITS[self.granularity](batch)

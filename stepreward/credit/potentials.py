@@ -118,7 +118,7 @@ class ProgRM(_Potential):
     def label_signals(self) -> frozenset[str]:
         return frozenset({"progress_label"})
 
-    def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def labels(self, batch: Batch, episodes) -> dict[str, np.ndarray]:
         sequences = [[f"{step.state_key}|{step.action}" for step in e.steps] if e.failure is None else [] for e in episodes]
         labels = lcs_progress_labels(sequences, np.asarray(batch.success).tolist(), np.asarray(batch.group_id).tolist())
         label_ExS = np.full(batch.step_mask.shape, -1.0, np.float32)

@@ -114,9 +114,7 @@ class SPA(ActorCritic):
         return {"estimator": self.progress_loss} if self.has_progress else {}
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        if self.step_reward != "shuffled":
-            return {}
-        return {"step_permutation": ablations.step_permutation(rng, batch.step_mask)}
+        return ablations.drawn(self.requires, batch, rng)
 
     @property
     def progress_options(self) -> dict:

@@ -18,7 +18,7 @@ from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
 from stepreward.rollout.episode import ROW_FULL, TOO_LONG, lost, summary
-from stepreward.training import decisions, fitting, setup
+from stepreward.training import decisions, fitting, setup, streams
 from stepreward.training.backbones import Backbone
 from stepreward.training.counters import Counters
 from stepreward.training.learner import Learner
@@ -134,7 +134,7 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     with parts.collector.pool as pool:
         tasks = held_out_tasks(config, pool, episodes)
         collector = setup.collector_of(config, parts, found.model)
-        played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), 3 + seed))
+        played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), streams.DEVICE["evaluate"] + seed))
     good = [e for e in played if e.failure is None]
     if not good:
         raise UserError(f"every environment failed, the first one with: {played[0].failure}")

@@ -170,8 +170,7 @@ class Learner(Component):
         """
         started = time.monotonic()
         extra = {name: value for name, value in signals.items() if name in self.method.requires}
-        found = self.method.host_signals(batch, episodes, np.random.default_rng(seed))
-        extra |= {name: value for name, value in found.items() if name in self.method.requires}
+        extra |= self.method.host_signals(batch, episodes, np.random.default_rng(seed))
         credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
         metrics |= {f"credit/{name}": float(value) for name, value in credited.metrics.items()}
         for auxiliary in self.auxiliaries.values():

@@ -282,10 +282,7 @@ def held_out_groups(group_id: np.ndarray, share: float, seed: int) -> np.ndarray
 
 def with_labels(batch: Batch, episodes, method) -> Batch:
     """Adds the label signals that the method's loss reads, which are deterministic."""
-    if not method.label_signals:
-        return batch
-    found = method.host_signals(batch, episodes, np.random.default_rng(0))
-    return batch.with_signals(**{name: value for name, value in found.items() if name in method.label_signals})
+    return batch.with_signals(**method.labels(batch, episodes)) if method.label_signals else batch
 
 
 def check_outcomes(batch: Batch) -> None:
