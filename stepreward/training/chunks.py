@@ -135,7 +135,9 @@ def gradient_through_outputs(apply, loss, params, batch, chunk_rows: int, dropou
     return grads, {"loss": value, **metrics}
 
 
-EXTREMES = ("_max", "_min")  # endings of metrics whose maximum or minimum over chunks is taken
+def extreme(name: str):
+    """Returns how an extreme metric is combined over chunks and updates, `jnp.maximum` or `jnp.minimum`; None for a mean or a sum."""
+    return {"_max": jnp.maximum, "_min": jnp.minimum}.get(name[-4:])
 
 
 def accumulate(loss_fn, params, chunked, used: Array):
@@ -157,14 +159,13 @@ def accumulate(loss_fn, params, chunked, used: Array):
     shapes = jax.eval_shape(lambda c: value_and_grad(params, jax.tree.map(lambda x: x[0], c)), chunked)
     (loss_shape, metric_shapes), _ = shapes
     zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), tree)
-    least = {name: jnp.inf if name.endswith("_min") else 0.0 for name in metric_shapes}
+    least = {name: jnp.inf if extreme(name) is jnp.minimum else 0.0 for name in metric_shapes}
     start = (zeros(params), zeros(loss_shape), {name: zeros(shape) + least[name] for name, shape in metric_shapes.items()})
 
     def body(i, carry):
         grads, loss, metrics = carry
         (new_loss, new_metrics), new_grads = value_and_grad(params, jax.tree.map(lambda x: x[i], chunked))
-        combine = lambda name: jnp.maximum if name.endswith("_max") else jnp.minimum if name.endswith("_min") else jnp.add
-        metrics = {name: combine(name)(value, new_metrics[name]) for name, value in metrics.items()}
+        metrics = {name: (extreme(name) or jnp.add)(value, new_metrics[name]) for name, value in metrics.items()}
         return *jax.tree.map(jnp.add, (grads, loss), (new_grads, new_loss)), metrics
 
     grads, loss, metrics = jax.lax.fori_loop(0, used, body, start)

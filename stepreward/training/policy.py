@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +168,7 @@ def policy_step(
             **rows,
         )
         share = metrics["tokens"] / tokens
-        extremes = {k: v for k, v in metrics.items() if k.endswith(chunks.EXTREMES)}
+        extremes = {k: v for k, v in metrics.items() if chunks.extreme(k)}
         extremes["ratio_min"] = jnp.where(
             metrics["tokens"] > 0, extremes["ratio_min"], jnp.inf
         )  # a chunk without action tokens has no ratio
@@ -230,8 +230,8 @@ def update_policy(
         outs.append(out)
         if c.stop_kl and float(out["approx_kl"]) > c.stop_kl:
             break
-    over_updates = lambda name: np.max if name.endswith("_max") else np.min if name.endswith("_min") else np.mean
-    metrics |= {f"policy/{k}": float(over_updates(k)([o[k] for o in outs])) for k in outs[0] if k != "log_prob_gap"}
+    over_updates = lambda name, values: reduce(extreme, values) if (extreme := chunks.extreme(name)) else np.mean(values)
+    metrics |= {f"policy/{k}": float(over_updates(k, [o[k] for o in outs])) for k in outs[0] if k != "log_prob_gap"}
     if c.stop_kl:
         metrics["policy/updates"] = len(outs)
     metrics["policy/sampler_gap"] = abs(float(outs[0]["ratio_mean"]) - 1.0)
