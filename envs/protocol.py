@@ -34,6 +34,12 @@ EXPERT = "expert"  # expert(rng=None) -> list of actions that solves the task fr
 ADMISSIBLE = "admissible"  # info["admissible"]
 TASKS = "tasks"  # num_tasks(split) -> int
 REPLAY = "replay"  # the same actions after the same reset lead to the same state: `replay_prefix` below works
+REFERENCE = "reference_answer"  # info["reference_answer"]: the text of a right final answer, the same at every turn; no prompt shows it
+EVENTS = "events"  # info["events"] after a step: a tuple of the names in `EVENT_NAMES` that are true of it
+TURN_REWARD = "turn_reward"  # info["turn_reward"] after a step: the partial progress that it made, a float beside the reward
+
+# A state that the episode had not reached before; an action that failed; an action that took effect right after one that failed.
+EVENT_NAMES = ("new_state", "error", "recovered")
 
 VIEWED = ("admissible", "task")  # the keys of info that prompts see
 

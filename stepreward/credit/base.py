@@ -53,6 +53,8 @@ class Method:
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     strategy: ClassVar[str] = "chain"  # how its episodes are rolled out (`rollout.strategies`); "chain" plays each task once
 
+    capabilities: ClassVar[frozenset[str]] = frozenset()  # what the environment must declare (`envs.protocol`) for the method's signals
+
     @property
     def strategy_options(self) -> dict[str, Any]:
         """Options of the strategy, such as how many episodes it plays from each state."""

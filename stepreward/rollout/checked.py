@@ -14,7 +14,7 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from stepreward.envs.protocol import IMAGE, Environment
+from stepreward.envs.protocol import EVENT_NAMES, EVENTS, IMAGE, REFERENCE, TURN_REWARD, Environment
 from stepreward.rollout.environment_host import EnvironmentFailure
 
 # Rewards are summed and squared in float32, whose largest number is 3.4e38.
@@ -32,7 +32,7 @@ class CheckedEnvironment:
     """Wraps an environment and raises `EnvironmentFailure` when that returns what the protocol does not allow.
 
     Results hold plain Python values (floats, bools, lists, tuples and dicts); images are not changed. A missing `score` becomes 1.0 if
-    the task is won and 0.0 otherwise; `admissible` and `task` are left out if they are None. A snapshot is returned as bytes.
+    the task is won and 0.0 otherwise; `admissible`, `task` and other optional keys are left out if they are None. A snapshot is returned as bytes.
 
     Args:
       factory: makes the wrapped environment.
@@ -145,10 +145,17 @@ def _info(method: str, found: Any) -> dict[str, Any]:
     found["won"], found["executed"] = (_flag(what(name), found[name]) for name in ("won", "executed"))
     found["state_key"] = _text(what("state_key"), found["state_key"])
     found["score"] = _number(what("score"), found["score"]) if "score" in found else float(found["won"])
-    for name, read in (("admissible", _texts), ("task", _text)):
+    for name, read in (("admissible", _texts), ("task", _text), (REFERENCE, _text), (EVENTS, _events), (TURN_REWARD, _number)):
         if name in found:
             value = found.pop(name)
             found |= {} if value is None else {name: read(what(name), value)}
+    return found
+
+
+def _events(what: str, value: Any) -> tuple[str, ...]:
+    found = _texts(what, value)
+    if unknown := sorted(set(found) - set(EVENT_NAMES)):
+        raise EnvironmentFailure(f"{what} holds {_shown(unknown[0])}; the names of events are {', '.join(EVENT_NAMES)}")
     return found
 
 

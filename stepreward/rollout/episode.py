@@ -83,6 +83,8 @@ class Step:
       cut: characters of observations that the prompt leaves out because they did not fit.
       stopped: whether the answer ended by itself; False if it was cut at `rollout.max_answer_tokens`.
       snapshot: the state before the action, if `play` was asked to keep it.
+      events: what the environment said of the action, names of `envs.protocol.EVENT_NAMES`; () if it says nothing.
+      turn_reward: the partial progress that the action made, by the environment's measure; 0 if it has none.
     """
 
     prompt_tokens: np.ndarray
@@ -100,6 +102,8 @@ class Step:
     cut: int = 0
     stopped: bool = True
     snapshot: Snapshot | None = None
+    events: tuple[str, ...] = ()
+    turn_reward: float = 0.0
 
 
 @dataclasses.dataclass
@@ -118,6 +122,7 @@ class Episode:
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
       cost: what it took to play the steps after the prefix.
+      reference: a right final answer, if the environment has one.
     """
 
     task: Task
@@ -132,6 +137,7 @@ class Episode:
     needs: dict[str, int] = dataclasses.field(default_factory=dict)
     prefix: int = 0
     cost: Cost = Cost()
+    reference: str | None = None
 
     def need(self, **tokens: int) -> None:
         """Notes that `rollout.KEY` would have to be at least this large; keeps the largest number of each key."""

@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from stepreward import processes
-from stepreward.envs.protocol import DISTANCE, IMAGE, REPLAY, SNAPSHOT, VIEWED, Prompt, prompt_view
+from stepreward.envs.protocol import DISTANCE, EVENTS, IMAGE, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD, VIEWED, Prompt, prompt_view
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
@@ -36,7 +36,7 @@ from stepreward.rollout.losses import advice, warn_of_losses
 from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
-_KEPT = ("won", "score", "executed", "state_key", *VIEWED)  # of info, what a snapshot keeps
+_KEPT = ("won", "score", "executed", "state_key", REFERENCE, *VIEWED)  # of info, what a snapshot keeps
 _log = logging.getLogger(__name__)
 
 
@@ -120,6 +120,14 @@ class Collector:
     def player(self, params) -> Callable[..., list[Episode]]:
         """`play` without its first argument, for several calls: the parameters are prepared once."""
         return partial(self._play, self.engine.prepare(params))
+
+    def check_offers(self, needed: frozenset[str], why: str) -> None:
+        """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
+        if missing := sorted(needed - self._able):
+            raise ValueError(
+                f"{why} needs {', '.join(map(repr, missing))}, which the environment {self.pool.name()} does not offer: choose another "
+                "method, or an environment or option that offers it (docs/environments.md)."
+            )
 
     def check_restarts(self) -> None:
         """Raises ValueError where the environment offers neither snapshots nor replays, so that no episode can start in the middle."""
@@ -298,6 +306,7 @@ class Collector:
             step, episode, before = game.step, game.episode, game.view
             penalty = self.invalid_penalty if step.action is None else 0.0
             step.reward, step.executed = float(reward) - penalty, bool(info["executed"])
+            step.events, step.turn_reward = tuple(info.get(EVENTS, ())), float(info.get(TURN_REWARD, 0.0))
             episode.steps.append(step)
             self._enter(game, observation, info)
             episode.success = game.won
@@ -330,6 +339,7 @@ class Collector:
         game.won = bool(info["won"])
         game.episode.score = float(info.get("score", info["won"]))
         game.episode.final_observation = observation["text"]
+        game.episode.reference = info.get(REFERENCE)
         game.snapshot = None
         if "snapshot" in game.asks:
             game.snapshot = Snapshot(game.saved, observation, {name: info[name] for name in _KEPT if name in info})

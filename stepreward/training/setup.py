@@ -170,6 +170,7 @@ def build(c, workdir: Path) -> Parts:
         longest_answer=c.rollout.max_answer_tokens,
     )
     method = make_method(c)
+    collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
     if make_strategy(method).restarts:
         collector.check_restarts()
     return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
