@@ -87,6 +87,10 @@ class Prompt(Protocol):
     """Turns observations into user messages, and model output into actions.
 
     Every observation is a mapping that `prompt_view` returned.
+
+    A prompt may also have a method `reference(answer: str) -> tuple[str, str]`, for environments that declare `REFERENCE`: what the model
+    would write before a final answer (such as "Now there's enough information to answer. <answer>"), and the answer itself, of which
+    methods such as IGPO read the log-probability. Without it, nothing precedes the answer, which is written as `answer(answer)` says.
     """
 
     def first(self, observation: Observation) -> str:

@@ -78,16 +78,24 @@ SIGNALS: dict[str, Row] = {
     "equal_id": Row(STEP, np.int32, "Id of the group's steps that count as equal; -1: none.", computed=True, padding=-1),
     # Results of rollout strategies that branch. A strategy computes those that it `provides`.
     "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were continued from the state before the step."),
-    "node_id": Row(STEP, np.int32, "Id of the step in the tree of its group: episodes that share a step share its id; -1: none.", padding=-1),
+    "node_id": Row(
+        STEP, np.int32, "Id of the step in the tree of its group: episodes that share a step share its id; -1: none.", padding=-1
+    ),
     "segment_id": Row(STEP, np.int32, "Id of the segment of the tree, the steps between two branching points; -1: none.", padding=-1),
     "sibling_id": Row(STEP, np.int32, "Id of the node that the step's segment starts from: siblings share it; -1: none.", padding=-1),
     "segment_value": Row(STEP, np.float32, "Value of the node that the step's segment leads to: the mean of its children, or the outcome."),
     "parent_value": Row(STEP, np.float32, "Value of the node that the step's segment starts from: the mean of its children."),
     # What other models or judges say of steps.
-    "answer_log_prob": Row(STEP, np.float32, "Mean log-probability of the reference answer's tokens before the step, in nats a token."),
-    "log_prob_hindsight": Row(TOKEN, np.float32, "Log-probability under the policy that is told how the episode ended."),
-    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints."),
-    "log_prob_start": Row(TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from."),
+    "answer_log_prob": Row(
+        STEP, np.float32, "Mean log-probability of the reference answer before the step, in nats a token; NaN: not scored.", computed=True
+    ),
+    "log_prob_hindsight": Row(
+        TOKEN, np.float32, "Log-probability under the policy that is told how a success ended; NaN: it was not told.", computed=True
+    ),
+    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints.", computed=True),
+    "log_prob_start": Row(
+        TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from.", computed=True
+    ),
     "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]."),
     # Scalars of a batch.
     "alpha_scale": Row(SCALAR, np.float32, "Twice the PRM's pair accuracy minus 1, at least 0.", computed=True),

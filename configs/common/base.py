@@ -144,6 +144,16 @@ def base_config() -> ConfigDict:
     c.prm.replay = 5  # earlier batches that each training also uses
     c.prm.warmup_batches = 0  # batches of the initial policy that train the PRM alone, before the policy learns
 
+    # Two frozen policies that progress advantage compares. Each is the workdir of a run with the same tokenizer, or a model folder.
+    c.frozen_pair = ConfigDict()
+    c.frozen_pair.trained = ""  # of a workdir: the policy of its latest checkpoint
+    c.frozen_pair.start = ""  # the policy that its training started from; "": the supervised policy of that workdir
+
+    # What HCAPO tells the policy in hindsight, at the end of each message of a successful episode.
+    c.hindsight = ConfigDict()
+    c.hindsight.text = "\n(hindsight) The task was solved. The final state:\n{state}\n"  # {state}: the final observation
+    c.hindsight.max_tokens = 64  # tokens that a row may have beside rollout.max_row_tokens; a step that needs more has no hindsight
+
     # The critic of PPO, SPA-RL and every other method that estimates advantages from values.
     c.critic = ConfigDict()
     c.critic.backbone = "separate"  # or "shared": a head on the policy's backbone, trained together with the policy

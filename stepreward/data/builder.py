@@ -90,6 +90,7 @@ class Recordings(_Episodes):
                 "distances": _array(np.float64),
                 "cut": _array(np.int64),
                 "stopped": _array(np.bool_),
+                "answer_log_probs": _array(np.float64),
             },
         )
 

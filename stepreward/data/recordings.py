@@ -23,7 +23,10 @@ from stepreward.data.storage import METADATA, damaged, plain, read_dataset, read
 _WHAT = "recorded episodes"
 _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
-_PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_}
+_PER_STEP = {
+    "rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_,
+    "answer_log_probs": np.float64,
+}  # fmt: skip
 # Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
     "prompt_tokens": (np.int32, "prompt_lengths"),
@@ -54,6 +57,7 @@ class Recording:
       distances: float64 `[S]`, steps to success before each action.
       cut: int64 `[S]`, characters of observations that were cut from each prompt.
       stopped: bool `[S]`, the answer ended with a stop token and not at the length limit.
+      answer_log_probs: float64 `[S]`, mean log-probability of the reference answer before each action; NaN if it was not scored.
     """
 
     seed: int
@@ -80,6 +84,7 @@ class Recording:
     distances: np.ndarray
     cut: np.ndarray
     stopped: np.ndarray
+    answer_log_probs: np.ndarray
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
@@ -231,7 +236,8 @@ def _array(where: str, values: np.ndarray, dtype) -> np.ndarray:
 
 def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
-    row = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool), **row}
+    absent = {"cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool), "answer_log_probs": np.full(steps, np.nan)}
+    row = {"end": b"", "needs": "{}", **absent, **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}

@@ -85,6 +85,8 @@ class Step:
       snapshot: the state before the action, if `play` was asked to keep it.
       events: what the environment said of the action, names of `envs.protocol.EVENT_NAMES`; () if it says nothing.
       turn_reward: the partial progress that the action made, by the environment's measure; 0 if it has none.
+      answer_log_prob: before the action, the mean log-probability in nats of the reference answer's tokens under the policy; NaN if it
+        was not scored.
     """
 
     prompt_tokens: np.ndarray
@@ -104,6 +106,7 @@ class Step:
     snapshot: Snapshot | None = None
     events: tuple[str, ...] = ()
     turn_reward: float = 0.0
+    answer_log_prob: float = math.nan
 
 
 @dataclasses.dataclass

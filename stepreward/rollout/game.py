@@ -11,6 +11,7 @@ import numpy as np
 from stepreward.envs.protocol import prompt_view
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.episode import Cost, Episode, Snapshot, Start, Step
+from stepreward.rollout.reference import Spoken
 
 
 @dataclasses.dataclass
@@ -26,6 +27,8 @@ class Game:
       said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
       saved: what the environment's `snapshot()` returned last.
       tokens, prompt_tokens: the conversation with the prompt at its end, and the prompt alone.
+      spoken, spoken_answer: the reference answer as the model would write it, and the text that it was made from.
+      answer_log_prob: of the reference answer before the present step; NaN if it was not scored.
       cut, wanted: characters that the prompt leaves out, and tokens that the whole prompt has.
     """
 
@@ -52,6 +55,9 @@ class Game:
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     images: Images | None = None
     history: list = dataclasses.field(default_factory=list)
+    spoken: Spoken | None = None
+    spoken_answer: str | None = None
+    answer_log_prob: float = float("nan")
     cut: int = 0
     wanted: int = 0
 

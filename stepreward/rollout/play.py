@@ -8,6 +8,9 @@ its prefix. The environment then restores a snapshot, or repeats the prefix's ac
 
 Finished episodes leave the device batch. When the others fit a smaller batch size, the batch shrinks to it.
 
+On request, every turn also scores the environment's reference answer: the mean log-probability that the policy gives it in place of the
+action, in one more pass over the kept cache (`Step.answer_log_prob`). What is sampled does not change.
+
 With several processes, each plays its share of the episodes, in its own environments and its own rows of the batch. In the end every
 process has all episodes.
 """
@@ -32,7 +35,8 @@ from stepreward.rollout.environments import Call, Pool
 from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Snapshot, Start, Step, Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.game import Game, view_of
-from stepreward.rollout.losses import advice, warn_of_losses
+from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
+from stepreward.rollout.reference import spoken
 from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
@@ -94,7 +98,7 @@ class Collector:
         """Plays each task once, from its beginning; see `play`."""
         return self.play(params, [Start(task) for task in tasks], key)
 
-    def play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
+    def play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, score_answers: bool = False) -> list[Episode]:
         """Plays an episode from each start and returns them in the order of `starts`.
 
         What an episode draws depends on `key`, its index in `starts` and its turn, not on its neighbours. Turns count from the
@@ -110,16 +114,18 @@ class Collector:
           key: of all draws.
           keep: keep a snapshot of the environment before each new step (`Step.snapshot`), for `Start.before`. Where the environment
             offers replays only, nothing is kept, and later starts are replayed.
+          score_answers: score the reference answer before each new step (`Step.answer_log_prob`). The value is NaN where there is none,
+            or where it has no room in the row or a prompt.
 
         Raises:
           ValueError: the environment cannot do what the starts or `keep` ask for; a prefix has more than `max_steps` steps; or the
             history that a prompt shows is not known, since steps before a snapshot were not kept.
         """
-        return self.player(params)(starts, key, keep=keep)
+        return self.player(params, score_answers=score_answers)(starts, key, keep=keep)
 
-    def player(self, params) -> Callable[..., list[Episode]]:
-        """`play` without its first argument, for several calls: the parameters are prepared once."""
-        return partial(self._play, self.engine.prepare(params))
+    def player(self, params, *, score_answers: bool = False) -> Callable[..., list[Episode]]:
+        """`play` as a function of the starts, the key and `keep`, for several calls: the parameters are prepared once."""
+        return partial(self._play, self.engine.prepare(params), score_answers=score_answers)
 
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
@@ -137,14 +143,16 @@ class Collector:
                 "middle: let the environment declare one of them (docs/environments.md), or choose a method whose strategy is 'chain'."
             )
 
-    def _play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
+    def _play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, score_answers: bool) -> list[Episode]:
         self._check(starts, keep)
         episodes = []
         for first in range(0, len(starts), self.max_rows):
             chunk = starts[first : first + self.max_rows]
-            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able)
+            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able, score_answers)
         if processes.is_writer():
             warn_of_losses(episodes, self.warned)
+            if score_answers:
+                warn_of_unscored(episodes, self.warned)
         return episodes
 
     def _check(self, starts: Sequence[Start], keep: bool) -> None:
@@ -162,7 +170,9 @@ class Collector:
             if start.snapshot is not None and any(step.snapshot is None for step in shown):
                 raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
 
-    def _play_chunk(self, params, starts: Sequence[Start], key, first_index: int, keep: bool = False) -> list[Episode]:
+    def _play_chunk(
+        self, params, starts: Sequence[Start], key, first_index: int, keep: bool = False, score_answers: bool = False
+    ) -> list[Episode]:
         parts = processes.count()
         asks = (*(["distance"] if self._know_distance else []), *(["snapshot"] if keep else []))
         games = [Game.at(starts[i], slot, first_index + i, asks) for slot, i in enumerate(processes.share(len(starts)))]
@@ -190,7 +200,10 @@ class Collector:
             if self.reader is not None:
                 idle = [None] * (len(state.length) - len(rows))
                 shown["images"] = [None if g.done else g.images for g in rows] + idle
+            length = state.length + np.array([len(tokens) for tokens in new], np.int32)
             state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+            if score_answers:
+                self._score(params, state, rows, length)
             acting = [(i, game) for i, game in enumerate(rows) if not game.done]
             for i, game in acting:
                 n = answer.count[i]
@@ -282,6 +295,21 @@ class Collector:
             game.read_again = len(tokens)
         return self.engine.extend(params, state, said + [np.zeros(0, np.int32)] * (len(state.length) - len(said)))
 
+    def _score(self, params, state, rows: list[Game], length: np.ndarray) -> None:
+        """Scores every game's reference answer behind the prompt that it was just given; `length` counts the tokens up to there."""
+        texts, last = [None] * len(length), np.zeros(len(length), np.int32)
+        for i, game in enumerate(rows):
+            answer = game.episode.reference
+            if game.done or answer is None:
+                continue
+            if answer != game.spoken_answer:
+                game.spoken, game.spoken_answer = spoken(self.prompt, self.chat, answer), answer
+            if self.engine.fits(game.spoken, int(length[i])):
+                texts[i], last[i] = game.spoken, game.tokens[-1]
+        found = self.engine.mean_log_prob(params, state, length, last, texts)
+        for game, value in zip(rows, found):
+            game.answer_log_prob = float(value)
+
     def _answered(self, game: Game, tokens, log_prob, entropy) -> Step:
         """Makes the step of an answer; the environment adds its reward later."""
         output = self.chat.text(tokens)
@@ -297,6 +325,7 @@ class Collector:
             cut=game.cut,
             stopped=game.stopped,
             snapshot=game.snapshot,
+            answer_log_prob=game.answer_log_prob,
         )
 
     def _act(self, games: list[Game]) -> None:

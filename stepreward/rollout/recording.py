@@ -42,6 +42,7 @@ def to_recording(episode: Episode) -> Recording:
         distances=np.array([step.distance for step in steps], np.float64),
         cut=np.array([step.cut for step in steps], np.int64),
         stopped=np.array([step.stopped for step in steps], np.bool_),
+        answer_log_probs=np.array([step.answer_log_prob for step in steps], np.float64),
     )
 
 
@@ -61,10 +62,11 @@ def from_recording(recording: Recording) -> Episode:
         recording.distances.tolist(),
         strict=True,
     )
-    more = zip(recording.cut.tolist(), recording.stopped.tolist(), strict=True)
+    names = ("cut", "stopped", "answer_log_prob")
+    more = zip(recording.cut.tolist(), recording.stopped.tolist(), recording.answer_log_probs.tolist(), strict=True)
     return Episode(
         task=Task(recording.seed, recording.split, recording.group),
-        steps=[Step(*column, cut=cut, stopped=stopped) for column, (cut, stopped) in zip(columns, more, strict=True)],
+        steps=[Step(*column, **dict(zip(names, values))) for column, values in zip(columns, more, strict=True)],
         success=recording.success,
         truncated=recording.truncated,
         score=recording.score,

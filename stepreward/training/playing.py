@@ -8,6 +8,7 @@ import numpy as np
 
 from stepreward.errors import UserError
 from stepreward.rollout.episode import cuts, lost, summary, total_cost
+from stepreward.rollout.reference import unscored
 from stepreward.rollout.strategies import Chain, Rollout, Strategy
 from stepreward.training import setup, streams
 
@@ -22,11 +23,12 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
       UserError: every environment failed.
     """
     started, strategy = time.monotonic(), strategy or Chain()
-    rollout = strategy(run.parts.collector.player(run.learner.actor), tasks, key)
+    player = run.parts.collector.player(run.learner.actor, score_answers=setup.scores_answers(run.method))
+    rollout = strategy(player, tasks, key)
     seconds, cost = time.monotonic() - started, rollout.cost
     good = healthy(rollout.episodes, "batch")
     run.counters.failed_episodes += len(rollout.episodes) - len(good)
-    metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
+    metrics = rollout_metrics(run, good) | {
         "rollout/failed_episodes": run.counters.failed_episodes,
         "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
         "time/rollout_s": seconds,
@@ -34,6 +36,14 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
     if strategy.restarts:
         metrics |= {"rollout/branch_steps": branch_steps(rollout), "rollout/replayed_steps": cost.replayed_steps}
     return rollout, {k: float(v) for k, v in metrics.items()}
+
+
+def rollout_metrics(run, episodes: list) -> dict[str, float]:
+    """Returns means over episodes that did not fail, and counts of what was cut or could not be scored."""
+    found = summary(episodes) | cuts(episodes)
+    if setup.scores_answers(run.method):
+        found["unscored_answers"] = unscored(episodes)
+    return {f"rollout/{name}": float(value) for name, value in found.items()}
 
 
 def branch_steps(rollout: Rollout) -> int:

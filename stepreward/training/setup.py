@@ -19,7 +19,7 @@ from stepreward import credit, parallel, processes
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, Prompt
+from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -37,7 +37,7 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, streams
+from stepreward.training import backbones, frozen, streams
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.demonstrating import load_demonstrations
 from stepreward.training.held_out import first_pictures
@@ -171,6 +171,8 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
+    if scores_answers(method):
+        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
     if make_strategy(method).restarts:
         collector.check_restarts()
     return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
@@ -298,6 +300,8 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if method.requires & {"log_prob_trained", "log_prob_start"}:
+        frozen.pair(c)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
@@ -373,6 +377,11 @@ def make_strategy(method: credit.Method) -> Strategy:
     return strategies.make(method.strategy, **method.strategy_options)
 
 
+def scores_answers(method: credit.Method) -> bool:
+    """Whether rollouts score the environment's reference answer before each step."""
+    return "answer_log_prob" in method.requires
+
+
 def recomputes_old_log_prob(c) -> bool:
     """Whether an offline run replaces the behaviour policy's log-probabilities by the current policy's (as SPA's release does)."""
     return c.policy.old_log_prob == "current" or (c.policy.old_log_prob == "auto" and c.credit.variant == "released")
@@ -428,6 +437,8 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
     words = sorted(words)
+    if hasattr(prompt, "reference"):
+        texts |= {part for word in words for part in prompt.reference(word)}
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
     answers = {prompt.answer(word) for word in words}

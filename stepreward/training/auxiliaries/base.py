@@ -2,7 +2,7 @@
 
 In each iteration of reinforcement learning, every auxiliary computes its signals, and learns at the time that its `when` names:
 
-    signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
+    prepare → signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Auxiliary(Component):
       configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
       when: the time at which it learns in an iteration; None if it does not learn, or learns with the policy.
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
+      trains: whether it has parameters that it trains; if not, `begin` gets the policy's own backbone.
+      reads_policy: whether it is a pass of the policy's own parameters, which `programs` then gets as a second argument.
     """
 
     name: ClassVar[str]
@@ -56,6 +58,8 @@ class Auxiliary(Component):
     stage: ClassVar[str] = "train"
     order: ClassVar[int] = 10
     configured: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    reads_policy: ClassVar[bool] = False
     when: str | None = AFTER_CREDIT
     shared: bool = False
 
@@ -67,6 +71,9 @@ class Auxiliary(Component):
     def wanted(cls, method) -> bool:
         """Whether a run with this credit method needs the model."""
         return bool(cls.provides & method.requires)
+
+    def open(self) -> None:
+        """Reads what the model needs from disk, besides checkpoints. Called when a run starts or resumes, before its next tick."""
 
     @property
     def begun(self) -> bool:
@@ -83,6 +90,10 @@ class Auxiliary(Component):
 
     def begin_training(self, params) -> None:
         """Called when reinforcement learning begins, if the model began in an earlier stage."""
+
+    def prepare(self, batch: Batch, episodes: list) -> dict:
+        """Reads from the episodes of a batch what `scores` needs besides the batch; called once for a batch, first; returns metrics."""
+        return {}
 
     def scores(self, placed: Batch, to_rows: Callable, policy_params) -> dict:
         """Computes the model's signals for a batch.

@@ -13,12 +13,12 @@ import numpy as np
 
 from stepreward.models.heads import decoder_of
 from stepreward.report import telling
-from stepreward.rollout.episode import Cost, cuts, summary, to_record
+from stepreward.rollout.episode import Cost, to_record
 from stepreward.rollout.strategies import Rollout
 from stepreward.training import setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
-from stepreward.training.playing import branch_steps, healthy
+from stepreward.training.playing import branch_steps, healthy, rollout_metrics
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -38,6 +38,7 @@ class Reinforce(Stage):
         "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
+        "frozen_pair.trained", "frozen_pair.start", "hindsight.text", "hindsight.max_tokens",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
         "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
@@ -54,7 +55,9 @@ class Reinforce(Stage):
     def tick(self) -> dict:
         c, counters, learner, iteration = self.c, self.counters, self.run.learner, self.counters.iteration
         rollout, metrics = self.experience()
-        episodes, batch = rollout.episodes, learner.score(self.run.pack(rollout), metrics)
+        episodes, batch = rollout.episodes, self.run.pack(rollout)
+        metrics |= learner.prepare(batch, episodes)
+        batch = learner.score(batch, metrics)
         signals, credited = learner.look(batch, metrics), None
         lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration)
         if learner.learn(BEFORE_CREDIT, lesson(), metrics):
@@ -91,7 +94,7 @@ class Reinforce(Stage):
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
-        return Rollout(episodes, {}, Cost()), {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
+        return Rollout(episodes, {}, Cost()), rollout_metrics(self.run, good)
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
