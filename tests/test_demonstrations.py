@@ -23,6 +23,7 @@ def episodes(count=5):
             actions=["up", ""][: index % 3],
             success=index % 2 == 0,
             outcome=index / 4,
+            events=[("new_state", "recovered"), ()][: index % 3],
         )
         for index in range(count)
     ]

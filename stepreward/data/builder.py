@@ -50,6 +50,7 @@ class Demonstrations(_Episodes):
                 "split": _text(),
                 "observations": tfds.features.Sequence(_text()),
                 "actions": tfds.features.Sequence(_text()),
+                "events": tfds.features.Sequence(_text()),
                 "views": tfds.features.Sequence(_text()),
                 "success": np.bool_,
                 "outcome": np.float32,
