@@ -91,6 +91,9 @@ class Recordings(_Episodes):
                 "distances": _array(np.float64),
                 "cut": _array(np.int64),
                 "stopped": _array(np.bool_),
+                "events": _json(),
+                "turn_rewards": _array(np.float64),
+                "reference": _json(),
             },
         )
 

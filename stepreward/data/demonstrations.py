@@ -164,5 +164,5 @@ def _record(row: dict[str, Any]) -> Demonstration:
         success=bool(row["success"]),
         outcome=float(row["outcome"]),
         views=[json.loads(text) for text in row["views"]],
-        events=[tuple(text.decode().split()) for text in row["events"]],
+        events=[tuple(text.decode().split()) for text in row.get("events", ())],  # earlier versions did not store them
     )
