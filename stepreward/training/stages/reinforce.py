@@ -18,7 +18,7 @@ from stepreward.rollout.strategies import Rollout
 from stepreward.training import setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
-from stepreward.training.playing import branch_steps, healthy
+from stepreward.training.playing import healthy
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -65,7 +65,7 @@ class Reinforce(Stage):
         learner.learn(AFTER_POLICY, lesson(), metrics)
         self.run.watch(metrics)
         counters.iteration += 1
-        counters.env_steps += int(batch.step_mask.sum()) + branch_steps(rollout)
+        counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(batch.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(episodes, credited)
