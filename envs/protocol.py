@@ -88,9 +88,14 @@ class Prompt(Protocol):
 
     Every observation is a mapping that `prompt_view` returned.
 
-    A prompt may also have a method `reference(answer: str) -> tuple[str, str]`, for environments that declare `REFERENCE`: what the model
-    would write before a final answer (such as "Now there's enough information to answer. <answer>"), and the answer itself, of which
-    methods such as IGPO read the log-probability. Without it, nothing precedes the answer, which is written as `answer(answer)` says.
+    A prompt may also have
+
+    * `answer_in(action, events)`: as `answer`, if the answer depends on what happens in the episode. `events` has the names of the events
+      (`EVENT_NAMES`) of each step up to this one, whose own are last; see `expert_answer`.
+    * `words`: texts that are one token each in the tokenizer of a tiny model, as actions are.
+    * `reference(answer) -> (lead-in, answer)`, for environments that declare `REFERENCE`: what the model would write before a final answer,
+      such as "Now there's enough information to answer. <answer>", and the answer itself, of which methods such as IGPO read the
+      log-probability. Without it, nothing precedes the answer, which is written as `answer(answer)` says.
     """
 
     def first(self, observation: Observation) -> str:
@@ -107,3 +112,15 @@ class Prompt(Protocol):
 
     def answer(self, action: str) -> str:
         """Returns what an expert would write to take `action`: `parse(answer(action)) == action`."""
+
+
+def expert_answer(prompt: Prompt, action: str, events: Sequence[Sequence[str]]) -> str:
+    """Returns what an expert would write to take `action` at a step of an episode.
+
+    Args:
+      prompt: its `answer_in` is used if it has one, otherwise its `answer`.
+      action: the action of the step.
+      events: names of the events of each step of the episode, up to and including this one.
+    """
+    write = getattr(prompt, "answer_in", None)
+    return prompt.answer(action) if write is None else write(action, events)

@@ -69,12 +69,6 @@ class Prompt:
         return "so:", answer
 
 
-class Silent(Prompt):
-    """A prompt that does not say how a reference answer is written."""
-
-    reference = property()
-
-
 def make(preset, *, max_steps=4, **settings):
     return functools.partial(CodeWord, max_steps=max_steps, **settings)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,29 @@ def spoken(prompt: Prompt, chat: Dialogue, answer: str) -> Spoken:
     return Spoken(np.concatenate([lead, said]), len(said))
 
 
+def score_rows(engine, params, state, length: np.ndarray, rows: Sequence[Any], prompt: Prompt, chat: Dialogue) -> None:
+    """Scores the reference answer of every game in play (`Game.answer_log_prob`), in one pass behind the prompts of this turn.
+
+    Args:
+      engine, params: what plays, and the parameters as `Engine.prepare` returns them.
+      state: as `Engine.turn` has just returned it.
+      length: int32 `[B]`, tokens of each conversation up to the end of this turn's prompt.
+      rows: the games (`game.Game`), by row; the batch may have further rows.
+      prompt, chat: of the run.
+    """
+    texts, last = [None] * len(length), np.zeros(len(length), np.int32)
+    for i, game in enumerate(rows):
+        answer = game.episode.reference
+        if game.done or answer is None:
+            continue
+        if answer != game.spoken_answer:
+            game.spoken, game.spoken_answer = spoken(prompt, chat, answer), answer
+        if engine.fits(game.spoken, int(length[i])):
+            texts[i], last[i] = game.spoken, game.tokens[-1]
+    for game, value in zip(rows, engine.mean_log_prob(params, state, length, last, texts)):
+        game.answer_log_prob = float(value)
+
+
 def answer_log_probs(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
     """The signal `answer_log_prob`, float32 `[E, S]` with S = `max_steps`: NaN at a step that was not scored, 0 after the last step."""
     found = np.zeros((len(episodes), max_steps), np.float32)
@@ -56,5 +79,5 @@ def answer_log_probs(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
 
 
 def unscored(episodes: Sequence[Episode]) -> int:
-    """The number of steps before which no reference answer was scored."""
-    return int(sum(np.isnan(step.answer_log_prob) for episode in episodes for step in episode.steps))
+    """The number of steps of the policy before which no reference answer was scored."""
+    return int(sum(np.isnan(step.answer_log_prob) for episode in episodes for step in episode.steps if step.sampled))

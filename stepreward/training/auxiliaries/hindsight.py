@@ -67,7 +67,7 @@ class Hindsight(Auxiliary):
 
     def prepare(self, batch: Batch, episodes) -> dict:
         """Writes the rows of an iteration; returns how many steps have hindsight, and how many were dropped."""
-        told, known = zip(*map(self._told, episodes))
+        told, known = zip(*map(self._told, episodes, batch.episode_mask & batch.success))
         rollout, parts = self._rollout, self._parts
         self._batch = batch
         self._rows = pack(
@@ -83,11 +83,11 @@ class Hindsight(Auxiliary):
         dropped = sum(len(row) for row in known) - self._known.sum()
         return {"hindsight/steps": float(self._known.sum()), "hindsight/dropped": float(dropped)}
 
-    def _told(self, episode) -> tuple[Episode, np.ndarray]:
+    def _told(self, episode, won: bool) -> tuple[Episode, np.ndarray]:
         """The steps of a successful episode with hindsight in their prompts, and which of them fit; nothing for another episode."""
         told, known, before = Episode(episode.task), [], []
         note = clean(self._text.replace(STATE, episode.final_observation))
-        for step in episode.steps if episode.success and episode.failure is None else ():
+        for step in episode.steps if won else ():
             prompt = np.concatenate([*before, self._parts.chat.noted(step.prompt_tokens, note)])
             known.append(len(prompt) + len(step.action_tokens) <= self.length)
             kept = {"prompt_tokens": prompt} if known[-1] else {"prompt_tokens": prompt[:0], "images": None}
