@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from stepreward import credit, parallel
+from stepreward.checkpoint import saved_counters
 from stepreward.credit import base as credit_base
 from stepreward.credit.base import step_mean
 from stepreward.errors import UserError
@@ -73,14 +74,14 @@ def test_the_pair_is_a_runs_policy_and_its_supervised_start(base, micro_config, 
     runner.run()
     lines = [line for line in runner.history() if line["stage"] == "train"]
     assert lines and all(line["credit/ratio"] > 1e-3 for line in lines)
-    facts = runner.checkpoints.counters()["inputs"] if hasattr(runner.checkpoints, "counters") else {}
+    facts = saved_counters(runner.workdir)["inputs"]
     assert facts["frozen_pair.trained weights"] != facts["frozen_pair.start weights"]
 
 
 def test_the_signals_are_the_log_probabilities_of_the_two_policies(base, micro_config, make_batch, tmp_path):
     runner = Runner(paired(micro_config, base), tmp_path / "run")
     try:
-        learner, (graphdef, _) = runner.learner, (runner.parts.graphdef, None)
+        learner, graphdef = runner.learner, runner.parts.graphdef
         rollout, metrics = runner.play(runner.held_out, jax.random.key(0))
         batch = learner.score(runner.pack(rollout), metrics)
         options = dict(graphdef=graphdef, chunk_rows=len(batch.tokens), temperature=1.0)

@@ -165,7 +165,7 @@ def base_config() -> ConfigDict:
     # What HCAPO tells the policy in hindsight, at the end of each message of a successful episode.
     c.hindsight = ConfigDict()
     c.hindsight.text = "\n(hindsight) The task was solved. The final state:\n{state}\n"  # {state}: the final observation
-    c.hindsight.max_tokens = 64  # tokens that a row may have beside rollout.max_row_tokens; a step that needs more has no hindsight
+    c.hindsight.max_tokens = 128  # tokens that a row may have beside rollout.max_row_tokens; a step that needs more has no hindsight
 
     # The critic of PPO, SPA-RL and every other method that estimates advantages from values.
     c.critic = ConfigDict()

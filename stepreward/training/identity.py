@@ -39,7 +39,7 @@ def of(c, parts=None) -> dict[str, Any]:
 
     Args:
       c: the config.
-      parts: the run's `setup.Parts`; None leaves out the texts of prompts.
+      parts: the run's `setup.Parts`; None leaves out the texts of prompts, and frozen policies.
 
     Returns:
       Digests by name, and for each of `decisions.PATHS` a value that does not depend on the path; plain JSON values.
@@ -51,7 +51,7 @@ def of(c, parts=None) -> dict[str, Any]:
         if folder is not None:
             found |= {f"{group}.path": "(by content)", f"{group}.path weights": weights(Path(folder))}
             found |= {"model.path tokenizer": tokenizer(Path(folder))} if group == "model" else {}
-    if c.get("frozen_pair") and c.frozen_pair.trained:
+    if parts is not None and c.get("frozen_pair") and c.frozen_pair.trained:
         for key, policy in zip((frozen.TRAINED, frozen.START), frozen.pair(c)):
             found |= {key: "(by content)", f"{key} weights": policy.digest() if policy.is_run else weights(policy.folder)}
     found |= of_environment(c)

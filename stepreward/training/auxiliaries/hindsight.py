@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator
 
 import jax
@@ -21,6 +22,7 @@ from stepreward.training.layout import Layout
 from stepreward.training.minibatches import round_up
 from stepreward.training.scoring import score
 
+_log = logging.getLogger(__name__)
 STATE = "{state}"  # in hindsight.text, the place of the final observation
 
 
@@ -60,6 +62,7 @@ class Hindsight(Auxiliary):
         self._batch: Batch | None = None
         self._rows: Batch | None = None
         self._known = np.zeros(0, bool)
+        self._warned = False
 
     def begin(self, model: Backbone, params) -> None:
         """Takes the policy's backbone; the parameters are given with each batch."""
@@ -81,6 +84,11 @@ class Hindsight(Auxiliary):
         )
         self._known = np.stack([np.pad(row, (0, rollout.max_steps - len(row))) for row in known]).ravel()
         dropped = sum(len(row) for row in known) - self._known.sum()
+        if dropped and not self._warned and processes.is_writer():
+            self._warned = True
+            _log.warning(
+                "%d steps have no hindsight, since it does not fit: raise hindsight.max_tokens, or shorten hindsight.text.", dropped
+            )
         return {"hindsight/steps": float(self._known.sum()), "hindsight/dropped": float(dropped)}
 
     def _told(self, episode, won: bool) -> tuple[Episode, np.ndarray]:
