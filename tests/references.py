@@ -34,6 +34,12 @@ class Step:
     rule_reward: float = 0.0
     tag_id: int = -1
     action: str = ""
+    mc_value: float = float("nan")
+    node_id: int = -1
+    segment_id: int = -1
+    sibling_id: int = -1
+    segment_value: float = float("nan")
+    parent_value: float = float("nan")
 
 
 @dataclasses.dataclass
@@ -48,8 +54,12 @@ class Episode:
 CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
 # One number per token, and one per step.
 SIGNALS = ("log_prob_prm", "log_prob_initial", "value", "log_prob_hindsight", "log_prob_trained", "log_prob_start")
-STEP_SIGNALS = ("progress", "progress_label", "turn_reward", "answer_log_prob", "process_score", "rule_reward")
+STEP_SIGNALS = (
+    "progress", "progress_label", "turn_reward", "answer_log_prob", "process_score", "rule_reward", "mc_value", "segment_value",
+    "parent_value",
+)  # fmt: skip
 HISTORY = 2  # K of the signal `level_id`
+TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
 
 
 def random_step(rng, tokens=None) -> Step:
@@ -78,6 +88,7 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
     for step, state in zip(steps_of_all, np.random.default_rng(len(steps_of_all)).integers(0, 4, len(steps_of_all))):
         step.state = f"state {state}"
     add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
+    grow_trees(episodes)
     return episodes
 
 
@@ -90,6 +101,25 @@ def add_signals(steps: list[Step], rng) -> None:
         step.answer_log_prob = float(rng.normal(-1.0, 0.5)) if rng.random() < 0.85 else np.nan
         step.process_score = float(rng.random()) if rng.random() < 0.85 else np.nan
         step.action = "ab"[rng.integers(2)]
+
+
+def grow_trees(episodes: list[Episode], segment=2) -> None:
+    """Gives the steps of each group a random binary tree with segments of two steps, and random values, of which some are unknown.
+
+    Ids count from 0 in every group, as a strategy may number them.
+    """
+    rng, trees = np.random.default_rng(len(episodes)), {}
+    for index, episode in enumerate(episodes):
+        ids, values = trees.setdefault(episode.group, ({}, {}))
+        number = lambda *key: ids.setdefault(key, len(ids))
+        value = lambda path: values.setdefault(path, np.nan if rng.random() < 0.1 and path else float(np.round(rng.random(), 2)))
+        path = ()
+        for t, step in enumerate(episode.steps):
+            if t % segment == 0:
+                above, path = path, (*path, int(rng.integers(0, 2) if path else index % 2))
+            step.node_id, step.segment_id, step.sibling_id = number(path, t), number(path), number(above)
+            step.segment_value, step.parent_value = value(path), value(above)
+            step.mc_value = np.nan if rng.random() < 0.25 else float(rng.random())
 
 
 def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
@@ -138,6 +168,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     anchor_id, anchors = np.full((num_episodes, max_steps), 10**6, np.int32), {}
     tag_id, equal_id, equal = anchor_id.copy(), anchor_id.copy(), {}
     level_id, levels = np.full((num_episodes, max_steps, HISTORY + 1), 10**6, np.int32), [{} for _ in range(HISTORY + 1)]
+    tree = {name: np.full((num_episodes, max_steps), 10**6, np.int32) for name in TREE_IDS}
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
         for s, step in enumerate(episode.steps):
@@ -150,7 +181,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             for k, level in enumerate(levels, 1):
                 states = tuple(other.state for other in episode.steps[max(s + 1 - k, 0) : s + 1])
                 level_id[e, s, k - 1] = level.setdefault((episode.group, states), len(level)) if s + 1 >= k else -1
-            for name, array in step_level.items():
+            for name, array in (step_level | tree).items():
                 array[e, s] = getattr(step, name)
     pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
     group_of = group_of or (lambda group: group)
@@ -171,13 +202,14 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
         group_id=pad([group_of(e.group) for e in episodes], 0, np.int32),
         signals={
             **{name: jnp.asarray(token[name]) for name in SIGNALS},
-            **{name: jnp.asarray(array) for name, array in step_level.items()},
+            **{name: jnp.asarray(array) for name, array in (step_level | tree).items()},
             "step_permutation": jnp.asarray(permutation),
             "anchor_id": jnp.asarray(anchor_id),
             "level_id": jnp.asarray(level_id),
             "tag_id": jnp.asarray(tag_id),
             "equal_id": jnp.asarray(equal_id),
             "alpha_scale": jnp.float32(0.7),
+            "scheduled_alpha": jnp.float32(0.7),
             "kl_coef": jnp.float32(0.3),
         },
     )
@@ -192,11 +224,12 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
     return values
 
 
-def literal(step_tokens, outcomes, *, groups=None, packing="episode", **values) -> Batch:
+def literal(step_tokens, outcomes, *, groups=None, packing="episode", signals=None, **values) -> Batch:
     """Makes a batch from given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` lists the number of tokens in each step of episode e. `values[name][e]` has the values of all action tokens of the
-    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`.
+    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, as has
+    `signals[name][e]`.
     """
     tokens = {name: values.pop(name) for name in ("log_prob_old", *SIGNALS) if name in values}
     episodes = []
@@ -207,8 +240,8 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", **values) 
         )
         of_tokens = lambda i: {name: take(name, i) for name in ("log_prob_old", *SIGNALS)}
         steps = [Step(**of_tokens(i), observation=1, env_reward=0.0) for i in range(len(counts))]
-        for name, of_steps in values.items():
-            for step, value in zip(steps, of_steps[e], strict=True):
+        for name, of_steps in (values | (signals or {})).items():
+            for step, value in zip(steps, of_steps[e] if of_steps else ()):
                 setattr(step, name, value)
         group = 0 if groups is None else groups[e]
         episodes.append(Episode(steps, float(outcomes[e]), group, success=outcomes[e] > 0))
@@ -282,3 +315,45 @@ def gigpo_loop(episodes, *, weight=1.0, discount=0.95, scale="none", reward="out
     }
     of_episode, of_step = compare(groups), compare(anchors)
     return {(e, t): of_episode[e, 0] + weight * x for (e, t), x in of_step.items()}
+
+
+def sibling_sets(episodes) -> dict:
+    """The children of every node, `{(group, sibling id): {segment id: value}}`, of the counted steps with a known value."""
+    sets = {}
+    for episode in episodes:
+        for step in episode.steps if episode.counted else ():
+            if np.isfinite(step.segment_value):
+                sets.setdefault((episode.group, step.sibling_id), {})[step.segment_id] = step.segment_value
+    return sets
+
+
+def sharing(episodes, e, t) -> float:
+    """1 / the number of counted episodes that share step t of episode e."""
+    mine = (episodes[e].group, episodes[e].steps[t].node_id)
+    through = [o for o in episodes if o.counted and any((o.group, step.node_id) == mine for step in o.steps)]
+    return 1.0 / len(through)
+
+
+def tree_loop(episodes, advantage) -> dict:
+    """Advantage and weight of each step of the counted episodes, `{(e, t): (A, w)}`; `advantage(step, values of its siblings) -> A or None`."""
+    sets, found = sibling_sets(episodes), {}
+    for e, episode in enumerate(episodes):
+        for t, step in enumerate(episode.steps if episode.counted else ()):
+            children = list(sets.get((episode.group, step.sibling_id), {}).values())
+            a = advantage(step, np.array(children)) if np.isfinite(step.segment_value) else None
+            found[e, t] = (0.0, 0.0) if a is None else (a, sharing(episodes, e, t))
+    return found
+
+
+def vine_loop(episodes, *, segments=False) -> dict:
+    """Advantage of each step of the counted episodes from `mc_value`, `{(e, t): A}`; with `segments` all steps of a segment have that of its start."""
+    found = {}
+    for e, episode in enumerate(episodes):
+        values = [step.mc_value for step in episode.steps] + [episode.outcome]
+        start = None
+        for t in range(len(episode.steps) if episode.counted else 0):
+            start = t if np.isfinite(values[t]) else start
+            end = next(i for i in range(t + 1, len(values)) if np.isfinite(values[i]))
+            known = start is not None if segments else np.isfinite(values[t])
+            found[e, t] = values[end] - values[start] if known else 0.0
+    return found
