@@ -330,6 +330,20 @@ def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
+def check_not_negative(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields is below 0 or not a number."""
+    for field in fields:
+        if not getattr(method, field) >= 0:
+            raise ValueError(f"{field} of '{method.name}' must be at least 0, not {getattr(method, field)!r}")
+
+
+def check_share(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields does not lie in [0, 1]."""
+    for field in fields:
+        if not 0.0 <= getattr(method, field) <= 1.0:
+            raise ValueError(f"{field} of '{method.name}' must lie in [0, 1], not {getattr(method, field)!r}")
+
+
 def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:
     """Checks that the batch holds the signals that a method needs. The check is cheap and works on traced batches.
 
