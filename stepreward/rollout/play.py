@@ -190,7 +190,14 @@ class Collector:
                 raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
 
     def _play_chunk(
-        self, params, starts: Sequence[Start], key, first_index: int, keep: bool, turns: int | None, score_answers: bool = False
+        self,
+        params,
+        starts: Sequence[Start],
+        key,
+        first_index: int,
+        keep: bool = False,
+        turns: int | None = None,
+        score_answers: bool = False,
     ) -> list[Episode]:
         parts, asks = processes.count(), self._asks(keep)
         games = [Game.at(starts[i], slot, first_index + i, asks, turns) for slot, i in enumerate(processes.share(len(starts)))]
