@@ -104,7 +104,16 @@ def _sotopia(c: ConfigDict) -> None:
     c.train.update({"env_steps": 60_000, "chunk_rows": 32})
 
 
-_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
+def _textcraft(c: ConfigDict) -> None:
+    """An episode is a conversation: the goal and up to six recipes, then what is held after each action."""
+    c.model.pieces = 800
+    c.rollout.update({"max_steps": 10, "max_answer_tokens": 28, "max_prompt_tokens": 192, "max_row_tokens": 512})
+    c.sft.update({"episodes": 400, "updates": 120, "rows": 64, "warmup_updates": 10})
+    c.train.update({"env_steps": 40_000, "chunk_rows": 16})
+    c.eval.update({"episodes": 98})  # each held-out goal twice
+
+
+_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia, "textcraft": _textcraft}
 
 
 def real(c: ConfigDict, name: str) -> None:
@@ -156,6 +165,7 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         "alfworld": (50, 2048, 16_384),
         "virtualhome": (40, 2048, 8192),
         "sotopia": (20, 4096, 8192),
+        "textcraft": (20, 4096, 8192),
     }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
