@@ -78,7 +78,9 @@ SIGNALS: dict[str, Row] = {
     "equal_id": Row(STEP, np.int32, "Id of the group's steps that count as equal; -1: none.", computed=True, padding=-1),
     # Results of rollout strategies that branch. A strategy computes those that it `provides`.
     "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were continued from the state before the step."),
-    "node_id": Row(STEP, np.int32, "Id of the step in the tree of its group: episodes that share a step share its id; -1: none.", padding=-1),
+    "node_id": Row(
+        STEP, np.int32, "Id of the step in the tree of its group: episodes that share a step share its id; -1: none.", padding=-1
+    ),
     "segment_id": Row(STEP, np.int32, "Id of the segment of the tree, the steps between two branching points; -1: none.", padding=-1),
     "sibling_id": Row(STEP, np.int32, "Id of the node that the step's segment starts from: siblings share it; -1: none.", padding=-1),
     "segment_value": Row(STEP, np.float32, "Value of the node that the step's segment leads to: the mean of its children, or the outcome."),

@@ -427,14 +427,15 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     if not any(d.success for d in demonstrations):  # no example of a good answer: allow every listed action, and any text
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
-    words = sorted(words)
+    words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
-    answers = {prompt.answer(word) for word in words}
+    said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed run must not leave a partial tokenizer
     if pieces:
-        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # with repetitions: pieces are learnt from frequencies
-        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
+        # With repetitions: pieces are learnt from frequencies. No demonstration may show some of the prompt's words.
+        train_piece_tokenizer([*sorted(texts), *said, *fixed * len(demonstrations)], pieces, temporary, images=images)
     else:
-        train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
+        answers = {*said, *(prompt.answer(word) for word in words)}
+        train_symbol_tokenizer(sorted(texts | answers), [*words, *fixed], temporary, images=images)
     temporary.rename(folder)
