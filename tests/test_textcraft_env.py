@@ -29,7 +29,7 @@ SOLUTION = [
 
 
 def start(goal=SLAB, preset="spa", **settings):
-    environment = make(preset, **settings)()
+    environment = make(preset, **{"turn_reward": True, **settings})()
     return environment, *environment.reset(options={"goal": goal})
 
 

@@ -36,7 +36,7 @@ class Settings:
     observation: str = "full"
     admissible: str = "none"
     success_reward: float = 1.0
-    turn_reward: bool = True
+    turn_reward: bool = False
 
     def __post_init__(self):
         for name, least in (("max_steps", 1), ("max_plan", 2), ("max_recipes", 1), ("split_seed", 0), ("distractors", 0)):
