@@ -113,7 +113,19 @@ def _textcraft(c: ConfigDict) -> None:
     c.eval.update({"episodes": 98})  # each held-out goal twice
 
 
-_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia, "textcraft": _textcraft}
+def _scienceworld(c: ConfigDict) -> None:
+    """An episode is a conversation of about 250 tokens. Each environment is a Java process, so few are played at once."""
+    c.model.pieces = 1000
+    c.rollout.update({"groups": 4, "group_size": 8, "max_rows": 32, "max_steps": 15})
+    c.rollout.update({"max_answer_tokens": 32, "max_prompt_tokens": 288, "max_row_tokens": 1024})
+    c.sft.update({"episodes": 200, "updates": 120, "rows": 64, "warmup_updates": 10})
+    c.credit.update({"outcome": "return"})  # the change of the benchmark's score, divided by 100
+    c.exploration.update({"tasks": 64, "part_tasks": 32})
+    c.train.update({"env_steps": 10_000, "chunk_rows": 8})
+    c.eval.update({"episodes": 64})
+
+
+_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia, "textcraft": _textcraft, "scienceworld": _scienceworld}
 
 
 def real(c: ConfigDict, name: str) -> None:
@@ -166,12 +178,15 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         "virtualhome": (40, 2048, 8192),
         "sotopia": (20, 4096, 8192),
         "textcraft": (20, 4096, 8192),
+        "scienceworld": (30, 6144, 16_384),
     }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
     if name == "sotopia":
         c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal score, 0 to 10
+    if name == "scienceworld":
+        c.credit.outcome = "success" if form == "istar" else "return"
     c.train.env_steps = 200 * 16 * 8 * steps
     if form == "spa":
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})

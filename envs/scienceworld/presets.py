@@ -88,7 +88,12 @@ class Settings:
 
 PRESETS = {
     # For small models on a CPU: four tasks that take five to ten actions, in short texts.
-    "tiny": Settings(max_steps=15, tasks=("find-animal", "find-living-thing", "find-non-living-thing", "find-plant"), observation="short"),
+    "tiny": Settings(
+        max_steps=15,
+        tasks=("find-animal", "find-living-thing", "find-non-living-thing", "find-plant"),
+        observation="short",
+        short_expert=True,
+    ),
     # RLVMR (arXiv 2507.22844), with verl-agent's reward: 30 turns, all simplifications, 10 for a success.
     "istar": Settings(reward="success", short_expert=True),
     # The score as the reward, as in the experiments with ReAct prompts.
