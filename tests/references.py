@@ -144,7 +144,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             **{name: jnp.asarray(array) for name, array in step_level.items()},
             "step_permutation": jnp.asarray(permutation),
             "anchor_id": jnp.asarray(anchor_id),
-            "alpha_scale": jnp.float32(0.7),
+            "scheduled_alpha": jnp.float32(0.7),
             "kl_coef": jnp.float32(0.3),
         },
     )

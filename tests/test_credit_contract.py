@@ -38,6 +38,8 @@ METHODS = {name: make(name) for name in names()} | {
     "rudder-critic": make("rudder", baseline="critic", residual="uniform"),
     "rudder-none": make("rudder", residual="none"),
     "progrm-cross-entropy": make("progrm", objective="cross_entropy"),
+    "agentprm-critic": make("agentprm", baseline="critic", reward="env", initial=0.3, beta=0.5, residual="uniform"),
+    "agentprm_mc-inverse": make("agentprm_mc", labels_from="inverse", variant="released"),
     "gigpo-released": make("gigpo", variant="released"),
     "gigpo-env": make("gigpo", reward="env", scale="std"),
     "gigpo-undiscounted": make("gigpo", discount=1.0, scale="std", weight=0.5),
@@ -48,6 +50,7 @@ RAW = {"istar-uniform", "grpo-raw", "istar-released", "spa-released", "gigpo-rel
 # A reward that is the environment's or an estimator's does not read the outcome at all.
 NOT_CENTRED = RAW | {
     "ppo",
+    "starpo_s",
     "step_ppo",
     "ppo-decay",
     "ppo-kl",
@@ -56,6 +59,7 @@ NOT_CENTRED = RAW | {
     "spa-terminal",
     "rudder",
     "rudder-critic",
+    "agentprm-critic",
     "gigpo",
 }
 CRITIC = [name for name in METHODS if METHODS[name].has_critic]
@@ -414,7 +418,7 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("grop", {}, "there are: dr_grpo, gigpo, grpo, istar"),
+        ("grop", {}, "there are: agentprm, agentprm_mc, dapo, dr_grpo, gigpo, grpo, istar"),
         ("grpo", {"esp": 1e-3}, "did you mean 'eps'"),
         ("grpo", {"eps": "small"}, "eps of 'grpo' must be of type float, not 'small'"),
         ("grpo", {"eps": True}, "eps of 'grpo' must be of type float, not True"),
@@ -447,6 +451,12 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
         ("rudder", {"every_step": -1.0}, "every_step of 'rudder' must be at least 0"),
         ("rudder", {"baseline": "none"}, "'critic', 'group'"),
         ("progrm", {"objective": "bce"}, "'mse', 'cross_entropy'"),
+        ("agentprm", {"label_trace": 1.5}, r"label_trace of 'agentprm' must lie in \[0, 1\]"),
+        ("agentprm", {"beta": -1.0}, "beta of 'agentprm' must be at least 0"),
+        ("agentprm", {"residual": "first"}, "'none', 'last', 'uniform'"),
+        ("agentprm_mc", {"labels_from": "td"}, "'mc', 'shaped', 'inverse'"),
+        ("agentprm_mc", {"discount_from": "middle"}, "'end', 'start'"),
+        ("agentprm_mc", {"label_discount": 1.5}, r"label_discount of 'agentprm_mc' must lie in \[0, 1\]"),
         ("gigpo", {"scale": "centre"}, "scale of 'gigpo' must be one of 'none', 'std'"),
         ("gigpo", {"discount": 1.5}, r"discount of 'gigpo' must lie in \[0, 1\]"),
         ("gigpo", {"weight": -1.0}, "weight of 'gigpo' must be at least 0"),
