@@ -125,7 +125,14 @@ def _scienceworld(c: ConfigDict) -> None:
     c.eval.update({"episodes": 64})
 
 
-_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia, "textcraft": _textcraft, "scienceworld": _scienceworld}
+_TINY = {
+    "webshop": _webshop,
+    "alfworld": _alfworld,
+    "virtualhome": _virtualhome,
+    "sotopia": _sotopia,
+    "textcraft": _textcraft,
+    "scienceworld": _scienceworld,
+}
 
 
 def real(c: ConfigDict, name: str) -> None:
