@@ -10,6 +10,9 @@ from stepreward.envs.protocol import Environment, replay_prefix
 from stepreward.envs.scienceworld import TASK_NAMES, make, settings, texts
 from stepreward.envs.scienceworld.simulator import Simulator
 from stepreward.envs.scienceworld.tasks import Task, split_tasks, variations
+from stepreward.rollout.checked import checked
+from stepreward.rollout.environments import EnvironmentFailure
+from stepreward.rollout.pools import make_pool
 
 COUNTS = dict.fromkeys(TASK_NAMES, 30)
 FIND = ("find-non-living-thing",)
@@ -116,7 +119,7 @@ def test_what_the_simulator_refuses(text, refused):
 def test_the_short_form():
     text = "This room is called the hallway. In it, you see: \n\ta picture\n\ta substance called air\n\tthe agent\nYou also see:\n\tA door to the kitchen (that is open)"
     assert texts.short(text) == "hallway: a picture, doors: kitchen"
-    assert texts.short("In your inventory, you see:\n\tan orange") == "have an orange"
+    assert texts.short("In your inventory, you see:\n\tan orange") == "have: an orange"
 
 
 # What is missing.
@@ -220,3 +223,13 @@ def test_another_process_plays_the_same_episode(environment):
         other.close()
         again.close()
         assert other._simulator._package._gateway.java_process.poll() is not None
+
+
+def test_a_java_process_that_died_raises_at_the_next_step_and_a_new_environment_plays(environment):
+    """A pool counts it as a failure of one call, and makes a new environment (tests/test_process_pool.py)."""
+    with make_pool("inline", checked(make("tiny"))) as pool:
+        pool.call(0, "reset", seed=0)
+        pool.call(0, "_simulator")._package._gateway.java_process.kill()
+        with pytest.raises(EnvironmentFailure, match="Py4J"):
+            pool.call(0, "step", "wait1")
+        assert pool.call(0, "reset", seed=0)[1]["score"] == 8.0 and pool.failures == 1

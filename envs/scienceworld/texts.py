@@ -90,5 +90,5 @@ def short(text: str) -> str:
     lines = [_ROOM.sub(r"\1:", line.strip()) for line in text.split("\n")]
     lines = [re.sub(r"^A door to the (.*) \(that is open\)$", r"\1", line).replace("a substance called ", "") for line in lines]
     kept = [line for line in lines if line and not _NOISE.match(line) and line != "air"]
-    joined = ", ".join(kept).replace("You also see:", "doors:").replace("In your inventory, you see:", "have")
+    joined = ", ".join(kept).replace("You also see:", "doors:").replace("In your inventory, you see:", "have:")
     return re.sub(r"([:.]), ", r"\1 ", joined)
