@@ -60,8 +60,9 @@ class Settings:
                 raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
         for name in ("tasks", "held_out_tasks"):
             value = getattr(self, name)
-            if isinstance(value, str) or any(task not in TASK_NAMES for task in value):
-                wrong = value if isinstance(value, str) else next(task for task in value if task not in TASK_NAMES)
+            listed = isinstance(value, (tuple, list))
+            if not listed or any(task not in TASK_NAMES for task in value):
+                wrong = next(task for task in value if task not in TASK_NAMES) if listed else value
                 raise ValueError(f"{name}: give a tuple of tasks, not {wrong!r}; the tasks are {', '.join(TASK_NAMES)}")
             object.__setattr__(self, name, tuple(value))
         if self.data is not None:
