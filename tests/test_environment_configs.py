@@ -7,9 +7,12 @@ from stepreward.errors import UserError
 from stepreward.models.published import MODELS
 from stepreward.training import setup
 
-ENVIRONMENTS = {"istar": ("webshop", "alfworld", "virtualhome", "sotopia"), "spa": ("webshop", "alfworld", "virtualhome")}
+ENVIRONMENTS = {
+    "istar": ("webshop", "alfworld", "virtualhome", "sotopia", "textcraft", "scienceworld"),
+    "spa": ("webshop", "alfworld", "virtualhome", "textcraft", "scienceworld"),
+}
 EXPERIMENTS = [f"{method}_{name}" for method, names in ENVIRONMENTS.items() for name in names]
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft", "scienceworld": "scienceworld"}
 
 
 def load(root, experiment, preset="tiny"):

