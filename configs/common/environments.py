@@ -104,7 +104,16 @@ def _sotopia(c: ConfigDict) -> None:
     c.train.update({"env_steps": 60_000, "chunk_rows": 32})
 
 
-_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
+def _search_qa(c: ConfigDict) -> None:
+    """Questions of one or two hops in the embedded world: a conversation of about 60 tokens, with one document of 20 a search."""
+    c.model.pieces = 1000
+    c.rollout.update({"max_steps": 5, "max_answer_tokens": 8, "max_prompt_tokens": 32, "max_row_tokens": 160})
+    c.sft.update({"episodes": 2000, "updates": 400, "rows": 128})
+    c.credit.update({"outcome": "return"})  # the F1 of the answer
+    c.train.update({"env_steps": 60_000, "chunk_rows": 32})
+
+
+_TINY = {"search_qa": _search_qa, "webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
 
 
 def real(c: ConfigDict, name: str) -> None:
@@ -156,6 +165,7 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         "alfworld": (50, 2048, 16_384),
         "virtualhome": (40, 2048, 8192),
         "sotopia": (20, 4096, 8192),
+        "search_qa": (4 if form == "istar" else 10, 2048, 8192),
     }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
