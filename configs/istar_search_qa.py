@@ -1,22 +1,17 @@
-"""iStar on WebShop: search, read results, choose options, buy.
+"""iStar on Search QA: answer questions of several hops by searching documents.
 
-    python launch/train.py --config=configs/istar_search_qa.py            # tiny: an embedded shop, a small model from random weights, on a CPU
+    python launch/train.py --config=configs/istar_search_qa.py            # tiny: an embedded world, a small model from random weights, on a CPU
     python launch/train.py --config=configs/istar_search_qa.py:micro      # a few seconds; for tests
-    python launch/train.py --config=configs/istar_search_qa.py:real --config.environment.data=FOLDER      # the benchmark's 1,000 products
-    python launch/train.py --config=configs/istar_search_qa.py:qwen2.5-7b --config.environment.data=FOLDER      # or another, see docs/models.md
+    python launch/train.py --config=configs/istar_search_qa.py:qwen2.5-7b      # or another published model, see docs/models.md
 
-Needs: nothing beyond the base install for "tiny" and "micro". The other presets need the benchmark's data (docs/environments/search_qa.md).
+Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions of
+HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md). Other papers' forms: `--config.environment.preset=search_r1
+--config.environment.prompt=search_r1`, or igpo, or arpo, with the same number of `rollout.max_steps` as the preset.
 
-Expected (docs/log.md), each run on one CPU core, demonstrations not counted:
-* "tiny": 28 minutes for 160,000 environment steps. Success on all 500 held-out goals rises from 41.0 to 59.8 % and from 30.4 to 53.2 %
-  (seeds 0, 1; seed 0 was stopped by hand at 169,000 steps).
-* "real", measured as `configs/spa_search_qa.py:real` with `credit.method=istar`: 9 to 11 minutes for 25,800 steps, after 8 minutes of warm
-  start. The score on the 500 test goals rises from 0.423 to 0.495 and from 0.340 to 0.455 (seeds 0, 1); success shows no clear change
-  (9.2 to 7.2 %, 6.0 to 8.2 %).
-* Published models and "paper": not measured.
+EXPECTED
 
-`get_config("paper")` has the paper's settings (arXiv 2509.19199): Qwen2.5-7B-Instruct as policy and PRM, 16 groups of 8 episodes, the
-benchmark's 1,000 products.
+The paper (arXiv 2509.19199) does not use search. `get_config("paper")` has its settings for WebShop, with the search environment of verl-agent, on
+which its code is built: 4 turns, all of which a prompt shows.
 """
 
 from ml_collections import ConfigDict
@@ -29,4 +24,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def _paper(c: ConfigDict) -> None:
-    paper.istar_text(c, "search_qa", steps=10, prompt_tokens=4096, tested=128)
+    paper.istar_text(c, "search_qa", steps=4, prompt_tokens=4096, tested=512)
+    c.rollout.update({"history": 4, "invalid_penalty": 0.0})  # the environment has a penalty of its own, 0.01

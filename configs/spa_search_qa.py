@@ -1,21 +1,15 @@
-"""SPA-RL on WebShop: the contributions of a progress estimator and a grounding signal are the rewards of PPO with a critic.
+"""SPA-RL on Search QA: the contributions of a progress estimator and a grounding signal are the rewards of PPO with a critic.
 
     python launch/train.py --config=configs/spa_search_qa.py            # tiny: all stages, a small model from random weights, on a CPU
     python launch/train.py --config=configs/spa_search_qa.py:micro      # a few seconds; for tests
-    python launch/train.py --config=configs/spa_search_qa.py:real --config.environment.data=FOLDER      # the benchmark's own tasks
-    python launch/train.py --config=configs/spa_search_qa.py:llama3.2-3b --config.environment.data=FOLDER      # with adapters, see docs/models.md
+    python launch/train.py --config=configs/spa_search_qa.py:llama3.2-3b      # with adapters, see docs/models.md
 
-Needs: nothing beyond the base install for "tiny" and "micro". The other presets need the benchmark's data (docs/environments/search_qa.md).
+Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions of
+HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md).
 
-Expected (docs/log.md), each run on one CPU core:
-* "tiny" with `train.env_steps=40000`, `exploration.tasks=256` and a finished warm start: 13 to 15 minutes. Success on 256 held-out goals
-  rises from 40.6 to 46.1 % and from 31.6 to 41.3 % (seeds 0, 1; at the end: mean of the last three evaluations).
-* "real" with `train.env_steps=25600`: 25 minutes with exploration and estimator, after 8 minutes of warm start. The score on the 500 test
-  goals rises from 0.423 to 0.525 and from 0.340 to 0.468 (seeds 0, 1); success shows no clear change (9.2 to 9.4 %, 6.0 to 7.8 %).
-* Published models and "paper": not measured.
+Expected: not measured in full.
 
-`get_config("paper")` has the paper's settings (arXiv 2505.20732) with Llama-3.2-3B: the full catalogue, 1,624 training goals, and 200 goals
-for the evaluation.
+The paper (arXiv 2505.20732) does not use search. `get_config("paper")` has its settings for WebShop, with 1,000 questions.
 """
 
 from ml_collections import ConfigDict
@@ -28,4 +22,4 @@ def get_config(preset: str = "tiny") -> ConfigDict:
 
 
 def _paper(c: ConfigDict) -> None:
-    paper.spa(c, "search_qa", tasks=1624, rollouts=5, steps=10, tested=200, outcome="return")
+    paper.spa(c, "search_qa", tasks=1000, rollouts=5, steps=10, tested=500, outcome="return")

@@ -170,6 +170,9 @@ def published(c: ConfigDict, name: str, model: str) -> None:
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
+    if name == "search_qa":
+        c.rollout.history = 4 if form == "istar" else 0  # all turns
+        c.credit.update({"outcome": "return"})
     if name == "sotopia":
         c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal score, 0 to 10
     c.train.env_steps = 200 * 16 * 8 * steps
