@@ -10,7 +10,15 @@ from stepreward.rollout.checked import checked
 from stepreward.rollout.pools import make_pool
 
 NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
-PRESETS = [("sokoban", "tiny"), ("webshop", "tiny"), ("webshop", "spa"), ("sotopia", "tiny"), ("alfworld", "tiny"), ("virtualhome", "tiny")]
+PRESETS = [
+    ("sokoban", "tiny"),
+    ("webshop", "tiny"),
+    ("webshop", "spa"),
+    ("sotopia", "tiny"),
+    ("alfworld", "tiny"),
+    ("virtualhome", "tiny"),
+    ("search_qa", "tiny"),
+]
 SEED, TURN, LAST = 5, 3, 20
 TASK = {"seed": SEED, "options": {"split": "train"}}
 

@@ -10,7 +10,8 @@ from stepreward.training.train import Runner
 @pytest.mark.parametrize(
     "experiment, package",
     [("istar_webshop", None), ("istar_sotopia", None), ("spa_webshop", None), ("istar_virtualhome", "virtualhome_eval"),
-     ("spa_virtualhome", "virtualhome_eval"), ("istar_alfworld", "alfworld"), ("spa_alfworld", "alfworld")],
+     ("spa_virtualhome", "virtualhome_eval"), ("istar_alfworld", "alfworld"), ("spa_alfworld", "alfworld"),
+     ("istar_search_qa", None), ("spa_search_qa", None)],
 )  # fmt: skip
 def test_a_micro_run_ends_with_an_evaluation(root, tmp_path, experiment, package):
     if package is not None:
