@@ -137,6 +137,14 @@ class Learner(Component):
             metrics |= auxiliary.prepare(batch, episodes)
         return metrics
 
+    def unscored(self, batch) -> np.ndarray:
+        """Returns the episodes of a prepared batch for which an auxiliary has no signals, bool `[E]`."""
+        found = np.zeros(batch.num_episodes, bool)
+        for auxiliary in self.auxiliaries.values():
+            if auxiliary.unscored is not None:
+                found |= auxiliary.unscored
+        return found
+
     def score(self, batch, metrics: dict):
         """Adds the models' signals that the method and the policy's loss need; `credit` adds those of the host."""
         started, offline = time.monotonic(), self.c.train.mode == "offline"

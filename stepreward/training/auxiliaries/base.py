@@ -15,10 +15,15 @@ import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit import Credit
+from stepreward.errors import UserError
 from stepreward.programs import Component
 from stepreward.training.backbones import Backbone
 
 BEFORE_CREDIT, AFTER_CREDIT, AFTER_POLICY = "before_credit", "after_credit", "after_policy"
+
+
+class NotReady(UserError):
+    """An auxiliary cannot do its part of a tick, and no model has learnt in that tick yet: the run is saved as it was before it."""
 
 
 class Lesson(NamedTuple):
@@ -55,6 +60,7 @@ class Auxiliary(Component):
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
       trains: whether it has parameters that it trains; if not, `begin` gets the policy's own backbone.
       reads_policy: whether it is a pass of the policy's own parameters, which `programs` then gets as a second argument.
+      unscored: bool `[E]`, the episodes of the prepared batch that it has no signals for; they are masked. None: there are none.
     """
 
     name: ClassVar[str]
@@ -67,6 +73,7 @@ class Auxiliary(Component):
     reads_policy: ClassVar[bool] = False
     when: str | None = AFTER_CREDIT
     shared: bool = False
+    unscored: Any = None
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)

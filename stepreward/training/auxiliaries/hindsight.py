@@ -59,7 +59,6 @@ class Hindsight(Auxiliary):
         self.capacity = round_up(episodes * c.rollout.max_steps, c.train.chunk_rows)
         self.length = c.rollout.max_row_tokens + self._most
         self.model: Backbone | None = None
-        self._batch: Batch | None = None
         self._rows: Batch | None = None
         self._known = np.zeros(0, bool)
         self._warned = False
@@ -72,7 +71,6 @@ class Hindsight(Auxiliary):
         """Writes the rows of an iteration; returns how many steps have hindsight, and how many were dropped."""
         told, known = zip(*map(self._told, episodes, batch.episode_mask & batch.success))
         rollout, parts = self._rollout, self._parts
-        self._batch = batch
         self._rows = pack(
             told,
             context="step",
@@ -105,17 +103,16 @@ class Hindsight(Auxiliary):
         return told, np.array(known, bool)
 
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
-        """Returns the log-probabilities, `[R, L]` in the rows of the batch that was prepared."""
-        rows, batch = self._rows, self._batch
+        """Returns the log-probabilities, `[R, L]`, of the batch that was prepared, or of what is left of it."""
+        rows = self._rows
         scored = self.model.reads(self.layout.place(rows))
         found = processes.to_host(score(decoder_of(policy_params), scored, **self.layout.scoring(self.model))[0])
-        step_id = rows.step_id[rows.action_mask]
-        values = np.where(self._known[step_id], found[rows.action_mask], np.nan).astype(np.float32)
+        told_id, step_id = rows.step_id[rows.action_mask], to_rows(placed.step_id + 1) - 1  # 0, not -1, where a row is padded
+        values = np.where(self._known[told_id], found[rows.action_mask], np.nan)
         # The tokens of a step have the same order in both batches, whatever the order of their rows.
-        there = batch.action_mask & np.isin(batch.step_id, step_id)
-        placed_values = np.zeros(there.sum(), np.float32)
-        placed_values[np.argsort(batch.step_id[there], kind="stable")] = values[np.argsort(step_id, kind="stable")]
-        log_prob = np.zeros(batch.tokens.shape, np.float32)
+        told, there = np.isin(told_id, step_id), np.isin(step_id, told_id)
+        log_prob, placed_values = np.zeros(step_id.shape, np.float32), np.zeros(there.sum(), np.float32)
+        placed_values[np.argsort(step_id[there], kind="stable")] = values[told][np.argsort(told_id[told], kind="stable")]
         log_prob[there] = placed_values
         return {"log_prob_hindsight": log_prob}
 

@@ -45,6 +45,7 @@ class Reinforce(Stage):
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
         "frozen_pair.trained", "frozen_pair.start", "hindsight.text", "hindsight.max_tokens",
+        "judge.kind", "judge.model", "judge.temperature", "judge.history", "judge.max_characters",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
         "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
@@ -68,7 +69,12 @@ class Reinforce(Stage):
         rollout, dropped, metrics = self.experience()
         episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
         if not dropped.all():
-            credited = self._learn(filtering.without_episodes(packed, dropped) if dropped.any() else packed, episodes, metrics)
+            batch = filtering.without_episodes(packed, dropped) if dropped.any() else packed
+            metrics |= learner.prepare(batch, episodes)
+            unscored = learner.unscored(batch)
+            batch = filtering.without_episodes(batch, unscored) if unscored.any() else batch
+            if batch.episode_mask.any():
+                credited = self._learn(batch, episodes, metrics)
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
@@ -81,7 +87,6 @@ class Reinforce(Stage):
     def _learn(self, batch: Batch, episodes: list, metrics: dict) -> Credit:
         """Computes the credit of a batch, trains on it, and returns it; adds metrics."""
         c, learner, iteration, credited = self.c, self.run.learner, self.counters.iteration, None
-        metrics |= learner.prepare(batch, episodes)
         batch = learner.score(batch, metrics)
         signals, coefficients = learner.look(batch, metrics, iteration)
         lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration, coefficients)
