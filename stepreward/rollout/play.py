@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -48,6 +47,7 @@ from stepreward.rollout.episode import (
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.game import Game, view_of
 from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
+from stepreward.rollout.player import Player
 from stepreward.rollout.reference import score_rows
 from stepreward.text import clean, cleaned
 
@@ -480,43 +480,6 @@ class Collector:
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
-
-
-class Player(NamedTuple):
-    """Plays episodes with one policy, whose parameters are prepared.
-
-    Attributes:
-      collector: what plays.
-      params: as `Engine.prepare` returned them.
-      score_answers: see `Collector.play`.
-    """
-
-    collector: Collector
-    params: Any
-    score_answers: bool = False
-
-    def __call__(self, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None) -> list[Episode]:
-        """See `Collector.play`."""
-        return self.collector._play(self.params, starts, key, keep, turns, self.score_answers)
-
-    def expert(self, tasks: Sequence[Task], *, keep: bool = False) -> list[Episode]:
-        """Plays each task as the environment's expert does; the policy samples nothing (`Step.sampled`).
-
-        An episode fails where the expert knows no way, or where its actions do not end the episode.
-
-        Args:
-          tasks: what to play.
-          keep: see `Collector.play`.
-
-        Raises:
-          ValueError: the environment has no expert.
-        """
-        return self.collector._demonstrate(tasks, keep)
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the policy chooses from."""
-        return self.collector.chat.codec.vocab_size
 
 
 def _gathered(games: list[Game]) -> list[Episode]:
