@@ -117,7 +117,7 @@ class Checkpoints:
         """
         step = self.find(step)
         try:
-            return tuple(self._manager.item_metadata(step)["arrays"])
+            return tuple(name for name, _ in self._manager.item_metadata(step)["arrays"].items())
         except Exception as error:  # a damaged file can make any of several libraries raise
             raise self._damaged(step, error) from error
 
