@@ -13,7 +13,7 @@ _REFUSED = re.compile(
     r"| is not (something that can be activated|a container|closeable|openable|edible|movable|moveable)| is in is not movable"
     r"| appears broken)"
 )
-_ROOM = re.compile(r"(?:This room|This outside location) is called the ([^.\n]*)\. (?:In it|Here), you see:")
+_ROOM = re.compile(r"(?:This room|This outside location) is called the ([^.\n]*)\. (?:In it,|Here) you see:")
 _OPTION = re.compile(r"(\d+):\s*(.*)")
 _NOISE = re.compile(r"^(the agent|a substance called air)$")
 
