@@ -67,7 +67,7 @@ def test_bad_settings_are_one_clear_error():
         ({"held_out_tasks": ("x",)}, "held_out_tasks"),
         ({"held_out": "train"}, "test, dev"),
         ({"simplifications": "openDoor"}, "openDoors"),
-        ({"data": "x.json", "tasks": ("boil",)}, "leave `tasks`"),
+        ({"data": "x.json", "tasks": ("boil",)}, "give it with tasks="),
         ({"reward": "won"}, "score, success"),
         ({"short_expert": 1}, "True or False"),
     ):
