@@ -66,6 +66,7 @@ ALSO = {
         ("sokoban", "tiny"),
         ("webshop", "istar"),
         ("sotopia", "istar"),
+        ("search_qa", "tiny"),
         ("alfworld", "tiny"),
         ("virtualhome", "istar"),
         ("textcraft", "istar"),

@@ -89,6 +89,7 @@ def test_links_lead_to_pages_of_environments(page):
         "alfworld",
         "virtualhome",
         "sotopia",
+        "search_qa",
         "textcraft",
         "scienceworld",
         "adapters",

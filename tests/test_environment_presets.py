@@ -40,7 +40,23 @@ TITLES = (
     "Browse internet", "Cook some food", "Drink", "Put groceries in Fridge", "Read book", "Wash dishes by hand",
     "Wash dishes with dishwasher", "Watch TV", "Work",
 )  # fmt: skip
+SEARCH_QA = {
+    "data": None, "held_out_data": None, "corpus": None, "held_out": 500, "seed": 0, "questions": 4000, "people": 600, "hops": (1, 2, 3, 4),
+    "style": "full", "observation": "documents", "hits": 3, "max_words": 0, "max_steps": 10, "answer_turns": 0, "repeats": True,
+    "norm": "squad", "reward": "f1", "score": "f1", "win_f1": None, "wrong_reward": 0.0, "invalid_reward": 0.0, "unanswered_reward": 0.0,
+    "tool_bonus": 0.0, "turn_reward": False,
+}  # fmt: skip
+SHORT = {"style": "short", "observation": "compact", "hits": 1}
 PRESETS = {
+    "search_qa": {
+        "tiny": SEARCH_QA | SHORT | {"hops": (1, 2), "max_steps": 5},
+        "micro": SEARCH_QA | SHORT | {"hops": (1,), "max_steps": 4, "people": 80, "questions": 200, "held_out": 40},
+        "istar": SEARCH_QA | {"hops": (1, 2, 3), "max_steps": 4, "repeats": False, "reward": "em", "invalid_reward": -0.01},
+        "spa": SEARCH_QA,
+        "search_r1": SEARCH_QA | {"max_words": 375, "max_steps": 5, "answer_turns": 1, "reward": "em", "score": "em"},
+        "igpo": SEARCH_QA | {"norm": "igpo", "unanswered_reward": -2.0},
+        "arpo": SEARCH_QA | {"unanswered_reward": -1.0, "tool_bonus": 0.1},
+    },
     "sokoban": {
         "tiny": FILTERED,
         "tiny_image": FILTERED | {"observation": "image"},
@@ -111,6 +127,8 @@ def test_the_presets_are_those_of_the_docs(name):
         ("sotopia", "istar", {"max_steps": 1, "judge_noise": 0}),
         ("sotopia", "sotopia", {"max_steps": 1, "retries": 0, "backoff_s": 0, "temperature": 0, "split_seed": 0}),
         ("alfworld", "istar", {"max_steps": 1, "max_receptacles": 3, "max_objects": 2}),
+        ("search_qa", "spa", {"max_steps": 1, "hits": 1, "max_words": 0, "held_out": 1, "seed": 0, "questions": 1, "people": 80,
+                              "answer_turns": 0}),
         ("virtualhome", "istar", {"max_steps": 1, "split_seed": 0, "min_program": 1, "max_program": 1}),
         ("textcraft", "istar", {"max_steps": 1, "max_plan": 2, "max_recipes": 1, "split_seed": 0, "distractors": 0}),
         ("scienceworld", "istar", {"max_steps": 1, "memory_mb": 64}),

@@ -21,6 +21,7 @@ PRESETS = [
     ("virtualhome", "tiny", TOLD),
     ("textcraft", "tiny", TOLD),
     ("textcraft", "istar", {}),
+    ("search_qa", "tiny", TOLD),
 ]
 SEED, TURN, LAST = 5, 3, 20
 TASK = {"seed": SEED, "options": {"split": "train"}}

@@ -13,7 +13,8 @@ from stepreward.training.train import Runner
     "experiment, package",
     [("istar_webshop", None), ("istar_sotopia", None), ("spa_webshop", None), ("istar_virtualhome", "virtualhome_eval"),
      ("spa_virtualhome", "virtualhome_eval"), ("istar_alfworld", "alfworld"), ("spa_alfworld", "alfworld"),
-     ("istar_textcraft", "textcraft"), ("spa_textcraft", "textcraft"), ("istar_scienceworld", "scienceworld")],
+     ("istar_textcraft", "textcraft"), ("spa_textcraft", "textcraft"), ("istar_scienceworld", "scienceworld"),
+     ("istar_search_qa", None), ("spa_search_qa", None)],
 )  # fmt: skip
 def test_a_micro_run_ends_with_an_evaluation(root, tmp_path, experiment, package):
     if package is not None:

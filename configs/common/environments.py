@@ -129,7 +129,17 @@ def _scienceworld(c: ConfigDict) -> None:
     c.eval.update({"episodes": 64})
 
 
+def _search_qa(c: ConfigDict) -> None:
+    """Questions of one or two hops in the embedded world: a conversation of about 60 tokens, with one document of 20 a search."""
+    c.model.pieces = 1000
+    c.rollout.update({"max_steps": 5, "max_answer_tokens": 8, "max_prompt_tokens": 32, "max_row_tokens": 160})
+    c.sft.update({"episodes": 2000, "updates": 400, "rows": 128})
+    c.credit.update({"outcome": "return"})  # the F1 of the answer
+    c.train.update({"env_steps": 60_000, "chunk_rows": 32})
+
+
 _TINY = {
+    "search_qa": _search_qa,
     "webshop": _webshop,
     "alfworld": _alfworld,
     "virtualhome": _virtualhome,
@@ -197,10 +207,14 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         "sotopia": (20, 4096, 8192),
         "textcraft": (20, 4096, 8192),
         "scienceworld": (30, 6144, 16_384),
+        "search_qa": (4 if form == "istar" else 10, 2048, 8192),
     }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
+    if name == "search_qa":
+        c.rollout.history = 4 if form == "istar" else 0  # all turns
+        c.credit.update({"outcome": "return"})
     if name == "sotopia":
         c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal score, 0 to 10
     if name == "scienceworld":
