@@ -66,6 +66,7 @@ SIGNALS: dict[str, Row] = {
     "progress": Row(STEP, np.float32, "The progress estimator's output at the last token of each step.", computed=True),
     # Results of credit assignment that the updates read.
     "advantage": Row(TOKEN, np.float32, "Advantage of each action token."),
+    "token_weight": Row(TOKEN, np.float32, "Weight of each action token in the policy's loss, at least 0."),
     "returns": Row(TOKEN, np.float32, "Regression target of the critic's value."),
     "value_mask": Row(TOKEN, bool, "Tokens at which the critic is trained."),
     # Arrays that the host draws at random or computes from episodes.

@@ -33,6 +33,8 @@ class Credit:
       step_advantage: float32 `[E, S]`, the advantage of each step (for token-level methods the mean over its tokens).
       returns: float32 `[R, L]`, target of the critic, or None where the method has no critic.
       metrics: float32 scalars to log.
+      token_weight: float32 `[R, L]` ≥ 0, the weight of each action token in the policy's loss (`kernels.losses`), 0 off `action_mask` and on
+        masked episodes; None where every token has the weight 1.
     """
 
     advantage: Array
@@ -40,6 +42,7 @@ class Credit:
     step_advantage: Array
     returns: Array | None
     metrics: Metrics
+    token_weight: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Method:
     def progress_options(self) -> dict[str, Any]:
         """The options that the training of the estimator depends on, as plain values; where they are equal, an estimator can be reused."""
         return {}
+
+    @property
+    def weights_tokens(self) -> bool:
+        """Whether `Credit.token_weight` is an array, so that the tokens of the policy's loss have weights."""
+        return False
 
     @property
     def label_signals(self) -> frozenset[str]:

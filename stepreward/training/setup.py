@@ -173,7 +173,9 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    if make_strategy(method).restarts:
+    strategy = make_strategy(method)
+    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
+    if strategy.restarts:
         collector.check_restarts()
     return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
 
@@ -291,7 +293,9 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    signals = computed() | make_strategy(method).provides
+    strategy = make_strategy(method)
+    strategy.check(c.rollout.group_size, c.rollout.max_steps)
+    signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
@@ -350,6 +354,11 @@ def _check_offline(c, method) -> None:
         raise ValueError(
             f"train.mode=offline needs rollout.groups={c.rollout.groups} tasks per iteration, but exploration.tasks={c.exploration.tasks}: "
             "lower rollout.groups or raise exploration.tasks."
+        )
+    if method.strategy != "chain":
+        raise ValueError(
+            f"train.mode=offline plays no new episodes, but credit.method={method.name!r} needs those of the rollout strategy "
+            f"{method.strategy!r}: set train.mode=online."
         )
     if method.has_prm:
         raise ValueError(
@@ -448,14 +457,15 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     if not any(d.success for d in demonstrations):  # no example of a good answer: allow every listed action, and any text
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
-    words = sorted(words)
+    words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
-    answers = {prompt.answer(word) for word in words}
+    said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed run must not leave a partial tokenizer
     if pieces:
-        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # with repetitions: pieces are learnt from frequencies
-        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
+        # With repetitions: pieces are learnt from frequencies. No demonstration may show some of the prompt's words.
+        train_piece_tokenizer([*sorted(texts), *said, *fixed * len(demonstrations)], pieces, temporary, images=images)
     else:
-        train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
+        answers = {*said, *(prompt.answer(word) for word in words)}
+        train_symbol_tokenizer(sorted(texts | answers), [*words, *fixed], temporary, images=images)
     temporary.rename(folder)

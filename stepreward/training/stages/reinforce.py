@@ -22,7 +22,7 @@ from stepreward.training import filtering, setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
-from stepreward.training.playing import branch_steps, healthy
+from stepreward.training.playing import healthy
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -71,7 +71,7 @@ class Reinforce(Stage):
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
-        counters.env_steps += int(packed.step_mask.sum()) + branch_steps(rollout)
+        counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(packed.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(episodes, credited)
@@ -113,7 +113,7 @@ class Reinforce(Stage):
         def another(number: int) -> Rollout:
             more, found = self._play(number)
             metrics["time/rollout_s"] += found["time/rollout_s"]
-            metrics["rollout/failed_episodes"] = found["rollout/failed_episodes"]
+            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens"))
             return more
 
         chosen = filtering.select(self.filter, rollout, another, outcome=c.credit.outcome, scale=c.credit.outcome_scale)
