@@ -57,6 +57,9 @@ class RLVMR(Method):
     """
 
     name: ClassVar[str] = "rlvmr"
+    unscheduled: ClassVar[frozenset[str]] = frozenset(
+        {"planning", "explore", "reflection", "monitor", "format_penalty"}
+    )  # the host reads them
     requires: ClassVar[frozenset[str]] = frozenset({"tag_id", "rule_reward"})
     capabilities: ClassVar[frozenset[str]] = frozenset({EVENTS})
     needs_group: ClassVar[bool] = True
