@@ -24,7 +24,7 @@ from stepreward.training.train import Runner
 EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
 ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
-           "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
+           "rollout/entropy", "rollout/failed_episodes", "rollout/sampled_tokens", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
            "rollout/step_limit", "rollout/environment_limit", "rollout/too_long", "rollout/row_full", "rollout/observations_cut",
            "rollout/answers_cut", "rollout/longest_prompt"}  # fmt: skip
 LOSS = ("loss", "objective", "nll", "pairs", "pair_accuracy", "pair_margin")  # what iStar's loss says
