@@ -15,6 +15,7 @@ from stepreward.models.heads import decoder_of
 from stepreward.report import telling
 from stepreward.rollout.episode import Cost, cuts, summary, to_record
 from stepreward.rollout.strategies import Rollout
+from stepreward.rollout.strategies.segments import tree_record
 from stepreward.training import setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
@@ -68,7 +69,7 @@ class Reinforce(Stage):
         counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(batch.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
-            self._record(episodes, credited)
+            self._record(rollout, credited)
         return metrics
 
     @property
@@ -96,8 +97,12 @@ class Reinforce(Stage):
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
 
-    def _record(self, episodes, credited) -> None:
+    def _record(self, rollout: Rollout, credited) -> None:
         """Records the first group with its credit, for the report."""
+        size = self.c.rollout.group_size
+        episodes, signals = rollout.episodes[:size], {name: rows[:size] for name, rows in rollout.signals.items()}
         rewards = [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
-        record = [to_record(e, *(x[i] for x in rewards)) for i, e in enumerate(episodes[: self.c.rollout.group_size])]
-        self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, telling(record, self.c.eval.record))
+        values = signals.get("mc_value", [None] * size)
+        record = [to_record(e, *(x[i] for x in rewards), values[i]) for i, e in enumerate(episodes)]
+        chosen, tree = telling(record, self.c.eval.record), tree_record(episodes, signals)
+        self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, chosen, tree)
