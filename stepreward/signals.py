@@ -66,6 +66,7 @@ SIGNALS: dict[str, Row] = {
     "progress": Row(STEP, np.float32, "The progress estimator's output at the last token of each step.", computed=True),
     # Results of credit assignment that the updates read.
     "advantage": Row(TOKEN, np.float32, "Advantage of each action token."),
+    "token_weight": Row(TOKEN, np.float32, "Weight of each action token in the policy's loss, at least 0."),
     "returns": Row(TOKEN, np.float32, "Regression target of the critic's value."),
     "value_mask": Row(TOKEN, bool, "Tokens at which the critic is trained."),
     # Arrays that the host draws at random or computes from episodes.
@@ -91,10 +92,12 @@ SIGNALS: dict[str, Row] = {
     "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints."),
     "log_prob_start": Row(TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from."),
     "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]."),
-    # Scalars of a batch.
-    "alpha_scale": Row(SCALAR, np.float32, "Twice the PRM's pair accuracy minus 1, at least 0.", computed=True),
+    # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
 }
+
+SCHEDULED = "scheduled_"  # the signal with this prefix is the value of a method's scheduled coefficient
+_SCHEDULED_ROW = Row(SCALAR, np.float32, "Value of a scheduled coefficient in this iteration.", computed=True)
 
 
 def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False) -> None:
@@ -122,6 +125,8 @@ def row(name: str) -> Row:
     """
     if name in SIGNALS:
         return SIGNALS[name]
+    if name.startswith(SCHEDULED):
+        return _SCHEDULED_ROW
     near = difflib.get_close_matches(name, SIGNALS, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"there is no signal {name!r}{hint}; add it with stepreward.signals.add(name, level, dtype, meaning)")

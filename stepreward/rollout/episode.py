@@ -224,8 +224,8 @@ def true_progress(episodes: Sequence[Episode], max_steps: int) -> np.ndarray:
 
 def summary(episodes: Sequence[Episode]) -> dict[str, float]:
     """Means over episodes that did not fail: `success`, `score`, `return`, `steps_per_episode`; and over their steps: `executed` (the share
-    whose action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `entropy` of the sampled
-    tokens."""
+    whose action was understood and took effect: grounding accuracy), `invalid` (no action in the answer), `answer_tokens`, and `entropy`
+    of the sampled tokens."""
     steps = [s for e in episodes for s in e.steps]
     found = {
         "success": np.mean([e.success for e in episodes]),
@@ -234,6 +234,7 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
         "steps_per_episode": len(steps) / len(episodes),
         "executed": np.mean([s.executed for s in steps]),
         "invalid": np.mean([s.action is None for s in steps]),
+        "answer_tokens": np.mean([len(s.action_tokens) for s in steps if s.sampled]),
         "entropy": np.concatenate([s.entropy for s in steps if s.sampled]).mean(),
     }
     return {name: float(value) for name, value in found.items()}

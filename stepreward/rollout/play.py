@@ -140,7 +140,8 @@ class Collector:
         if missing := sorted(needed - self._able):
             raise ValueError(
                 f"{why} needs {', '.join(map(repr, missing))}, which the environment {self.pool.name()} does not offer: choose another "
-                "method, or an environment or option that offers it (docs/environments.md)."
+                "method, or an environment that offers it, some as an option such as environment.options.turn_reward=True "
+                "(docs/environments.md)."
             )
 
     def check_restarts(self) -> None:

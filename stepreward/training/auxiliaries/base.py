@@ -7,8 +7,11 @@ In each iteration of reinforcement learning, every auxiliary computes its signal
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit import Credit
@@ -27,6 +30,7 @@ class Lesson(NamedTuple):
       credit: the batch's credit; None before it is computed.
       policy: the policy's current decoder parameters.
       iteration: the number of the iteration, from 0.
+      coefficients: the values of the method's scheduled coefficients, as scalar signals.
     """
 
     batch: Batch
@@ -34,6 +38,7 @@ class Lesson(NamedTuple):
     credit: Credit | None
     policy: Any
     iteration: int
+    coefficients: Mapping[str, np.float32] = MappingProxyType({})
 
 
 class Auxiliary(Component):
@@ -98,7 +103,10 @@ class Auxiliary(Component):
         return {}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
-        """Returns scalar signals and metrics of a batch that the model has not yet learnt from."""
+        """Returns scalars by name, and metrics, of a batch that the model has not yet learnt from.
+
+        The scalars are signals that a method may require, and `pair_accuracy`, which schedules of coefficients read.
+        """
         return {}, {}
 
     def credited(self, credit: Credit) -> dict:
