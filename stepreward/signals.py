@@ -98,7 +98,7 @@ SIGNALS: dict[str, Row] = {
     "log_prob_hindsight": Row(TOKEN, np.float32, "Log-probability under the policy that is told how the episode ended."),
     "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints."),
     "log_prob_start": Row(TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from."),
-    "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]."),
+    "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]; NaN: none.", computed=True),
     # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
 }

@@ -55,11 +55,18 @@ CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
 # One number per token, and one per step.
 SIGNALS = ("log_prob_prm", "log_prob_initial", "value", "log_prob_hindsight", "log_prob_trained", "log_prob_start")
 STEP_SIGNALS = (
-    "progress", "progress_label", "turn_reward", "answer_log_prob", "process_score", "rule_reward", "mc_value", "segment_value",
+    "progress",
+    "progress_label",
+    "turn_reward",
+    "answer_log_prob",
+    "process_score",
+    "rule_reward",
+    "mc_value",
+    "segment_value",
     "parent_value",
-)  # fmt: skip
-HISTORY = 2  # K of the signal `level_id`
+)
 TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
+HISTORY = 2  # K of the signal `level_id`
 
 
 def random_step(rng, tokens=None) -> Step:
@@ -87,20 +94,9 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
     steps_of_all = [step for episode in episodes for step in episode.steps]
     for step, state in zip(steps_of_all, np.random.default_rng(len(steps_of_all)).integers(0, 4, len(steps_of_all))):
         step.state = f"state {state}"
-    add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
     grow_trees(episodes)
+    add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
     return episodes
-
-
-def add_signals(steps: list[Step], rng) -> None:
-    """Draws what models, judges and the environment say of steps; some answers and scores are not known."""
-    for step in steps:
-        for name in ("log_prob_hindsight", "log_prob_trained", "log_prob_start"):
-            setattr(step, name, rng.normal(-1.0, 0.7, len(step.log_prob_old)))
-        step.turn_reward, step.rule_reward, step.tag_id = float(rng.normal()), float(rng.normal()), int(rng.integers(-1, 4))
-        step.answer_log_prob = float(rng.normal(-1.0, 0.5)) if rng.random() < 0.85 else np.nan
-        step.process_score = float(rng.random()) if rng.random() < 0.85 else np.nan
-        step.action = "ab"[rng.integers(2)]
 
 
 def grow_trees(episodes: list[Episode], segment=2) -> None:
@@ -120,6 +116,17 @@ def grow_trees(episodes: list[Episode], segment=2) -> None:
             step.node_id, step.segment_id, step.sibling_id = number(path, t), number(path), number(above)
             step.segment_value, step.parent_value = value(path), value(above)
             step.mc_value = np.nan if rng.random() < 0.25 else float(rng.random())
+
+
+def add_signals(steps: list[Step], rng) -> None:
+    """Draws what models, judges and the environment say of steps; some answers and scores are not known."""
+    for step in steps:
+        for name in ("log_prob_hindsight", "log_prob_trained", "log_prob_start"):
+            setattr(step, name, rng.normal(-1.0, 0.7, len(step.log_prob_old)))
+        step.turn_reward, step.rule_reward, step.tag_id = float(rng.normal()), float(rng.normal()), int(rng.integers(-1, 4))
+        step.answer_log_prob = float(rng.normal(-1.0, 0.5)) if rng.random() < 0.85 else np.nan
+        step.process_score = float(rng.random()) if rng.random() < 0.85 else np.nan
+        step.action = "ab"[rng.integers(2)]
 
 
 def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
@@ -166,9 +173,9 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     executed = np.ones((num_episodes, max_steps), bool)
     step_level = {name: np.full((num_episodes, max_steps), 1e3, np.float32) for name in STEP_SIGNALS}
     anchor_id, anchors = np.full((num_episodes, max_steps), 10**6, np.int32), {}
+    tree = {name: np.full((num_episodes, max_steps), 10**6, np.int32) for name in TREE_IDS}
     tag_id, equal_id, equal = anchor_id.copy(), anchor_id.copy(), {}
     level_id, levels = np.full((num_episodes, max_steps, HISTORY + 1), 10**6, np.int32), [{} for _ in range(HISTORY + 1)]
-    tree = {name: np.full((num_episodes, max_steps), 10**6, np.int32) for name in TREE_IDS}
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
         for s, step in enumerate(episode.steps):
@@ -208,7 +215,6 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             "level_id": jnp.asarray(level_id),
             "tag_id": jnp.asarray(tag_id),
             "equal_id": jnp.asarray(equal_id),
-            "alpha_scale": jnp.float32(0.7),
             "scheduled_alpha": jnp.float32(0.7),
             "kl_coef": jnp.float32(0.3),
         },
@@ -228,8 +234,8 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", signals=No
     """Makes a batch from given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` lists the number of tokens in each step of episode e. `values[name][e]` has the values of all action tokens of the
-    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, as has
-    `signals[name][e]`.
+    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, which
+    `signals` may give too.
     """
     tokens = {name: values.pop(name) for name in ("log_prob_old", *SIGNALS) if name in values}
     episodes = []
@@ -241,7 +247,7 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", signals=No
         of_tokens = lambda i: {name: take(name, i) for name in ("log_prob_old", *SIGNALS)}
         steps = [Step(**of_tokens(i), observation=1, env_reward=0.0) for i in range(len(counts))]
         for name, of_steps in (values | (signals or {})).items():
-            for step, value in zip(steps, of_steps[e] if of_steps else ()):
+            for step, value in zip(steps, of_steps[e], strict=True):
                 setattr(step, name, value)
         group = 0 if groups is None else groups[e]
         episodes.append(Episode(steps, float(outcomes[e]), group, success=outcomes[e] > 0))

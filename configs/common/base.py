@@ -157,6 +157,19 @@ def base_config() -> ConfigDict:
     c.prm.replay = 5  # earlier batches that each training also uses
     c.prm.warmup_batches = 0  # batches of the initial policy that train the PRM alone, before the policy learns
 
+    # The judge of PPR, which scores every step (training/judges.py).
+    c.judge = ConfigDict()
+    c.judge.kind = "rules"  # or "endpoint": a language model behind an OpenAI-compatible address
+    c.judge.url = ""  # that address, up to and including /v1
+    c.judge.model = "default"  # name of the model there
+    c.judge.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
+    c.judge.temperature = 0.0
+    c.judge.timeout_s = 60.0  # seconds for one request
+    c.judge.retries = 3  # tries after a request that got no answer; an answer without a score is asked for once more
+    c.judge.parallel = 8  # requests that wait at the same time
+    c.judge.history = 10  # earlier steps that a request shows
+    c.judge.max_characters = 2000  # of an observation or an answer that a request shows; longer ones are cut in the middle
+
     # The critic of PPO, SPA-RL and every other method that estimates advantages from values.
     c.critic = ConfigDict()
     c.critic.backbone = "separate"  # or "shared": a head on the policy's backbone, trained together with the policy

@@ -160,7 +160,7 @@ class Method:
         """Whether a coefficient is scheduled, or differs from 0."""
         return name in self.coefficients or getattr(self, name) != 0
 
-    def at(self, batch: Batch) -> Method:
+    def with_coefficients(self, batch: Batch) -> Method:
         """Returns the method with the values that its scheduled coefficients have in this batch, which may be traced.
 
         Raises:
@@ -185,7 +185,7 @@ class Method:
           ValueError: if a required signal is missing; the message names it.
         """
         check_signals(self, batch)
-        credit = self.at(batch).assign(batch)
+        credit = self.with_coefficients(batch).assign(batch)
         if coefficients := {f"coefficient_{name}": batch.signals[f"{SCHEDULED}{name}"] for name in self.coefficients}:
             values = {name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()}
             credit = credit.replace(metrics={**credit.metrics, **values})

@@ -38,6 +38,7 @@ from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
 from stepreward.training import backbones, streams
+from stepreward.training.auxiliaries import judge
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
 from stepreward.training.demonstrating import load_demonstrations
@@ -80,6 +81,7 @@ class Parts:
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
     abstract: bool = False  # models consist of shapes, not arrays
+    workdir: Path | None = None  # the run's folder, where auxiliaries may keep files
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
 
 
@@ -177,7 +179,8 @@ def build(c, workdir: Path) -> Parts:
     collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
     if strategy.restarts:
         collector.check_restarts()
-    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    return Parts(*made, workdir=Path(workdir))
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -304,6 +307,8 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if "process_score" in method.requires:
+        judge.check(c)
     make_filter(c, method)
     if method.has_progress and c.estimator.attention == "bidirectional":
         _check_reads_ahead(c, method)

@@ -44,6 +44,7 @@ class Reinforce(Stage):
         "filter.kind", "filter.share", "filter.weights", "filter.low", "filter.high", "filter.rounds",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
+        "judge.kind", "judge.model", "judge.temperature", "judge.history", "judge.max_characters",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
         "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
@@ -67,7 +68,12 @@ class Reinforce(Stage):
         rollout, dropped, metrics = self.experience()
         episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
         if not dropped.all():
-            credited = self._learn(filtering.without_episodes(packed, dropped) if dropped.any() else packed, episodes, metrics)
+            batch = filtering.without_episodes(packed, dropped) if dropped.any() else packed
+            metrics |= learner.prepare(batch, episodes)
+            unscored = learner.unscored(batch)
+            batch = filtering.without_episodes(batch, unscored) if unscored.any() else batch
+            if batch.episode_mask.any():
+                credited = self._learn(batch, episodes, metrics)
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
