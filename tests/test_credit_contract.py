@@ -499,14 +499,14 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
         ("spo", {"tokens_per_cut": 0}, "tokens_per_cut of 'spo' must be at least 1"),
         ("treerpo", {"branching": ()}, "branching of 'treerpo' must hold whole numbers of at least 1, one for each depth"),
         ("treerpo", {"branching": (2, 0)}, "branching of 'treerpo' must hold"),
-        ("treerpo", {"branching": 4}, "branching of 'treerpo' must be of type tuple, not 4"),
+        ("treerpo", {"branching": 4}, r"branching of 'treerpo' must be of type tuple\[int, ...\], not 4"),
         ("treerpo", {"segment_steps": 0}, "segment_steps of 'treerpo' must be at least 1"),
         ("treerpo", {"tau": -0.1}, "tau of 'treerpo' must be at least 0"),
         ("treerpo", {"ddof": 2}, "ddof of 'treerpo' must be one of 0, 1"),
         ("treerpo", {"scale": "none", "renormalise": True}, "set one of the two"),
         ("arpo", {"advantage": "mean"}, "advantage of 'arpo' must be one of 'soft', 'hard'"),
         ("arpo", {"p": 1.5}, r"p of 'arpo' must lie in \[0, 1\]"),
-        ("arpo", {"beam": 0}, "beam of 'arpo' must be at least 1"),
+        ("arpo", {"beam": 1}, "beam of 'arpo' must be at least 2"),
     ],
 )
 def test_bad_options_are_one_clear_error(name, options, message):

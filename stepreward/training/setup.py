@@ -173,7 +173,9 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    if make_strategy(method).restarts:
+    strategy = make_strategy(c, method)
+    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
+    if strategy.restarts:
         collector.check_restarts()
     return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
 
@@ -291,7 +293,9 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    signals = computed() | make_strategy(method).provides
+    strategy = make_strategy(c, method)
+    strategy.check(c.rollout.group_size, c.rollout.max_steps)
+    signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
@@ -351,6 +355,11 @@ def _check_offline(c, method) -> None:
             f"train.mode=offline needs rollout.groups={c.rollout.groups} tasks per iteration, but exploration.tasks={c.exploration.tasks}: "
             "lower rollout.groups or raise exploration.tasks."
         )
+    if method.strategy != "chain":
+        raise ValueError(
+            f"train.mode=offline plays no new episodes, but credit.method={method.name!r} needs those of the rollout strategy "
+            f"{method.strategy!r}: set train.mode=online."
+        )
     if method.has_prm:
         raise ValueError(
             f"train.mode=offline plays no new episodes, but the PRM of credit.method={method.name!r} needs them: set train.mode=online."
@@ -389,9 +398,12 @@ def make_method(c) -> credit.Method:
     return credit.make(c.credit.method, **options)
 
 
-def make_strategy(method: credit.Method) -> Strategy:
-    """Returns the strategy by which the method's episodes are played."""
-    return strategies.make(method.strategy, **method.strategy_options)
+def make_strategy(c, method: credit.Method) -> Strategy:
+    """Returns the strategy by which the method's episodes are played; what it calls the outcome of an episode is `credit.outcome`."""
+    found = strategies.make(method.strategy, **method.strategy_options)
+    if hasattr(found, "outcome") and "outcome" not in method.strategy_options:
+        return dataclasses.replace(found, outcome=c.credit.outcome)
+    return found
 
 
 def recomputes_old_log_prob(c) -> bool:

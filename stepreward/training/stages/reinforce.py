@@ -22,7 +22,7 @@ from stepreward.training import filtering, setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
-from stepreward.training.playing import branch_steps, healthy
+from stepreward.training.playing import healthy
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -71,7 +71,7 @@ class Reinforce(Stage):
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
-        counters.env_steps += int(packed.step_mask.sum()) + branch_steps(rollout)
+        counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(packed.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(episodes, credited)
@@ -125,7 +125,7 @@ class Reinforce(Stage):
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
             tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
-            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(self.run.method))
+            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(c, self.run.method))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
