@@ -493,7 +493,7 @@ def test_methods_without_an_estimator_have_no_progress_loss(name, batch):
         ("gigpo", {"similarity": 0.0}, r"similarity of 'gigpo' must lie in \(0, 1\]"),
         ("gigpo", {"variant": "release"}, "there are: paper, released"),
         ("vineppo", {"k": 0}, "k of 'vineppo' must be at least 1"),
-        ("vineppo", {"at": "start"}, "at of 'vineppo' must be one of 'all', 'cuts'"),
+        ("vineppo", {"values_at": "start"}, "values_at of 'vineppo' must be one of 'all', 'cuts'"),
         ("spo", {"form": "graph"}, "form of 'spo' must be one of 'chain', 'tree'"),
         ("spo", {"below": 0.0}, r"below of 'spo' must lie in \(0, 1\]"),
         ("spo", {"tokens_per_cut": 0}, "tokens_per_cut of 'spo' must be at least 1"),
