@@ -34,7 +34,7 @@ def test_methods_run_by_name(name, micro_config, tmp_path):
     assert (last["rollout/branch_steps"] > 0) == (runner.method.strategy == "restore")
     (update,) = [program for program in runner.learner.programs("train") if program.name == "policy/update"]
     weighted = runner.method.weights_tokens
-    assert ("token_weight" in update.arrays[1].signals) == weighted == (credited.token_weight is not None)
+    assert ("token_weight" in update.args[1].signals) == weighted == (credited.token_weight is not None)
     if name in ("spo-tree", "treerpo"):  # the first steps of the leaves are shared
         assert 0 < credited.token_weight[credited.token_weight > 0].min(initial=2.0) <= 1.0
         assert last["env_steps"] < batch.step_mask.sum()
