@@ -63,8 +63,6 @@ class RLVMR(Method):
     requires: ClassVar[frozenset[str]] = frozenset({"tag_id", "rule_reward"})
     capabilities: ClassVar[frozenset[str]] = frozenset({EVENTS})
     needs_group: ClassVar[bool] = True
-    # The host reads them.
-    unscheduled: ClassVar[frozenset[str]] = frozenset({*TAGS, "format_penalty"})
 
     alpha: float = 0.5
     planning: float = 1.0

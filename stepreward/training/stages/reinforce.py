@@ -136,7 +136,7 @@ class Reinforce(Stage):
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
             tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
-            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(self.run.method))
+            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(c, self.run.method))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
