@@ -3,6 +3,8 @@
 * tags (iStar, verl-agent; RAGEN with <answer>):  `<think>The door is shut.</think><action>open door</action>`
 * labels (SPA-RL, ReAct):                         `Thought: The door is shut.` and, on a new line, `Action: open door`
 
+RLVMR asks for a thought in tags that say its kind, one of `TAGS`:  `<planning>First find the key.</planning><action>open door</action>`
+
 The readers accept any value and never raise. They return the text of the action; the prompt decides whether it is a legal one.
 Tags and labels match in upper and lower case. `tagged(write_tagged(t, a)) == a` and `labelled(write_labelled(t, a)) == a` hold
 when neither text contains tags or labels, and the action is one line without leading or trailing blanks.
@@ -16,6 +18,8 @@ import re
 # The rest of the label's line, or the first line with text in it after a bare label.
 _ACTION = re.compile(r"(?<!\S)action:\s*(\S[^\r\n]*)", re.IGNORECASE)
 _THOUGHT = re.compile(r"(?<!\S)thought:", re.IGNORECASE)
+
+TAGS = ("planning", "explore", "reflection", "monitor")  # the kinds of thought of RLVMR (arXiv 2507.22844), in the paper's order
 
 
 def between(text: str, tag: str) -> str | None:
@@ -59,6 +63,12 @@ def labelled(text: str, *, require_thought: bool = False) -> str | None:
     if found is None or (require_thought and not _THOUGHT.search(text, 0, found.start())):
         return None
     return found[1].strip()
+
+
+def tag_of(text: str) -> str | None:
+    """Returns the one kind of thought, of `TAGS`, that the text has a pair of tags of; None when it has none or more than one kind."""
+    found = [tag for tag in TAGS if between(text, tag) is not None]
+    return found[0] if len(found) == 1 else None
 
 
 def write_tagged(thought: str, action: str, tag: str = "action") -> str:

@@ -87,6 +87,12 @@ class Prompt(Protocol):
     """Turns observations into user messages, and model output into actions.
 
     Every observation is a mapping that `prompt_view` returned.
+
+    A prompt may also have
+
+    * `answer_in(action, events)`: as `answer`, if the answer depends on what happens in the episode. `events` has the names of the events
+      (`EVENT_NAMES`) of each step up to this one, whose own are last; see `expert_answer`.
+    * `words`: texts that are one token each in the tokenizer of a tiny model, as actions are.
     """
 
     def first(self, observation: Observation) -> str:
@@ -103,3 +109,15 @@ class Prompt(Protocol):
 
     def answer(self, action: str) -> str:
         """Returns what an expert would write to take `action`: `parse(answer(action)) == action`."""
+
+
+def expert_answer(prompt: Prompt, action: str, events: Sequence[Sequence[str]]) -> str:
+    """Returns what an expert would write to take `action` at a step of an episode.
+
+    Args:
+      prompt: its `answer_in` is used if it has one, otherwise its `answer`.
+      action: the action of the step.
+      events: names of the events of each step of the episode, up to and including this one.
+    """
+    write = getattr(prompt, "answer_in", None)
+    return prompt.answer(action) if write is None else write(action, events)

@@ -69,6 +69,7 @@ ALSO = {
         ("search_qa", "tiny"),
         ("alfworld", "tiny"),
         ("virtualhome", "istar"),
+        ("textcraft", "istar"),
     )
 }
 # Slow tests: whole runs, other processes, and models of other packages. Chosen only if fewer than two other files use a module.

@@ -31,7 +31,8 @@ from stepreward.errors import UserError
 from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
-OPEN_GROUPS = ("environment.options", "credit.options")  # the environment or credit method that the config names checks their keys
+# The environment or credit method that the config names checks their keys.
+OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules")
 
 
 @dataclasses.dataclass(frozen=True)

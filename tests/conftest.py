@@ -48,10 +48,12 @@ def _micro(file, changes=None):
     from stepreward.config import load_config_file
 
     config = load_config_file(f"{ROOT}/configs/{file}.py:micro")
-    options = "credit.options."  # an open group: its keys need not be there
+    left = dict(changes or {})
     with config.unlocked():
-        config.credit.options.update({k.removeprefix(options): v for k, v in (changes or {}).items() if k.startswith(options)})
-    config.update_from_flattened_dict({k: v for k, v in (changes or {}).items() if not k.startswith(options)})
+        for group in ("options", "schedules"):  # open groups: their keys need not be there
+            prefix = f"credit.{group}."
+            config.credit[group].update({k.removeprefix(prefix): left.pop(k) for k in list(left) if k.startswith(prefix)})
+    config.update_from_flattened_dict(left)
     return config
 
 

@@ -32,13 +32,13 @@ def make_segments(batch, length):
     return rows
 
 
-def by_loop(query, key, value, segments):
+def by_loop(query, key, value, segments, causal=True):
     """One softmax at a time, in float64; zero at padding."""
     out = np.zeros(query.shape)
     ratio = query.shape[1] // key.shape[1]
     for b, n, t in np.ndindex(query.shape[:3]):
         if segments[b, t]:
-            seen = np.flatnonzero(segments[b, : t + 1] == segments[b, t])
+            seen = np.flatnonzero(segments[b, : t + 1 if causal else None] == segments[b, t])
             scores = key[b, n // ratio, seen].astype(np.float64) @ query[b, n, t] / np.sqrt(query.shape[3])
             weights = np.exp(scores - scores.max())
             out[b, n, t] = weights / weights.sum() @ value[b, n // ratio, seen]
@@ -61,14 +61,15 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 4)
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
 @pytest.mark.parametrize("implementation", ["plain", "blocked"])
 @pytest.mark.parametrize("heads, groups, length", [(4, 2, 13), (3, 3, 8), (4, 1, 1)])
-def test_against_a_loop(small_blocks, implementation, heads, groups, length):
+def test_against_a_loop(small_blocks, implementation, heads, groups, length, causal):
     inputs, segments = make_inputs(4, heads, groups, length, 6), make_segments(4, length)
-    out = jax.jit(partial(causal_attention, implementation=implementation))(*inputs, segments)
+    out = jax.jit(partial(causal_attention, implementation=implementation, causal=causal))(*inputs, segments)
     assert out.shape == inputs[0].shape and np.isfinite(out).all()
     real = (segments > 0)[:, None, :, None]
-    np.testing.assert_allclose(out * real, by_loop(*inputs, segments), atol=1e-5)
+    np.testing.assert_allclose(out * real, by_loop(*inputs, segments, causal), atol=1e-5)
 
 
 def test_blocks_have_the_gradient_of_the_whole(small_blocks):
@@ -94,13 +95,14 @@ def test_blocks_never_hold_all_scores():
     assert temporary("plain") >= scores > 3 * temporary("blocked")
 
 
-def test_some_queries_get_what_they_get_among_all(small_blocks):
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_some_queries_get_what_they_get_among_all(small_blocks, causal):
     inputs, segments = make_inputs(4, 4, 2, 13, 6), make_segments(4, 13)
-    whole = causal_attention(*inputs, segments, implementation="plain")
+    whole = causal_attention(*inputs, segments, implementation="plain", causal=causal)
     for asked in (3, 9):
         at = np.sort(np.random.default_rng(asked).integers(0, 13, (4, asked)))
         take = lambda x: np.take_along_axis(np.asarray(x), at[:, None, :, None], axis=2)
-        np.testing.assert_allclose(selected_attention(take(inputs[0]), *inputs[1:], segments, at), take(whole), atol=1e-5)
+        np.testing.assert_allclose(selected_attention(take(inputs[0]), *inputs[1:], segments, at, causal=causal), take(whole), atol=1e-5)
 
 
 @pytest.mark.parametrize("time", [1, 3, 11])
@@ -163,9 +165,9 @@ def test_an_unresolved_name_is_an_error():
 # --- cuDNN ---
 
 
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("packed, causal", [(True, True), (False, True), (False, False)])
 @pytest.mark.parametrize("length", [8, 9])
-def test_cudnn_is_handed_its_layout_and_a_mask_only_where_one_is_needed(monkeypatch, packed, length):
+def test_cudnn_is_handed_its_layout_and_a_mask_only_where_one_is_needed(monkeypatch, packed, causal, length):
     real, calls = jax.nn.dot_product_attention, []
 
     def stand_in(query, key, value, *, mask=None, is_causal, implementation):
@@ -176,11 +178,11 @@ def test_cudnn_is_handed_its_layout_and_a_mask_only_where_one_is_needed(monkeypa
     inputs, segments = make_inputs(4, 4, 2, length, 8), make_segments(4, length)
     if not packed:
         segments = (np.arange(length) < np.array([[length], [3], [0], [1]])).astype(np.int32)
-    attend = partial(causal_attention, packed=packed)
+    attend = partial(causal_attention, packed=packed, causal=causal)
     (_, out), grads = gradient(partial(attend, implementation="cudnn"), inputs, segments)
     even = length + length % 2
-    mask = ((4, 1, even, even), jnp.dtype(bool)) if packed else None
-    assert calls[0] == ((4, even, 4, 8), (4, even, 2, 8), mask, True, "cudnn")
+    mask = ((4, 1, even, even), jnp.dtype(bool)) if packed or not causal else None
+    assert calls[0] == ((4, even, 4, 8), (4, even, 2, 8), mask, causal, "cudnn")
     (_, expected), expected_grads = gradient(partial(attend, implementation="plain"), inputs, segments)
     keep = (segments > 0)[:, None, :, None]
     np.testing.assert_allclose(out * keep, expected * keep, atol=1e-5)
@@ -224,10 +226,12 @@ def test_blocks_of_the_splash_kernel():
         assert block == 128 or -(-length // block) * block <= 1.125 * length
 
 
-def test_splash_interpreted_equals_plain():
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "bidirectional"])
+def test_splash_interpreted_equals_plain(causal):
     inputs, segments = make_inputs(2, 2, 1, 200, 16), make_segments(2, 200)
-    (_, out), grads = gradient(partial(causal_attention, implementation="splash", interpret=True), inputs, segments)
-    (_, expected), expected_grads = gradient(partial(causal_attention, implementation="plain"), inputs, segments)
+    attend = partial(causal_attention, causal=causal)
+    (_, out), grads = gradient(partial(attend, implementation="splash", interpret=True), inputs, segments)
+    (_, expected), expected_grads = gradient(partial(attend, implementation="plain"), inputs, segments)
     real = (segments > 0)[:, None, :, None]
     np.testing.assert_allclose(out * real, expected * real, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grads, expected_grads)

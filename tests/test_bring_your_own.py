@@ -90,6 +90,8 @@ def test_links_lead_to_pages_of_environments(page):
         "virtualhome",
         "sotopia",
         "search_qa",
+        "textcraft",
+        "scienceworld",
         "adapters",
         "pools",
     }

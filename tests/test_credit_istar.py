@@ -7,6 +7,7 @@ import pytest
 from references import by_step, pack, random_episodes
 
 from stepreward.credit import PRIME, IStar, credit_quality, make, rank_correlation, step_permutation, token_mask
+from stepreward.credit.schedules import Standing
 
 
 @pytest.fixture(scope="module")
@@ -158,8 +159,11 @@ def test_alpha_zero_is_the_outcome_method(batch):
     )
 
 
-def test_alpha_scale_multiplies_alpha(batch):
-    scaled = IStar(alpha=0.5, alpha_scaled=True).credit(batch.with_signals(alpha_scale=jnp.float32(0.4)))
+def test_a_scaled_alpha_follows_the_pair_accuracy(batch):
+    method = IStar(alpha=0.5, alpha_scaled=True)
+    values = method.scheduled_values(Standing(pair_accuracy=0.7))
+    scaled = method.credit(batch.with_signals(**values))
+    assert values["scheduled_alpha"] == np.float32(0.5) * np.float32(2 * 0.7 - 1)
     np.testing.assert_allclose(scaled.advantage, IStar(alpha=0.2).credit(batch).advantage, atol=1e-6)
     np.testing.assert_allclose(scaled.metrics["alpha"], 0.2, rtol=1e-6)
 

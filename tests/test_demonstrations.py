@@ -23,6 +23,7 @@ def episodes(count=5):
             actions=["up", ""][: index % 3],
             success=index % 2 == 0,
             outcome=index / 4,
+            events=[("new_state", "recovered"), ()][: index % 3],
         )
         for index in range(count)
     ]
@@ -55,6 +56,13 @@ def test_the_folder_is_a_tfds_dataset(tmp_path):
     write_demonstrations(tmp_path / "d", episodes(), METADATA)
     source = tfds.builder_from_directory(tmp_path / "d").as_data_source(split="episodes")
     assert len(source) == 5 and source[3]["task"].decode() == "täsk 3"
+
+
+def test_events_are_known_for_every_action_and_have_known_names(tmp_path):
+    for events, words in (([()], "events of 1 actions, but it has 2"), ([(), ("won",)], "'won' is not one of the events new_state")):
+        record = Demonstration("t", "train", ["a", "b"], ["up", "up"], True, 1.0, events=events)
+        with pytest.raises(ValueError, match=f"demonstration 0: {words}"):
+            write_demonstrations(tmp_path / "d", [record], {})
 
 
 def test_later_warnings_are_heard(tmp_path, monkeypatch):

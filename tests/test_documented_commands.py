@@ -181,11 +181,13 @@ GROUPS = {key.split(".")[0] for key in KNOWN if "." in key}
 
 def is_key(key):
     """Whether it is a key of a config, or a group of keys; an environment's options are its own, a method's the fields of its class."""
+    if key.startswith("credit.schedules."):
+        return any(key.removeprefix("credit.schedules.") in credit.make(name).schedulable() for name in credit.names())
     if key.startswith("credit.options."):
         return key.removeprefix("credit.options.") in {field.name for name in credit.names() for field in fields(credit.make(name))}
     return (
         key in KNOWN
-        or key == "credit.options"
+        or key in ("credit.options", "credit.schedules")
         or any(known.startswith(f"{key}.") for known in KNOWN)
         or key.startswith("environment.options")
     )

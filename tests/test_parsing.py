@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from stepreward.envs.parsing import between, labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.parsing import TAGS, between, labelled, tag_of, tagged, write_labelled, write_tagged
 
 ACTIONS = ["up", "go to desk 1", "search[red shoes, size 8]", "click[< Prev]", "Öffne die Tür √", "a", "Action", "look: north"]
 
@@ -53,6 +53,25 @@ def test_tags(text, strict, free):
 )
 def test_labels(text, strict, free):
     assert labelled(text, require_thought=True) == strict and labelled(text) == free
+
+
+@pytest.mark.parametrize(
+    ("text", "tag"),
+    [
+        ("<planning>First the key.</planning><action>up</action>", "planning"),
+        ("<Explore>What is there?</EXPLORE>", "explore"),
+        ("<monitor></monitor>", "monitor"),
+        ("<reflection>a</reflection> and <reflection>b</reflection>", "reflection"),
+        ("<think>plan</think><action>up</action>", None),
+        ("<planning>a</planning><monitor>b</monitor>", None),  # one kind of thought in an answer
+        ("</planning><planning>", None),
+        ("<planning>the answer was cut", None),
+        ("planning", None),
+        (None, None),
+    ],
+)
+def test_kinds_of_thought(text, tag):
+    assert tag_of(text) == tag and (tag is None or tag in TAGS)
 
 
 def test_no_value_makes_a_parser_raise():

@@ -30,9 +30,11 @@ def make_episode(index, steps=3):
         action = [None, "", "up"][step % 3]
         distance = [math.nan, math.inf, rng.normal()][step % 3]
         text = f'#{step}\n@é\ud800\0"'
+        told = {"events": [("new_state", "recovered"), (), ("error",)][step % 3], "turn_reward": rng.normal()}
         episode.steps.append(
-            Step(prompt, tokens, log_prob, entropy, text, f"<a>{step}", action, -0.1 * step, step % 2 == 1, f"k{step}", distance)
+            Step(prompt, tokens, log_prob, entropy, text, f"<a>{step}", action, -0.1 * step, step % 2 == 1, f"k{step}", distance, **told)
         )
+    episode.reference = [None, "", "Pari\ud800s"][index % 3]
     return episode
 
 
@@ -197,6 +199,10 @@ def test_what_cannot_be_written(tmp_path):
     [
         ({"split": 3}, "recording 1: split must be a str; got int"),
         ({"outputs": ["a", None, "b"]}, "recording 1: outputs must hold str; got NoneType"),
+        ({"reference": 3}, "recording 1: reference must be a str; got int"),
+        ({"events": [()]}, "recording 1: events has 1 items for 3 observations"),
+        ({"events": [(), ("won",), ()]}, "recording 1: events must hold the names new_state, error, recovered; got 'won'"),
+        ({"turn_rewards": np.zeros(3, np.float32)}, r"recording 1: turn_rewards must be a one-dimensional array of float64; got float32"),
         ({"actions": ["up"]}, "recording 1: actions has 1 items for 3 observations"),
         ({"rewards": np.zeros(3, np.float32)}, r"recording 1: rewards must be a one-dimensional array of float64; got float32 \[3\]"),
         ({"distances": [0.0, 0.0, 0.0]}, "recording 1: distances must be a one-dimensional array of float64; got list"),

@@ -23,10 +23,28 @@ from stepreward.training.train import Runner
 
 EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SFT = {"sft/loss", "sft/entropy", "sft/grad_norm", "sft/demonstrations_left_out", "time/sft_s"}
-ROLLOUT = {"rollout/success", "rollout/score", "rollout/return", "rollout/steps_per_episode", "rollout/executed", "rollout/invalid",
-           "rollout/entropy", "rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s", "time/scoring_s",
-           "rollout/step_limit", "rollout/environment_limit", "rollout/too_long", "rollout/row_full", "rollout/observations_cut",
-           "rollout/answers_cut", "rollout/longest_prompt"}  # fmt: skip
+ROLLOUT = {
+    "rollout/success",
+    "rollout/score",
+    "rollout/return",
+    "rollout/steps_per_episode",
+    "rollout/executed",
+    "rollout/invalid",
+    "rollout/entropy",
+    "rollout/failed_episodes",
+    "rollout/tokens_per_s",
+    "time/rollout_s",
+    "time/scoring_s",
+    "rollout/step_limit",
+    "rollout/environment_limit",
+    "rollout/too_long",
+    "rollout/row_full",
+    "rollout/observations_cut",
+    "rollout/answers_cut",
+    "rollout/longest_prompt",
+    "rollout/answer_tokens",
+}
+HEALTH = {"health/reward_std", "health/flat_groups"}  # fmt: skip
 LOSS = ("loss", "objective", "nll", "pairs", "pair_accuracy", "pair_margin")  # what iStar's loss says
 PRM = {f"prm/{name}" for name in LOSS}
 PRM_UPDATE = {"prm/grad_norm", "prm/train_loss", "time/prm_s"}
@@ -34,7 +52,7 @@ LEARNT = {"prm/grad_norm", *(f"prm/train_{name}" for name in LOSS)}  # where a g
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/clip_fraction_low", "policy/clip_fraction_high", "policy/dual_clip_fraction", "policy/ratio_max", "policy/ratio_min",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s"}  # fmt: skip
-CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "prm/kl_policy",
+CREDIT = {"credit/step_reward_std", "credit/step_reward_group_std", "credit/process_share", "credit/alpha", "credit/coefficient_alpha", "prm/kl_policy",
           "credit/flat_groups", "credit/mixed_groups", "credit/outcome_mean", "credit/outcome_group_std", "credit/advantage_mean",
           "credit/advantage_std", "credit/advantage_max", "credit/step_reward_mean", "credit/step_reward_max", "credit/prm_kl_k1",
           "credit/prm_kl_k3", "credit/shaped_to_outcome"}  # fmt: skip
@@ -82,7 +100,7 @@ def test_the_default_run_passes_through_its_phases(run):
     assert set(records[1]) == EVERY_TICK | SFT | EVAL | {"prm/policy_success"}
     quality = {k for k in records[2] if k.startswith("credit/")} - CREDIT - {ADVANTAGE_QUALITY}
     assert any("correlation" in k for k in quality)
-    rl = EVERY_TICK | ROLLOUT | PRM | LEARNT | {"time/prm_s"} | POLICY | CREDIT | quality
+    rl = EVERY_TICK | ROLLOUT | HEALTH | PRM | LEARNT | {"time/prm_s"} | POLICY | CREDIT | quality
     rl = [rl if r["prm/pairs"] else rl - LEARNT for r in records[2:]]
     rl = [keys | ({ADVANTAGE_QUALITY} if r["policy/grad_norm"] > 0 else set()) for keys, r in zip(rl, records[2:])]
     assert any(ADVANTAGE_QUALITY in keys for keys in rl)

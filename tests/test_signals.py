@@ -35,7 +35,7 @@ def square() -> Batch:
         success=np.ones(3, bool),
         truncated=np.zeros(3, bool),
         group_id=np.arange(3, dtype=np.int32),
-        signals={"value": numbers * 2.0, "progress": numbers * 3.0, "alpha_scale": np.float32(1)},
+        signals={"value": numbers * 2.0, "progress": numbers * 3.0, "kl_coef": np.float32(1)},
     )
 
 
@@ -50,7 +50,7 @@ def test_what_methods_require_is_in_the_table():
     for name in credit.names():
         for variant in credit.make(name).variants or (None,):
             method = credit.make(name, **({"variant": variant} if variant else {}))
-            assert method.requires | method.label_signals <= signals.computed()
+            assert method.requires | method.label_signals <= set(signals.SIGNALS)
 
 
 def test_rows_are_taken_by_level_where_two_levels_have_one_shape():
@@ -67,7 +67,7 @@ def test_episodes_are_taken_by_level_where_two_levels_have_one_shape():
     np.testing.assert_array_equal(part.signals["progress"], [[24, 27, 30, 33], [12, 15, 18, 21], [0, 0, 0, 0]])
     np.testing.assert_array_equal(part.signals["value"], [[8, 10, 12, 14], [16, 18, 20, 22], [0, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(part.step_id[:2, 1], [4, 0])
-    assert part.signals["alpha_scale"] == 1 and (part.step_id[2:] == -1).all()
+    assert part.signals["kl_coef"] == 1 and (part.step_id[2:] == -1).all()
 
 
 def test_rows_are_packed_by_level_where_two_levels_have_one_shape():
@@ -96,7 +96,7 @@ def test_a_signal_of_one_s_own(monkeypatch):
         signals.add("outcome", signals.EPISODE, np.float32, "Another.")
 
 
-@pytest.mark.parametrize("signal, shape", [("value", (3, 5)), ("progress", (3,)), ("alpha_scale", (1,))])
+@pytest.mark.parametrize("signal, shape", [("value", (3, 5)), ("progress", (3,)), ("kl_coef", (1,))])
 def test_a_signal_of_another_level_s_shape_is_named(signal, shape):
     with pytest.raises(ValueError, match=rf"batch.signals\['{signal}'\] has shape"):
         validate(square().with_signals(**{signal: np.zeros(shape)}))

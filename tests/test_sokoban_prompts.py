@@ -9,7 +9,7 @@ from stepreward.envs.sokoban import make, prompts
 from stepreward.envs.sokoban.core import ACTIONS
 from stepreward.envs.sokoban.prompts import IStarPrompt
 
-NAMES = ("compact", "istar", "istar_image", "ragen")
+NAMES = ("compact", "istar", "istar_image", "ragen", "tags", "compact_tags")
 
 
 def start():

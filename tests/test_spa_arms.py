@@ -31,6 +31,8 @@ ARMS = {
     "rbt": {"credit.method": "rbt", "credit.options.bag_size": 3} | OWN_ESTIMATOR,
     "rudder": {"credit.method": "rudder"} | OWN_ESTIMATOR,
     "progrm": {"credit.method": "progrm"} | OWN_ESTIMATOR,
+    "agentprm": {"credit.method": "agentprm", "estimator.refresh_every": 1} | OWN_ESTIMATOR,
+    "agentprm_mc": {"credit.method": "agentprm_mc", "credit.variant": "released"} | OWN_ESTIMATOR,
     "ppo": {"credit.method": "ppo"},
     "step_ppo": {"credit.method": "step_ppo"},
     "rloo": {"credit.method": "rloo"},
@@ -77,7 +79,7 @@ def test_every_arm_ends_with_finite_metrics(run, name):
     learner, phases = runner.learner, [r["stage"] for r in records]
     assert runner.finished and all(v is not None for r in records for v in r.values())
     assert phases == ["start"] + ["estimator"] * (2 if "stages.estimator" in changes else 0) + ["train"] * 2
-    has_critic = name not in ("no critic", "rudder", "progrm", "rloo", "istar")
+    has_critic = name not in ("no critic", "rudder", "progrm", "agentprm", "agentprm_mc", "rloo", "istar")
     separate = has_critic and name != "shared backbone"
     estimates = name not in UNESTIMATED
     assert ("critic" in learner.auxiliaries, "estimator" in learner.auxiliaries) == (has_critic, estimates)

@@ -17,7 +17,7 @@ from stepreward.training.tasks import held_out_tasks
 from stepreward.training.train import Runner
 
 EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
-SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy"}
+SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy", "answer_tokens"}
 CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations_cut", "answers_cut", "longest_prompt"}
 ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
@@ -33,6 +33,7 @@ CRITIC = {"critic/loss", "critic/grad_norm", "critic/value_error", "critic/value
 POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/approx_kl", "policy/ratio_mean", "policy/entropy",
           "policy/clip_fraction_low", "policy/clip_fraction_high", "policy/dual_clip_fraction", "policy/ratio_max", "policy/ratio_min",
           "policy/sampler_gap", "policy/sampler_gap_nats", "time/policy_s", "time/scoring_s"}  # fmt: skip
+HEALTH = {"health/reward_std", "health/flat_groups"}
 FINAL = {f"final/{end}_{k}" for end in ("start", "end") for k in SUMMARY | {"success_low", "success_high", "episodes", "failed_episodes"}}
 STAGES = ("sft", "explore", "estimator", "train", "evaluate")
 
@@ -60,7 +61,7 @@ def test_a_run_passes_through_its_phases(spa_base):
     assert set(estimator[0]) == EVERY_TICK | EPOCH
     assert set(estimator[1]) == EVERY_TICK | EPOCH | {f"estimator/{k}" for k in QUALITY | FIT}
     for r, looked in zip(rl, (set(), EVAL, EVAL)):
-        assert set(r) == EVERY_TICK | ROLLOUT | CREDIT | CRITIC | POLICY | looked
+        assert set(r) == EVERY_TICK | ROLLOUT | HEALTH | CREDIT | CRITIC | POLICY | looked
         assert r["policy/sampler_gap"] < 1e-4
     assert set(records[10]) == EVERY_TICK | FINAL | {"time/eval_s"}
     # Exploration is counted apart from the steps that the policy is trained on.

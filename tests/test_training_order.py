@@ -7,9 +7,11 @@ import pytest
 from references import literal
 
 from stepreward.credit import make
+from stepreward.credit.schedules import PairAccuracy, Standing
 from stepreward.rollout.episode import Cost
 from stepreward.rollout.strategies import Rollout
 from stepreward.training.auxiliaries import Estimator, ProcessRewardModel
+from stepreward.training.filtering import Selection
 from stepreward.training.learner import Learner
 from stepreward.training.stages.reinforce import Reinforce
 
@@ -40,7 +42,8 @@ def iteration(reward_from, resync):
         auxiliaries={name: SimpleNamespace(when=time, learn=learns(name)) for name, time in when.items()},
         policy=SimpleNamespace(params={}),
         score=score,
-        look=lambda batch, metrics: calls.append(("measure", batch.number)),
+        look=lambda batch, metrics, iteration: calls.append(("measure", batch.number)) or ({}, {}),
+        note_success=lambda success: None,
         credit=credit,
         update_policy=note("policy"),
     )
@@ -53,7 +56,7 @@ def iteration(reward_from, resync):
         pack=lambda rollout: batch,
     )
     stage = Reinforce(runner)
-    stage.experience = lambda: (Rollout([], {}, Cost()), {})
+    stage.experience = lambda: Selection(Rollout([], {}, Cost()), np.zeros(2, bool), {"rollout/success": 0.5})
     stage.tick()
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
     return calls
@@ -96,7 +99,8 @@ def scored_batch(scores, success):
 )
 def test_alpha_counts_as_far_as_the_prm_beats_chance(prm, scores, success, accuracy, scale):
     found, metrics = prm.look(scored_batch(scores, success))
-    assert found["alpha_scale"] == np.float32(scale) and metrics["prm/pair_accuracy"] == accuracy
+    assert found["pair_accuracy"] == metrics["prm/pair_accuracy"] == accuracy
+    assert PairAccuracy(0.0, 1.0)(Standing(pair_accuracy=accuracy)) == np.float32(scale)
     assert metrics["prm/pairs"] == (4 if 0 in success else 0)
 
 

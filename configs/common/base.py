@@ -110,6 +110,7 @@ def base_config() -> ConfigDict:
     # The progress estimator of SPA-RL and related methods.
     c.estimator = ConfigDict()
     c.estimator.head = "mlp"  # or "linear"
+    c.estimator.attention = "causal"  # or "bidirectional": it reads whole episodes in both directions (RBT), if a row is an episode
     c.estimator.learning_rate = 3e-4
     c.estimator.warmup_updates = 20
     c.estimator.decay_updates = 0  # updates over which the rate then falls linearly to a tenth; 0: it stays constant
@@ -129,6 +130,18 @@ def base_config() -> ConfigDict:
     c.credit.outcome = "success"  # or "return", the sum of the environment's rewards
     c.credit.outcome_scale = 1.0  # the outcome is multiplied by this
     c.credit.options = ConfigDict()
+    # Coefficients of the method that change during a run, each as credit.schedules.NAME: "linear(1.0, 0.1, 100)" over iterations,
+    # "success(1, 0, 0.2, 0.8)" by the training success, or "pair_accuracy(0, 1)" by that of the PRM (docs/methods.md).
+    c.credit.schedules = ConfigDict()
+
+    # Which groups are trained on, chosen before the credit method sees the batch. The others are masked, and count as played.
+    c.filter = ConfigDict()
+    c.filter.kind = "auto"  # "auto": the method's; "none": all; "variance", "accuracy", "top_share", "top_p": see credit/filters.py
+    c.filter.share = 0.25  # share of the groups ("top_share") or of the weights ("top_p") that is kept, by the std of the outcomes
+    c.filter.weights = "linear"  # weights of "top_p": the std itself, or its "softmax"
+    c.filter.low = 0.2  # "accuracy" keeps the groups with a success rate from low to high
+    c.filter.high = 0.8
+    c.filter.rounds = 1  # rounds of new groups that an iteration may play until none of its groups is dropped, at most
 
     # The process reward model (PRM) of iStar and PRIME.
     c.prm = ConfigDict()
@@ -143,6 +156,19 @@ def base_config() -> ConfigDict:
     c.prm.resync = True  # True: each training starts from the current policy; False: from the PRM's last weights, as in the paper
     c.prm.replay = 5  # earlier batches that each training also uses
     c.prm.warmup_batches = 0  # batches of the initial policy that train the PRM alone, before the policy learns
+
+    # The judge of PPR, which scores every step (training/judges.py).
+    c.judge = ConfigDict()
+    c.judge.kind = "rules"  # or "endpoint": a language model behind an OpenAI-compatible address
+    c.judge.url = ""  # that address, up to and including /v1
+    c.judge.model = "default"  # name of the model there
+    c.judge.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
+    c.judge.temperature = 0.0
+    c.judge.timeout_s = 60.0  # seconds for one request
+    c.judge.retries = 3  # tries after a request that got no answer; an answer without a score is asked for once more
+    c.judge.parallel = 8  # requests that wait at the same time
+    c.judge.history = 10  # earlier steps that a request shows
+    c.judge.max_characters = 2000  # of an observation or an answer that a request shows; longer ones are cut in the middle
 
     # The critic of PPO, SPA-RL and every other method that estimates advantages from values.
     c.critic = ConfigDict()

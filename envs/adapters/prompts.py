@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from stepreward.envs.choosing import choose
 from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
 from stepreward.envs.protocol import Observation, Prompt
+from stepreward.envs.tags import CompactTags, TagsAnswers
 
 
 class CompactPrompt:
@@ -36,7 +37,15 @@ class CompactPrompt:
 
 
 class TaggedPrompt:
-    """The form of iStar and verl-agent: task, window and observation; the answer is `<think>…</think><action>…</action>`."""
+    """The form of iStar and verl-agent: task, window and observation; the answer is `<think>…</think><action>…</action>`.
+
+    An answer without thoughts holds no action, unless `require_think` is False.
+    """
+
+    request = "Think step by step between <think> and </think>, then write one action between <action> and </action>."
+
+    def __init__(self, require_think: bool = True):
+        self.require_think = require_think
 
     def first(self, observation: Observation) -> str:
         """The task, the observation and the answer format."""
@@ -54,16 +63,19 @@ class TaggedPrompt:
         return "\n\n".join([*task, *told, f"Now: {now}" if told else now, self._request(observation)])
 
     def parse(self, text: str) -> str | None:
-        """The text in the action tags; None without them, without thoughts, or when it is empty."""
-        return tagged(text) or None
+        """The text in the action tags; None without them, without thoughts if required, or when it is empty."""
+        return tagged(text, require_think=self.require_think) or None
 
     def answer(self, action: str) -> str:
         """A short thought and the action, in their tags."""
         return write_tagged(f"I go on with {action}.", action)
 
     def _request(self, observation: Observation) -> str:
-        form = "Think step by step between <think> and </think>, then write one action between <action> and </action>."
-        return _choices(observation) + form
+        return _choices(observation) + self.request
+
+
+class TagsPrompt(TagsAnswers, TaggedPrompt):
+    """The form of RLVMR: the messages of `TaggedPrompt`, which ask for a thought in tags that say its kind."""
 
 
 class LabelledPrompt:
@@ -103,9 +115,12 @@ def _choices(observation: Observation) -> str:
     return f"You can do one of: {', '.join(admissible)}.\n" if admissible else ""
 
 
-_PROMPTS = {"compact": CompactPrompt, "istar": TaggedPrompt, "spa": LabelledPrompt}
+_PROMPTS = {
+    "compact": CompactPrompt, "istar": TaggedPrompt, "spa": LabelledPrompt, "tags": TagsPrompt,
+    "compact_tags": lambda: CompactTags(CompactPrompt()),
+}  # fmt: skip
 
 
 def prompts(name: str) -> Prompt:
-    """Returns the prompt named compact, istar or spa. Raises ValueError that lists the names for an unknown one."""
+    """Returns the prompt with a name of `_PROMPTS`. Raises ValueError that lists the names for an unknown one."""
     return choose("prompt", name, _PROMPTS)()

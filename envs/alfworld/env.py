@@ -19,7 +19,8 @@ from stepreward.envs.alfworld.grammar import in_words_of, rewrite, without_arriv
 from stepreward.envs.alfworld.oracle import goal_of, plan
 from stepreward.envs.alfworld.presets import Settings
 from stepreward.envs.alfworld.presets import settings as preset_settings
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.events import Events, Memory
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
 
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _TASK = re.compile(r"Your task is to: ([^\n]*)")
@@ -31,6 +32,7 @@ class Snapshot(NamedTuple):
     """The whole state of an episode, as small plain data that any environment with equal settings can restore.
 
     split, seed: the task. commands: the commands executed so far, in the game's wording, each with the engine's answer.
+    events: what `Events` remembers.
     """
 
     split: str
@@ -38,6 +40,7 @@ class Snapshot(NamedTuple):
     commands: tuple[tuple[str, str], ...]
     steps: int
     over: bool
+    events: Memory = Memory()
 
 
 class AlfworldEnv:
@@ -50,8 +53,8 @@ class AlfworldEnv:
     * Reward: settings.won_reward for the step that solves the task, 0 otherwise.
     * `terminated` when the task is solved; otherwise `truncated` after settings.max_steps turns.
     * info: won, score (1.0 when won), executed (the engine ran the action), state_key, admissible (in the game's wording,
-      sorted) and task (the sentence after "Your task is to:").
-    * capabilities: replay, admissible, expert, distance and snapshot; tasks if settings.data is set. A snapshot
+      sorted), task (the sentence after "Your task is to:"), and after a step events.
+    * capabilities: replay, admissible, expert, distance, events and snapshot; tasks if settings.data is set. A snapshot
       is the list of commands: taking it is free, restoring it replays them.
 
     Raises ValueError when the packages are not installed, and the errors of `stepreward.envs.alfworld.games` for bad data.
@@ -60,7 +63,7 @@ class AlfworldEnv:
     def __init__(self, settings: Settings | None = None):
         self.settings = preset_settings("tiny") if settings is None else settings
         speed.install()
-        offered = {SNAPSHOT, REPLAY, ADMISSIBLE, EXPERT, DISTANCE}
+        offered = {SNAPSHOT, REPLAY, ADMISSIBLE, EXPERT, DISTANCE, EVENTS}
         if self.settings.data is not None:
             games.check(self.settings)
             offered.add(TASKS)
@@ -87,6 +90,7 @@ class AlfworldEnv:
             raise ValueError(f"unknown reset option {', '.join(unknown)}; the only option is split")
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
         self._enter(Snapshot(options.get("split", "train"), seed, (), 0, False))
+        self._events = Events(self._key)
         text = self._turn.text if self.settings.welcome else self._turn.text.removeprefix(_WELCOME)
         return {"text": text, "turn": 0}, self._info(True)
 
@@ -109,7 +113,8 @@ class AlfworldEnv:
         self._over = terminated or truncated
         reward = self.settings.won_reward if terminated else 0.0
         text = text if self.settings.arrival else without_arrival(text)
-        return {"text": text, "turn": self._steps}, reward, terminated, truncated, self._info(executed)
+        info = self._info(executed) | {"events": self._events.after(self._key, executed)}
+        return {"text": text, "turn": self._steps}, reward, terminated, truncated, info
 
     def close(self) -> None:
         """Releases the engine and its shared library; a later reset starts a new one."""
@@ -120,7 +125,7 @@ class AlfworldEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_game()
-        return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over)
+        return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over, self._events.saved())
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Replays its commands unless the game is already in that state."""
@@ -207,8 +212,8 @@ class AlfworldEnv:
         self._game = game
         self._turn = self._engine.go(game, [command for command, _ in snapshot.commands])
         self._key = self._engine.state_key()
-        self._split, self._seed, commands, self._steps, self._over = snapshot
-        self._commands = list(commands)
+        self._split, self._seed, commands, self._steps, self._over, memory = snapshot
+        self._commands, self._events = list(commands), Events.of(memory)
 
     def _find(self, split: str, seed: int) -> Game:
         if seed < 0:

@@ -10,6 +10,10 @@ from stepreward.envs.alfworld.memory import Memory, kind, room_places
 from stepreward.envs.choosing import choose
 from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
 from stepreward.envs.protocol import Observation, Prompt
+from stepreward.envs.tags import CompactTags, TagsAnswers
+
+_REQUEST = """First think about the situation step by step between <think> and </think>.
+Then choose one of the possible actions and write it between <action> and </action>."""
 
 # Commands that CompactPrompt does not list: it lists the places separately, and the other commands reveal nothing new.
 _GENERAL = ("go to ", "examine ", "help", "inventory", "look", "close ")
@@ -99,6 +103,8 @@ class IStarPrompt:
     An answer without thoughts holds no action, unless `require_think` is False.
     """
 
+    request = _REQUEST
+
     def __init__(self, require_think: bool = True):
         self.require_think = require_think
 
@@ -108,7 +114,7 @@ class IStarPrompt:
 
     def later(self, observation: Observation) -> str:
         """The observation, the possible actions and the answer format."""
-        return f"What you see now: {observation['text']}\n{_choices(observation)}\n{_REQUEST}"
+        return f"What you see now: {observation['text']}\n{_choices(observation)}\nIt is your turn. {self.request}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
         """The task, the number of turns, the turns of `history` (two in verl-agent), the observation and the possible actions."""
@@ -132,6 +138,10 @@ class IStarPrompt:
     def answer(self, action: str) -> str:
         """A short thought and the action, in their tags."""
         return write_tagged(f"Next I should {action}.", action)
+
+
+class TagsPrompt(TagsAnswers, IStarPrompt):
+    """The form of RLVMR: the messages of `IStarPrompt`, which ask for a thought in tags that say its kind."""
 
 
 class SpaPrompt:
@@ -160,8 +170,6 @@ class SpaPrompt:
 
 
 _ROLE = "You are an agent in a household that is described in text, and you act in it with one command at a time."
-_REQUEST = """It is your turn. First think about the situation step by step between <think> and </think>.
-Then choose one of the possible actions and write it between <action> and </action>."""
 _RULES = """You are in a household and have a task to do in it, by one action a turn.
 Each turn tells you what you see. Write what you think and what you do, in this form:
 Thought: your thoughts.
@@ -195,9 +203,12 @@ def _task_in(text: str) -> str:
     return found[1] if found else ""
 
 
-_PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
+_PROMPTS = {
+    "compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt, "tags": TagsPrompt,
+    "compact_tags": lambda: CompactTags(CompactPrompt()),
+}  # fmt: skip
 
 
 def prompts(name: str) -> Prompt:
-    """Returns the prompt named compact, istar or spa. Raises ValueError for an unknown name, and lists the known ones."""
+    """Returns the prompt with a name of `_PROMPTS`. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("ALFWorld prompt", name, _PROMPTS)()

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Observation
+from stepreward.envs.events import Events, Memory
+from stepreward.envs.protocol import DISTANCE, EVENTS, EXPERT, IMAGE, REPLAY, SNAPSHOT, TURN_REWARD, Observation
 from stepreward.envs.sokoban import boxoban, core, render, solve
 from stepreward.envs.sokoban.core import ACTIONS, Room, State
 from stepreward.envs.sokoban.generate import room_for
@@ -21,12 +22,16 @@ _OPTIONS = ("split", "room")
 
 
 class Snapshot(NamedTuple):
-    """The whole state of an episode, as plain data that can be pickled and restored in another environment."""
+    """The whole state of an episode, as plain data that can be pickled and restored in another environment.
+
+    events: what `Events` remembers; empty unless settings.events is set.
+    """
 
     room: Room
     state: State
     steps: int
     over: bool
+    events: Memory = Memory()
 
 
 class _Node:
@@ -56,9 +61,10 @@ class SokobanEnv:
       string, or None, changes nothing, earns settings.invalid_reward and counts as a turn.
     * Reward: −0.1 a step, ±1 for a box that enters or leaves a target, +10 when the last box enters a target.
     * `terminated` when every box is on a target; otherwise `truncated` after settings.max_steps turns.
-    * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text).
+    * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text); after a step also events with
+      settings.events, and turn_reward (the change of the share of boxes on targets) with settings.turn_reward.
     * capabilities: snapshot, replay and expert; distance if the room is small enough for exact tables; image with
-      settings.observation "image".
+      settings.observation "image"; events and turn_reward with the settings of these names.
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -71,6 +77,11 @@ class SokobanEnv:
         self._image = self.settings.observation == "image"
         if self._image:
             offered.add(IMAGE)
+        self._tells = self.settings.events or self.settings.turn_reward
+        if self.settings.events:
+            offered.add(EVENTS)
+        if self.settings.turn_reward:
+            offered.add(TURN_REWARD)
         self.capabilities = frozenset(offered)
         self._room: Room | None = None
         self._over = True
@@ -97,6 +108,7 @@ class SokobanEnv:
             else:
                 room, state = room_for(self.settings, seed, split)
         self._enter(Snapshot(room, state, 0, False))
+        self._events = Events(self._node.text) if self.settings.events else None
         return self._observe(), {"won": False, "score": 0.0, "executed": True, "state_key": self._node.text}
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -104,8 +116,9 @@ class SokobanEnv:
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
+        before = self._node
         if action in _ACTIONS:
-            edge = self._node.edges.get(action)
+            edge = before.edges.get(action)
             self._node, reward, terminated, executed = self._follow(action) if edge is None else edge
         else:
             reward, terminated, executed = self.settings.invalid_reward, False, False
@@ -114,6 +127,8 @@ class SokobanEnv:
         node = self._node
         observation = {"text": node.text} if not self._image else self._observe()
         info = {"won": node.won, "score": float(node.won), "executed": executed, "state_key": node.text}
+        if self._tells:
+            self._tell(info, before, executed)
         return observation, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -122,7 +137,8 @@ class SokobanEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_room()
-        return Snapshot(self._room, self._node.state, self._steps, self._over)
+        memory = self._events.saved() if self._events is not None else Memory()
+        return Snapshot(self._room, self._node.state, self._steps, self._over, memory)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
@@ -152,9 +168,10 @@ class SokobanEnv:
             raise RuntimeError("no room yet: call reset()")
 
     def _enter(self, snapshot: Snapshot) -> None:
-        self._room, state, self._steps, self._over = snapshot
+        self._room, state, self._steps, self._over, memory = snapshot
         self._nodes = _nodes(self._room)
         self._node = self._at(state)
+        self._events = Events.of(memory) if self.settings.events else None
 
     def _at(self, state: State) -> _Node:
         node = self._nodes.get(state)
@@ -166,6 +183,15 @@ class SokobanEnv:
         after, reward, done, executed = core.step(self._room, self._node.state, action)
         edge = self._node.edges[action] = (self._at(after), reward, done, executed)
         return edge
+
+    def _tell(self, info: dict[str, Any], before: _Node, executed: bool) -> None:
+        """Adds the events and the turn reward of a step to its info."""
+        if self._events is not None:
+            info["events"] = self._events.after(self._node.text, executed)
+        if self.settings.turn_reward:
+            targets, boxes = self._room.targets, self._node.state.boxes
+            placed = len(targets.intersection(boxes)) - len(targets.intersection(before.state.boxes))
+            info["turn_reward"] = placed / len(boxes)
 
     def _observe(self) -> Observation:
         if not self._image:

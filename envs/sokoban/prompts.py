@@ -8,6 +8,7 @@ from stepreward.envs.choosing import choose
 from stepreward.envs.parsing import tagged, write_tagged
 from stepreward.envs.protocol import Observation, Prompt
 from stepreward.envs.sokoban.core import ACTIONS
+from stepreward.envs.tags import CompactTags, TagsAnswers
 
 _RULES = """You are playing Sokoban: push every box onto a target.
 You move one cell at a time: up, down, left or right.
@@ -25,8 +26,8 @@ Symbols of the board:
 - P is you
 - S is you, standing on a target"""
 
-_REQUEST = f"""You can do one of: {", ".join(ACTIONS)}.
-First think step by step between <think> and </think>, then write exactly one action between <action> and </action>."""
+_CHOICES = f"You can do one of: {', '.join(ACTIONS)}."
+_REQUEST = "First think step by step between <think> and </think>, then write exactly one action between <action> and </action>."
 
 _IMAGE_TEXT = f"""{_RULES}
 
@@ -38,6 +39,7 @@ What the picture shows:
 
 The board now: <image>
 
+{_CHOICES}
 {_REQUEST}"""
 
 
@@ -92,6 +94,8 @@ class IStarPrompt:
     left and right, the first in this order counts, whatever their order in the text. verl-agent shows the last two turns.
     """
 
+    request = _REQUEST
+
     def __init__(self, require_think: bool = True):
         self.require_think = require_think
 
@@ -101,7 +105,7 @@ class IStarPrompt:
 
     def later(self, observation: Observation) -> str:
         """The board and the answer format."""
-        return f"The board now:\n{observation['text']}\n\n{_REQUEST}"
+        return f"The board now:\n{observation['text']}\n\n{_CHOICES}\n{self.request}"
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
         """The rules, the legend, the turns of `history`, the board and the answer format."""
@@ -115,6 +119,10 @@ class IStarPrompt:
     def answer(self, action: str) -> str:
         """A short thought and the action, in their tags."""
         return write_tagged(f"The shortest way on is {action}.", action)
+
+
+class TagsPrompt(TagsAnswers, IStarPrompt):
+    """The form of RLVMR: the messages of `IStarPrompt`, which ask for a thought in tags that say its kind."""
 
 
 class IStarImagePrompt(IStarPrompt):
@@ -166,10 +174,10 @@ class RagenPrompt:
 
 _PROMPTS = {
     "compact": CompactPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "compact_image": CompactImagePrompt,
-    "ragen": RagenPrompt,
+    "ragen": RagenPrompt, "tags": TagsPrompt, "compact_tags": lambda: CompactTags(CompactPrompt()),
 }  # fmt: skip
 
 
 def prompts(name: str) -> Prompt:
-    """Returns the prompt named compact, istar, istar_image, compact_image or ragen. Raises ValueError for an unknown name, and lists the known ones."""
+    """Returns the prompt with a name of `_PROMPTS`. Raises ValueError for an unknown name, and lists the known ones."""
     return choose("Sokoban prompt", name, _PROMPTS)()

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.events import Events, Memory
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, TURN_REWARD, Observation
 from stepreward.envs.virtualhome import observe, spa_files, tasks
 from stepreward.envs.virtualhome.admissible import admissible
 from stepreward.envs.virtualhome.game import Game, Position, lines
@@ -62,6 +63,7 @@ class Snapshot(NamedTuple):
     left: tuple[tuple[str, tuple[int, ...]], ...]
     steps: int
     over: bool
+    events: Memory = Memory()
 
 
 class VirtualHomeEnv:
@@ -73,8 +75,10 @@ class VirtualHomeEnv:
     * Reward: settings.success_reward · [goal reached] + settings.progress_reward · (share of the goal reached after − before).
     * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
     * info: won; score (share of the goal's parts that are reached); executed (the simulator executed the action); state_key; task
-      (title and description); admissible, unless settings.admissible is "none".
-    * capabilities: snapshot, replay, tasks, expert, distance (number of the goal's parts that are not reached); admissible.
+      (title and description); admissible, unless settings.admissible is "none"; after a step events, and with
+      settings.turn_reward also turn_reward (share of the goal reached after − before).
+    * capabilities: snapshot, replay, tasks, expert, distance (number of the goal's parts that are not reached), events;
+      admissible and turn_reward with their settings.
     * The attributes `task`, `game` and `at` hold the task, its rules and the position, for uses that need more than text.
 
     Raises ValueError when the simulator is not installed or the data is malformed, FileNotFoundError when data is missing.
@@ -83,9 +87,11 @@ class VirtualHomeEnv:
     def __init__(self, settings: Settings | None = None):
         self.settings = preset_settings("tiny") if settings is None else settings
         self._tasks = task_lists(self.settings)
-        offered = {SNAPSHOT, REPLAY, TASKS, EXPERT, DISTANCE}
+        offered = {SNAPSHOT, REPLAY, TASKS, EXPERT, DISTANCE, EVENTS}
         if self.settings.admissible != "none":
             offered.add(ADMISSIBLE)
+        if self.settings.turn_reward:
+            offered.add(TURN_REWARD)
         self.capabilities = frozenset(offered)
         self.game: Game | None = None
         self._over = True
@@ -115,7 +121,9 @@ class VirtualHomeEnv:
         self.game = Game(scene, goal, int(seed))
         self.at = self.game.start(dict(self.task.objects) if self.settings.gold_memory else None)
         self._left, self._steps, self._over = tuple(lines(self.task.program)), 0, False
-        return {"text": self._text()}, self._info(self.game.missing(self.at), True)
+        info = self._info(self.game.missing(self.at), True)
+        self._events = Events(info["state_key"])
+        return {"text": self._text()}, info
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action. Raises RuntimeError only when no episode is running."""
@@ -135,7 +143,11 @@ class VirtualHomeEnv:
         truncated = not won and self._steps >= settings.max_steps
         self._over = won or truncated
         text = self._text() if after is not None else observe.NOTHING
-        return {"text": text}, float(reward), won, truncated, self._info(missing, after is not None)
+        info = self._info(missing, after is not None)
+        info["events"] = self._events.after(info["state_key"], info["executed"])
+        if settings.turn_reward:
+            info["turn_reward"] = (before - missing) / game.goal.size
+        return {"text": text}, float(reward), won, truncated, info
 
     def close(self) -> None:
         """Does nothing: the environment holds no resources."""
@@ -143,11 +155,12 @@ class VirtualHomeEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore` in this process. It is free, because states are immutable."""
         self._require_task()
-        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over)
+        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over, self._events.saved())
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
-        self.task, self.game, self.at, self._left, self._steps, self._over = state
+        self.task, self.game, self.at, self._left, self._steps, self._over, memory = state
+        self._events = Events.of(memory)
 
     def distance(self) -> float:
         """Returns the number of the goal's parts (facts about the home, and required actions) that are not reached; 0 when won."""

@@ -28,6 +28,7 @@ class Settings:
     show_room: whether a full observation begins with the room; a short one always does.
     success_reward: reward of the step that reaches the goal; other steps earn only `progress_reward`.
     progress_reward: reward per step = progress_reward · change of the share of the goal that is reached.
+    turn_reward: whether steps have a turn reward, the change of the share of the goal that is reached.
     admissible: the content of info["admissible"]: "none", "changes" (actions that change the home) or "all" (also look at, read …).
     short_expert: whether the expert skips lines of the program that the goal does not need.
 
@@ -49,6 +50,7 @@ class Settings:
     show_room: bool = True
     success_reward: float = 1.0
     progress_reward: float = 0.0
+    turn_reward: bool = False
     admissible: str = "none"
     short_expert: bool = False
 
@@ -81,7 +83,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ValueError(f"{name}={value!r}: give a number")
-        for name in ("gold_memory", "show_room", "short_expert"):
+        for name in ("gold_memory", "show_room", "short_expert", "turn_reward"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         if self.goal == "annotated" and self.data is not None:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.events import Events, Memory
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, TURN_REWARD, Observation
 from stepreward.envs.webshop import compact, pages, shop
 from stepreward.envs.webshop.expert import Planner
 from stepreward.envs.webshop.pages import State
@@ -30,6 +31,7 @@ class Snapshot(NamedTuple):
     steps: int
     over: bool
     score: float
+    events: Memory = Memory()
 
 
 class WebShopEnv:
@@ -42,12 +44,12 @@ class WebShopEnv:
     * `terminated` after the purchase; otherwise `truncated` after settings.max_steps turns, with reward 0.
     * info: won (the benchmark's reward is 1), score (that reward after the purchase, 0 before), executed (the site accepted the
       action), state_key, admissible (on the page with the search bar, "search[<your query>]" stands for every search), task (the
-      instruction), noun_score ("spacy" or "tokens": how the reward finds the nouns of titles).
+      instruction), noun_score ("spacy" or "tokens": how the reward finds the nouns of titles); after a step events, and with
+      settings.turn_reward also turn_reward: the change of the score that a purchase would have. That is the benchmark's reward for the
+      product on the page with the chosen options, 0 on pages without a product, and the score itself after the purchase.
     * capabilities: snapshot, replay, distance (number of actions that the scripted expert still needs), expert, tasks,
-      admissible.
+      admissible, events; turn_reward with its setting.
     """
-
-    capabilities = frozenset((SNAPSHOT, REPLAY, DISTANCE, EXPERT, TASKS, ADMISSIBLE))
 
     def __init__(self, settings: Settings | None = None):
         self.settings = chosen = preset_settings("tiny") if settings is None else settings
@@ -55,6 +57,8 @@ class WebShopEnv:
         self._shop = shop.load(chosen.data, chosen.goals, chosen.seed, chosen.held_out, indices, chosen.hits, chosen.page_size)
         self._noun_score = noun_score()
         self._rich, self._compact = chosen.observation == "text_rich", chosen.observation == "compact"
+        offered = {SNAPSHOT, REPLAY, DISTANCE, EXPERT, TASKS, ADMISSIBLE, EVENTS}
+        self.capabilities = frozenset(offered | {TURN_REWARD} if chosen.turn_reward else offered)
         self._goal = None
         self._over = True
 
@@ -84,6 +88,7 @@ class WebShopEnv:
                 raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
             number = goals[seed % len(goals)]
         self.restore(Snapshot(number, State(), 0, False, 0.0))
+        self._events = Events(self._key())
         return self._seen(executed=True)
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
@@ -91,6 +96,7 @@ class WebShopEnv:
         if self._over:
             raise RuntimeError("the episode is over or has not begun: call reset()")
         self._steps += 1
+        worth = self._worth() if self.settings.turn_reward else 0.0
         executed = self._act(self._parsed(action))
         bought = self._state.kind == pages.DONE
         if bought:
@@ -99,6 +105,9 @@ class WebShopEnv:
         truncated = not bought and self._steps >= self.settings.max_steps
         self._over = bought or truncated
         observation, info = self._seen(executed)
+        info["events"] = self._events.after(info["state_key"], executed)
+        if self.settings.turn_reward:
+            info["turn_reward"] = self._worth() - worth
         return observation, float(paid), bought, truncated, info
 
     def close(self) -> None:
@@ -107,11 +116,12 @@ class WebShopEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_goal()
-        return Snapshot(self._number, self._state, self._steps, self._over, self._score)
+        return Snapshot(self._number, self._state, self._steps, self._over, self._score, self._events.saved())
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
-        self._number, self._state, self._steps, self._over, self._score = state
+        self._number, self._state, self._steps, self._over, self._score, memory = state
+        self._events = Events.of(memory)
         goal = self._shop.goals[self._number]
         if goal is not self._goal:
             self._goal, self._planner = goal, None
@@ -152,6 +162,12 @@ class WebShopEnv:
 
     def _product(self):
         return self._shop.product(self._state)
+
+    def _worth(self) -> float:
+        """Returns the score that a purchase has or would have now; 0 where nothing can be bought."""
+        if self._state.asin is None or self._state.kind == pages.DONE:
+            return self._score
+        return reward(self._product(), self._goal, dict(self._state.options)).total
 
     def _parsed(self, action: str | None) -> tuple[str, str] | None:
         """Parses an action into its kind and its argument, in the site's names."""

@@ -22,6 +22,7 @@ class Settings:
     train_indices, held_out_indices: JSON files with lists of goal indices that replace these splits; set both or none.
     max_steps: turns after which an episode is truncated.
     reward: "score", the benchmark's reward of the purchase in [0, 1]; or "success", 10 if that is 1 and 0 otherwise.
+    turn_reward: whether steps have a turn reward, the change of the score that a purchase would have.
     observation: "text" or "text_rich", as in the benchmark; "stripped", the text after the instruction in quotes, as in
         verl-agent; "compact", a few short lines, for small models.
     hits, page_size: maximum number of hits of a search, and number of hits per page.
@@ -38,6 +39,7 @@ class Settings:
     held_out_indices: str | None = None
     max_steps: int = 10
     reward: str = "score"
+    turn_reward: bool = False
     observation: str = "text"
     hits: int = 50
     page_size: int = 10
@@ -51,6 +53,8 @@ class Settings:
         for name, known in (("goals", ("auto", "synthetic", "human")), ("reward", REWARDS), ("observation", OBSERVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
+        if not isinstance(self.turn_reward, bool):
+            raise ValueError(f"turn_reward={self.turn_reward!r}: give True or False")
         if (self.train_indices is None) != (self.held_out_indices is None):
             raise ValueError(f"train_indices={self.train_indices!r}, held_out_indices={self.held_out_indices!r}: give both or none")
 

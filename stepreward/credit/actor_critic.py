@@ -135,6 +135,20 @@ class PPO(_OutcomeCritic):
     observation: str = "skip"
 
 
+@register("starpo_s")
+@dataclasses.dataclass(frozen=True)
+class StarPOS(PPO):
+    """StarPO-S: PPO with γ = λ = 1 on the groups whose outcomes differ most (`Filter`, "top_share").
+
+    The paper's clip range, entropy bonus and penalty are keys of the config: see docs/methods.md.
+
+    Source: RAGEN (arXiv 2504.20073).
+    """
+
+    name: ClassVar[str] = "starpo_s"
+    filter: ClassVar[str] = "top_share"
+
+
 @register("step_ppo")
 @dataclasses.dataclass(frozen=True)
 class StepPPO(_OutcomeCritic):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,8 +14,10 @@ import numpy as np
 from flax import struct
 
 from stepreward.batch import Batch
+from stepreward.credit.schedules import Schedule, Standing, parse
 from stepreward.envs.choosing import misfit
 from stepreward.kernels import steps_to_tokens, token_stream, tokens_to_steps
+from stepreward.signals import SCHEDULED
 
 Array = jax.Array
 Metrics = dict[str, Array]
@@ -30,6 +33,8 @@ class Credit:
       step_advantage: float32 `[E, S]`, the advantage of each step (for token-level methods the mean over its tokens).
       returns: float32 `[R, L]`, target of the critic, or None where the method has no critic.
       metrics: float32 scalars to log.
+      token_weight: float32 `[R, L]` ≥ 0, the weight of each action token in the policy's loss (`kernels.losses`), 0 off `action_mask` and on
+        masked episodes; None where every token has the weight 1.
     """
 
     advantage: Array
@@ -37,6 +42,7 @@ class Credit:
     step_advantage: Array
     returns: Array | None
     metrics: Metrics
+    token_weight: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +51,26 @@ class Method:
 
     A subclass is a frozen dataclass. It is registered under a name with `register`, lists the signals that it needs in `requires`, and
     implements `assign`. A method that trains a model beside the policy lists the loss of that model in `losses`.
+
+    Each field of type float is a coefficient and may follow a schedule, except those in `unscheduled`. `assign` and the losses then
+    read a traced scalar, so they must not branch on it in Python: `uses` says whether it may differ from 0.
+
+    Attributes:
+      schedules: pairs of a coefficient's name and its schedule; `make` checks them.
     """
 
     name: ClassVar[str] = ""
     has_prm: ClassVar[bool] = False
     recommended: ClassVar[str] = ""  # the variant that a run uses by default; "" is the paper's definition
     variants: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    filter: ClassVar[str] = "none"  # the filter of groups that a run uses by default (`credit.filters.KINDS`)
+    reads_ahead: ClassVar[bool] = False  # whether its estimator may also read the steps after the one that it judges
     strategy: ClassVar[str] = "chain"  # how its episodes are rolled out (`rollout.strategies`); "chain" plays each task once
 
     capabilities: ClassVar[frozenset[str]] = frozenset()  # what the environment must declare (`envs.protocol`) for the method's signals
+    unscheduled: ClassVar[frozenset[str]] = frozenset()  # fields of type float that are constant, for example since the host reads them
+
+    schedules: tuple[tuple[str, Schedule], ...] = dataclasses.field(default=(), kw_only=True)
 
     @property
     def strategy_options(self) -> dict[str, Any]:
@@ -79,6 +96,11 @@ class Method:
     def progress_options(self) -> dict[str, Any]:
         """The options that the training of the estimator depends on, as plain values; where they are equal, an estimator can be reused."""
         return {}
+
+    @property
+    def weights_tokens(self) -> bool:
+        """Whether `Credit.token_weight` is an array, so that the tokens of the policy's loss have weights."""
+        return False
 
     @property
     def label_signals(self) -> frozenset[str]:
@@ -117,14 +139,57 @@ class Method:
         """Whether only groups with both a success and a failure train the process reward model."""
         return False
 
+    # --- Scheduled coefficients ---
+
+    @property
+    def coefficients(self) -> dict[str, Schedule]:
+        """The schedules of the coefficients that have one, by name."""
+        return dict(self.schedules)
+
+    @classmethod
+    def schedulable(cls) -> tuple[str, ...]:
+        """Names of the fields that may follow a schedule."""
+        numbers = {float, "float", "float | None"}
+        return tuple(f.name for f in dataclasses.fields(cls) if f.type in numbers and f.name not in cls.unscheduled)
+
+    def scheduled_values(self, standing: Standing) -> dict[str, np.float32]:
+        """Returns the values of the scheduled coefficients in an iteration, as scalar signals."""
+        return {f"{SCHEDULED}{name}": schedule(standing) for name, schedule in self.coefficients.items()}
+
+    def uses(self, name: str) -> bool:
+        """Whether a coefficient is scheduled, or differs from 0."""
+        return name in self.coefficients or getattr(self, name) != 0
+
+    def with_coefficients(self, batch: Batch) -> Method:
+        """Returns the method with the values that its scheduled coefficients have in this batch, which may be traced.
+
+        Raises:
+          ValueError: the batch lacks one of the values; the message names it.
+        """
+        coefficients = self.coefficients
+        if not coefficients:
+            return self
+        check_signals(self, batch, among=())
+        method = copy.copy(self)  # not `dataclasses.replace`: the checks of `__post_init__` cannot compare traced values
+        object.__setattr__(method, "schedules", tuple(coefficients.items()))
+        for name in coefficients:
+            object.__setattr__(method, name, batch.signals[f"{SCHEDULED}{name}"])
+        return method
+
+    # --- Credit and losses ---
+
     def credit(self, batch: Batch) -> Credit:
-        """Returns the credit of every action; pure, jit-able, and without gradient.
+        """Returns the credit of every action; pure, jit-able, and without gradient. Its metrics hold the scheduled coefficients.
 
         Raises:
           ValueError: if a required signal is missing; the message names it.
         """
         check_signals(self, batch)
-        return jax.lax.stop_gradient(self.assign(batch))
+        credit = self.with_coefficients(batch).assign(batch)
+        if coefficients := {f"coefficient_{name}": batch.signals[f"{SCHEDULED}{name}"] for name in self.coefficients}:
+            values = {name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()}
+            credit = credit.replace(metrics={**credit.metrics, **values})
+        return jax.lax.stop_gradient(credit)
 
     def assign(self, batch: Batch) -> Credit:
         """Computes what `credit` returns, before the gradient is stopped. Each method defines it."""
@@ -206,10 +271,11 @@ def make(name: str, **options: Any) -> Method:
     Args:
       name: one of `names()`.
       **options: fields of the method's dataclass. A method with a table `variants` also takes `variant`, the name of a set of
-        options; explicit options override those of the variant.
+        options; explicit options override those of the variant. `schedules` is a mapping from coefficients to schedules, each a
+        `Schedule` or a text for `schedules.parse`.
 
     Raises:
-      ValueError: on an unknown name, variant or option, or a wrong value; the message lists what there is.
+      ValueError: on an unknown name, variant, option or schedule, or a wrong value; the message lists what there is.
     """
     if name not in _METHODS:
         raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
@@ -225,10 +291,36 @@ def make(name: str, **options: Any) -> Method:
     variant = options.pop("variant", None)
     if variant is not None and variant not in method.variants:
         raise ValueError(f"unknown variant '{variant}' of '{name}'; there are: {', '.join(sorted(method.variants))}")
+    schedules = dict(options.pop("schedules", {}))
     if wrong := misfit(method, options):
         option, annotation = wrong
         raise ValueError(f"{option} of '{name}' must be of type {annotation}, not {options[option]!r}")
-    return method(**{**method.variants.get(variant, {}), **options})
+    made = method(**{**method.variants.get(variant, {}), **options})
+    return _with_schedules(made, schedules, options) if schedules else made
+
+
+def _with_schedules(method: Method, schedules: dict[str, Schedule | str], options: Mapping[str, Any]) -> Method:
+    """Returns the method with schedules of its coefficients; raises ValueError if one is not possible."""
+    found, can = [], method.schedulable()
+    for field, schedule in schedules.items():
+        what = f"the schedule of '{field}' of credit method '{method.name}'"
+        if field not in can:
+            near = difflib.get_close_matches(field, can, n=1)
+            hint = f" (did you mean '{near[0]}'?)" if near else ""
+            why = "it is constant" if field in {f.name for f in dataclasses.fields(method)} else "there is no such coefficient"
+            raise ValueError(f"{what}: {why}{hint}; its coefficients that may be scheduled are: {', '.join(can) or 'none'}")
+        if field in options:
+            raise ValueError(f"{what}: the option {field}={options[field]!r} sets the coefficient too; leave out one of the two")
+        try:
+            schedule = schedule if isinstance(schedule, Schedule) else parse(schedule)
+            for value in (schedule.start, schedule.end):  # the method's own checks of the range
+                dataclasses.replace(method, **{field: float(value)})
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+        if schedule.reads_pairs and not method.has_prm:
+            raise ValueError(f"{what}: {schedule} needs the pairs of a process reward model, and this method has none")
+        found.append((field, schedule))
+    return dataclasses.replace(method, schedules=tuple(sorted(found)))
 
 
 def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
@@ -238,18 +330,33 @@ def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
+def check_not_negative(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields is below 0 or not a number."""
+    for field in fields:
+        if not getattr(method, field) >= 0:
+            raise ValueError(f"{field} of '{method.name}' must be at least 0, not {getattr(method, field)!r}")
+
+
+def check_share(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields does not lie in [0, 1]."""
+    for field in fields:
+        if not 0.0 <= getattr(method, field) <= 1.0:
+            raise ValueError(f"{field} of '{method.name}' must lie in [0, 1], not {getattr(method, field)!r}")
+
+
 def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:
     """Checks that the batch holds the signals that a method needs. The check is cheap and works on traced batches.
 
     Args:
       method: the method.
       batch: the batch, concrete or traced.
-      among: the names to check; None checks all that the method requires.
+      among: the names to check; None checks all that the method requires. The values of scheduled coefficients are always checked.
 
     Raises:
       ValueError: a signal is missing; the message names the missing ones and those present.
     """
-    missing = sorted(method.requires.intersection(method.requires if among is None else among) - set(batch.signals))
+    needed = method.requires.intersection(method.requires if among is None else among)
+    missing = sorted((needed | {f"{SCHEDULED}{name}" for name in method.coefficients}) - set(batch.signals))
     if missing:
         present = ", ".join(sorted(batch.signals)) or "none"
         raise ValueError(

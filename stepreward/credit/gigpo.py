@@ -61,6 +61,7 @@ class GiGPO(Method):
 
     name: ClassVar[str] = "gigpo"
     requires: ClassVar[frozenset[str]] = frozenset({"anchor_id"})
+    unscheduled: ClassVar[frozenset[str]] = frozenset({"similarity"})  # the host reads it
     variants: ClassVar = {"paper": {}, "released": {"episode_units": "steps", "reward": "env", "singleton": "raw"}}
 
     weight: float = 1.0

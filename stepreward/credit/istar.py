@@ -18,6 +18,7 @@ from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
 from stepreward.credit.base import Credit, Method, Metrics, check_choice, check_signals, per_step, register, step_mean, to_tokens
 from stepreward.credit.outcome import EPISODE_ADVANTAGES, episode_advantage
+from stepreward.credit.schedules import PairAccuracy, Schedule
 from stepreward.credit.units import UNITS
 from stepreward.kernels.masked import SINGLETON
 
@@ -53,7 +54,7 @@ class IStar(Method):
     A^S(a_t) = (r(a_t) − mean) / std over all steps of all episodes of the group                          (equation 4)
 
     Step rewards are not accumulated over time. Signals: `log_prob_prm` `[R, L]`; and with the options that name them,
-    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`, `alpha_scale` scalar.
+    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`.
 
     Attributes:
       beta: β of the step reward.
@@ -80,7 +81,8 @@ class IStar(Method):
       prm_frozen: the prm is never trained; read by the trainer, and the gradient of `prm_loss` is zero.
       step_reward: "prm"; or a control: "shuffled" permutes the rewards of each episode by `step_permutation`, "uniform"
         gives each step the mean of its episode.
-      alpha_scaled: multiply α by the signal `alpha_scale`, twice the prm's pair accuracy minus 1, at least 0.
+      alpha_scaled: short for the schedule `pair_accuracy(0, alpha)` of alpha: α times (2·(the prm's pair accuracy) − 1), at least 0. A
+        schedule of alpha in `schedules` takes its place.
       singleton: what the only counted unit of a group gets: "zero", or "raw", its own outcome or process reward (as in the
         release).
       eps: added to every std.
@@ -153,9 +155,14 @@ class IStar(Method):
             needed.add(_REFERENCE_SIGNAL[self.reference])
         if self.step_reward == "shuffled":
             needed.add("step_permutation")
-        if self.alpha_scaled:
-            needed.add("alpha_scale")
         return frozenset(needed)
+
+    @property
+    def coefficients(self) -> dict[str, Schedule]:
+        scheduled = super().coefficients
+        if self.alpha_scaled and "alpha" not in scheduled:
+            scheduled["alpha"] = PairAccuracy(0.0, self.alpha)
+        return scheduled
 
     @property
     def losses(self) -> dict:
@@ -180,12 +187,11 @@ class IStar(Method):
         )
         episode_E = episode_advantage(batch, self.episode_advantage, eps=self.eps, singleton=self.singleton)  # equation 3
         episode_RxL = to_tokens(per_step(episode_E, batch), batch)
-        alpha = self.alpha * (batch.signals["alpha_scale"] if self.alpha_scaled else 1.0)
-        merged = _MERGE[self.merge](episode_RxL, process, alpha, units)
+        merged = _MERGE[self.merge](episode_RxL, process, self.alpha, units)
 
         step_reward_ExS = units.to_steps(reward)
         metrics = pieces.process_metrics(step_reward_ExS, log_ratio_RxL, episode_RxL, merged, batch)
-        metrics["alpha"] = jnp.asarray(alpha, jnp.float32)
+        metrics["alpha"] = jnp.asarray(self.alpha, jnp.float32)
         return Credit(merged.advantage, step_reward_ExS, step_mean(merged.advantage, batch), merged.returns, metrics)
 
     def prm_loss(self, log_prob_prm_RxL: Array, batch: Batch) -> tuple[Array, Metrics]:
@@ -202,7 +208,7 @@ class IStar(Method):
         score_E = ablations.TRAJECTORY_REDUCE[self.trajectory_reduce](score_E, batch)
         loss, metrics = _OBJECTIVE[self.prm_objective](score_E, batch)  # equation 2
         metrics["objective"] = loss
-        if self.nll_coef:
+        if self.uses("nll_coef"):
             metrics["nll"] = pieces.winners_negative_log_likelihood(log_prob_prm_RxL, batch)
             loss = loss + self.nll_coef * metrics["nll"]
         return loss, jax.lax.stop_gradient(metrics)

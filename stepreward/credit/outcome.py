@@ -149,7 +149,21 @@ class GRPO(_Grouped):
     eps: float = 1e-6
 
     def _episode_advantage(self, batch: Batch) -> Array:
-        return episode_advantage(batch, self.name, eps=self.eps, singleton=self.singleton)
+        return episode_advantage(batch, "grpo", eps=self.eps, singleton=self.singleton)
+
+
+@register("dapo")
+@dataclasses.dataclass(frozen=True)
+class DAPO(GRPO):
+    """`grpo` on the groups whose outcomes are not all equal (`Filter`, "variance").
+
+    The paper's clip range and token mean are keys of the config: see docs/methods.md.
+
+    Source: DAPO (arXiv 2503.14476).
+    """
+
+    name: ClassVar[str] = "dapo"
+    filter: ClassVar[str] = "variance"
 
 
 @register("dr_grpo")

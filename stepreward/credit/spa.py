@@ -69,6 +69,7 @@ class SPA(ActorCritic):
     """
 
     name: ClassVar[str] = "spa"
+    reads_ahead: ClassVar[bool] = True
     recommended: ClassVar[str] = "stable"
     variants: ClassVar = ablations.SPA_VARIANTS
 
@@ -97,7 +98,7 @@ class SPA(ActorCritic):
 
     @property
     def has_progress(self) -> bool:
-        return self.alpha > 0 and self.step_reward in _ESTIMATED
+        return self.uses("alpha") and self.step_reward in _ESTIMATED
 
     @property
     def needs_group(self) -> bool:
@@ -139,7 +140,7 @@ class SPA(ActorCritic):
         if self.last_grounded:
             executed_ExS = ablations.with_last_step(executed_ExS, mask_ExS)
         reward_ExS = self.beta * pieces.grounding(executed_ExS, mask_ExS)
-        if self.alpha > 0:
+        if self.uses("alpha"):
             reward_ExS = reward_ExS + self.alpha * self._progress(batch)
         return jnp.where(mask_ExS, ablations.STEP_WEIGHT[self.step_weight](reward_ExS, batch), 0.0)
 
@@ -159,7 +160,8 @@ class RBT(SPA):
     """Reward from bags: contributions whose sum over each bag of `bag_size` steps fits the reward observed for the bag.
 
     L = mean over bags of (Σ_bag ĉ − Σ_bag r)². With one bag per episode and the outcome as its reward, this is SPA without grounding. The
-    backbone is the run's language model; in the paper it is a bidirectional transformer, which also predicts the next state.
+    backbone is the run's language model. In the paper it is a transformer that reads the whole bag in both directions and also predicts the
+    next state: a run with `estimator.attention=bidirectional` reads the episode in both directions, and nothing predicts the next state.
 
     Attributes:
       bag_size: the number of steps in a bag; 0 is the whole episode.

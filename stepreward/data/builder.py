@@ -50,6 +50,7 @@ class Demonstrations(_Episodes):
                 "split": _text(),
                 "observations": tfds.features.Sequence(_text()),
                 "actions": tfds.features.Sequence(_text()),
+                "events": tfds.features.Sequence(_text()),
                 "views": tfds.features.Sequence(_text()),
                 "success": np.bool_,
                 "outcome": np.float32,
@@ -90,6 +91,9 @@ class Recordings(_Episodes):
                 "distances": _array(np.float64),
                 "cut": _array(np.int64),
                 "stopped": _array(np.bool_),
+                "events": _json(),
+                "turn_rewards": _array(np.float64),
+                "reference": _json(),
             },
         )
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from stepreward import __version__
 from stepreward.data.storage import METADATA, damaged, flatten, plain, read_dataset, read_header, write_dataset
+from stepreward.envs.protocol import EVENT_NAMES, Prompt, expert_answer
 from stepreward.text import cleaned
 
 _WHAT = "demonstrations"
@@ -31,6 +32,7 @@ class Demonstration:
       actions: the actions, in the form that the environment's `step` takes.
       views: for each observation, the other fields that a prompt sees (`stepreward.envs.protocol.prompt_view` without text and image),
         plain JSON values; empty if no observation has any.
+      events: for each action, the names of its events (`stepreward.envs.protocol.EVENT_NAMES`); empty if they are not known.
       success: whether the task was solved.
       outcome: the return of the episode; stored as float32.
     """
@@ -42,10 +44,16 @@ class Demonstration:
     success: bool
     outcome: float
     views: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    events: list[tuple[str, ...]] = dataclasses.field(default_factory=list)
 
     def view(self, index: int) -> dict[str, Any]:
         """Observation `index` as a prompt sees it, without images."""
         return {"text": self.observations[index], **(self.views[index] if self.views else {})}
+
+    def answer(self, prompt: Prompt, index: int) -> str:
+        """What the expert writes to take action `index`, in the form of a prompt."""
+        events = self.events[: index + 1] or [()] * (index + 1)
+        return expert_answer(prompt, self.actions[index], events)
 
 
 def write_demonstrations(path: str | os.PathLike, records: Iterable[Demonstration], metadata: Mapping[str, Any]) -> None:
@@ -138,8 +146,13 @@ def _checked(index: int, record: Demonstration) -> dict[str, Any]:
                 raise ValueError(f"demonstration {index}: {name} must hold str; got {type(item).__name__}")
     if row["views"] and len(row["views"]) != len(row["observations"]):
         raise ValueError(f"demonstration {index}: {len(row['views'])} views for {len(row['observations'])} observations")
+    if row["events"] and len(row["events"]) != len(row["actions"]):
+        raise ValueError(f"demonstration {index}: events of {len(row['events'])} actions, but it has {len(row['actions'])}")
+    for name in sorted({name for names in row["events"] for name in names} - set(EVENT_NAMES)):
+        raise ValueError(f"demonstration {index}: {name!r} is not one of the events {', '.join(EVENT_NAMES)}")
     views = [json.dumps(plain(view, f"the views of demonstration {index}"), sort_keys=True) for view in row["views"]]
-    return {**row, "views": views, "success": bool(row["success"]), "outcome": float(row["outcome"])}
+    events = [" ".join(names) for names in row["events"]]
+    return {**row, "views": views, "events": events, "success": bool(row["success"]), "outcome": float(row["outcome"])}
 
 
 def _record(row: dict[str, Any]) -> Demonstration:
@@ -151,4 +164,5 @@ def _record(row: dict[str, Any]) -> Demonstration:
         success=bool(row["success"]),
         outcome=float(row["outcome"]),
         views=[json.loads(text) for text in row["views"]],
+        events=[tuple(text.decode().split()) for text in row.get("events", ())],  # earlier versions did not store them
     )

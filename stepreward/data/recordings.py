@@ -19,11 +19,15 @@ import numpy as np
 from stepreward import __version__
 from stepreward.data.demonstrations import check_metadata
 from stepreward.data.storage import METADATA, damaged, plain, read_dataset, read_header, scratch, write_dataset, write_header
+from stepreward.envs.protocol import EVENT_NAMES
 
 _WHAT = "recorded episodes"
 _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
-_PER_STEP = {"rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_}
+_PER_STEP = {
+    "rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_,
+    "turn_rewards": np.float64,
+}  # fmt: skip
 # Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
     "prompt_tokens": (np.int32, "prompt_lengths"),
@@ -54,6 +58,9 @@ class Recording:
       distances: float64 `[S]`, steps to success before each action.
       cut: int64 `[S]`, characters of observations that were cut from each prompt.
       stopped: bool `[S]`, the answer ended with a stop token and not at the length limit.
+      events: names of the events of each step (`envs.protocol.EVENT_NAMES`).
+      turn_rewards: float64 `[S]`, the partial progress that each step made; 0 if the environment measures none.
+      reference: a right final answer, or None if the environment has none.
     """
 
     seed: int
@@ -80,6 +87,9 @@ class Recording:
     distances: np.ndarray
     cut: np.ndarray
     stopped: np.ndarray
+    events: list[tuple[str, ...]]
+    turn_rewards: np.ndarray
+    reference: str | None
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
@@ -195,14 +205,14 @@ def _row(place: int, recording: Recording) -> dict[str, Any]:
     row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
     row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
     row |= {name: np.float64(getattr(recording, name)) for name in ("final_distance", "score")}
-    for name in ("split", "final_observation", "end", "failure"):
+    for name in ("split", "final_observation", "end", "failure", "reference"):
         row[name] = value = getattr(recording, name)
-        if not isinstance(value, str) and not (value is None and name == "failure"):
+        if not isinstance(value, str) and not (value is None and name in ("failure", "reference")):
             raise ValueError(f"recording {place}: {name} must be a str; got {type(value).__name__}")
-    row |= {name: json.dumps(getattr(recording, name)) for name in ("failure", "needs")}
+    row |= {name: json.dumps(getattr(recording, name)) for name in ("failure", "needs", "reference")}
 
     steps = len(recording.observations)
-    for name in (*_STRINGS, *_PER_STEP, *_RAGGED):
+    for name in (*_STRINGS, "events", *_PER_STEP, *_RAGGED):
         if len(getattr(recording, name)) != steps:
             raise ValueError(f"recording {place}: {name} has {len(getattr(recording, name))} items for {steps} observations")
     for name in _STRINGS:
@@ -210,6 +220,9 @@ def _row(place: int, recording: Recording) -> dict[str, Any]:
             if not isinstance(item, str) and not (item is None and name == "actions"):
                 raise ValueError(f"recording {place}: {name} must hold str; got {type(item).__name__}")
         row[name] = json.dumps(list(getattr(recording, name)))
+    for name in sorted({name for names in recording.events for name in names} - set(EVENT_NAMES)):
+        raise ValueError(f"recording {place}: events must hold the names {', '.join(EVENT_NAMES)}; got {name!r}")
+    row["events"] = json.dumps([list(names) for names in recording.events])
     for name, dtype in _PER_STEP.items():
         row[name] = _array(f"recording {place}: {name}", getattr(recording, name), dtype)
     for name, (dtype, lengths) in _RAGGED.items():
@@ -231,11 +244,14 @@ def _array(where: str, values: np.ndarray, dtype) -> np.ndarray:
 
 def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
-    row = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool), **row}
+    without = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool)}
+    without |= {"events": json.dumps([()] * steps), "turn_rewards": np.zeros(steps), "reference": "null"}
+    row = {**without, **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
-    fields |= {name: json.loads(row[name]) for name in ("failure", "needs", *_STRINGS)}
+    fields |= {name: json.loads(row[name]) for name in ("failure", "needs", "reference", *_STRINGS)}
+    fields["events"] = [tuple(names) for names in json.loads(row["events"])]
     fields |= {name: float(row[name]) for name in ("final_distance", "score")}
     # Copied because TFDS returns read-only views of its buffers.
     fields |= {name: np.array(row[name]) for name in _PER_STEP}

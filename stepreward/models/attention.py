@@ -1,7 +1,7 @@
-"""Causal grouped-query attention in four implementations: plain XLA, XLA in blocks, cuDNN's flash kernel and the TPU splash kernel.
+"""Grouped-query attention in four implementations: plain XLA, XLA in blocks, cuDNN's flash kernel and the TPU splash kernel.
 
-All of them use the same mask: a token attends to itself and to earlier tokens of its segment. Padding (segment 0) attends to
-padding, so that no softmax is empty, and real tokens never attend to it. Scores are scaled by H^(−1/2); the softmax is in fp32.
+All of them use the same mask: a token attends to itself and to earlier tokens of its segment; without causality (`causal=False`), to all
+tokens of its segment. Padding (segment 0) attends to padding, so that no softmax is empty, and real tokens never attend to it. Scores are scaled by H^(−1/2); the softmax is in fp32.
 
 Shape suffixes: B rows, T tokens, Q query tokens, C cache slots, N query heads, K key/value heads, G = N / K, H head width.
 """
@@ -83,6 +83,7 @@ def causal_attention(
     mesh: Mesh | None = None,
     packed: bool = True,
     interpret: bool = False,
+    causal: bool = True,
 ) -> Array:
     """softmax(q·kᵀ / √H) v over each token and the earlier tokens of its segment, `[B, N, T, H]`.
 
@@ -96,32 +97,36 @@ def causal_attention(
       packed: whether a row may hold several segments. False promises one segment a row, starting at its first token. Causality
         alone then hides padding, and cuDNN needs no mask, which would be an array `[B, 1, T, T]`.
       interpret: runs "splash" without a TPU, slowly, for tests.
+      causal: False also attends to the later tokens of the segment.
 
     Raises:
       ValueError: if the implementation is unknown or still "auto".
     """
     arrays = (query_BxNxTxH, key_BxKxTxH, value_BxKxTxH, segment_ids_BxT)
     if implementation == "plain":
-        return _attend(*arrays[:3], _visible(segment_ids_BxT, segment_ids_BxT, _every_position(segment_ids_BxT)))
+        return _attend(*arrays[:3], _visible(segment_ids_BxT, segment_ids_BxT, _every_position(segment_ids_BxT), causal))
     if implementation == "blocked":
-        return selected_attention(*arrays, _every_position(segment_ids_BxT))
+        return selected_attention(*arrays, _every_position(segment_ids_BxT), causal=causal)
     if implementation == "cudnn":
-        return _per_device(partial(_cudnn, packed=packed), mesh, *arrays)
+        return _per_device(partial(_cudnn, packed=packed, causal=causal), mesh, *arrays)
     if implementation == "splash":
-        return _per_device(partial(_splash, interpret=interpret), mesh, *arrays)
+        return _per_device(partial(_splash, interpret=interpret, causal=causal), mesh, *arrays)
     raise ValueError(f"implementation={implementation!r} is not one of {', '.join(IMPLEMENTATIONS[1:])}; call `resolve` to choose one.")
 
 
-def selected_attention(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, at_BxQ: Array) -> Array:
+def selected_attention(
+    query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, at_BxQ: Array, *, causal: bool = True
+) -> Array:
     """Causal attention for the queries of some tokens only, `[B, N, Q, H]`; plain XLA, in blocks if there are more than 256.
 
     Args:
       query_BxNxQxH: the queries of the selected tokens.
       key_BxKxTxH, value_BxKxTxH, segment_ids_BxT: as in `causal_attention`.
       at_BxQ: int32, the index in the row of each query's token.
+      causal: as in `causal_attention`.
     """
     segment_BxQ = jnp.take_along_axis(segment_ids_BxT, at_BxQ, axis=1)
-    visible = lambda segment, at: _visible(segment, segment_ids_BxT, at)
+    visible = lambda segment, at: _visible(segment, segment_ids_BxT, at, causal)
     return _in_blocks(query_BxNxQxH, key_BxKxTxH, value_BxKxTxH, visible, segment_BxQ, at_BxQ)
 
 
@@ -148,10 +153,12 @@ def _every_position(segment_ids_BxT: Array) -> Array:
     return jnp.broadcast_to(jnp.arange(segment_ids_BxT.shape[1]), segment_ids_BxT.shape)
 
 
-def _visible(segment_BxQ: Array, segment_BxT: Array, at_BxQ: Array) -> Array:
+def _visible(segment_BxQ: Array, segment_BxT: Array, at_BxQ: Array, causal: bool = True) -> Array:
     """bool `[B, Q, T]`: the keys that each query attends to."""
-    causal = jnp.arange(segment_BxT.shape[1])[None, None, :] <= at_BxQ[:, :, None]
-    return causal & (segment_BxQ[:, :, None] == segment_BxT[:, None, :])
+    same = segment_BxQ[:, :, None] == segment_BxT[:, None, :]
+    if not causal:
+        return same
+    return (jnp.arange(segment_BxT.shape[1])[None, None, :] <= at_BxQ[:, :, None]) & same
 
 
 def _attend(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, mask_BxQxT: Array) -> Array:
@@ -211,21 +218,25 @@ def _per_device(attend, mesh: Mesh | None, query_BxNxTxH: Array, key_BxKxTxH: Ar
     return run(query_BxNxTxH, key_BxKxTxH, value_BxKxTxH, segment_ids_BxT)
 
 
-def _cudnn(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, *, packed: bool) -> Array:
+def _cudnn(
+    query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, *, packed: bool, causal: bool = True
+) -> Array:
     length = segment_ids_BxT.shape[1]
     spare = length % 2  # the backward pass takes even lengths only
     pad = lambda x, axis: jnp.pad(x, [(0, spare if a == axis else 0) for a in range(x.ndim)])
     query, key, value = (pad(x, 2).transpose(0, 2, 1, 3) for x in (query_BxNxTxH, key_BxKxTxH, value_BxKxTxH))
     mask = None
-    if packed:
+    if packed or not causal:  # causality alone hides the padding of a row of one segment
         segment = pad(segment_ids_BxT, 1)
         # The mask is causal too, although `is_causal` is set: cuDNN may return NaN for a query whose mask is empty.
-        mask = _visible(segment, segment, _every_position(segment))[:, None]
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=True, implementation="cudnn")
+        mask = _visible(segment, segment, _every_position(segment), causal)[:, None]
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
     return mixed.transpose(0, 2, 1, 3)[:, :, :length]
 
 
-def _splash(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, *, interpret: bool) -> Array:
+def _splash(
+    query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segment_ids_BxT: Array, *, interpret: bool, causal: bool = True
+) -> Array:
     from jax.experimental.pallas.ops.tpu import splash_attention as splash  # slow to import
 
     _, heads, length, width = query_BxNxTxH.shape
@@ -244,7 +255,8 @@ def _splash(query_BxNxTxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, segm
         block_q_dq=block,
         block_kv_dq=block,
     )
-    mask = splash.MultiHeadMask([splash.CausalMask((length + rest, length + rest))] * heads)
+    shape = (length + rest, length + rest)
+    mask = splash.MultiHeadMask([splash.CausalMask(shape) if causal else splash.FullMask(shape)] * heads)
     kernel = splash.make_splash_mha(mask, block_sizes=sizes, head_shards=1, q_seq_shards=1, interpret=interpret)
     mixed = jax.vmap(lambda q, k, v, s: kernel(q, k, v, segment_ids=splash.SegmentIds(s, s)))(query, key, value, segment)
     return mixed[:, :, :length]

@@ -51,6 +51,8 @@ class DecoderConfig:
       remat: what the backward pass recomputes: "none", "layer" (all of a layer) or "dots" (all but its matrix products).
       attention: the implementation of attention, see `attention.py`.
       packed_rows: whether a row may hold several segments. False promises that none does, so that cuDNN's kernel needs no mask.
+      causal: whether a token attends to itself and earlier tokens only. False also attends to the later tokens of its segment; such a
+        model reads whole rows, and cannot decode.
       lora: the config of the adapters, or None.
       mesh: the device mesh that activations are split over, or None.
 
@@ -79,6 +81,7 @@ class DecoderConfig:
     remat: str = "none"
     attention: str = "auto"
     packed_rows: bool = True
+    causal: bool = True
     lora: LoraConfig | None = None
     mesh: Mesh | None = None
 
@@ -402,7 +405,8 @@ def attention_of(c: DecoderConfig, length: int) -> str:
 def hidden_states(
     graphdef, params, tokens_RxL, positions_RxL, segment_ids_RxL, keep_RxQ=None, dropout_key=None, vision=None
 ) -> tuple[Array, Array]:
-    """Final hidden states `[R, L, D]` (`[R, Q, D]` at `keep_RxQ`) and the head `[D, V]`: causal within each non-zero segment.
+    """Final hidden states `[R, L, D]` (`[R, Q, D]` at `keep_RxQ`) and the head `[D, V]`, within each non-zero segment; causal unless the
+    config says otherwise.
 
     Args:
       graphdef: the static graph, see `build`.
@@ -415,8 +419,9 @@ def hidden_states(
     """
     model, c = merge(graphdef, params), config_of(graphdef)
     kind = attention_of(c, tokens_RxL.shape[1])
-    attend = partial(causal_attention, segment_ids_BxT=segment_ids_RxL, implementation=kind, mesh=c.mesh, packed=c.packed_rows)
-    attend_kept = partial(selected_attention, segment_ids_BxT=segment_ids_RxL, at_BxQ=keep_RxQ)
+    rows = dict(segment_ids_BxT=segment_ids_RxL, causal=c.causal)
+    attend = partial(causal_attention, **rows, implementation=kind, mesh=c.mesh, packed=c.packed_rows)
+    attend_kept = partial(selected_attention, **rows, at_BxQ=keep_RxQ)
     hidden, _ = model(tokens_RxL, positions_RxL, attend, attend_kept, keep_BxQ=keep_RxQ, dropout_key=dropout_key, vision=vision)
     return hidden, model.head_DxV()
 
@@ -446,7 +451,12 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
 
     Returns:
       Hidden states `[B, T, D]` (`[B, Q, D]` at `keep_BxQ`), the head `[D, V]` and the new caches.
+
+    Raises:
+      ValueError: the model is not causal.
     """
+    if not config_of(graphdef).causal:
+        raise ValueError("a model that attends to later tokens cannot decode with a cache.")
     model = merge(graphdef, params)
     positions = length_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
     kept = None if keep_BxQ is None else jnp.take_along_axis(positions, keep_BxQ, axis=1)

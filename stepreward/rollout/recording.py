@@ -42,6 +42,9 @@ def to_recording(episode: Episode) -> Recording:
         distances=np.array([step.distance for step in steps], np.float64),
         cut=np.array([step.cut for step in steps], np.int64),
         stopped=np.array([step.stopped for step in steps], np.bool_),
+        events=[tuple(step.events) for step in steps],
+        turn_rewards=np.array([step.turn_reward for step in steps], np.float64),
+        reference=episode.reference,
     )
 
 
@@ -61,10 +64,11 @@ def from_recording(recording: Recording) -> Episode:
         recording.distances.tolist(),
         strict=True,
     )
-    more = zip(recording.cut.tolist(), recording.stopped.tolist(), strict=True)
+    names = ("cut", "stopped", "events", "turn_reward")
+    more = zip(recording.cut.tolist(), recording.stopped.tolist(), recording.events, recording.turn_rewards.tolist(), strict=True)
     return Episode(
         task=Task(recording.seed, recording.split, recording.group),
-        steps=[Step(*column, cut=cut, stopped=stopped) for column, (cut, stopped) in zip(columns, more, strict=True)],
+        steps=[Step(*column, **dict(zip(names, rest))) for column, rest in zip(columns, more, strict=True)],
         success=recording.success,
         truncated=recording.truncated,
         score=recording.score,
@@ -73,4 +77,5 @@ def from_recording(recording: Recording) -> Episode:
         needs=dict(recording.needs),
         final_observation=recording.final_observation,
         final_distance=recording.final_distance,
+        reference=recording.reference,
     )

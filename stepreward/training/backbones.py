@@ -40,6 +40,12 @@ class Backbone:
         return batch if self.config.vision is not None else batch.replace(vision=None)
 
 
+def bidirectional(model: Backbone) -> Backbone:
+    """Returns the same model with attention to all tokens of a segment, the later ones included; its parameters are the same."""
+    config = dataclasses.replace(model.config, causal=False)
+    return dataclasses.replace(model, graphdef=decoder.graph(config), config=config)
+
+
 CHECKPOINT = "checkpoint"  # the preset whose shape is read from the folder in model.path
 
 

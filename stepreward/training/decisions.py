@@ -31,6 +31,7 @@ DECIDED_FROM: dict[str, tuple[str, ...]] = {
 # Keys that may change at any time: they do not affect the output, or only how long a run is and how often it is evaluated and saved.
 FREE = (
     "environment.pool", "environment.timeout_s", "environment.reset_timeout_s", "environment.ray_address", "model.download",
+    "judge.url", "judge.key_variable", "judge.timeout_s", "judge.retries", "judge.parallel",
     "train.check_batches", "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every",
     "checkpoint.keep",
 )  # fmt: skip

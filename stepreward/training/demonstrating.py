@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
+from stepreward.envs.events import Events
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
@@ -142,11 +143,14 @@ class _Play:
         self.slot, self.task, self.entropy = slot, task, entropy
         self.views: list[dict] = []
         self.actions: list[str] = []
+        self.events: list[tuple[str, ...]] = []
         self.todo: list[str] = []
         self.total, self.info, self.failure, self.over = 0.0, {}, None, False
 
     def enter(self, result) -> None:
         observation, self.info = result
+        if not self.views:
+            self._told = Events(self.info["state_key"])
         view = prompt_view(observation, self.info)
         self.views.append({name: value for name, value in view.items() if name != IMAGE})
 
@@ -156,6 +160,7 @@ class _Play:
     def move(self, result) -> None:
         observation, reward, terminated, truncated, info = result
         self.actions.append(self.todo.pop(0))
+        self.events.append(self._told.after(info["state_key"], info["executed"]))
         self.total += float(reward)
         self.enter((observation, info))
         self.over = terminated or truncated
@@ -166,7 +171,7 @@ class _Play:
         rest = [{name: value for name, value in view.items() if name != "text"} for view in self.views]
         texts = [view["text"] for view in self.views]
         won = bool(self.info["won"])
-        return Demonstration(str(self.task), "train", texts, self.actions, won, self.total, rest if any(rest) else [])
+        return Demonstration(str(self.task), "train", texts, self.actions, won, self.total, rest if any(rest) else [], self.events)
 
 
 def _round(pool, plays: list[_Play], call, then) -> list[_Play]:
@@ -265,7 +270,7 @@ def _episode(record: Demonstration, pictures, index: int, parts) -> Episode | tu
     history: list = []
     conversation = 0
     for turn_index, action in enumerate(record.actions):
-        view, said = record.view(turn_index), clean(prompt.answer(action))
+        view, said = record.view(turn_index), clean(record.answer(prompt, turn_index))
         try:
             images = None if pictures is None else reader.read(pictures[turn_index])
         except ValueError as error:

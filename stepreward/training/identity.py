@@ -101,8 +101,8 @@ def said(parts) -> str:
     prompt, chat, tokens = parts.prompt, parts.chat, []
     for record in parts.demonstrations[:4]:
         history: list = []
-        for index, action in enumerate(record.actions[:3]):
-            view, answer = record.view(index), prompt.answer(action)
+        for index in range(len(record.actions[:3])):
+            view, answer = record.view(index), record.answer(prompt, index)
             for shown in (prompt.first(view), prompt.later(view), prompt.window(view, history)):
                 tokens += [chat.codec.encode(shown), chat.answer(answer)]
             history.append((view, answer))

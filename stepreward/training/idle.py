@@ -85,6 +85,12 @@ class Stillness:
             "raise rollout.group_size or rollout.temperature.",
         )
         self._count(
+            "filter",
+            metrics.get("filter/kept_groups") == 0,
+            f"in {PATIENCE} consecutive iterations, the filter kept no group, so the policy was not updated. Choose tasks that are neither "
+            "too hard nor too easy, raise filter.rounds or rollout.group_size, or set another filter.kind.",
+        )
+        self._count(
             "advantages",
             none and not flat,
             f"in {PATIENCE} consecutive iterations, every advantage was 0: the policy had nothing to learn from.",

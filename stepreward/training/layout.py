@@ -157,7 +157,8 @@ class Layout:
         c, length, rows = model.config, self.c.rollout.max_row_tokens, rows or self.capacity
         if attention_of(c, length) not in KERNELS:
             return 0.0
-        return passes * 4 * rows * length**2 / 2 * c.num_layers * c.num_heads * c.head_dim
+        pairs = length**2 / 2 if c.causal else length**2
+        return passes * 4 * rows * pairs * c.num_layers * c.num_heads * c.head_dim
 
     @staticmethod
     def training_passes(model: Backbone) -> float:

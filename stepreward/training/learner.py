@@ -1,6 +1,6 @@
 """The models that learn in a run (the policy and its auxiliaries), and the parts of one iteration.
 
-`score` adds signals to a batch, `credit` turns them into advantages, and `learn` and `update_policy` train on them.
+`prepare` and `score` add signals to a batch, `credit` turns them into advantages, and `learn` and `update_policy` train on them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from stepreward import parallel
 from stepreward.batch import Batch, validate
 from stepreward.credit import credit_quality, rank_correlation
+from stepreward.credit.schedules import Standing
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
@@ -39,6 +40,7 @@ class Learner(Component):
       initial: the parameters that reinforcement learning started from; None if no method or loss needs them.
       auxiliaries: the models that learn beside the policy, by name; they have no parameters until they begin.
       kl_coef: coefficient of the KL penalty in the reward.
+      successes: the training success of the last iterations, the oldest first; as many as the schedules of coefficients read.
     """
 
     def __init__(self, c, parts, key: jax.Array):
@@ -58,6 +60,8 @@ class Learner(Component):
             kind.name: kind(c, parts, self.layout, key) for kind in AUXILIARIES if kind.wanted(self.method)
         }
         self.kl_coef = c.policy.kl_reward_coef
+        self.successes: list[float] = []
+        self._window = max((schedule.window for schedule in self.method.coefficients.values()), default=0)
         self.reinforcing = False  # whether `begin_rl` has been called
 
     @property
@@ -92,6 +96,11 @@ class Learner(Component):
             joined = auxiliary.joined(joined)
         self.policy = create(joined, self.policy_optimizer)
 
+    def open(self) -> None:
+        """Reads what auxiliaries need from disk, so that a wrong path is found before anything is trained."""
+        for auxiliary in self.auxiliaries.values():
+            auxiliary.open()
+
     def begin_stage(self, stage: str) -> None:
         """Begins the auxiliaries whose first stage this is, if it precedes reinforcement learning."""
         for auxiliary in self.auxiliaries.values():
@@ -121,6 +130,21 @@ class Learner(Component):
 
     # --- One iteration ---
 
+    def prepare(self, batch, episodes) -> dict:
+        """Shows auxiliaries the episodes that a batch was packed from, before `score`; returns metrics."""
+        metrics = {}
+        for auxiliary in self.auxiliaries.values():
+            metrics |= auxiliary.prepare(batch, episodes)
+        return metrics
+
+    def unscored(self, batch) -> np.ndarray:
+        """Returns the episodes of a prepared batch for which an auxiliary has no signals, bool `[E]`."""
+        found = np.zeros(batch.num_episodes, bool)
+        for auxiliary in self.auxiliaries.values():
+            if auxiliary.unscored is not None:
+                found |= auxiliary.unscored
+        return found
+
     def score(self, batch, metrics: dict):
         """Adds the models' signals that the method and the policy's loss need; `credit` adds those of the host."""
         started, offline = time.monotonic(), self.c.train.mode == "offline"
@@ -145,14 +169,24 @@ class Learner(Component):
             wanted["log_prob_policy"] = decoder_of(self.policy.params)
         return wanted
 
-    def look(self, batch, metrics: dict) -> dict:
-        """Returns the scalar signals of a batch, which auxiliaries compute before they learn from it; adds their metrics."""
-        signals = {"alpha_scale": np.float32(1), "kl_coef": np.float32(self.kl_coef)}
+    def look(self, batch, metrics: dict, iteration: int = 0) -> tuple[dict, dict]:
+        """Computes the scalars of a batch before the auxiliaries learn from it; adds their metrics.
+
+        Returns:
+          The scalar signals that the method requires, and the values of its scheduled coefficients, by name of the signal.
+        """
+        signals, standing = {"kl_coef": np.float32(self.kl_coef)}, Standing(iteration, tuple(self.successes))
+        batch = batch.with_signals(**self.method.scheduled_values(standing))
         for auxiliary in self.auxiliaries.values():
             found, seen = auxiliary.look(batch)
+            standing = standing._replace(pair_accuracy=found.pop("pair_accuracy", standing.pair_accuracy))
             signals |= found
             metrics |= seen
-        return signals
+        return {name: x for name, x in signals.items() if name in self.method.requires}, self.method.scheduled_values(standing)
+
+    def note_success(self, success: float) -> None:
+        """Keeps the training success of a finished iteration for the schedules of coefficients."""
+        self.successes = [*self.successes, success][-self._window :] if self._window else []
 
     def learn(self, when: str, lesson: Lesson, metrics: dict) -> bool:
         """Trains the auxiliaries that learn at the time `when`; returns whether there are any."""
@@ -165,13 +199,12 @@ class Learner(Component):
         """Computes the credit of a batch; adds the method's metrics, and the credit's agreement with true progress.
 
         Args:
-          signals: the result of `look`.
+          signals: scalar signals, both results of `look`.
           seed: entropy of the method's random draws.
         """
         started = time.monotonic()
-        extra = {name: value for name, value in signals.items() if name in self.method.requires}
-        extra |= self.method.host_signals(batch, episodes, np.random.default_rng(seed))
-        credited = jax.device_get(_credit(self.method, batch.with_signals(**extra)))
+        extra = self.method.host_signals(batch, episodes, np.random.default_rng(seed))
+        credited = jax.device_get(_credit(self.method, batch.with_signals(**signals, **extra)))
         metrics |= {f"credit/{name}": float(value) for name, value in credited.metrics.items()}
         for auxiliary in self.auxiliaries.values():
             metrics |= auxiliary.credited(credited)
@@ -192,7 +225,10 @@ class Learner(Component):
     def update_policy(self, batch, credited, metrics: dict, seed) -> None:
         """Trains the policy, and adapts the coefficient of the KL penalty in the reward to the measured KL."""
         c = self.c
-        signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm)}
+        weight = credited.token_weight
+        signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm, weight)}
+        if weight is not None:
+            signals["token_weight"] = weight
         if c.policy.kl_coef:
             signals["log_prob_reference"] = batch.signals["log_prob_initial"]
         for auxiliary in self.auxiliaries.values():
@@ -257,7 +293,7 @@ class Learner(Component):
                     kernel_flops=layout.kernel_flops(model),
                 )
             rows, update = layout.minibatch_capacity(c.policy.minibatch_rows), self._policy_update()
-            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef)
+            signals = ["advantage"] + ["token_weight"] * self.method.weights_tokens + ["log_prob_reference"] * bool(c.policy.kl_coef)
             signals += [name for auxiliary in self.auxiliaries.values() for name in auxiliary.reads_with_policy]
             batch = layout.shapes(rows, signals=signals)
             arrays, arguments = (self.policy, batch, batch.signals["advantage"]), policy_arguments(layout, seed=[0], update=0, **update)
@@ -293,7 +329,7 @@ class Learner(Component):
     def facts(self) -> dict:
         """Returns the plain values that are saved with `tree`."""
         begun = {name: auxiliary.saved()[1] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
-        return {"kl_coef": self.kl_coef, "auxiliaries": begun}
+        return {"kl_coef": self.kl_coef, "successes": self.successes, "auxiliaries": begun}
 
     def template(self, facts: dict) -> dict:
         """Returns a tree with the structure that `tree` had when `facts` were saved."""
@@ -304,6 +340,7 @@ class Learner(Component):
     def load(self, tree: dict, facts: dict) -> None:
         """Restores a saved tree and its facts."""
         self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
+        self.successes = facts.get("successes", [])
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].load(tree.get(name, {}), found)
         if self.c.train.check_batches:

@@ -101,9 +101,12 @@ def group_minibatches(batch: Batch, groups: int, capacity: int, rng: np.random.G
       batch, capacity: see `take_groups`.
       groups: maximum number of groups in a part.
       mixed_only: leave out groups without a success or without a failure, which have no pairs.
+
+    Groups without an episode that counts are left out: an update on them would follow the optimizer's momentum alone.
     """
     group_id, success, counted = (np.asarray(x) for x in (batch.group_id, batch.success, batch.episode_mask))
-    kept, sizes = np.unique(group_id, return_counts=True)
+    sizes = np.unique(group_id, return_counts=True)[1]
+    kept = np.unique(group_id[counted])
     if mixed_only:
         kept = np.intersect1d(group_id[counted & success], group_id[counted & ~success])
     if len(kept):

@@ -71,6 +71,7 @@ class Run:
         self.key = jax.random.key(c.seed)
         self.counters = Counters(stage=STAGES[0].name)
         self.learner = Learner(c, self.parts, self.key)
+        self.learner.open()
         self.stages: dict[str, Stage] = {stage.name: stage(self) for stage in STAGES}
         explores = self.stages["explore"].wanted()
         self.exploration = Exploration(c, self.workdir, self.fingerprint("explore")) if explores else None

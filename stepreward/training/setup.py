@@ -38,8 +38,11 @@ from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
 from stepreward.training import backbones, streams
+from stepreward.training.auxiliaries import judge
 from stepreward.training.auxiliaries.critic import BACKBONES
+from stepreward.training.auxiliaries.estimator import ATTENTION
 from stepreward.training.demonstrating import load_demonstrations
+from stepreward.training.filtering import make_filter
 from stepreward.training.held_out import first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
@@ -78,6 +81,7 @@ class Parts:
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
     abstract: bool = False  # models consist of shapes, not arrays
+    workdir: Path | None = None  # the run's folder, where auxiliaries may keep files
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
 
 
@@ -171,9 +175,12 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    if make_strategy(method).restarts:
+    strategy = make_strategy(method)
+    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
+    if strategy.restarts:
         collector.check_restarts()
-    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    return Parts(*made, workdir=Path(workdir))
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -283,13 +290,15 @@ def check(c) -> None:
         )
     choices = {"rollout.context": CONTEXTS, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
                "policy.old_log_prob": OLD_LOG_PROBS, "train.mode": ("online", "offline"), "critic.backbone": BACKBONES,
-               "critic.head": HEADS, "estimator.head": HEADS}  # fmt: skip
+               "critic.head": HEADS, "estimator.head": HEADS, "estimator.attention": ATTENTION}  # fmt: skip
     for key, known in choices.items():
         group, name = key.split(".")
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    signals = computed() | make_strategy(method).provides
+    strategy = make_strategy(method)
+    strategy.check(c.rollout.group_size, c.rollout.max_steps)
+    signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
@@ -298,6 +307,11 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if "process_score" in method.requires:
+        judge.check(c)
+    make_filter(c, method)
+    if method.has_progress and c.estimator.attention == "bidirectional":
+        _check_reads_ahead(c, method)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
@@ -322,6 +336,19 @@ def check(c) -> None:
         _check_offline(c, method)
 
 
+def _check_reads_ahead(c, method) -> None:
+    if not method.reads_ahead:
+        raise ValueError(
+            f"estimator.attention='bidirectional' shows the estimator the steps after each step, but that of credit.method={method.name!r} "
+            "predicts from earlier steps alone: set estimator.attention=causal."
+        )
+    if c.rollout.context != "episode":
+        raise ValueError(
+            f"estimator.attention='bidirectional' reads whole episodes, but rollout.context={c.rollout.context!r} makes a row of each step: "
+            "set rollout.context=episode, or estimator.attention=causal."
+        )
+
+
 def _check_offline(c, method) -> None:
     if c.exploration.rollouts != c.rollout.group_size:
         raise ValueError(
@@ -332,6 +359,11 @@ def _check_offline(c, method) -> None:
         raise ValueError(
             f"train.mode=offline needs rollout.groups={c.rollout.groups} tasks per iteration, but exploration.tasks={c.exploration.tasks}: "
             "lower rollout.groups or raise exploration.tasks."
+        )
+    if method.strategy != "chain":
+        raise ValueError(
+            f"train.mode=offline plays no new episodes, but credit.method={method.name!r} needs those of the rollout strategy "
+            f"{method.strategy!r}: set train.mode=online."
         )
     if method.has_prm:
         raise ValueError(
@@ -357,7 +389,7 @@ def make_method(c) -> credit.Method:
     """Returns the credit method with the options that the config sets.
 
     Raises:
-      ValueError: the method, variant or an option is unknown.
+      ValueError: the method, variant, an option or a schedule is unknown or wrong.
     """
     options = {k: v for k, v in c.credit.options.to_dict().items() if v is not None}
     variant = credit.recommended_variant(c.credit.method) if c.credit.variant == "auto" else c.credit.variant
@@ -365,6 +397,9 @@ def make_method(c) -> credit.Method:
         options["variant"] = variant
     if "kl_in_reward" not in options and c.policy.kl_reward_coef > 0:
         options["kl_in_reward"] = True
+    if "schedules" in options:
+        raise ValueError("schedules of coefficients are not an option of the method: set credit.schedules.NAME instead of credit.options.")
+    options["schedules"] = c.credit.schedules.to_dict()
     return credit.make(c.credit.method, **options)
 
 
@@ -427,14 +462,15 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
     if not any(d.success for d in demonstrations):  # no example of a good answer: allow every listed action, and any text
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
-    words = sorted(words)
+    words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
-    answers = {prompt.answer(word) for word in words}
+    said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed run must not leave a partial tokenizer
     if pieces:
-        said = [prompt.answer(a) for d in demonstrations for a in d.actions]  # with repetitions: pieces are learnt from frequencies
-        train_piece_tokenizer([*sorted(texts), *said], pieces, temporary, images=images)
+        # With repetitions: pieces are learnt from frequencies. No demonstration may show some of the prompt's words.
+        train_piece_tokenizer([*sorted(texts), *said, *fixed * len(demonstrations)], pieces, temporary, images=images)
     else:
-        train_symbol_tokenizer(sorted(texts | answers), words, temporary, images=images)
+        answers = {*said, *(prompt.answer(word) for word in words)}
+        train_symbol_tokenizer(sorted(texts | answers), [*words, *fixed], temporary, images=images)
     temporary.rename(folder)

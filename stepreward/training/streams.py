@@ -34,9 +34,10 @@ DEVICE = {
     "estimator_head": 6,
     "adapters": 7,
     "prm_weights": 8,  # of a PRM of its own shape
+    "filter": 20,  # answers in the further groups of an iteration; index: iteration; with a second index, the round
 }
 # Seeds of tasks.
-TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6}
+TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6, "filter": 20}
 
 
 def host(seed: int, stream: str, *index: int) -> list[int]:

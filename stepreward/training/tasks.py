@@ -13,13 +13,16 @@ from stepreward.training.held_out import choose_held_out
 _SETS: dict[str, tuple[Task, ...]] = {}  # by environment; cached, since choosing held-out tasks resets environments
 
 
-def training_tasks(seed: int, stream: str, iteration: int, groups: int, group_size: int) -> list[Task]:
+def training_tasks(seed: int, stream: str, index: int | tuple[int, ...], groups: int, group_size: int, first: int = 0) -> list[Task]:
     """Returns the tasks of one iteration: `groups` training tasks, each `group_size` times.
 
     Args:
       stream: the random stream of the tasks, one of `streams.TASKS`.
+      index: the iteration, or the indices in the stream.
+      first: the number of the first group.
     """
-    return [Task(streams.task(seed, stream, iteration, g), "train", g) for g in range(groups) for _ in range(group_size)]
+    index = (index,) if isinstance(index, int) else index
+    return [Task(streams.task(seed, stream, *index, g), "train", first + g) for g in range(groups) for _ in range(group_size)]
 
 
 def held_out_tasks(c, pool: Pool, episodes: int) -> list[Task]:

@@ -2,20 +2,28 @@
 
 In each iteration of reinforcement learning, every auxiliary computes its signals, and learns at the time that its `when` names:
 
-    signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
+    prepare → signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit import Credit
+from stepreward.errors import UserError
 from stepreward.programs import Component
 from stepreward.training.backbones import Backbone
 
 BEFORE_CREDIT, AFTER_CREDIT, AFTER_POLICY = "before_credit", "after_credit", "after_policy"
+
+
+class NotReady(UserError):
+    """An auxiliary cannot do its part of a tick, and no model has learnt in that tick yet: the run is saved as it was before it."""
 
 
 class Lesson(NamedTuple):
@@ -27,6 +35,7 @@ class Lesson(NamedTuple):
       credit: the batch's credit; None before it is computed.
       policy: the policy's current decoder parameters.
       iteration: the number of the iteration, from 0.
+      coefficients: the values of the method's scheduled coefficients, as scalar signals.
     """
 
     batch: Batch
@@ -34,6 +43,7 @@ class Lesson(NamedTuple):
     credit: Credit | None
     policy: Any
     iteration: int
+    coefficients: Mapping[str, np.float32] = MappingProxyType({})
 
 
 class Auxiliary(Component):
@@ -48,6 +58,7 @@ class Auxiliary(Component):
       configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
       when: the time at which it learns in an iteration; None if it does not learn, or learns with the policy.
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
+      unscored: bool `[E]`, the episodes of the prepared batch that it has no signals for; they are masked. None: there are none.
     """
 
     name: ClassVar[str]
@@ -58,6 +69,7 @@ class Auxiliary(Component):
     configured: ClassVar[bool] = True
     when: str | None = AFTER_CREDIT
     shared: bool = False
+    unscored: Any = None
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -67,6 +79,9 @@ class Auxiliary(Component):
     def wanted(cls, method) -> bool:
         """Whether a run with this credit method needs the model."""
         return bool(cls.provides & method.requires)
+
+    def open(self) -> None:
+        """Reads what the model needs from disk, besides checkpoints. Called when a run starts or resumes, before its next tick."""
 
     @property
     def begun(self) -> bool:
@@ -84,6 +99,10 @@ class Auxiliary(Component):
     def begin_training(self, params) -> None:
         """Called when reinforcement learning begins, if the model began in an earlier stage."""
 
+    def prepare(self, batch: Batch, episodes: list) -> dict:
+        """Reads from the episodes of a batch what `scores` needs besides the batch; called once for a batch, first; returns metrics."""
+        return {}
+
     def scores(self, placed: Batch, to_rows: Callable, policy_params) -> dict:
         """Computes the model's signals for a batch.
 
@@ -98,7 +117,10 @@ class Auxiliary(Component):
         return {}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
-        """Returns scalar signals and metrics of a batch that the model has not yet learnt from."""
+        """Returns scalars by name, and metrics, of a batch that the model has not yet learnt from.
+
+        The scalars are signals that a method may require, and `pair_accuracy`, which schedules of coefficients read.
+        """
         return {}, {}
 
     def credited(self, credit: Credit) -> dict:

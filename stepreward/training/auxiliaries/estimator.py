@@ -17,10 +17,11 @@ import numpy as np
 from stepreward import parallel, processes
 from stepreward.batch import Batch
 from stepreward.credit.quality import credit_quality, outcome_fit
+from stepreward.credit.schedules import Standing
 from stepreward.errors import UserError
 from stepreward.models.adapters import join
 from stepreward.programs import Program
-from stepreward.training import chunks, streams
+from stepreward.training import backbones, chunks, streams
 from stepreward.training.auxiliaries.base import AFTER_POLICY, Auxiliary, Lesson
 from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
@@ -31,6 +32,7 @@ from stepreward.training.state import create, make_optimizer
 Array = jax.Array
 
 OUTPUTS = StepOutputs()
+ATTENTION = ("causal", "bidirectional")
 
 
 @partial(jax.jit, static_argnames=("graphdef", "chunk_rows", "max_actions"))
@@ -46,12 +48,12 @@ def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, ba
 
 @partial(jax.jit, static_argnums=0)
 def _loss(method, output_ExS, batch):
-    return method.progress_loss(output_ExS, batch)[0]
+    return method.with_coefficients(batch).progress_loss(output_ExS, batch)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _contributions(method, output_ExS, batch):
-    return method.contributions(output_ExS, batch)
+    return method.with_coefficients(batch).contributions(output_ExS, batch)
 
 
 class Estimator(Auxiliary):
@@ -64,6 +66,7 @@ class Estimator(Auxiliary):
       best_loss: that loss.
       stale: the number of epochs since `best` was reached.
       replay: recent batches, newest first, on which a refresh trains.
+      coefficients: the values of the method's scheduled coefficients, as scalar signals: those of the first iteration until it begins.
     """
 
     name = "estimator"
@@ -76,6 +79,7 @@ class Estimator(Auxiliary):
         self.c, self.method, self.layout, self.key = c.estimator, parts.method, layout, streams.device(key, "estimator_head")
         self.optimizer = make_optimizer(c.estimator, c.model.moment_dtype)
         self.replay: list[Batch] = []
+        self.coefficients = self.method.scheduled_values(Standing())
         self.model: Backbone | None = None
         self.state, self.best, self.best_loss, self.stale = None, None, float("inf"), 0
 
@@ -97,7 +101,8 @@ class Estimator(Auxiliary):
 
     def take(self, model: Backbone, params) -> None:
         """Initialises the estimator from trained parameters, including a head."""
-        self.model, self.state = model, create(params, self.optimizer)
+        self.model = backbones.bidirectional(model) if self.c.attention == "bidirectional" else model
+        self.state = create(params, self.optimizer)
         self.best = parallel.copy(params)
         self.best_loss, self.stale = float("inf"), 0
 
@@ -142,7 +147,7 @@ class Estimator(Auxiliary):
         """Returns the method's loss on some episodes: the mean over mini-batches, weighted by their numbers of episodes."""
         losses, sizes = [], []
         for part, count in self._parts(batch, episodes):
-            placed = self.layout.place_for_training(part)
+            placed = self._place(part)
             losses.append(_loss(self.method, estimate(self.state.params, placed, **self._passes), placed))
             sizes.append(count)
         return float(np.average([float(x) for x in losses], weights=sizes))
@@ -161,7 +166,7 @@ class Estimator(Auxiliary):
         """
         found = []
         for part, count in self._parts(batch, episodes):
-            placed = self.layout.place_for_training(part)
+            placed = self._place(part)
             output = estimate(self.best, placed, **self._passes)
             found.append(processes.to_host(_contributions(self.method, output, placed))[:count])
         contribution = np.concatenate(found)
@@ -178,6 +183,7 @@ class Estimator(Auxiliary):
         """Keeps the batch, and trains on the kept batches every `refresh_every` iterations; returns metrics."""
         if not self.c.refresh_every or self.layout.c.train.mode == "offline":
             return {}
+        self.coefficients = lesson.coefficients
         self.remember(with_labels(lesson.batch, lesson.episodes, self.method))
         number = lesson.iteration + 1
         return {} if number % self.c.refresh_every else self.refresh(streams.host(self.layout.c.seed, "estimator_refresh", number))
@@ -194,7 +200,7 @@ class Estimator(Auxiliary):
         parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i], seed, n) for n, i in enumerate(rng.permutation(len(parts)))]
         self.best = jax.tree.map(jnp.copy, self.state.params)
-        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
+        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]} if outs else {}
         return metrics | {"time/estimator_s": time.monotonic() - started}
 
     def saved(self) -> tuple[dict, dict]:
@@ -216,8 +222,11 @@ class Estimator(Auxiliary):
         return self.layout.passes(self.model)
 
     def _step(self, part: Batch, seed, update: int) -> dict:
-        self.state, out = auxiliary_step(self.state, self.layout.place_for_training(part), **self._update(seed, update))
+        self.state, out = auxiliary_step(self.state, self._place(part), **self._update(seed, update))
         return out
+
+    def _place(self, part: Batch) -> Batch:
+        return self.layout.place_for_training(part.with_signals(**self.coefficients))
 
     def _update(self, seed, update: int) -> dict:
         training = self.layout.training(self.model, seed, update)
@@ -226,14 +235,14 @@ class Estimator(Auxiliary):
     def programs(self, stage: str) -> Iterator[Program]:
         layout, model, c = self.layout, self.model, self.layout.c
         size, updates = self.c.minibatch_episodes, 0
-        rows = layout.row_capacity(size)
+        rows, signals = layout.row_capacity(size), (*self.method.label_signals, *self.coefficients)
         if stage == "estimator":
             held_out = round(self.c.held_out * c.exploration.tasks)
             updates = -(-(c.exploration.tasks - held_out) * c.exploration.rollouts // size)
             yield Program(
                 "estimator/measure",
                 estimate,
-                (self.state.params, layout.shapes(rows, size, self.method.label_signals)),
+                (self.state.params, layout.shapes(rows, size, signals)),
                 self._passes,
                 times=-(-(held_out or c.exploration.tasks) * c.exploration.rollouts // size),
                 trips=layout.chunks(rows),
@@ -257,7 +266,7 @@ class Estimator(Auxiliary):
             yield Program(
                 "estimator/update",
                 auxiliary_step,
-                (self.state, layout.shapes(rows, size, self.method.label_signals)),
+                (self.state, layout.shapes(rows, size, signals)),
                 self._update([0], 0),
                 times=updates,
                 trips=layout.chunks(rows),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 
 from stepreward import processes
 from stepreward.batch import Batch
+from stepreward.credit.schedules import Standing
 from stepreward.programs import Program
 from stepreward.training import backbones, streams
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
@@ -82,11 +84,11 @@ class ProcessRewardModel(Auxiliary):
         return {"log_prob_prm": to_rows(processes.to_host(found))}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
-        """Returns `alpha_scale` = max(0, 2 · pair accuracy − 1) on a batch that the PRM has not learnt from, and metrics."""
+        """Returns the pair accuracy on a batch that the PRM has not learnt from, 0.5 without a pair, and metrics."""
         loss, found = _loss(self.method, batch)
         accuracy = float(found["pair_accuracy"]) if float(found["pairs"]) else 0.5
         metrics = {f"prm/{name}": float(value) for name, value in found.items()} | {"prm/pair_accuracy": accuracy, "prm/loss": float(loss)}
-        return {"alpha_scale": np.float32(np.clip(2 * accuracy - 1, 0, 1))}, metrics
+        return {"pair_accuracy": accuracy}, metrics
 
     def credited(self, credit) -> dict:
         """Returns an estimate of KL(behaviour policy ‖ PRM), in nats per token, if the method computes one."""
@@ -98,14 +100,18 @@ class ProcessRewardModel(Auxiliary):
 
     def learn(self, lesson: Lesson) -> dict:
         """Trains on this batch and the replayed ones; returns metrics."""
-        return self.update(lesson.batch, streams.host(self.c.seed, "prm", lesson.iteration), lesson.policy)
+        return self.update(lesson.batch, streams.host(self.c.seed, "prm", lesson.iteration), lesson.policy, lesson.coefficients)
 
     def warm_up(self, batch: Batch, number: int, policy_params) -> dict:
         """Trains as in `learn`, before the first iteration; `number` counts the warm-up batches from 0."""
-        return self.update(batch, streams.host(self.c.seed, "prm_warmup", number), policy_params)
+        return self.update(batch, streams.host(self.c.seed, "prm_warmup", number), policy_params, self.method.scheduled_values(Standing()))
 
-    def update(self, batch: Batch, seed, policy_params) -> dict:
-        """Trains on this batch and the replayed ones, each with its own log-probabilities at collection; returns metrics."""
+    def update(self, batch: Batch, seed, policy_params, coefficients: Mapping[str, np.float32] = MappingProxyType({})) -> dict:
+        """Trains on this batch and the replayed ones, each with its own log-probabilities at collection; returns metrics.
+
+        Args:
+          coefficients: the values of scheduled coefficients, as scalar signals; for the replayed batches too.
+        """
         if self.method.prm_frozen:
             return {}
         c, started, outs, metrics = self.c.prm, time.monotonic(), [], {}
@@ -118,7 +124,7 @@ class ProcessRewardModel(Auxiliary):
             mixed = self.method.needs_pairs
             parts = [p for b in [batch, *self.replay] for p in group_minibatches(b, groups, capacity, rng, mixed_only=mixed)]
             for index in rng.permutation(len(parts)):
-                part = self.layout.place_for_training(self.model.reads(parts[index]))
+                part = self.layout.place_for_training(self.model.reads(parts[index]).with_signals(**coefficients))
                 self.state, out = auxiliary_step(self.state, part, **self._update(seed, len(outs)))
                 outs.append(out)
         if c.replay:
@@ -174,6 +180,7 @@ class ProcessRewardModel(Auxiliary):
         if self.method.prm_frozen:
             return
         (groups, rows), signals = self._minibatch, ("log_prob_initial",) if needs_initial(c, self.method) else ()
+        signals = (*signals, *self.method.scheduled_values(Standing()))
         batch = model.reads(layout.shapes(rows, groups * c.rollout.group_size, signals))
         # With more than one chunk, one forward pass computes all outputs before the forward and backward passes.
         passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
@@ -190,4 +197,4 @@ class ProcessRewardModel(Auxiliary):
 
 @partial(jax.jit, static_argnums=0)
 def _loss(method, batch):
-    return method.prm_loss(batch.signals["log_prob_prm"], batch)
+    return method.with_coefficients(batch).prm_loss(batch.signals["log_prob_prm"], batch)

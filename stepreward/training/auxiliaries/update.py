@@ -58,13 +58,13 @@ def auxiliary_gradient(params, batch: Batch, *, name, outputs, method, graphdef,
 
     Args:
       params: the model's parameters.
-      batch: whole groups or whole episodes, with the signals that the loss reads.
+      batch: whole groups or whole episodes, with the signals that the loss reads, and the values of scheduled coefficients.
       name: the auxiliary's name.
       outputs: which outputs of the model the loss reads, `LogProbs` or `StepOutputs`.
       base, dropout_key: see `policy_step`.
     """
     apply = lambda params, rows: outputs.of_rows(graphdef, join(base, params), rows, max_actions)
-    loss = lambda output_RxL: method.losses[name](outputs.of_batch(output_RxL, batch), batch)
+    loss = lambda output_RxL: method.with_coefficients(batch).losses[name](outputs.of_batch(output_RxL, batch), batch)
     return chunks.gradient_through_outputs(apply, loss, params, batch, chunk_rows, dropout_key)
 
 

@@ -15,7 +15,7 @@ class Estimate(Stage):
 
     name = "estimator"
     decides = (
-        "estimator.head", "estimator.learning_rate", "estimator.warmup_updates", "estimator.decay_updates", "estimator.weight_decay",
+        "estimator.head", "estimator.attention", "estimator.learning_rate", "estimator.warmup_updates", "estimator.decay_updates", "estimator.weight_decay",
         "estimator.max_grad_norm", "estimator.minibatch_episodes", "estimator.epochs", "estimator.patience", "estimator.held_out",
         "credit.outcome", "credit.outcome_scale",
     )  # fmt: skip
@@ -31,7 +31,9 @@ class Estimate(Stage):
         return self.run.method.has_progress
 
     def facts(self) -> dict:
-        return {"progress_options": self.run.method.progress_options}
+        method = self.run.method
+        scheduled = {name: str(schedule) for name, schedule in method.coefficients.items() if name in method.progress_options}
+        return {"progress_options": method.progress_options | scheduled}
 
     @property
     def finished(self) -> bool:

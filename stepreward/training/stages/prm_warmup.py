@@ -33,7 +33,7 @@ class PRMWarmup(Stage):
         learner.look(batch, metrics)
         metrics |= learner.auxiliaries["prm"].warm_up(batch, number, decoder_of(learner.policy.params))
         counters.add("prm_batches")
-        counters.env_steps += int(batch.step_mask.sum())
+        counters.env_steps += rollout.cost.env_steps
         return metrics
 
     def progress(self) -> Progress:

@@ -1,8 +1,8 @@
 """Reinforcement learning: the steps of one iteration.
 
-    play → pack → signals → (teach) → credit → (teach) → improve → (teach)
+    play → (filter) → pack → signals → (teach) → credit → (teach) → improve → (teach)
 
-*Play* the iteration's tasks with the policy; *pack* the episodes into rows of tokens; add the *signals* that the credit method reads;
+*Play* the iteration's tasks with the policy; drop the groups that the *filter* does not keep; *pack* the episodes into rows of tokens; add the *signals* that the credit method reads;
 turn them into *credit*, an advantage for every action; *improve* the policy on it. The models that learn beside the policy are *taught*
 at the time that each of them names.
 """
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import numpy as np
 
+from stepreward.batch import Batch
+from stepreward.credit import Credit
+from stepreward.credit.filters import Filter
 from stepreward.models.heads import decoder_of
 from stepreward.report import telling
 from stepreward.rollout.episode import Cost, cuts, summary, to_record
 from stepreward.rollout.strategies import Rollout
-from stepreward.training import setup, streams
+from stepreward.training import filtering, setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
-from stepreward.training.playing import branch_steps, healthy
+from stepreward.training.filtering import Selection
+from stepreward.training.playing import healthy
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -36,8 +40,11 @@ class Reinforce(Stage):
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
         "lora.rank", "lora.alpha", "lora.targets", "lora.dropout", "lora.share_base", "sft.log_every",
         "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
+        "credit.schedules.",
+        "filter.kind", "filter.share", "filter.weights", "filter.low", "filter.high", "filter.rounds",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
+        "judge.kind", "judge.model", "judge.temperature", "judge.history", "judge.max_characters",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
         "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
@@ -48,28 +55,47 @@ class Reinforce(Stage):
     )  # fmt: skip
     borrows = ("stages.estimator",)
 
+    @property
+    def filter(self) -> Filter:
+        """Which groups are trained on."""
+        return filtering.make_filter(self.c, self.run.method)
+
     def begin(self) -> None:
         self.run.begin_reinforcement()
 
     def tick(self) -> dict:
-        c, counters, learner, iteration = self.c, self.counters, self.run.learner, self.counters.iteration
-        rollout, metrics = self.experience()
-        episodes, batch = rollout.episodes, learner.score(self.run.pack(rollout), metrics)
-        signals, credited = learner.look(batch, metrics), None
-        lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration)
-        if learner.learn(BEFORE_CREDIT, lesson(), metrics):
-            batch = learner.score(batch, metrics)
-        credited = learner.credit(batch, episodes, signals, metrics, streams.host(c.seed, "credit", iteration))
-        learner.learn(AFTER_CREDIT, lesson(), metrics)
-        learner.update_policy(batch, credited, metrics, streams.host(c.seed, "policy", iteration))
-        learner.learn(AFTER_POLICY, lesson(), metrics)
+        c, counters, learner = self.c, self.counters, self.run.learner
+        rollout, dropped, metrics = self.experience()
+        episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
+        if not dropped.all():
+            batch = filtering.without_episodes(packed, dropped) if dropped.any() else packed
+            metrics |= learner.prepare(batch, episodes)
+            unscored = learner.unscored(batch)
+            batch = filtering.without_episodes(batch, unscored) if unscored.any() else batch
+            if batch.episode_mask.any():
+                credited = self._learn(batch, episodes, metrics)
         self.run.watch(metrics)
+        learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
-        counters.env_steps += int(batch.step_mask.sum()) + branch_steps(rollout)
+        counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(packed.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(episodes, credited)
         return metrics
+
+    def _learn(self, batch: Batch, episodes: list, metrics: dict) -> Credit:
+        """Computes the credit of a batch, trains on it, and returns it; adds metrics."""
+        c, learner, iteration, credited = self.c, self.run.learner, self.counters.iteration, None
+        batch = learner.score(batch, metrics)
+        signals, coefficients = learner.look(batch, metrics, iteration)
+        lesson = lambda: Lesson(batch, episodes, credited, decoder_of(learner.policy.params), iteration, coefficients)
+        if learner.learn(BEFORE_CREDIT, lesson(), metrics):
+            batch = learner.score(batch, metrics)
+        credited = learner.credit(batch, episodes, signals | coefficients, metrics, streams.host(c.seed, "credit", iteration))
+        learner.learn(AFTER_CREDIT, lesson(), metrics)
+        learner.update_policy(batch, credited, metrics, streams.host(c.seed, "policy", iteration))
+        learner.learn(AFTER_POLICY, lesson(), metrics)
+        return credited
 
     @property
     def finished(self) -> bool:
@@ -82,12 +108,30 @@ class Reinforce(Stage):
         budget = self.c.train.env_steps
         return Progress("reinforcement", min(self.counters.env_steps, budget), budget)
 
-    def experience(self) -> tuple[Rollout, dict]:
-        """Returns the rollout of one iteration, played now or taken from the explored episodes, and metrics."""
+    def experience(self) -> Selection:
+        """Returns the episodes of one iteration, which of them are dropped, and metrics."""
+        c = self.c
+        rollout, metrics = self._play()
+        metrics |= filtering.health(rollout.episodes)
+        if self.filter.kind == "none":
+            return Selection(rollout, np.zeros(len(rollout.episodes), bool), metrics)
+
+        def another(number: int) -> Rollout:
+            more, found = self._play(number)
+            metrics["time/rollout_s"] += found["time/rollout_s"]
+            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens"))
+            return more
+
+        chosen = filtering.select(self.filter, rollout, another, outcome=c.credit.outcome, scale=c.credit.outcome_scale)
+        return chosen._replace(metrics=metrics | chosen.metrics)
+
+    def _play(self, number: int = 0) -> tuple[Rollout, dict]:
+        """Returns a round of groups, played now or taken from the explored episodes, and metrics; the filter may ask for rounds 1, 2 …"""
         c, iteration = self.c, self.counters.iteration
         if c.train.mode == "online":
-            tasks = training_tasks(c.seed, "train", iteration, c.rollout.groups, c.rollout.group_size)
-            return self.run.play(tasks, streams.device(self.run.key, "train", iteration), setup.make_strategy(self.run.method))
+            stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
+            tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
+            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(self.run.method))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
@@ -98,6 +142,6 @@ class Reinforce(Stage):
 
     def _record(self, episodes, credited) -> None:
         """Records the first group with its credit, for the report."""
-        rewards = [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
+        rewards = [] if credited is None else [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
         record = [to_record(e, *(x[i] for x in rewards)) for i, e in enumerate(episodes[: self.c.rollout.group_size])]
         self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, telling(record, self.c.eval.record))
