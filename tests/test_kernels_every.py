@@ -66,6 +66,7 @@ def grouped(x, mask, group, **options):
 
 
 WEIGHT = np.where(MASK_E, 0.5, 0.0).astype(np.float32)
+WEIGHT_T = np.where(MASK_T, 0.5 + np.arange(L) / L, np.nan).astype(np.float32)
 GROUP_S = np.broadcast_to(GROUP[:, None], (E, S))
 MASKED = {
     "grpo": episodes(lambda x: kernels.grpo(x, GROUP, MASK_E)),
@@ -99,12 +100,17 @@ MASKED = {
     "contribution_sum_loss": steps(lambda c, r: kernels.contribution_sum_loss(c, r, MASK_S), MASK_E),
     "return_prediction_loss": steps(lambda c, r: kernels.return_prediction_loss(c, r, MASK_S), MASK_E),
     "potential_differences": steps(lambda x: kernels.potential_differences(x, MASK_S)),
+    "potential_differences of two": steps(lambda x, y: kernels.potential_differences(x, MASK_S, y), MASK_S),
     "spread_residual": steps(lambda c, r: kernels.spread_residual(c, r, MASK_S), MASK_E),
     "spread_residual at the last": steps(lambda c, r: kernels.spread_residual(c, r, MASK_S, "last"), MASK_E),
     "dpo_pairs": episodes(lambda x: kernels.dpo_pairs(x, SUCCESS, GROUP, MASK_E)),
     "implicit_reward_cross_entropy": episodes(lambda x: kernels.implicit_reward_cross_entropy(x, SUCCESS, MASK_E)),
     "ppo_clip of tokens": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, dual_clip=3.0), 3, size=0.3),
     "ppo_clip of steps": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", **LEVELS), 3, size=0.3),
+    "ppo_clip, weighted": tokens(
+        lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", weight_RxL=WEIGHT_T, **LEVELS), 3, size=0.3
+    ),
+    "aggregate, weights": tokens(lambda x: kernels.aggregate(x, MASK_T, "sequence-mean", weight_RxL=WEIGHT_T)),
     "entropy_bonus": tokens(lambda x: kernels.entropy_bonus(x, MASK_T, 0.1)),
     "negative_log_likelihood": tokens(lambda x: kernels.negative_log_likelihood(x, MASK_T)),
     # Elementwise kernels have no mask; `aggregate` applies one to their results.

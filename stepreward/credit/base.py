@@ -33,6 +33,8 @@ class Credit:
       step_advantage: float32 `[E, S]`, the advantage of each step (for token-level methods the mean over its tokens).
       returns: float32 `[R, L]`, target of the critic, or None where the method has no critic.
       metrics: float32 scalars to log.
+      token_weight: float32 `[R, L]` ≥ 0, the weight of each action token in the policy's loss (`kernels.losses`), 0 off `action_mask` and on
+        masked episodes; None where every token has the weight 1.
     """
 
     advantage: Array
@@ -40,6 +42,7 @@ class Credit:
     step_advantage: Array
     returns: Array | None
     metrics: Metrics
+    token_weight: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,11 @@ class Method:
     def progress_options(self) -> dict[str, Any]:
         """The options that the training of the estimator depends on, as plain values; where they are equal, an estimator can be reused."""
         return {}
+
+    @property
+    def weights_tokens(self) -> bool:
+        """Whether `Credit.token_weight` is an array, so that the tokens of the policy's loss have weights."""
+        return False
 
     @property
     def label_signals(self) -> frozenset[str]:
@@ -152,7 +160,7 @@ class Method:
         """Whether a coefficient is scheduled, or differs from 0."""
         return name in self.coefficients or getattr(self, name) != 0
 
-    def at(self, batch: Batch) -> Method:
+    def with_coefficients(self, batch: Batch) -> Method:
         """Returns the method with the values that its scheduled coefficients have in this batch, which may be traced.
 
         Raises:
@@ -177,7 +185,7 @@ class Method:
           ValueError: if a required signal is missing; the message names it.
         """
         check_signals(self, batch)
-        credit = self.at(batch).assign(batch)
+        credit = self.with_coefficients(batch).assign(batch)
         if coefficients := {f"coefficient_{name}": batch.signals[f"{SCHEDULED}{name}"] for name in self.coefficients}:
             values = {name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()}
             credit = credit.replace(metrics={**credit.metrics, **values})
@@ -272,9 +280,9 @@ def make(name: str, **options: Any) -> Method:
     if name not in _METHODS:
         raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
     method = _METHODS[name]
-    fields = [f.name for f in dataclasses.fields(method) if f.init]
+    fields = [f.name for f in dataclasses.fields(method) if f.init and f.name != "schedules"]
     known = fields + (["variant"] if method.variants else [])
-    unknown = [option for option in options if option not in known]
+    unknown = [option for option in options if option not in (*known, "schedules")]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
@@ -320,6 +328,20 @@ def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
     value = getattr(method, field)
     if value not in choices:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_not_negative(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields is below 0 or not a number."""
+    for field in fields:
+        if not getattr(method, field) >= 0:
+            raise ValueError(f"{field} of '{method.name}' must be at least 0, not {getattr(method, field)!r}")
+
+
+def check_share(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields does not lie in [0, 1]."""
+    for field in fields:
+        if not 0.0 <= getattr(method, field) <= 1.0:
+            raise ValueError(f"{field} of '{method.name}' must lie in [0, 1], not {getattr(method, field)!r}")
 
 
 def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:

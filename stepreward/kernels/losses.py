@@ -5,6 +5,10 @@ given the earlier ones, in nats.
 
 Gradients can be accumulated over micro-batches of whole rows: with the `denominator` of the whole mini-batch (from
 `aggregation_denominator`), the losses of the micro-batches add up to the loss of the mini-batch.
+
+Tokens may have weights w ≥ 0 (`weight_RxL`; None is 1 everywhere). A token of weight 0 is treated as if the mask excluded it. The losses
+of the others are multiplied by w, and each counts as w in the denominator; a row or a step counts as the mean weight of its tokens. So a row
+whose tokens all have the weight 1/2 counts as half a row in every aggregation.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ def aggregation_denominator(
     num_episodes: int | None = None,
     max_steps: int | None = None,
     constant: float | None = None,
+    weight_RxL: Array | None = None,
 ) -> Array:
     """Returns the number by which `aggregate` divides, for a whole mini-batch.
 
@@ -40,14 +45,17 @@ def aggregation_denominator(
     "constant": number of rows with a token × `constant`.
     "step-mean": number of steps with a token.
 
+    With weights, the number of tokens is the sum of their weights, and a row or step counts as the mean weight of its tokens.
+
     Args:
       mask_RxL: bool `[R, L]`.
       aggregation: one of `AGGREGATIONS`.
       step_id_RxL, num_episodes, max_steps: required by "step-mean".
       constant: required by "constant": the maximum length of a response, in tokens.
+      weight_RxL: float `[R, L]` ≥ 0, weights of the tokens, or None.
 
     Returns:
-      float32 scalar, at least 1, so that an empty batch has loss 0.
+      float32 scalar, at least 1 without weights and above 0 with them, so that an empty batch has loss 0.
 
     Raises:
       ValueError: an unknown aggregation or a missing argument.
@@ -55,6 +63,13 @@ def aggregation_denominator(
     chex.assert_rank(mask_RxL, 2)
     _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
     mask_RxL = as_bool(mask_RxL)
+    if weight_RxL is not None:
+        mask_RxL = weighted_mask(mask_RxL, weight_RxL)
+        levels = (step_id_RxL, num_episodes, max_steps)
+        mean = aggregation if aggregation in ("token-mean", "step-mean") else "sequence-mean"  # rows count alike in all the others
+        count = _within_units(select(mask_RxL, weight_RxL), mask_RxL, mean, *levels).sum()
+        count = jnp.where(count > 0, count, 1.0)
+        return count * constant if aggregation == "constant" else count
     if aggregation == "token-mean":
         count = mask_RxL.sum()
     elif aggregation == "step-mean":
@@ -76,6 +91,7 @@ def aggregate(
     max_steps: int | None = None,
     constant: float | None = None,
     denominator: Array | float | None = None,
+    weight_RxL: Array | None = None,
 ) -> Array:
     """Reduces a per-token loss to a scalar.
 
@@ -94,6 +110,7 @@ def aggregate(
       constant: required by "constant": the maximum length of a response, in tokens.
       denominator: the `aggregation_denominator` of the whole mini-batch, if these rows are only a part of it. A row, and so a
         step, must not be split between parts. None uses the denominator of these rows.
+      weight_RxL: float `[R, L]` ≥ 0, weights of the tokens, or None; see the module.
 
     Returns:
       float32 scalar.
@@ -105,18 +122,33 @@ def aggregate(
     chex.assert_equal_shape([x_RxL, mask_RxL])
     levels = dict(step_id_RxL=step_id_RxL, num_episodes=num_episodes, max_steps=max_steps)
     if denominator is None:
-        denominator = aggregation_denominator(mask_RxL, aggregation, constant=constant, **levels)
+        denominator = aggregation_denominator(mask_RxL, aggregation, constant=constant, weight_RxL=weight_RxL, **levels)
     else:
         _check_aggregation(aggregation, step_id_RxL, num_episodes, max_steps, constant)
     mask_RxL = as_bool(mask_RxL)
+    if weight_RxL is not None:
+        mask_RxL = weighted_mask(mask_RxL, weight_RxL)
     x_RxL = select(mask_RxL, x_RxL)
+    if weight_RxL is not None:
+        x_RxL = x_RxL * select(mask_RxL, weight_RxL)
+    return _within_units(x_RxL, mask_RxL, aggregation, step_id_RxL, num_episodes, max_steps).sum() / denominator
+
+
+def weighted_mask(mask_RxL: Array, weight_RxL: Array | None) -> Array:
+    """bool `[R, L]`: the tokens that enter a loss, which are those of the mask whose weight is above 0; without weights, the mask."""
+    mask_RxL = as_bool(mask_RxL)
+    return mask_RxL if weight_RxL is None else mask_RxL & (jax.lax.stop_gradient(as_float32(weight_RxL)) > 0)
+
+
+def _within_units(x_RxL: Array, mask_RxL: Array, aggregation: str, step_id_RxL, num_episodes, max_steps) -> Array:
+    """Divides each token's number by the number of tokens in its row ("sequence-mean") or step ("step-mean")."""
     if aggregation == "sequence-mean":
-        x_RxL = x_RxL / jnp.maximum(mask_RxL.sum(axis=1, keepdims=True), 1)
-    elif aggregation == "step-mean":
+        return x_RxL / jnp.maximum(mask_RxL.sum(axis=1, keepdims=True), 1)
+    if aggregation == "step-mean":
         ids = jnp.where(mask_RxL, step_id_RxL, -1)
         tokens_ExS = tokens_to_steps(mask_RxL, ids, num_episodes, max_steps)
-        x_RxL = x_RxL / jnp.maximum(steps_to_tokens(tokens_ExS, ids), 1.0)
-    return x_RxL.sum() / denominator
+        return x_RxL / jnp.maximum(steps_to_tokens(tokens_ExS, ids), 1.0)
+    return x_RxL
 
 
 def ppo_clip(
@@ -135,6 +167,7 @@ def ppo_clip(
     aggregation: str = "token-mean",
     constant: float | None = None,
     denominator: Array | float | None = None,
+    weight_RxL: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Clipped surrogate policy loss.
 
@@ -146,6 +179,8 @@ def ppo_clip(
     Above a log-ratio of 20 nats, ρ is replaced by its tangent, e²⁰·(log ρ − 19). It stays finite, and a bad action that has become
     that much likelier still gets a gradient. Where the clip or the dual clip is active, the gradient is zero by definition.
 
+    A token of weight 0 gets no gradient: it is also left out of the ratio of its step.
+
     Args:
       log_prob_RxL: `[R, L]`, under the current policy.
       log_prob_old_RxL: `[R, L]`, under the policy that generated the rollout.
@@ -155,12 +190,13 @@ def ppo_clip(
       ratio: "token" or "step".
       clip_low, clip_high: clip range below and above 1 (DAPO uses 0.2 and 0.28).
       dual_clip: c > 1, which bounds the loss for negative advantages; None for no bound.
-      aggregation, constant, denominator: see `aggregate`.
+      aggregation, constant, denominator, weight_RxL: see `aggregate`; no gradient flows into the weights.
 
     Returns:
-      `(loss, metrics)`. Means over the tokens of these rows (weight them by `tokens` across micro-batches): `clip_fraction` (the
-      clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`, `approx_kl` (k3 estimate of
-      KL(π_old‖π)), `ratio_mean`. Others: `ratio_max`, `ratio_min`, `tokens`. All are 0 if the mask has no True entry.
+      `(loss, metrics)`. Plain means over the tokens of these rows whose weight is above 0 (across micro-batches, weight them by
+      `tokens`): `clip_fraction` (the clipped branch is active), `clip_fraction_low`, `clip_fraction_high`, `dual_clip_fraction`,
+      `approx_kl` (k3 estimate of KL(π_old‖π)), `ratio_mean`. Others: `ratio_max`, `ratio_min`, `tokens`. All are 0 if there is no such
+      token.
 
     Raises:
       ValueError: an unknown ratio or aggregation, or a missing argument.
@@ -173,7 +209,9 @@ def ppo_clip(
         raise ValueError(f"ratio must be one of {RATIOS}, not {ratio!r}")
     if ratio == "step" and (step_id_RxL is None or num_episodes is None or max_steps is None):
         raise ValueError("ratio='step' needs step_id_RxL, num_episodes and max_steps")
-    mask_RxL = as_bool(mask_RxL)
+    if weight_RxL is not None:
+        weight_RxL = jax.lax.stop_gradient(weight_RxL)
+    mask_RxL = weighted_mask(mask_RxL, weight_RxL)
     token_log_ratio_RxL = select(mask_RxL, log_prob_RxL) - select(mask_RxL, log_prob_old_RxL)
     advantage_RxL = jax.lax.stop_gradient(select(mask_RxL, advantage_RxL))
     log_ratio_RxL = token_log_ratio_RxL
@@ -199,6 +237,7 @@ def ppo_clip(
         max_steps=max_steps,
         constant=constant,
         denominator=denominator,
+        weight_RxL=weight_RxL,
     )
 
     active_RxL = clipped_RxL > unclipped_RxL

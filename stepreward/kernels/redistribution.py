@@ -90,24 +90,27 @@ def return_prediction_loss(prediction_ExS: Array, outcome_E: Array, mask_ExS: Ar
     return (final_E + every_step * each_E).sum() / jnp.maximum((steps_E > 0).sum(), 1)
 
 
-def potential_differences(potential_ExS: Array, mask_ExS: Array) -> Array:
+def potential_differences(potential_ExS: Array, mask_ExS: Array, before_ExS: Array | None = None) -> Array:
     """Rewards that telescope to the last potential: r_t = p_t − p_{t−1} with p_{−1} = 0; 0 where the mask is False.
 
     p_t is the potential after step t. If p is a predicted return, this is RUDDER's redistribution; if p is a progress in [0, 1], it
-    is ProgRM's reward.
+    is ProgRM's reward; if p is the value of the state that a step or a segment leads to, and `before_ExS` that of the state it starts from,
+    it is the advantage of VinePPO, SPO and trees.
 
     Args:
       potential_ExS: `[E, S]`.
-      mask_ExS: bool `[E, S]`; the True entries must be the first ones of their row.
+      mask_ExS: bool `[E, S]`; without `before_ExS`, the True entries must be the first ones of their row.
+      before_ExS: `[E, S]`, the potential before step t, r_t = p_t − before_t; None takes p_{t−1}.
 
-    Source: RUDDER (arXiv 1806.07857); ProgRM (arXiv 2505.18121).
+    Source: RUDDER (arXiv 1806.07857); ProgRM (arXiv 2505.18121); VinePPO (arXiv 2410.01679), equation of the advantage.
     """
     chex.assert_rank([potential_ExS, mask_ExS], 2)
     chex.assert_equal_shape([potential_ExS, mask_ExS])
     mask_ExS = as_bool(mask_ExS)
     potential_ExS = select(mask_ExS, potential_ExS)
-    before_ExS = jnp.pad(potential_ExS[:, :-1], ((0, 0), (1, 0)))
-    return jnp.where(mask_ExS, potential_ExS - before_ExS, 0.0)
+    if before_ExS is None:
+        before_ExS = jnp.pad(potential_ExS[:, :-1], ((0, 0), (1, 0)))
+    return jnp.where(mask_ExS, potential_ExS - select(mask_ExS, before_ExS), 0.0)
 
 
 def spread_residual(reward_ExS: Array, outcome_E: Array, mask_ExS: Array, how: str = "uniform") -> Array:

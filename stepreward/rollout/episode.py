@@ -17,6 +17,8 @@ STEP_LIMIT = "step_limit"  # rollout.max_steps
 ENVIRONMENT_LIMIT = "environment_limit"  # the environment stopped it earlier than that
 TOO_LONG = "too_long"  # the next prompt was longer than rollout.max_prompt_tokens
 ROW_FULL = "row_full"  # the conversation had no room left in rollout.max_row_tokens
+PAUSED = "paused"  # `play` was asked for no more turns; it can be played on (`Start.after`)
+ABSENT = "absent"  # it was not played: padding, where a strategy played fewer episodes than a batch holds
 CUT_SHORT = (STEP_LIMIT, ENVIRONMENT_LIMIT, TOO_LONG, ROW_FULL)
 
 
@@ -48,12 +50,24 @@ class Snapshot(NamedTuple):
     info: Mapping[str, Any]
 
 
+class Pause(NamedTuple):
+    """The state that a paused episode is in.
+
+    Attributes:
+      snapshot: the environment's state, if `play` was asked to keep it.
+      state_key: of the state.
+    """
+
+    snapshot: Snapshot | None
+    state_key: str
+
+
 class Cost(NamedTuple):
     """What it took to play one or more episodes. Each step and token counts once, those of failed episodes included.
 
     Attributes:
       env_steps: environment steps that the policy acted in.
-      replayed_steps: environment steps that were repeated to reach the state where an episode starts.
+      replayed_steps: environment steps that were repeated to reach the state where an episode starts, or that the expert acted in.
       sampled_tokens: tokens of answers.
       prompt_tokens: tokens of prompts, and of earlier conversations that were read again.
     """
@@ -85,6 +99,9 @@ class Step:
       snapshot: the state before the action, if `play` was asked to keep it.
       events: what the environment said of the action, names of `envs.protocol.EVENT_NAMES`; () if it says nothing.
       turn_reward: the partial progress that the action made, by the environment's measure; 0 if it has none.
+      answer_log_prob: before the action, the mean log-probability in nats of the reference answer's tokens under the policy; NaN if it
+        was not scored.
+      sampled: whether the policy chose the action; False if the environment's expert did, whose steps are not trained on.
     """
 
     prompt_tokens: np.ndarray
@@ -104,6 +121,8 @@ class Step:
     snapshot: Snapshot | None = None
     events: tuple[str, ...] = ()
     turn_reward: float = 0.0
+    answer_log_prob: float = math.nan
+    sampled: bool = True
 
 
 @dataclasses.dataclass
@@ -116,13 +135,14 @@ class Episode:
       prefix: how many of the first steps were given by its start; the policy sampled the others now.
       success: whether the task was solved.
       truncated: whether the episode ended otherwise than by `TERMINATED`.
-      end: why it ended: `TERMINATED` or one of `CUT_SHORT`; "" if it failed, or if the reason is not known.
+      end: why it ended: `TERMINATED`, one of `CUT_SHORT`, `PAUSED` or `ABSENT`; "" if it failed, or if the reason is not known.
       needs: the config keys whose limits were too small for it, each with the number of tokens that it would have to allow.
       score: how well the task was solved, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
       final_observation, final_distance: after the last action.
       cost: what it took to play the steps after the prefix.
       reference: a right final answer, if the environment has one.
+      pause: the state after the last step, if the episode is `PAUSED`.
     """
 
     task: Task
@@ -138,6 +158,12 @@ class Episode:
     prefix: int = 0
     cost: Cost = Cost()
     reference: str | None = None
+    pause: Pause | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it enters statistics: it was played, and its environment did not fail."""
+        return self.failure is None and self.end != ABSENT
 
     def need(self, **tokens: int) -> None:
         """Notes that `rollout.KEY` would have to be at least this large; keeps the largest number of each key."""
@@ -178,6 +204,13 @@ class Start(NamedTuple):
         step = episode.steps[turn]
         return cls(episode.task, step.snapshot, tuple(episode.steps[:turn]), step.state_key)
 
+    @classmethod
+    def after(cls, episode: Episode) -> Start:
+        """The state in which an episode was paused. Raises ValueError if the episode is not paused."""
+        if episode.pause is None:
+            raise ValueError(f"only a paused episode can be played on, and this one ended: {episode.failure or episode.end}.")
+        return cls(episode.task, episode.pause.snapshot, tuple(episode.steps), episode.pause.state_key)
+
 
 def total_cost(episodes: Sequence[Episode]) -> Cost:
     """The sum of the episodes' costs."""
@@ -204,8 +237,8 @@ def summary(episodes: Sequence[Episode]) -> dict[str, float]:
         "steps_per_episode": len(steps) / len(episodes),
         "executed": np.mean([s.executed for s in steps]),
         "invalid": np.mean([s.action is None for s in steps]),
-        "answer_tokens": np.mean([len(s.action_tokens) for s in steps]),
-        "entropy": np.concatenate([s.entropy for s in steps]).mean(),
+        "answer_tokens": np.mean([len(s.action_tokens) for s in steps if s.sampled]),
+        "entropy": np.concatenate([s.entropy for s in steps if s.sampled]).mean(),
     }
     return {name: float(value) for name, value in found.items()}
 
@@ -227,8 +260,8 @@ def lost(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: count for name, count in cuts(episodes).items() if count and name in (TOO_LONG, ROW_FULL, "observations_cut")}
 
 
-def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:
-    """The episode as plain JSON data for the report and for `episodes/`."""
+def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None, value: Any = None) -> dict:
+    """The episode as plain JSON data for the report and for `episodes/`; `value` is that of the state before each step, NaN if unknown."""
 
     def number(value):
         return None if value is None or math.isnan(value) else float(value)  # inf means out of reach
@@ -240,6 +273,8 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
         record |= ({"cut": step.cut} if step.cut else {}) | ({} if step.stopped else {"stopped": False})
         for name, values in (("step_reward", step_reward), ("step_advantage", step_advantage)):
             record[name] = None if values is None else number(float(values[index]))
+        record |= {} if value is None else {"value": number(float(value[index]))}
+        record |= {} if step.sampled else {"sampled": False}
         steps.append(record)
     return {
         "task": f"{episode.task.split.replace('_', '-')} seed {episode.task.seed}",

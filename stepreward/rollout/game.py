@@ -10,7 +10,8 @@ import numpy as np
 
 from stepreward.envs.protocol import prompt_view
 from stepreward.models.vision_inputs import Images
-from stepreward.rollout.episode import Cost, Episode, Snapshot, Start, Step
+from stepreward.rollout.episode import PAUSED, Cost, Episode, Pause, Snapshot, Start, Step
+from stepreward.rollout.reference import Spoken
 
 
 @dataclasses.dataclass
@@ -22,10 +23,14 @@ class Game:
       asks: methods of the environment that are called in each new state, "distance" and "snapshot".
       snapshot: before the game begins, that of its start; later that of the present state. None if there is none, or it is not kept.
       start_key: the state key of the start, if it is known.
+      pause_at: the number of steps at which the episode is paused; None: it is played to its end.
       to_replay, replayed: how many actions of the prefix are still to be replayed, and how many were replayed.
       said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
+      plan: the actions that the expert will take.
       saved: what the environment's `snapshot()` returned last.
       tokens, prompt_tokens: the conversation with the prompt at its end, and the prompt alone.
+      spoken, spoken_answer: the reference answer as the model would write it, and the text that it was made from.
+      answer_log_prob: of the reference answer before the present step; NaN if it was not scored.
       cut, wanted: characters that the prompt leaves out, and tokens that the whole prompt has.
     """
 
@@ -35,6 +40,7 @@ class Game:
     asks: tuple[str, ...] = ()
     snapshot: Snapshot | None = None
     start_key: str | None = None
+    pause_at: int | None = None
     to_replay: int = 0
     replayed: int = 0
     said: int = 0
@@ -52,15 +58,20 @@ class Game:
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     images: Images | None = None
     history: list = dataclasses.field(default_factory=list)
+    spoken: Spoken | None = None
+    spoken_answer: str | None = None
+    answer_log_prob: float = float("nan")
+    plan: list[str] = dataclasses.field(default_factory=list)
     cut: int = 0
     wanted: int = 0
 
     @classmethod
-    def at(cls, start: Start, slot: int, index: int, asks: tuple[str, ...]) -> Game:
-        """A game that is to begin at `start`."""
+    def at(cls, start: Start, slot: int, index: int, asks: tuple[str, ...], turns: int | None = None) -> Game:
+        """A game that is to begin at `start`, and to be paused after that many turns."""
         episode = Episode(start.task, list(start.prefix), prefix=len(start.prefix))
         to_replay = 0 if start.snapshot is not None else episode.prefix
-        return cls(episode, slot, index, asks, start.snapshot, start.state_key, to_replay)
+        pause_at = None if turns is None else episode.prefix + turns
+        return cls(episode, slot, index, asks, start.snapshot, start.state_key, pause_at, to_replay)
 
     def fail(self, reason: str) -> None:
         """Ends the episode as failed."""
@@ -74,6 +85,11 @@ class Game:
         """Ends the episode before its environment does."""
         self.episode.truncated = True
         self.end(why)
+
+    def pause(self) -> None:
+        """Stops the episode in a state that it can be played on from."""
+        self.episode.pause = Pause(self.snapshot, self.state_key)
+        self.end(PAUSED)
 
     def cost(self) -> Cost:
         """What the episode took, with the step in which its environment failed."""

@@ -26,7 +26,8 @@ def pack(
 ) -> Batch:
     """Packs episodes into rows of tokens (NumPy arrays).
 
-    The steps of a prefix (`Episode.prefix`) are packed like all others.
+    The steps of a prefix (`Episode.prefix`) are packed like all others. The answers of steps that the policy did not sample (`Step.sampled`)
+    are read as prompts are.
 
     Args:
       episodes: as they were played; one that failed keeps its place with `episode_mask=False` and has no rows.
@@ -84,7 +85,7 @@ def _rows_of(episode: Episode, first_id: int, context: str):
         part = (
             np.concatenate([step.prompt_tokens, step.action_tokens]),
             np.concatenate([np.zeros(before, np.float32), step.log_prob]),
-            np.concatenate([np.full(before, -1, np.int32), np.full(answer, first_id + t, np.int32)]),
+            np.concatenate([np.full(before, -1, np.int32), np.full(answer, first_id + t if step.sampled else -1, np.int32)]),
         )
         (rows if context == "step" else whole).append(part)
     if whole:

@@ -8,6 +8,9 @@ its prefix. The environment then restores a snapshot, or repeats the prefix's ac
 
 Finished episodes leave the device batch. When the others fit a smaller batch size, the batch shrinks to it.
 
+On request, every turn also scores the environment's reference answer: the mean log-probability that the policy gives it in place of the
+action, in one more pass over the kept cache (`Step.answer_log_prob`). What is sampled does not change.
+
 With several processes, each plays its share of the episodes, in its own environments and its own rows of the batch. In the end every
 process has all episodes.
 """
@@ -16,24 +19,37 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from stepreward import processes
-from stepreward.envs.protocol import DISTANCE, EVENTS, IMAGE, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD, VIEWED, Prompt, prompt_view
+from stepreward.envs.protocol import DISTANCE, EVENTS, EXPERT, IMAGE, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD, VIEWED, Prompt, prompt_view
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.environments import Call, Pool
-from stepreward.rollout.episode import ENVIRONMENT_LIMIT, ROW_FULL, STEP_LIMIT, TERMINATED, TOO_LONG, Episode, Snapshot, Start, Step, Task
+from stepreward.rollout.episode import (
+    ENVIRONMENT_LIMIT,
+    ROW_FULL,
+    STEP_LIMIT,
+    TERMINATED,
+    TOO_LONG,
+    Cost,
+    Episode,
+    Snapshot,
+    Start,
+    Step,
+    Task,
+)
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.game import Game, view_of
-from stepreward.rollout.losses import advice, warn_of_losses
-from stepreward.text import cleaned
+from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
+from stepreward.rollout.player import Player
+from stepreward.rollout.reference import score_rows
+from stepreward.text import clean, cleaned
 
 CONTEXTS = ("step", "episode")
 _KEPT = ("won", "score", "executed", "state_key", REFERENCE, *VIEWED)  # of info, what a snapshot keeps
@@ -94,7 +110,9 @@ class Collector:
         """Plays each task once, from its beginning; see `play`."""
         return self.play(params, [Start(task) for task in tasks], key)
 
-    def play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
+    def play(
+        self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None, score_answers: bool = False
+    ) -> list[Episode]:
         """Plays an episode from each start and returns them in the order of `starts`.
 
         What an episode draws depends on `key`, its index in `starts` and its turn, not on its neighbours. Turns count from the
@@ -110,16 +128,20 @@ class Collector:
           key: of all draws.
           keep: keep a snapshot of the environment before each new step (`Step.snapshot`), for `Start.before`. Where the environment
             offers replays only, nothing is kept, and later starts are replayed.
+          turns: the most new turns of an episode. One that has not ended by then is `PAUSED`, and `Start.after` plays it on. None: every
+            episode is played to its end.
+          score_answers: score the reference answer before each new step (`Step.answer_log_prob`). The value is NaN where there is none,
+            or where it has no room in the row or a prompt.
 
         Raises:
           ValueError: the environment cannot do what the starts or `keep` ask for; a prefix has more than `max_steps` steps; or the
             history that a prompt shows is not known, since steps before a snapshot were not kept.
         """
-        return self.player(params)(starts, key, keep=keep)
+        return self.player(params, score_answers=score_answers)(starts, key, keep=keep, turns=turns)
 
-    def player(self, params) -> Callable[..., list[Episode]]:
-        """`play` without its first argument, for several calls: the parameters are prepared once."""
-        return partial(self._play, self.engine.prepare(params))
+    def player(self, params, *, score_answers: bool = False) -> Player:
+        """`play` as a function of the starts, the key, `keep` and `turns`, for several calls: the parameters are prepared once."""
+        return Player(self, self.engine.prepare(params), score_answers)
 
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
@@ -138,18 +160,22 @@ class Collector:
                 "middle: let the environment declare one of them (docs/environments.md), or choose a method whose strategy is 'chain'."
             )
 
-    def _play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False) -> list[Episode]:
-        self._check(starts, keep)
+    def _play(self, params, starts: Sequence[Start], key: jax.Array, keep: bool, turns: int | None, score_answers: bool) -> list[Episode]:
+        self._check(starts, keep, turns)
         episodes = []
         for first in range(0, len(starts), self.max_rows):
             chunk = starts[first : first + self.max_rows]
-            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able)
+            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able, turns, score_answers)
         if processes.is_writer():
             warn_of_losses(episodes, self.warned)
+            if score_answers:
+                warn_of_unscored(episodes, self.warned)
         return episodes
 
-    def _check(self, starts: Sequence[Start], keep: bool) -> None:
+    def _check(self, starts: Sequence[Start], keep: bool, turns: int | None) -> None:
         middle = [start for start in starts if start.prefix or start.snapshot is not None]
+        if turns is not None and turns < 1:
+            raise ValueError(f"turns={turns}: play at least 1 turn.")
         if middle or keep:
             self.check_restarts()
         if any(start.snapshot is not None for start in middle) and SNAPSHOT not in self._able:
@@ -163,10 +189,18 @@ class Collector:
             if start.snapshot is not None and any(step.snapshot is None for step in shown):
                 raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
 
-    def _play_chunk(self, params, starts: Sequence[Start], key, first_index: int, keep: bool = False) -> list[Episode]:
-        parts = processes.count()
-        asks = (*(["distance"] if self._know_distance else []), *(["snapshot"] if keep else []))
-        games = [Game.at(starts[i], slot, first_index + i, asks) for slot, i in enumerate(processes.share(len(starts)))]
+    def _play_chunk(
+        self,
+        params,
+        starts: Sequence[Start],
+        key,
+        first_index: int,
+        keep: bool = False,
+        turns: int | None = None,
+        score_answers: bool = False,
+    ) -> list[Episode]:
+        parts, asks = processes.count(), self._asks(keep)
+        games = [Game.at(starts[i], slot, first_index + i, asks, turns) for slot, i in enumerate(processes.share(len(starts)))]
         self._begin(games)
         rows: list[Game] = games  # row -> game; finished games stay as idle rows until the batch shrinks
         state = self.engine.start(self.engine.row_bucket(-(-len(starts) // parts) * parts, self.max_rows))
@@ -191,7 +225,10 @@ class Collector:
             if self.reader is not None:
                 idle = [None] * (len(state.length) - len(rows))
                 shown["images"] = [None if g.done else g.images for g in rows] + idle
+            length = state.length + np.array([len(tokens) for tokens in new], np.int32)
             state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+            if score_answers:
+                score_rows(self.engine, params, state, length, rows, self.prompt, self.chat)
             acting = [(i, game) for i, game in enumerate(rows) if not game.done]
             for i, game in acting:
                 n = answer.count[i]
@@ -202,10 +239,47 @@ class Collector:
         for game in games:
             game.episode.cost = game.cost()
             del game.episode.steps[: game.episode.prefix]  # every process has them
-        episodes = [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
+        episodes = _gathered(games)
         for episode, start in zip(episodes, starts):
             episode.steps[:0] = start.prefix
         return episodes
+
+    def _demonstrate(self, tasks: Sequence[Task], keep: bool) -> list[Episode]:
+        """See `Player.expert`."""
+        self.check_offers(frozenset({EXPERT}), "a strategy that starts from the expert's states")
+        if keep:
+            self.check_restarts()
+        episodes = []
+        for first in range(0, len(tasks), self.max_rows):
+            chunk = tasks[first : first + self.max_rows]
+            asks = self._asks(keep and SNAPSHOT in self._able)
+            games = [Game.at(Start(chunk[i]), slot, i, asks) for slot, i in enumerate(processes.share(len(chunk)))]
+            self._begin(games)
+            self._plan([game for game in games if not game.done])
+            while acting := [game for game in games if not game.done]:
+                for game in acting:
+                    tokens = self.chat.answer(clean(self.prompt.answer(game.plan.pop(0))))
+                    zeros = np.zeros(len(tokens), np.float32)
+                    game.step = dataclasses.replace(self._answered(game, tokens, zeros, zeros), sampled=False)
+                self._act(acting)
+                for game in acting:
+                    if not game.done and not game.plan:
+                        game.fail("the expert's actions do not end the episode")
+            for game in games:
+                game.episode.cost = Cost(replayed_steps=len(game.episode.steps))
+            episodes += _gathered(games)
+        return episodes
+
+    def _plan(self, games: list[Game]) -> None:
+        """Asks every game's environment for its expert's actions."""
+        for game, found in zip(games, self.pool.call_all([Call(game.slot, "expert") for game in games])):
+            game.plan = [] if isinstance(found, EnvironmentFailure) or found is None else list(found)
+            if not game.plan:
+                game.fail(str(found) if isinstance(found, EnvironmentFailure) else "the expert knows no way to solve the task")
+
+    def _asks(self, keep: bool) -> tuple[str, ...]:
+        """The environment's methods that are called in each new state."""
+        return (*(["distance"] if self._know_distance else []), *(["snapshot"] if keep else []))
 
     def _begin(self, games: list[Game]) -> None:
         """Takes every game to its start and writes its first prompt. The environments work at the same time if the pool can do that."""
@@ -298,6 +372,7 @@ class Collector:
             cut=game.cut,
             stopped=game.stopped,
             snapshot=game.snapshot,
+            answer_log_prob=game.answer_log_prob,
         )
 
     def _act(self, games: list[Game]) -> None:
@@ -321,6 +396,8 @@ class Collector:
                 too_long = self._prompt(game, closes_answer=not game.stopped)
                 if too_long is not None and not game.done:
                     game.cut_short(too_long)
+                elif not game.done and len(episode.steps) == game.pause_at:
+                    game.pause()  # after the prompt was written, so that the next turn can be played
 
     def _short_of(self, game: Game) -> str | None:
         """Returns why the next turn has no room, or None if it has; notes in the episode what it would need."""
@@ -403,6 +480,11 @@ class Collector:
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
+
+
+def _gathered(games: list[Game]) -> list[Episode]:
+    """The episodes of all processes."""
+    return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
 
 
 @jax.jit

@@ -88,7 +88,7 @@ class Learner(Component):
             self.initial = parallel.copy(params)
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == "train":
-                auxiliary.begin(self.model if auxiliary.shared else self._own(self.model), params)
+                auxiliary.begin(self._own(self.model) if auxiliary.trains and not auxiliary.shared else self.model, params)
             else:
                 auxiliary.begin_training(params)
         joined = params
@@ -225,7 +225,10 @@ class Learner(Component):
     def update_policy(self, batch, credited, metrics: dict, seed) -> None:
         """Trains the policy, and adapts the coefficient of the KL penalty in the reward to the measured KL."""
         c = self.c
-        signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm)}
+        weight = credited.token_weight
+        signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm, weight)}
+        if weight is not None:
+            signals["token_weight"] = weight
         if c.policy.kl_coef:
             signals["log_prob_reference"] = batch.signals["log_prob_initial"]
         for auxiliary in self.auxiliaries.values():
@@ -290,7 +293,7 @@ class Learner(Component):
                     kernel_flops=layout.kernel_flops(model),
                 )
             rows, update = layout.minibatch_capacity(c.policy.minibatch_rows), self._policy_update()
-            signals = ["advantage"] + ["log_prob_reference"] * bool(c.policy.kl_coef)
+            signals = ["advantage"] + ["token_weight"] * self.method.weights_tokens + ["log_prob_reference"] * bool(c.policy.kl_coef)
             signals += [name for auxiliary in self.auxiliaries.values() for name in auxiliary.reads_with_policy]
             batch = layout.shapes(rows, signals=signals)
             arrays, arguments = (self.policy, batch, batch.signals["advantage"]), policy_arguments(layout, seed=[0], update=0, **update)
@@ -304,8 +307,8 @@ class Learner(Component):
                 kernel_flops=layout.kernel_flops(model, rows, passes),
             )
         for component in self.components.values():
-            shared = getattr(component, "shared", False) and stage == "train"
-            yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
+            reads = stage == "train" and (getattr(component, "shared", False) or getattr(component, "reads_policy", False))
+            yield from component.programs(stage, self.policy.params) if reads else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
         """Arguments of the supervised update, except state and rows."""

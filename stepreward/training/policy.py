@@ -29,6 +29,8 @@ ADVANTAGE_NORMS = ("none", "centre", "whiten")
 class PolicyLoss:
     """The policy's objective: L = clip loss + kl_coef · KL(π‖π_ref) − entropy_coef · H.
 
+    Where the credit has token weights, all three terms are averages with these weights (`kernels.losses`).
+
     Attributes:
       ratio: the level of the importance ratio, "token" or "step" (as in the iStar paper).
       clip_low, clip_high: the ratio is clipped to [1 − clip_low, 1 + clip_high].
@@ -59,7 +61,7 @@ class PolicyLoss:
             raise ValueError(f"policy.ratio={self.ratio!r} is not one of {', '.join(losses.RATIOS)}.")
 
 
-def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str) -> np.ndarray:
+def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str, weight_RxL: np.ndarray | None = None) -> np.ndarray:
     """Normalises advantages over the batch's steps, on the host: "centre" A − mean(A), "whiten" (A − mean(A)) / (std(A) + 1e-6).
 
     Failed episodes run to the step limit, so with a baseline over episodes the mean over *steps* is negative. Most updates then lower
@@ -69,14 +71,29 @@ def normalise_advantage(advantage_RxL: np.ndarray, batch: Batch, norm: str) -> n
     Args:
       advantage_RxL: float32 `[R, L]`, 0 off the action mask.
       norm: one of `ADVANTAGE_NORMS`; "none" returns the advantages unchanged.
+      weight_RxL: float32 `[R, L]`, weights of the tokens in the loss, or None. As in the loss, a step counts as the mean weight of its
+        tokens of positive weight.
     """
     mask_RxL = np.asarray(batch.action_mask)
     if norm == "none" or not mask_RxL.any():
         return advantage_RxL
     first = np.unique(np.asarray(batch.step_id)[mask_RxL], return_index=True)[1]  # one token per step
     of_steps = advantage_RxL[mask_RxL][first].astype(np.float64)  # float64, so that the mean of equal advantages is exact
+    if weight_RxL is not None:
+        return _normalise_weighted(advantage_RxL, of_steps, np.asarray(batch.step_id), mask_RxL, weight_RxL, norm)
     scale = of_steps.std() + 1e-6 if norm == "whiten" else 1.0
     return np.where(mask_RxL, (advantage_RxL - of_steps.mean()) / scale, 0.0).astype(np.float32)
+
+
+def _normalise_weighted(advantage_RxL, of_steps, step_id_RxL, mask_RxL, weight_RxL, norm: str) -> np.ndarray:
+    ids = np.unique(step_id_RxL[mask_RxL], return_inverse=True)[1]
+    weight = weight_RxL[mask_RxL].astype(np.float64)
+    of_weights = np.bincount(ids, weight) / np.maximum(np.bincount(ids, weight > 0), 1)
+    if not of_weights.any():
+        return advantage_RxL  # the loss reads none of them
+    mean = np.average(of_steps, weights=of_weights)
+    scale = np.sqrt(np.average((of_steps - mean) ** 2, weights=of_weights)) + 1e-6 if norm == "whiten" else 1.0
+    return np.where(mask_RxL, (advantage_RxL - mean) / scale, 0.0).astype(np.float32)
 
 
 def _levels(batch: Batch) -> dict:
@@ -113,7 +130,8 @@ def policy_step(
 
     Args:
       state: parameters and optimizer; its buffers are donated.
-      batch: the mini-batch; it needs the signal `log_prob_reference` `[R, L]` if `loss.kl_coef` is not 0.
+      batch: the mini-batch; it needs the signal `log_prob_reference` `[R, L]` if `loss.kl_coef` is not 0. With the signal `token_weight`
+        `[R, L]`, the loss is weighted.
       advantage_RxL: float `[R, L]`, 0 off the action mask.
       chunk_rows: rows of one forward and backward pass.
       temperature: the sampling temperature, by which logits are divided.
@@ -124,13 +142,18 @@ def policy_step(
       dropout_key: the random key of the adapters' dropout, or None for no dropout.
 
     Returns:
-      The new state, and metrics: means over the mini-batch's action tokens, except for `_max` and `_min`.
+      The new state, and metrics: means over the mini-batch's action tokens, except for `_max` and `_min`. Those of `losses.ppo_clip` are
+      over the action tokens of positive weight.
     """
     used = chunks.used_chunks(batch.action_mask, chunk_rows)
     options = dict(aggregation=loss.aggregation, constant=loss.constant, **_levels(batch))
-    denominator = losses.aggregation_denominator(batch.action_mask, step_id_RxL=batch.step_id, **options)
+    weight_RxL = batch.signals.get("token_weight")
+    denominator = losses.aggregation_denominator(batch.action_mask, step_id_RxL=batch.step_id, weight_RxL=weight_RxL, **options)
     tokens = losses.aggregation_denominator(batch.action_mask, "token-mean")
+    weighted = losses.aggregation_denominator(losses.weighted_mask(batch.action_mask, weight_RxL), "token-mean")
     more = {"advantage": advantage_RxL}
+    if weight_RxL is not None:
+        more["weight"] = weight_RxL
     keys = chunks.dropout_keys(dropout_key, batch, chunk_rows)
     if loss.kl_coef:
         more["reference"] = batch.signals["log_prob_reference"]
@@ -155,7 +178,7 @@ def policy_step(
             dropout_key=c.get("dropout_key"),
             vision=c.get("vision"),
         )
-        rows = dict(step_id_RxL=c["step_id"], denominator=denominator, **options)
+        rows = dict(step_id_RxL=c["step_id"], denominator=denominator, weight_RxL=c.get("weight"), **options)
         total, metrics = losses.ppo_clip(
             log_prob,
             c["log_prob_old"],
@@ -167,7 +190,7 @@ def policy_step(
             dual_clip=loss.dual_clip,
             **rows,
         )
-        share = metrics["tokens"] / tokens
+        share = metrics["tokens"] / weighted
         extremes = {k: v for k, v in metrics.items() if chunks.extreme(k)}
         extremes["ratio_min"] = jnp.where(
             metrics["tokens"] > 0, extremes["ratio_min"], jnp.inf

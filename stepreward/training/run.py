@@ -16,6 +16,7 @@ from stepreward.batch import Batch
 from stepreward.config import leaves
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
 from stepreward.training.counters import Counters
@@ -136,8 +137,10 @@ class Run:
 
     def pack(self, rollout: Rollout) -> Batch:
         """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads."""
-        batch, wanted = self.learner.layout.pack(rollout.episodes), self.method.requires
-        found = rollout.arrays(self.c.rollout.max_steps) if rollout.signals else {}
+        batch, wanted, steps = self.learner.layout.pack(rollout.episodes), self.method.requires, self.c.rollout.max_steps
+        found = rollout.arrays(steps) if rollout.signals else {}
+        if setup.scores_answers(self.method):
+            found["answer_log_prob"] = answer_log_probs(rollout.episodes, steps)
         return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
 
     def start(self):

@@ -19,7 +19,7 @@ from stepreward import credit, parallel, processes
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, Prompt
+from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -37,7 +37,7 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, streams
+from stepreward.training import backbones, frozen, streams
 from stepreward.training.auxiliaries import judge
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
@@ -175,7 +175,11 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    if make_strategy(method).restarts:
+    if scores_answers(method):
+        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
+    strategy = make_strategy(method)
+    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
+    if strategy.restarts:
         collector.check_restarts()
     made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
     return Parts(*made, workdir=Path(workdir))
@@ -294,7 +298,9 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    signals = computed() | make_strategy(method).provides
+    strategy = make_strategy(method)
+    strategy.check(c.rollout.group_size, c.rollout.max_steps)
+    signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
         able = ", ".join(name for name in credit.names() if not credit.make(name).requires - signals)
@@ -303,6 +309,8 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if method.requires & {"log_prob_trained", "log_prob_start"}:
+        frozen.pair(c)
     if "process_score" in method.requires:
         judge.check(c)
     make_filter(c, method)
@@ -356,6 +364,11 @@ def _check_offline(c, method) -> None:
             f"train.mode=offline needs rollout.groups={c.rollout.groups} tasks per iteration, but exploration.tasks={c.exploration.tasks}: "
             "lower rollout.groups or raise exploration.tasks."
         )
+    if method.strategy != "chain":
+        raise ValueError(
+            f"train.mode=offline plays no new episodes, but credit.method={method.name!r} needs those of the rollout strategy "
+            f"{method.strategy!r}: set train.mode=online."
+        )
     if method.has_prm:
         raise ValueError(
             f"train.mode=offline plays no new episodes, but the PRM of credit.method={method.name!r} needs them: set train.mode=online."
@@ -397,6 +410,11 @@ def make_method(c) -> credit.Method:
 def make_strategy(method: credit.Method) -> Strategy:
     """Returns the strategy by which the method's episodes are played."""
     return strategies.make(method.strategy, **method.strategy_options)
+
+
+def scores_answers(method: credit.Method) -> bool:
+    """Whether rollouts score the environment's reference answer before each step."""
+    return "answer_log_prob" in method.requires
 
 
 def recomputes_old_log_prob(c) -> bool:
@@ -454,6 +472,8 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
     words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
+    if getattr(prompt, "reference", None) is not None:
+        texts |= {part for word in words for part in prompt.reference(word)}
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
     said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]

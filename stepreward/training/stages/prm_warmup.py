@@ -29,11 +29,13 @@ class PRMWarmup(Stage):
         c, counters, learner, number = self.c, self.counters, self.run.learner, self.counters.of("prm_batches")
         tasks = training_tasks(c.seed, "prm_warmup", number, c.rollout.groups, c.rollout.group_size)
         rollout, metrics = self.run.play(tasks, streams.device(self.run.key, "prm_warmup", number))
-        batch = learner.score(self.run.pack(rollout), metrics)
+        batch = self.run.pack(rollout)
+        metrics |= learner.prepare(batch, rollout.episodes)
+        batch = learner.score(batch, metrics)
         learner.look(batch, metrics)
         metrics |= learner.auxiliaries["prm"].warm_up(batch, number, decoder_of(learner.policy.params))
         counters.add("prm_batches")
-        counters.env_steps += int(batch.step_mask.sum())
+        counters.env_steps += rollout.cost.env_steps
         return metrics
 
     def progress(self) -> Progress:
