@@ -33,6 +33,7 @@ ROLLOUT = {
     "rollout/entropy",
     "rollout/failed_episodes",
     "rollout/sampled_tokens",
+    "rollout/prompt_tokens",
     "rollout/tokens_per_s",
     "time/rollout_s",
     "time/scoring_s",

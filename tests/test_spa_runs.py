@@ -22,6 +22,7 @@ CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations
 ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {
     "rollout/failed_episodes",
     "rollout/sampled_tokens",
+    "rollout/prompt_tokens",
     "rollout/tokens_per_s",
     "time/rollout_s",
 }

@@ -69,7 +69,7 @@ class Cost(NamedTuple):
       env_steps: environment steps that the policy acted in.
       replayed_steps: environment steps that were repeated to reach the state where an episode starts, or that the expert acted in.
       sampled_tokens: tokens of answers.
-      prompt_tokens: tokens of prompts, and of earlier conversations that were read again.
+      prompt_tokens: tokens of prompts, of earlier conversations that were read again, and of reference answers that were scored.
     """
 
     env_steps: int = 0

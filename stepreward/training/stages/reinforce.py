@@ -121,7 +121,7 @@ class Reinforce(Stage):
         def another(number: int) -> Rollout:
             more, found = self._play(number)
             metrics["time/rollout_s"] += found["time/rollout_s"]
-            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens"))
+            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens", "rollout/prompt_tokens"))
             for name in ("branch_steps", "replayed_steps", *rollout.counts):
                 if f"rollout/{name}" in found:
                     metrics[f"rollout/{name}"] += found[f"rollout/{name}"]
