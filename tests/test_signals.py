@@ -9,6 +9,7 @@ from references import pack, random_episodes
 
 from stepreward import credit, signals
 from stepreward.batch import Batch, validate
+from stepreward.rollout import strategies
 from stepreward.rollout.bins import bin_rows
 from stepreward.training.minibatches import take_episodes, take_rows
 
@@ -46,11 +47,12 @@ def test_every_field_of_a_batch_has_a_row_and_no_other():
     assert all(row.meaning.endswith(".") for row in (*signals.FIELDS.values(), *signals.SIGNALS.values()))
 
 
-def test_what_methods_require_is_in_the_table():
+def test_a_run_computes_what_methods_require():
     for name in credit.names():
         for variant in credit.make(name).variants or (None,):
             method = credit.make(name, **({"variant": variant} if variant else {}))
-            assert method.requires | method.label_signals <= set(signals.SIGNALS)
+            strategy = strategies.make(method.strategy, **method.strategy_options)
+            assert method.requires | method.label_signals <= signals.computed() | strategy.provides
 
 
 def test_rows_are_taken_by_level_where_two_levels_have_one_shape():
