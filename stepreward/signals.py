@@ -7,6 +7,8 @@ A rollout yields `E` episodes of at most `S` steps, whose tokens are packed into
     episode  [E]        indexed by its episodes
     scalar   []         one value for the whole batch
 
+A signal may have further axes of any size behind these, as many as its `depth`.
+
 `FIELDS` are the fields of `Batch`, and `SIGNALS` the possible entries of `Batch.signals`. A method that reads another signal adds a row
 here, or calls `add` in its own module.
 """
@@ -30,6 +32,7 @@ class Row(NamedTuple):
       meaning: one sentence, with units.
       computed: whether a run computes the array if a method or loss requires it.
       padding: the value in padding rows and episodes.
+      depth: the number of further axes after those of the level. They may have any size, which the method decides.
     """
 
     level: str
@@ -37,6 +40,7 @@ class Row(NamedTuple):
     meaning: str
     computed: bool = False
     padding: int = 0
+    depth: int = 0
 
 
 FIELDS: dict[str, Row] = {
@@ -73,6 +77,9 @@ SIGNALS: dict[str, Row] = {
     "step_permutation": Row(STEP, np.int32, "A random order of the steps of each episode, for the shuffled control.", computed=True),
     "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 for a step without a label.", computed=True),
     "anchor_id": Row(STEP, np.int32, "Id of the group and state in which the step was taken; -1: none.", computed=True, padding=-1),
+    "level_id": Row(
+        STEP, np.int32, "Ids of the group's steps whose last 1, 2, … states are equal; -1: none.", computed=True, padding=-1, depth=1
+    ),
     "tag_id": Row(STEP, np.int32, "Kind of thought that the step's answer is tagged with; -1: none.", computed=True, padding=-1),
     "rule_reward": Row(STEP, np.float32, "Reward of the step by rules about its tag.", computed=True),
     "turn_reward": Row(STEP, np.float32, "Partial progress that the step made, by the environment's measure.", computed=True),
@@ -87,11 +94,17 @@ SIGNALS: dict[str, Row] = {
     "segment_value": Row(STEP, np.float32, "Value of the node that the step's segment leads to: the mean of its children, or the outcome."),
     "parent_value": Row(STEP, np.float32, "Value of the node that the step's segment starts from: the mean of its children."),
     # What other models or judges say of steps.
-    "answer_log_prob": Row(STEP, np.float32, "Mean log-probability of the reference answer's tokens before the step, in nats a token."),
-    "log_prob_hindsight": Row(TOKEN, np.float32, "Log-probability under the policy that is told how the episode ended."),
-    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints."),
-    "log_prob_start": Row(TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from."),
-    "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]."),
+    "answer_log_prob": Row(
+        STEP, np.float32, "Mean log-probability of the reference answer before the step, in nats a token; NaN: not scored.", computed=True
+    ),
+    "log_prob_hindsight": Row(
+        TOKEN, np.float32, "Log-probability under the policy that is told how a success ended; NaN: it was not told.", computed=True
+    ),
+    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints.", computed=True),
+    "log_prob_start": Row(
+        TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from.", computed=True
+    ),
+    "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]; NaN: none.", computed=True),
     # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
 }
@@ -100,18 +113,18 @@ SCHEDULED = "scheduled_"  # the signal with this prefix is the value of a method
 _SCHEDULED_ROW = Row(SCALAR, np.float32, "Value of a scheduled coefficient in this iteration.", computed=True)
 
 
-def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False) -> None:
+def add(name: str, level: str, dtype: type, meaning: str, *, computed: bool = False, depth: int = 0) -> None:
     """Adds a signal to the table, for a method outside the library.
 
     Args:
-      name, level, dtype, meaning, computed: see `Row`.
+      name, level, dtype, meaning, computed, depth: see `Row`.
 
     Raises:
       ValueError: another array has this name, or the level is unknown.
     """
     if level not in LEVELS:
         raise ValueError(f"signal {name!r}: the level {level!r} is not one of {', '.join(LEVELS)}")
-    new = Row(level, dtype, meaning, computed)
+    new = Row(level, dtype, meaning, computed, depth=depth)
     if (known := FIELDS.get(name) or SIGNALS.get(name)) and known != new:
         raise ValueError(f"a batch already has an array {name!r} ({known.meaning.rstrip('.')}): choose another name")
     SIGNALS[name] = new
@@ -142,6 +155,12 @@ def fields(*levels: str) -> tuple[str, ...]:
     return tuple(name for name, found in FIELDS.items() if found.level in levels)
 
 
-def shape(found: Row, rows: int, length: int, episodes: int, steps: int) -> tuple[int, ...]:
-    """Returns the shape of an array in a batch of `rows` × `length` tokens and `episodes` × `steps` steps."""
-    return {TOKEN: (rows, length), STEP: (episodes, steps), EPISODE: (episodes,), SCALAR: ()}[found.level]
+def shape(found: Row, rows: int, length: int, episodes: int, steps: int) -> tuple[int | None, ...]:
+    """Returns the shape of an array in a batch of `rows` × `length` tokens and `episodes` × `steps` steps; None is an axis of any size."""
+    of_level = {TOKEN: (rows, length), STEP: (episodes, steps), EPISODE: (episodes,), SCALAR: ()}[found.level]
+    return of_level + (None,) * found.depth
+
+
+def fits(found: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
+    """Whether an array of the shape `found` is one of `expected`, which `shape` returned."""
+    return len(found) == len(expected) and all(size is None or size == other for other, size in zip(found, expected))

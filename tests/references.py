@@ -25,6 +25,15 @@ class Step:
     executed: bool = True
     shuffled_from: int = 0
     state: str = ""
+    log_prob_hindsight: np.ndarray | None = None  # None: 0 at each token
+    log_prob_trained: np.ndarray | None = None
+    log_prob_start: np.ndarray | None = None
+    turn_reward: float = 0.0
+    answer_log_prob: float = 0.0
+    process_score: float = 0.0
+    rule_reward: float = 0.0
+    tag_id: int = -1
+    action: str = ""
     mc_value: float = float("nan")
     node_id: int = -1
     segment_id: int = -1
@@ -43,9 +52,21 @@ class Episode:
 
 
 CANVAS = {"num_episodes": 14, "max_steps": 5, "rows": 48, "length": 20}
-SIGNALS = ("log_prob_prm", "log_prob_initial", "value")  # one number per token
-STEP_SIGNALS = ("progress", "progress_label", "mc_value", "segment_value", "parent_value")  # one number per step
+# One number per token, and one per step.
+SIGNALS = ("log_prob_prm", "log_prob_initial", "value", "log_prob_hindsight", "log_prob_trained", "log_prob_start")
+STEP_SIGNALS = (
+    "progress",
+    "progress_label",
+    "turn_reward",
+    "answer_log_prob",
+    "process_score",
+    "rule_reward",
+    "mc_value",
+    "segment_value",
+    "parent_value",
+)
 TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
+HISTORY = 2  # K of the signal `level_id`
 
 
 def random_step(rng, tokens=None) -> Step:
@@ -74,6 +95,7 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
     for step, state in zip(steps_of_all, np.random.default_rng(len(steps_of_all)).integers(0, 4, len(steps_of_all))):
         step.state = f"state {state}"
     grow_trees(episodes)
+    add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
     return episodes
 
 
@@ -94,6 +116,17 @@ def grow_trees(episodes: list[Episode], segment=2) -> None:
             step.node_id, step.segment_id, step.sibling_id = number(path, t), number(path), number(above)
             step.segment_value, step.parent_value = value(path), value(above)
             step.mc_value = np.nan if rng.random() < 0.25 else float(rng.random())
+
+
+def add_signals(steps: list[Step], rng) -> None:
+    """Draws what models, judges and the environment say of steps; some answers and scores are not known."""
+    for step in steps:
+        for name in ("log_prob_hindsight", "log_prob_trained", "log_prob_start"):
+            setattr(step, name, rng.normal(-1.0, 0.7, len(step.log_prob_old)))
+        step.turn_reward, step.rule_reward, step.tag_id = float(rng.normal()), float(rng.normal()), int(rng.integers(-1, 4))
+        step.answer_log_prob = float(rng.normal(-1.0, 0.5)) if rng.random() < 0.85 else np.nan
+        step.process_score = float(rng.random()) if rng.random() < 0.85 else np.nan
+        step.action = "ab"[rng.integers(2)]
 
 
 def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
@@ -132,7 +165,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             action_mask[r, span] = True
             step_id[r, span] = e * max_steps + s
             for name, array in token.items():
-                array[r, span] = getattr(step, name)
+                array[r, span] = 0.0 if getattr(step, name) is None else getattr(step, name)
             at = span.stop
 
     step_mask = np.zeros((num_episodes, max_steps), bool)
@@ -141,6 +174,8 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     step_level = {name: np.full((num_episodes, max_steps), 1e3, np.float32) for name in STEP_SIGNALS}
     anchor_id, anchors = np.full((num_episodes, max_steps), 10**6, np.int32), {}
     tree = {name: np.full((num_episodes, max_steps), 10**6, np.int32) for name in TREE_IDS}
+    tag_id, equal_id, equal = anchor_id.copy(), anchor_id.copy(), {}
+    level_id, levels = np.full((num_episodes, max_steps, HISTORY + 1), 10**6, np.int32), [{} for _ in range(HISTORY + 1)]
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
         for s, step in enumerate(episode.steps):
@@ -148,6 +183,11 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             executed[e, s] = step.executed
             # A failed episode has the numbers of its group too: they must not be read.
             anchor_id[e, s] = anchors.setdefault((episode.group, step.state), len(anchors))
+            tag_id[e, s] = step.tag_id
+            equal_id[e, s] = equal.setdefault((episode.group, step.state, step.action), len(equal))
+            for k, level in enumerate(levels, 1):
+                states = tuple(other.state for other in episode.steps[max(s + 1 - k, 0) : s + 1])
+                level_id[e, s, k - 1] = level.setdefault((episode.group, states), len(level)) if s + 1 >= k else -1
             for name, array in (step_level | tree).items():
                 array[e, s] = getattr(step, name)
     pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
@@ -172,6 +212,9 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             **{name: jnp.asarray(array) for name, array in (step_level | tree).items()},
             "step_permutation": jnp.asarray(permutation),
             "anchor_id": jnp.asarray(anchor_id),
+            "level_id": jnp.asarray(level_id),
+            "tag_id": jnp.asarray(tag_id),
+            "equal_id": jnp.asarray(equal_id),
             "scheduled_alpha": jnp.float32(0.7),
             "kl_coef": jnp.float32(0.3),
         },
@@ -187,27 +230,59 @@ def by_step(x_RxL, batch: Batch) -> dict[tuple[int, int], list[float]]:
     return values
 
 
-def literal(
-    step_tokens, outcomes, *, groups=None, packing="episode", progress=None, executed=None, state=None, signals=None, **tokens
-) -> Batch:
+def literal(step_tokens, outcomes, *, groups=None, packing="episode", signals=None, **values) -> Batch:
     """Makes a batch from given arrays, padded to `CANVAS`.
 
-    `step_tokens[e]` lists the number of tokens in each step of episode e; `tokens[name][e]` has the values of all action
-    tokens of the episode (0 for names that are not given). `progress[e]`, `executed[e]` and `signals[name][e]` have one value per step.
+    `step_tokens[e]` lists the number of tokens in each step of episode e. `values[name][e]` has the values of all action tokens of the
+    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, which
+    `signals` may give too.
     """
+    tokens = {name: values.pop(name) for name in ("log_prob_old", *SIGNALS) if name in values}
     episodes = []
     for e, counts in enumerate(step_tokens):
         ends = np.cumsum(counts)
         take = lambda name, i: np.asarray(
             tokens[name][e][ends[i] - counts[i] : ends[i]] if name in tokens else np.zeros(counts[i]), np.float32
         )
-        steps = [Step(*(take(name, i) for name in ("log_prob_old", *SIGNALS)), observation=1, env_reward=0.0) for i in range(len(counts))]
-        for name, values in {"progress": progress, "executed": executed, "state": state, **(signals or {})}.items():
-            for step, value in zip(steps, values[e] if values else ()):
+        of_tokens = lambda i: {name: take(name, i) for name in ("log_prob_old", *SIGNALS)}
+        steps = [Step(**of_tokens(i), observation=1, env_reward=0.0) for i in range(len(counts))]
+        for name, of_steps in (values | (signals or {})).items():
+            for step, value in zip(steps, of_steps[e], strict=True):
                 setattr(step, name, value)
         group = 0 if groups is None else groups[e]
         episodes.append(Episode(steps, float(outcomes[e]), group, success=outcomes[e] > 0))
     return pack(episodes, packing)
+
+
+def counted_groups(episodes) -> dict[int, list[int]]:
+    """The indices of the counted episodes of each group."""
+    groups: dict[int, list[int]] = {}
+    for e, episode in enumerate(episodes):
+        if episode.counted:
+            groups.setdefault(episode.group, []).append(e)
+    return groups
+
+
+def returns_loop(rewards, discount) -> list[float]:
+    """The discounted sum of this and all later rewards, at each step."""
+    return [sum(discount ** (k - t) * rewards[k] for k in range(t, len(rewards))) for t in range(len(rewards))]
+
+
+def leave_one_out_loop(returns) -> list[list[float]]:
+    """Returns-to-go of the episodes of a group minus the mean of those of the others, 0 after an episode's end."""
+    at = lambda row, t: row[t] if t < len(row) else 0.0
+    mean = lambda i, t: np.mean([at(row, t) for j, row in enumerate(returns) if j != i])
+    return [[g - mean(i, t) if len(returns) > 1 else 0.0 for t, g in enumerate(row)] for i, row in enumerate(returns)]
+
+
+def assert_steps(step_array_ExS, expected, **tolerance):
+    """The array holds `expected[(episode, step)]`, and 0 elsewhere."""
+    found = np.asarray(step_array_ExS)
+    array = np.zeros_like(found)
+    for place, value in expected.items():
+        array[place] = value
+    assert np.abs(array).max() > 0.05
+    np.testing.assert_allclose(found, array, **{"atol": 2e-5, "rtol": 1e-5, **tolerance})
 
 
 def gae_loop(reward, value, mask, discount, trace):

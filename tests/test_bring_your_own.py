@@ -84,4 +84,14 @@ def test_the_adapters_example_is_made(blocks):
 
 
 def test_links_lead_to_pages_of_environments(page):
-    assert set(re.findall(r"\(environments/(\w+)\.md\)", page)) == {"webshop", "alfworld", "virtualhome", "sotopia", "adapters", "pools"}
+    assert set(re.findall(r"\(environments/(\w+)\.md\)", page)) == {
+        "webshop",
+        "alfworld",
+        "virtualhome",
+        "sotopia",
+        "search_qa",
+        "textcraft",
+        "scienceworld",
+        "adapters",
+        "pools",
+    }

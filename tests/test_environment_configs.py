@@ -7,9 +7,12 @@ from stepreward.errors import UserError
 from stepreward.models.published import MODELS
 from stepreward.training import setup
 
-ENVIRONMENTS = {"istar": ("webshop", "alfworld", "virtualhome", "sotopia"), "spa": ("webshop", "alfworld", "virtualhome")}
+ENVIRONMENTS = {
+    "istar": ("search_qa", "webshop", "alfworld", "virtualhome", "sotopia", "textcraft", "scienceworld"),
+    "spa": ("search_qa", "webshop", "alfworld", "virtualhome", "textcraft", "scienceworld"),
+}
 EXPERIMENTS = [f"{method}_{name}" for method, names in ENVIRONMENTS.items() for name in names]
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft", "scienceworld": "scienceworld"}
 
 
 def load(root, experiment, preset="tiny"):
@@ -41,6 +44,8 @@ def test_the_papers_numbers(root):
     assert (webshop.rollout.groups, webshop.rollout.group_size, webshop.rollout.max_steps, webshop.rollout.history) == (16, 8, 10, 2)
     assert (webshop.policy.learning_rate, webshop.prm.learning_rate, webshop.credit.options.beta) == (5e-7, 1e-6, 0.05)
     assert webshop.train.env_steps == 200 * 16 * 8 * 10
+    search = load(root, "istar_search_qa", "paper")
+    assert (search.rollout.max_steps, search.rollout.history, search.rollout.invalid_penalty) == (4, 4, 0.0)
     assert (sotopia.credit.options.episode_advantage, sotopia.rollout.temperature, sotopia.rollout.max_answer_tokens) == ("grpo", 0.7, 2048)
 
 

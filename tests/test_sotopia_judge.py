@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from stepreward.envs.entries import key_of
 from stepreward.envs.sotopia import partner
 from stepreward.envs.sotopia.judge import DIMENSIONS, judge
-from stepreward.envs.sotopia.judgements import Judgements, check, key_of
+from stepreward.envs.sotopia.judgements import Judgements, check
 from stepreward.envs.sotopia.scenarios import Task
 
 BIKE = Task("bike", "Ada", "Ben", tuple(map(str, range(90, 35, -5))), (0, 1, 2), 1, "warm", 40, 0)

@@ -12,8 +12,8 @@ pytest.importorskip("uvicorn", reason="the extra serve is not installed")
 from sotopia_stub import judges, serving, write_data
 
 from stepreward.config import load_config_file
+from stepreward.envs.endpoint import Endpoint, EndpointError
 from stepreward.envs.sotopia import make, pool
-from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
 from stepreward.envs.sotopia.judgements import Judgements
 from stepreward.rollout.environments import Call, EnvironmentFailure
 from stepreward.rollout.episode import Task

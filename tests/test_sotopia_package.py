@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from sotopia_stub import judges, serving, speaks, write_data
 
+from stepreward.envs.endpoint import EndpointError
 from stepreward.envs.protocol import TASKS, Environment, prompt_view
 from stepreward.envs.sotopia import make, pool, prompts
-from stepreward.envs.sotopia.endpoint import EndpointError
 from stepreward.envs.sotopia.judgements import Judgements
 
 pytest.importorskip("sotopia", reason="the extra sotopia is not installed")

@@ -6,7 +6,13 @@ from stepreward.config import load_config_file
 from stepreward.training import setup
 
 # Training tasks, rollouts of each, steps of an episode, tasks of the evaluation.
-PAPER = {"alfworld": (3119, 10, 40, 134), "webshop": (1624, 5, 10, 200), "virtualhome": (1000, 10, 40, 247)}
+PAPER = {
+    "alfworld": (3119, 10, 40, 134),
+    "webshop": (1624, 5, 10, 200),
+    "virtualhome": (1000, 10, 40, 247),
+    "textcraft": (336, 10, 20, 83),
+    "scienceworld": (3592, 5, 30, 128),
+}
 
 
 @pytest.mark.parametrize("environment", PAPER)

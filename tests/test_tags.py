@@ -13,8 +13,8 @@ from stepreward.rollout.pools import make_pool
 from stepreward.training.demonstrating import make_demonstrations
 from stepreward.training.setup import make_codec
 
-ENVIRONMENTS = ("sokoban", "alfworld", "adapters")
-ACTION = {"sokoban": "left", "alfworld": "go to desk 1", "adapters": "Open the door"}
+ENVIRONMENTS = ("sokoban", "alfworld", "scienceworld", "adapters")
+ACTION = {"sokoban": "left", "alfworld": "go to desk 1", "scienceworld": "go to kitchen", "adapters": "Open the door"}
 VIEW = {"text": "######\n#P_XO#\n######", "task": "Push.", "admissible": ("go to desk 1", "left")}
 ORDER = (("new_state",), ("new_state",), ("error",), ("recovered",), ("new_state",), ("new_state", "recovered"), ())
 

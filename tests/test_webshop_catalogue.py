@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from webshop_data import ATTRIBUTES, HUMAN, PRODUCTS, REAL, product, write
 
+from stepreward.envs.bm25 import Index
 from stepreward.envs.webshop import catalogue, shop, synthetic
 from stepreward.envs.webshop.goals import NO_LIMIT, human_goals, shuffled, synthetic_goals
-from stepreward.envs.webshop.search import Index
 
 
 def _built(human=None):

@@ -104,7 +104,52 @@ def _sotopia(c: ConfigDict) -> None:
     c.train.update({"env_steps": 60_000, "chunk_rows": 32})
 
 
-_TINY = {"webshop": _webshop, "alfworld": _alfworld, "virtualhome": _virtualhome, "sotopia": _sotopia}
+def _textcraft(c: ConfigDict) -> None:
+    """An episode is a conversation: the goal and up to six recipes, then what is held after each action."""
+    c.model.pieces = 800
+    c.rollout.update({"max_steps": 10, "max_answer_tokens": 28, "max_prompt_tokens": 192, "max_row_tokens": 512})
+    c.sft.update({"episodes": 400, "updates": 120, "rows": 64, "warmup_updates": 10})
+    c.train.update({"env_steps": 40_000, "chunk_rows": 16})
+    c.eval.update({"episodes": 98})  # each held-out goal twice
+
+
+def _scienceworld(c: ConfigDict) -> None:
+    """An episode is a conversation of some hundred tokens. Each environment is a Java process, so few are played at once.
+
+    The simulator makes each demonstration in some seconds, so there are few.
+    """
+    c.model.pieces = 1000
+    c.rollout.update({"groups": 4, "group_size": 8, "max_rows": 32, "max_steps": 15})
+    c.rollout.update({"max_answer_tokens": 32, "max_prompt_tokens": 288, "max_row_tokens": 1024})
+    c.sft.update({"episodes": 100, "updates": 120, "rows": 32, "warmup_updates": 10})
+    c.environment.timeout_s = 180.0  # a gold path may take half a minute
+    c.credit.update({"outcome": "return"})  # the change of the benchmark's score, divided by 100
+    c.exploration.update({"tasks": 64, "part_tasks": 32})
+    c.train.update({"env_steps": 10_000, "chunk_rows": 8})
+    c.eval.update({"episodes": 64})
+
+
+def _search_qa(c: ConfigDict) -> None:
+    """Questions of one or two hops in the embedded world: a conversation of about 60 tokens, with one document of 20 a search.
+
+    From 2,000 demonstrations, a small model learns answers by heart, and wins 4 % of the held-out questions.
+    """
+    c.model.pieces = 1000
+    c.rollout.update({"max_steps": 5, "max_answer_tokens": 8, "max_prompt_tokens": 32, "max_row_tokens": 160})
+    c.sft.update({"episodes": 8000, "updates": 300, "rows": 128})
+    c.credit.update({"outcome": "return"})  # the F1 of the answer
+    c.train.update({"env_steps": 60_000, "chunk_rows": 32})
+
+
+_TINY = {
+    "search_qa": _search_qa,
+    "webshop": _webshop,
+    "alfworld": _alfworld,
+    "virtualhome": _virtualhome,
+    "sotopia": _sotopia,
+    "textcraft": _textcraft,
+    "scienceworld": _scienceworld,
+}
 
 
 def real(c: ConfigDict, name: str) -> None:
@@ -144,6 +189,13 @@ def micro(c: ConfigDict, name: str) -> None:
     c.train.update({"env_steps": 60, "chunk_rows": 8})
     c.eval.update({"episodes": 8, "every": 2, "record": 2, "final_episodes": min(c.eval.final_episodes, 8)})
     c.checkpoint.update({"every": 2, "keep": 2})
+    if name == "scienceworld":  # four Java processes, and the task with the shortest demonstrations
+        c.environment.options = ConfigDict({"tasks": ("find-non-living-thing",)})
+        c.rollout.update({"group_size": 2, "max_rows": 4})
+        c.sft.update({"episodes": 8})
+        c.exploration.update({"rollouts": 2})
+        c.train.update({"env_steps": 24})
+        c.eval.update({"episodes": 4})
 
 
 def published(c: ConfigDict, name: str, model: str) -> None:
@@ -156,12 +208,21 @@ def published(c: ConfigDict, name: str, model: str) -> None:
         "alfworld": (50, 2048, 16_384),
         "virtualhome": (40, 2048, 8192),
         "sotopia": (20, 4096, 8192),
+        "textcraft": (20, 4096, 8192),
+        "scienceworld": (30, 6144, 16_384),
+        "search_qa": (4 if form == "istar" else 10, 2048, 8192),
     }[name]
     if name == "alfworld" and form == "spa":
         steps = 40
     c.rollout.update({"max_steps": steps, "max_prompt_tokens": new, "max_row_tokens": new + 512})
+    if name == "search_qa":
+        c.rollout.history = 4 if form == "istar" else 0  # all turns
+        c.credit.update({"outcome": "return"})
     if name == "sotopia":
         c.credit.update({"outcome": "return", "outcome_scale": 0.1})  # the goal score, 0 to 10
+    if name == "scienceworld":
+        c.environment.timeout_s = 180.0
+        c.credit.outcome = "success" if form == "istar" else "return"
     c.train.env_steps = 200 * 16 * 8 * steps
     if form == "spa":
         c.rollout.update({"context": "episode", "history": 0, "max_answer_tokens": 128, "max_row_tokens": whole})

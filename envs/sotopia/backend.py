@@ -28,8 +28,8 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+from stepreward.envs.endpoint import Endpoint, EndpointError, words
 from stepreward.envs.extras import require
-from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError, words
 
 REQUESTS = 64  # maximum number of concurrent requests in one process
 _STORAGE = "sotopia.database.storage_backend"

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from stepreward.envs import entries
 from stepreward.envs.sotopia.judge import DIMENSIONS
 
 AGENTS = ("agent_1", "agent_2")
 Scores = dict[str, dict[str, int]]  # agent_1, agent_2 → dimension → score
-
-
-def key_of(*content: str) -> str:
-    """Returns the key of a judgement: the SHA-256 of everything that it depends on."""
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def check(scores: Any) -> Scores:
@@ -46,7 +37,7 @@ class Judgements:
 
     def get(self, key: str) -> Scores | None:
         """Returns the scores of a key; None when there are none, or when the file is damaged."""
-        entry = _read(self._path("judgements", key))
+        entry = entries.read(self._path("judgements", key))
         if not isinstance(entry, dict) or entry.get("key") != key:
             return None
         try:
@@ -56,13 +47,13 @@ class Judgements:
 
     def put(self, key: str, scores: Scores) -> None:
         """Stores scores, and removes the key's pending conversation."""
-        _write(self._path("judgements", key), {"key": key, "scores": check(scores)})
+        entries.write(self._path("judgements", key), {"key": key, "scores": check(scores)})
         self.drop(key)
 
     def later(self, key: str, history: str, names: tuple[str, str], judge: tuple[str, str]) -> Path:
         """Stores a conversation that could not be judged; `judge` is (address, model). Returns the file's path."""
         path = self._path("judge_later", key)
-        _write(path, {"key": key, "history": history, "names": list(names), "judge": list(judge)})
+        entries.write(path, {"key": key, "history": history, "names": list(names), "judge": list(judge)})
         return path
 
     def drop(self, key: str) -> None:
@@ -71,30 +62,8 @@ class Judgements:
 
     def pending(self) -> list[dict[str, Any]]:
         """Returns the conversations that need a judgement, sorted by file name; skips damaged files."""
-        entries = [_read(path) for path in sorted((self.folder / "judge_later").glob("*.json"))]
-        return [entry for entry in entries if isinstance(entry, dict) and {"key", "history", "names", "judge"} <= set(entry)]
+        found = [entries.read(path) for path in sorted((self.folder / "judge_later").glob("*.json"))]
+        return [entry for entry in found if isinstance(entry, dict) and {"key", "history", "names", "judge"} <= set(entry)]
 
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / f"{key}.json"
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _write(path: Path, entry: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.stem[:8]}-", suffix=".tmp", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(entry, file, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

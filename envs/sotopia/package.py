@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
+from stepreward.envs.endpoint import Endpoint, EndpointError
+from stepreward.envs.entries import key_of
 from stepreward.envs.protocol import TASKS, Observation
 from stepreward.envs.sotopia import backend, data
-from stepreward.envs.sotopia.endpoint import Endpoint, EndpointError
 from stepreward.envs.sotopia.env import seed_and_split
 from stepreward.envs.sotopia.judge import DIMENSIONS, WON_ABOVE
-from stepreward.envs.sotopia.judgements import AGENTS, Judgements, Scores, check, key_of
+from stepreward.envs.sotopia.judgements import AGENTS, Judgements, Scores, check
 from stepreward.envs.sotopia.presets import PackageSettings
 from stepreward.envs.sotopia.prompts import LEAVE, prompts
 

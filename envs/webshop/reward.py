@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 from thefuzz import fuzz
 
+from stepreward.envs.bm25 import STOP_WORDS
 from stepreward.envs.webshop.catalogue import Product
 from stepreward.envs.webshop.goals import Goal
-from stepreward.envs.webshop.search import STOP_WORDS
 
 ENOUGH = 85  # a fuzzy match scores more than this
 

@@ -7,11 +7,11 @@ import json
 import random
 from pathlib import Path
 
+from stepreward.envs.bm25 import Index
 from stepreward.envs.webshop import catalogue, pages, synthetic
 from stepreward.envs.webshop.catalogue import Product
 from stepreward.envs.webshop.goals import Goal, human_goals, shuffled, synthetic_goals
 from stepreward.envs.webshop.pages import Node, State
-from stepreward.envs.webshop.search import Index
 
 SPLITS = ("train", "held_out")
 CACHED = 4096  # number of pages, and of searches, that a shop caches

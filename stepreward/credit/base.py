@@ -160,7 +160,7 @@ class Method:
         """Whether a coefficient is scheduled, or differs from 0."""
         return name in self.coefficients or getattr(self, name) != 0
 
-    def at(self, batch: Batch) -> Method:
+    def with_coefficients(self, batch: Batch) -> Method:
         """Returns the method with the values that its scheduled coefficients have in this batch, which may be traced.
 
         Raises:
@@ -185,7 +185,7 @@ class Method:
           ValueError: if a required signal is missing; the message names it.
         """
         check_signals(self, batch)
-        credit = self.at(batch).assign(batch)
+        credit = self.with_coefficients(batch).assign(batch)
         if coefficients := {f"coefficient_{name}": batch.signals[f"{SCHEDULED}{name}"] for name in self.coefficients}:
             values = {name: jnp.asarray(value, jnp.float32) for name, value in coefficients.items()}
             credit = credit.replace(metrics={**credit.metrics, **values})
@@ -280,9 +280,9 @@ def make(name: str, **options: Any) -> Method:
     if name not in _METHODS:
         raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
     method = _METHODS[name]
-    fields = [f.name for f in dataclasses.fields(method) if f.init]
+    fields = [f.name for f in dataclasses.fields(method) if f.init and f.name != "schedules"]
     known = fields + (["variant"] if method.variants else [])
-    unknown = [option for option in options if option not in known]
+    unknown = [option for option in options if option not in (*known, "schedules")]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
@@ -328,6 +328,20 @@ def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
     value = getattr(method, field)
     if value not in choices:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def check_not_negative(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields is below 0 or not a number."""
+    for field in fields:
+        if not getattr(method, field) >= 0:
+            raise ValueError(f"{field} of '{method.name}' must be at least 0, not {getattr(method, field)!r}")
+
+
+def check_share(method: Method, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields does not lie in [0, 1]."""
+    for field in fields:
+        if not 0.0 <= getattr(method, field) <= 1.0:
+            raise ValueError(f"{field} of '{method.name}' must lie in [0, 1], not {getattr(method, field)!r}")
 
 
 def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None = None) -> None:

@@ -50,7 +50,7 @@ class SPO(Method):
     """
 
     name: ClassVar[str] = "spo"
-    unscheduled: ClassVar[frozenset[str]] = frozenset({"below"})  # the host reads it
+    unscheduled: ClassVar[frozenset[str]] = frozenset({"below"})  # the strategy reads it
 
     form: str = "chain"
     probability_mask: bool | None = None

@@ -123,7 +123,7 @@ class ARPO(Method):
 
     name: ClassVar[str] = "arpo"
     strategy: ClassVar[str] = "entropy_branch"
-    unscheduled: ClassVar[frozenset[str]] = frozenset({"p", "w"})  # the host reads them
+    unscheduled: ClassVar[frozenset[str]] = frozenset({"p", "w"})  # the strategy reads them
 
     advantage: str = "soft"
     ddof: int = 1

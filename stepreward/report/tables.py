@@ -43,6 +43,8 @@ LOSSES = {
     "rollout/step_limit": ("episodes that reached the step limit", "rollout.max_steps"),
     "rollout/observations_cut": ("prompts whose observations were cut to fit", "rollout.max_prompt_tokens"),
     "rollout/answers_cut": ("answers that were cut", "rollout.max_answer_tokens"),
+    "judge/failures": ("steps that the judge gave no score", "judge.url, judge.model"),
+    "judge/masked_episodes": ("episodes with such a step; they are masked for credit", "judge.url, judge.model"),
 }
 
 

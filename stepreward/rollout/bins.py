@@ -99,10 +99,12 @@ def first_fit(
 
 
 def _move(x_RxL: np.ndarray, bins: Bins, filler) -> np.ndarray:
-    out = np.full(bins.shape, filler, x_RxL.dtype)
+    rows, length = bins.shape
+    further = x_RxL.shape[2:]  # axes behind those of the tokens move with them
+    out = np.full((rows * length, *further), filler, x_RxL.dtype)
     inside = bins.place_RxL >= 0
-    out.reshape(-1)[bins.place_RxL[inside]] = x_RxL[inside]
-    return out
+    out[bins.place_RxL[inside]] = x_RxL[inside]
+    return out.reshape(rows, length, *further)
 
 
 def _numbered(segment_ids_RxL: np.ndarray, bin_of: np.ndarray, start_of: np.ndarray) -> np.ndarray:

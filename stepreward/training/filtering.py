@@ -76,7 +76,7 @@ def select(found: Filter, rollout: Rollout, play_round: Callable[[int], Rollout]
 
 def outcomes(group: list[Episode], outcome: str, scale: float = 1.0) -> GroupOutcomes:
     """The outcomes and successes of a group's episodes whose environment did not fail."""
-    good = [e for e in group if e.failure is None and e.steps]
+    good = [e for e in group if e.counts and e.steps]
     value = lambda e: float(e.success) if outcome == "success" else e.episode_return
     return GroupOutcomes(np.array([scale * value(e) for e in good]), np.array([e.success for e in good], bool))
 
@@ -112,4 +112,5 @@ def _take(rounds: list[Rollout], groups: list[list[Episode]], chosen: list[int])
     place = {id(episode): index for index, episode in enumerate(played)}
     rows = {name: [row for each in rounds for row in each.signals[name]] for name in rounds[0].signals}
     signals = {name: [found[place[id(episode)]] for episode in episodes] for name, found in rows.items()}
-    return Rollout(episodes, signals, Cost(*(sum(counts) for counts in zip(*(each.cost for each in rounds)))))
+    counts = {name: sum(each.counts[name] for each in rounds) for name in rounds[0].counts}
+    return Rollout(episodes, signals, Cost(*(sum(costs) for costs in zip(*(each.cost for each in rounds)))), counts)

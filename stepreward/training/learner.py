@@ -1,6 +1,6 @@
 """The models that learn in a run (the policy and its auxiliaries), and the parts of one iteration.
 
-`score` adds signals to a batch, `credit` turns them into advantages, and `learn` and `update_policy` train on them.
+`prepare` and `score` add signals to a batch, `credit` turns them into advantages, and `learn` and `update_policy` train on them.
 """
 
 from __future__ import annotations
@@ -88,13 +88,18 @@ class Learner(Component):
             self.initial = parallel.copy(params)
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == "train":
-                auxiliary.begin(self.model if auxiliary.shared else self._own(self.model), params)
+                auxiliary.begin(self._own(self.model) if auxiliary.trains and not auxiliary.shared else self.model, params)
             else:
                 auxiliary.begin_training(params)
         joined = params
         for auxiliary in self.auxiliaries.values():
             joined = auxiliary.joined(joined)
         self.policy = create(joined, self.policy_optimizer)
+
+    def open(self) -> None:
+        """Reads what auxiliaries need from disk, so that a wrong path is found before anything is trained."""
+        for auxiliary in self.auxiliaries.values():
+            auxiliary.open()
 
     def begin_stage(self, stage: str) -> None:
         """Begins the auxiliaries whose first stage this is, if it precedes reinforcement learning."""
@@ -124,6 +129,21 @@ class Learner(Component):
         return dataclasses.replace(model, base=parallel.copy(model.base))
 
     # --- One iteration ---
+
+    def prepare(self, batch, episodes) -> dict:
+        """Shows auxiliaries the episodes that a batch was packed from, before `score`; returns metrics."""
+        metrics = {}
+        for auxiliary in self.auxiliaries.values():
+            metrics |= auxiliary.prepare(batch, episodes)
+        return metrics
+
+    def unscored(self, batch) -> np.ndarray:
+        """Returns the episodes of a prepared batch for which an auxiliary has no signals, bool `[E]`."""
+        found = np.zeros(batch.num_episodes, bool)
+        for auxiliary in self.auxiliaries.values():
+            if auxiliary.unscored is not None:
+                found |= auxiliary.unscored
+        return found
 
     def score(self, batch, metrics: dict):
         """Adds the models' signals that the method and the policy's loss need; `credit` adds those of the host."""
@@ -287,8 +307,8 @@ class Learner(Component):
                 kernel_flops=layout.kernel_flops(model, rows, passes),
             )
         for component in self.components.values():
-            shared = getattr(component, "shared", False) and stage == "train"
-            yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
+            reads = stage == "train" and (getattr(component, "shared", False) or getattr(component, "reads_policy", False))
+            yield from component.programs(stage, self.policy.params) if reads else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
         """Arguments of the supervised update, except state and rows."""

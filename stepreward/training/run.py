@@ -16,6 +16,7 @@ from stepreward.batch import Batch
 from stepreward.config import leaves
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
 from stepreward.training.counters import Counters
@@ -71,6 +72,7 @@ class Run:
         self.key = jax.random.key(c.seed)
         self.counters = Counters(stage=STAGES[0].name)
         self.learner = Learner(c, self.parts, self.key)
+        self.learner.open()
         self.stages: dict[str, Stage] = {stage.name: stage(self) for stage in STAGES}
         explores = self.stages["explore"].wanted()
         self.exploration = Exploration(c, self.workdir, self.fingerprint("explore")) if explores else None
@@ -142,7 +144,8 @@ class Run:
         batch = self.learner.layout.pack(rollout.episodes)
         found = rollout.arrays(c.rollout.max_steps) if rollout.signals else {}
         scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
-        return batch.with_signals(**{name: scaled(value) for name, value in found.items() if name in wanted})
+        scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(self.method) else {}
+        return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
 
     def start(self):
         """Reads the supervised policy's parameters."""

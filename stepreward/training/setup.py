@@ -19,7 +19,7 @@ from stepreward import credit, parallel, processes
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, Prompt
+from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -37,7 +37,8 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, streams
+from stepreward.training import backbones, frozen, streams
+from stepreward.training.auxiliaries import judge
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
 from stepreward.training.demonstrating import load_demonstrations
@@ -80,6 +81,7 @@ class Parts:
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
     abstract: bool = False  # models consist of shapes, not arrays
+    workdir: Path | None = None  # the run's folder, where auxiliaries may keep files
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
 
 
@@ -173,11 +175,14 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
+    if scores_answers(method):
+        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
     strategy = make_strategy(c, method)
     collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
     if strategy.restarts:
         collector.check_restarts()
-    return Parts(factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    return Parts(*made, workdir=Path(workdir))
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -304,6 +309,10 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if method.requires & {"log_prob_trained", "log_prob_start"}:
+        frozen.pair(c)
+    if "process_score" in method.requires:
+        judge.check(c)
     make_filter(c, method)
     if method.has_progress and c.estimator.attention == "bidirectional":
         _check_reads_ahead(c, method)
@@ -406,6 +415,11 @@ def make_strategy(c, method: credit.Method) -> Strategy:
     return found
 
 
+def scores_answers(method: credit.Method) -> bool:
+    """Whether rollouts score the environment's reference answer before each step."""
+    return "answer_log_prob" in method.requires
+
+
 def recomputes_old_log_prob(c) -> bool:
     """Whether an offline run replaces the behaviour policy's log-probabilities by the current policy's (as SPA's release does)."""
     return c.policy.old_log_prob == "current" or (c.policy.old_log_prob == "auto" and c.credit.variant == "released")
@@ -461,6 +475,8 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
     words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
+    if getattr(prompt, "reference", None) is not None:
+        texts |= {part for word in words for part in prompt.reference(word)}
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
     said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]

@@ -7,6 +7,7 @@ bit for bit. With several processes, each runs this loop; only the writer writes
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 from stepreward import processes
 from stepreward.errors import Terminated
 from stepreward.training import decisions
+from stepreward.training.auxiliaries import NotReady
 from stepreward.training.run import Run
 
 
@@ -61,9 +63,15 @@ class Runner(Run):
 
     def tick(self) -> None:
         """Runs one tick: the stage's work, a line of metrics, and a checkpoint if one is due."""
-        counters, stage = self.counters, self.stage
+        counters, stage, before = self.counters, self.stage, copy.deepcopy(self.counters)
         counters.tick += 1
-        metrics = stage.tick()
+        try:
+            metrics = stage.tick()
+        except NotReady:
+            self.counters = before
+            if before.tick:
+                self.save(wait=True)  # the ticks since the last checkpoint are kept
+            raise
         if seam := stage.finished:
             self.advance()
             metrics |= stage.leave()

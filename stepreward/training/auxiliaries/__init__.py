@@ -6,9 +6,10 @@ All modules of this folder are imported, and every subclass of `Auxiliary` is re
 import importlib
 import pkgutil
 
-from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson
+from stepreward.training.auxiliaries.base import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Auxiliary, Lesson, NotReady
 from stepreward.training.auxiliaries.critic import Critic
 from stepreward.training.auxiliaries.estimator import Estimator
+from stepreward.training.auxiliaries.judge import Judge
 from stepreward.training.auxiliaries.prm import ProcessRewardModel
 
 for _module in pkgutil.iter_modules(__path__):
@@ -24,6 +25,8 @@ __all__ = [
     "Auxiliary",
     "Critic",
     "Estimator",
+    "Judge",
     "Lesson",
+    "NotReady",
     "ProcessRewardModel",
 ]

@@ -2,7 +2,7 @@
 
 In each iteration of reinforcement learning, every auxiliary computes its signals, and learns at the time that its `when` names:
 
-    signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
+    prepare → signals → (before_credit: learn, signals again) → credit → (after_credit: learn) → policy update → (after_policy: learn)
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit import Credit
+from stepreward.errors import UserError
 from stepreward.programs import Component
 from stepreward.training.backbones import Backbone
 
 BEFORE_CREDIT, AFTER_CREDIT, AFTER_POLICY = "before_credit", "after_credit", "after_policy"
+
+
+class NotReady(UserError):
+    """An auxiliary cannot do its part of a tick, and no model has learnt in that tick yet: the run is saved as it was before it."""
 
 
 class Lesson(NamedTuple):
@@ -53,6 +58,9 @@ class Auxiliary(Component):
       configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
       when: the time at which it learns in an iteration; None if it does not learn, or learns with the policy.
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
+      trains: whether it has parameters that it trains; if not, `begin` gets the policy's own backbone.
+      reads_policy: whether it is a pass of the policy's own parameters, which `programs` then gets as a second argument.
+      unscored: bool `[E]`, the episodes of the prepared batch that it has no signals for; they are masked. None: there are none.
     """
 
     name: ClassVar[str]
@@ -61,8 +69,11 @@ class Auxiliary(Component):
     stage: ClassVar[str] = "train"
     order: ClassVar[int] = 10
     configured: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    reads_policy: ClassVar[bool] = False
     when: str | None = AFTER_CREDIT
     shared: bool = False
+    unscored: Any = None
 
     def __init_subclass__(cls, **keywords):
         super().__init_subclass__(**keywords)
@@ -72,6 +83,9 @@ class Auxiliary(Component):
     def wanted(cls, method) -> bool:
         """Whether a run with this credit method needs the model."""
         return bool(cls.provides & method.requires)
+
+    def open(self) -> None:
+        """Reads what the model needs from disk, besides checkpoints. Called when a run starts or resumes, before its next tick."""
 
     @property
     def begun(self) -> bool:
@@ -88,6 +102,10 @@ class Auxiliary(Component):
 
     def begin_training(self, params) -> None:
         """Called when reinforcement learning begins, if the model began in an earlier stage."""
+
+    def prepare(self, batch: Batch, episodes: list) -> dict:
+        """Reads from the episodes of a batch what `scores` needs besides the batch; called once for a batch, first; returns metrics."""
+        return {}
 
     def scores(self, placed: Batch, to_rows: Callable, policy_params) -> dict:
         """Computes the model's signals for a batch.

@@ -48,12 +48,12 @@ def estimate(params, batch: Batch, *, graphdef, chunk_rows, max_actions=None, ba
 
 @partial(jax.jit, static_argnums=0)
 def _loss(method, output_ExS, batch):
-    return method.at(batch).progress_loss(output_ExS, batch)[0]
+    return method.with_coefficients(batch).progress_loss(output_ExS, batch)[0]
 
 
 @partial(jax.jit, static_argnums=0)
 def _contributions(method, output_ExS, batch):
-    return method.at(batch).contributions(output_ExS, batch)
+    return method.with_coefficients(batch).contributions(output_ExS, batch)
 
 
 class Estimator(Auxiliary):

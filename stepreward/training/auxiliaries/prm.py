@@ -197,4 +197,4 @@ class ProcessRewardModel(Auxiliary):
 
 @partial(jax.jit, static_argnums=0)
 def _loss(method, batch):
-    return method.at(batch).prm_loss(batch.signals["log_prob_prm"], batch)
+    return method.with_coefficients(batch).prm_loss(batch.signals["log_prob_prm"], batch)

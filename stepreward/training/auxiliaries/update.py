@@ -64,7 +64,7 @@ def auxiliary_gradient(params, batch: Batch, *, name, outputs, method, graphdef,
       base, dropout_key: see `policy_step`.
     """
     apply = lambda params, rows: outputs.of_rows(graphdef, join(base, params), rows, max_actions)
-    loss = lambda output_RxL: method.at(batch).losses[name](outputs.of_batch(output_RxL, batch), batch)
+    loss = lambda output_RxL: method.with_coefficients(batch).losses[name](outputs.of_batch(output_RxL, batch), batch)
     return chunks.gradient_through_outputs(apply, loss, params, batch, chunk_rows, dropout_key)
 
 

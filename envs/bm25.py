@@ -1,4 +1,4 @@
-"""Ranked search like the benchmark's Lucene index: Porter stems, 33 stop words, BM25 with k1 = 0.9 and b = 0.4.
+"""Ranked search as in Lucene (WebShop, Search QA): Porter stems, 33 stop words, BM25 with k1 = 0.9 and b = 0.4.
 
     score(d, q) = Σ_{t in q} ln(1 + (N − n_t + ½) / (n_t + ½)) · f_td / (f_td + k1 · (1 − b + b · |d| / mean |d|))
 
