@@ -58,6 +58,12 @@ def _micro(file, changes=None):
 
 
 @pytest.fixture(scope="session")
+def micro():
+    """`micro("istar_webshop", {"train.env_steps": 100, …})`: the micro preset of an experiment with some keys changed."""
+    return _micro
+
+
+@pytest.fixture(scope="session")
 def micro_config():
     """`micro_config({"train.env_steps": 100, …})`: the micro preset of iStar with some keys changed."""
     return partial(_micro, "istar_sokoban")

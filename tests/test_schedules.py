@@ -138,6 +138,12 @@ def test_every_coefficient_works_traced(name, options, batch):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found, expected)
 
 
+@pytest.mark.parametrize("name", names())
+def test_what_the_rollout_strategy_reads_is_constant(name):
+    method = make(name)
+    assert not set(method.strategy_options) & set(method.schedulable())
+
+
 def test_one_program_serves_every_value(batch):
     method = make("istar", schedules={"alpha": "linear(1, 0, 4)"})
     before = everything._cache_size()

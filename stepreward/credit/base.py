@@ -280,9 +280,9 @@ def make(name: str, **options: Any) -> Method:
     if name not in _METHODS:
         raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
     method = _METHODS[name]
-    fields = [f.name for f in dataclasses.fields(method) if f.init]
+    fields = [f.name for f in dataclasses.fields(method) if f.init and f.name != "schedules"]
     known = fields + (["variant"] if method.variants else [])
-    unknown = [option for option in options if option not in known]
+    unknown = [option for option in options if option not in (*known, "schedules")]
     if unknown:
         close = difflib.get_close_matches(unknown[0], known, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""

@@ -57,11 +57,12 @@ class RLVMR(Method):
     """
 
     name: ClassVar[str] = "rlvmr"
+    unscheduled: ClassVar[frozenset[str]] = frozenset(
+        {"planning", "explore", "reflection", "monitor", "format_penalty"}
+    )  # the host reads them
     requires: ClassVar[frozenset[str]] = frozenset({"tag_id", "rule_reward"})
     capabilities: ClassVar[frozenset[str]] = frozenset({EVENTS})
     needs_group: ClassVar[bool] = True
-    # The host reads them.
-    unscheduled: ClassVar[frozenset[str]] = frozenset({*TAGS, "format_penalty"})
 
     alpha: float = 0.5
     planning: float = 1.0

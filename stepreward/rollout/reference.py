@@ -66,6 +66,7 @@ def score_rows(engine, params, state, length: np.ndarray, rows: Sequence[Any], p
             game.spoken, game.spoken_answer = spoken(prompt, chat, answer), answer
         if engine.fits(game.spoken, int(length[i])):
             texts[i], last[i] = game.spoken, game.tokens[-1]
+            game.scored += len(game.spoken.tokens)
     for game, value in zip(rows, engine.mean_log_prob(params, state, length, last, texts)):
         game.answer_log_prob = float(value)
 

@@ -136,12 +136,16 @@ class Run:
         return playing.evaluate(self)
 
     def pack(self, rollout: Rollout) -> Batch:
-        """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads."""
-        batch, wanted, steps = self.learner.layout.pack(rollout.episodes), self.method.requires, self.c.rollout.max_steps
-        found = rollout.arrays(steps) if rollout.signals else {}
-        if setup.scores_answers(self.method):
-            found["answer_log_prob"] = answer_log_probs(rollout.episodes, steps)
-        return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
+        """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads.
+
+        Their values are outcomes of episodes, and are scaled as the outcomes of the batch are.
+        """
+        c, wanted = self.c, self.method.requires
+        batch = self.learner.layout.pack(rollout.episodes)
+        found = rollout.arrays(c.rollout.max_steps) if rollout.signals else {}
+        scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
+        scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(self.method) else {}
+        return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
 
     def start(self):
         """Reads the supervised policy's parameters."""

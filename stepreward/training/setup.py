@@ -177,7 +177,7 @@ def build(c, workdir: Path) -> Parts:
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
     if scores_answers(method):
         collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
-    strategy = make_strategy(method)
+    strategy = make_strategy(c, method)
     collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
     if strategy.restarts:
         collector.check_restarts()
@@ -298,7 +298,7 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    strategy = make_strategy(method)
+    strategy = make_strategy(c, method)
     strategy.check(c.rollout.group_size, c.rollout.max_steps)
     signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
@@ -407,9 +407,12 @@ def make_method(c) -> credit.Method:
     return credit.make(c.credit.method, **options)
 
 
-def make_strategy(method: credit.Method) -> Strategy:
-    """Returns the strategy by which the method's episodes are played."""
-    return strategies.make(method.strategy, **method.strategy_options)
+def make_strategy(c, method: credit.Method) -> Strategy:
+    """Returns the strategy by which the method's episodes are played; what it calls the outcome of an episode is `credit.outcome`."""
+    found = strategies.make(method.strategy, **method.strategy_options)
+    if hasattr(found, "outcome") and "outcome" not in method.strategy_options:
+        return dataclasses.replace(found, outcome=c.credit.outcome)
+    return found
 
 
 def scores_answers(method: credit.Method) -> bool:
