@@ -9,7 +9,7 @@ HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md). Other pap
 --config.environment.prompt=search_r1`, or igpo, or arpo, with the same number of `rollout.max_steps` as the preset.
 
 Expected: "tiny" is not measured yet. In a world of 600 people, imitation of 2,000 demonstrations won 4.3 % of the held-out questions (random
-play: 5 %), because the model learnt the training questions by heart. Published models and "paper": not measured.
+play: 4 %), because the model learnt the training questions by heart. Published models and "paper": not measured.
 
 The paper (arXiv 2509.19199) does not use search. `get_config("paper")` has its settings for WebShop, with the search environment of verl-agent, on
 which its code is built: 4 turns, all of which a prompt shows.
