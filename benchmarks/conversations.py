@@ -112,6 +112,9 @@ class _TokenSpeech:
 
     later = first
 
+    def window(self, observation, history):
+        return observation["text"]
+
     def parse(self, text):
         return "on"
 

@@ -2,7 +2,7 @@
 
     apt-get install -y default-jre-headless && pip install -e '.[scienceworld]'
     python launch/train.py --config=configs/istar_scienceworld.py            # tiny: four tasks, a small model from random weights, on a CPU
-    python launch/train.py --config=configs/istar_scienceworld.py:micro      # less than a minute; for tests
+    python launch/train.py --config=configs/istar_scienceworld.py:micro      # about a minute; for tests
     python launch/train.py --config=configs/istar_scienceworld.py:qwen2.5-7b      # or another published model, see docs/models.md
 
 Needs: the extra `scienceworld`, and Java. Each of the `rollout.max_rows` environments is a Java process of some 300 MB.

@@ -93,6 +93,9 @@ class Prompt(Protocol):
     * `answer_in(action, events)`: as `answer`, if the answer depends on what happens in the episode. `events` has the names of the events
       (`EVENT_NAMES`) of each step up to this one, whose own are last; see `expert_answer`.
     * `words`: texts that are one token each in the tokenizer of a tiny model, as actions are.
+    * `reference(answer) -> (lead-in, answer)`, for environments that declare `REFERENCE`: what the model would write before a final answer,
+      such as "Now there's enough information to answer. <answer>", and the answer itself, of which methods such as IGPO read the
+      log-probability. Without it, nothing precedes the answer, which is written as `answer(answer)` says.
     """
 
     def first(self, observation: Observation) -> str:

@@ -8,8 +8,8 @@ Each run is `launch/train.py` in its own process on one core, with the arm's ove
 `{seed}` in an override is replaced by the seed, so that the arms of a seed can share the finished stages of one run
 (`stages.sft:runs/base_{seed}`). A seed determines the demonstrations, the warm start, the training rooms and the draws, so the arms
 of a seed start from the same policy. The script writes `results.json` (all curves) and `curves.png`, and prints a table: success at
-start and end, area under the curve (mean held-out success over environment steps), and paired differences to the first arm with
-95 % t-intervals. `--measure=score` compares the benchmark's own score instead of success.
+start and end, area under the curve (mean held-out success over environment steps), paired differences to the first arm with
+95 % t-intervals, and what the training episodes cost: environment steps and sampled tokens, branches included, and replayed steps. `--measure=score` compares the benchmark's own score instead of success.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
                     score_start=scores[0] if scores else None,
                     score_end=float(np.mean(scores[-2:])) if scores else None,
                     grounding=records[-1].get("eval/executed"),
+                    cost=cost(all_records),
                     env_steps=x.tolist(),
                     **{measure: y.tolist()},
                 )
@@ -103,7 +104,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}")
     titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",
-              "rank correlation of step rewards", "of advantages", "grounding at the end", "wall s", "difference of area to the first arm")  # fmt: skip
+              "rank correlation of step rewards", "of advantages", "grounding at the end", "environment steps", "sampled tokens", "replayed steps", "wall s", "difference of area to the first arm")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
     print("|" + "---|" * len(titles))
     for arm in arms:
@@ -116,7 +117,15 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
         scaled = " | ".join(cell(k) for k in ("start", "end", "auc"))
         details = ("score_start", "score_end", "rank_correlation", "advantage", "grounding")
         quality = " | ".join(cell(k) if mine[0][k] is not None else "–" for k in details)
-        print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
+        spent = " | ".join(f"{np.mean([r['cost'][key] for r in mine]):,.0f}" for key in ("env_steps", "sampled_tokens", "replayed_steps"))
+        print(f"| {arm} | {len(mine)} | {scaled} | {quality} | {spent} | {np.mean([r['wall_s'] for r in mine]):.0f} | {difference} |")
+
+
+def cost(records: list[dict]) -> dict[str, int]:
+    """Returns what a run's training episodes cost, those of branches included: each step and token counts once."""
+    largest = lambda key: int(max((r[key] for r in records if r.get(key) is not None), default=0))  # of counters, which only grow
+    replayed = sum(int(r["rollout/replayed_steps"]) for r in records if r.get("rollout/replayed_steps") is not None)
+    return {"env_steps": largest("env_steps"), "sampled_tokens": largest("rollout/sampled_tokens"), "replayed_steps": replayed}
 
 
 def area(x: np.ndarray, y: np.ndarray) -> float:

@@ -20,6 +20,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import method_runs
 from kill_trial import measured
 
 from stepreward import credit
@@ -34,6 +35,7 @@ OPTIONS = (
     Option("renamed", "renamed metrics and values of text, such as stages, as old=new,old=new"),
 )
 
+_TRAINED = "TRAINED"  # stands for the workdir of a finished run, which methods with a frozen pair of policies read
 _SPA, _ISTAR = "configs/spa_sokoban.py:micro", "configs/istar_sokoban.py:micro"
 # Features that no experiment's micro preset enables: (config, flags).
 FEATURES = {
@@ -60,8 +62,7 @@ def runs() -> dict[str, list[str]]:
         if ":micro" in path.read_text(encoding="utf-8"):
             found[path.stem] = [f"--config=configs/{path.name}:micro"]
     for name in credit.names():
-        progress = credit.make(name).has_progress
-        found[f"method_{name}"] = [f"--config={_SPA if progress else _ISTAR}", f"--config.credit.method={name}"]
+        found[f"method_{name}"] = method_runs.flags(name, trained=_TRAINED)
         for variant in credit.make(name).variants:
             if variant != credit.recommended_variant(name):
                 found[f"method_{name}_{variant}"] = [*found[f"method_{name}"], f"--config.credit.variant={variant}"]
@@ -102,11 +103,15 @@ def main() -> int:
 def record(flags: list[str]) -> list[dict]:
     """Returns the metrics of a run, or one line with its error if it failed."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, "--quiet", f"--workdir={folder}/run"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode:
-            return [{"exit code": done.returncode, "error": (done.stderr.strip().splitlines() or [""])[-1].replace(folder, "FOLDER")}]
+        reads = any(flag.endswith(f"={_TRAINED}") for flag in flags)
+        wanted = [([f"--config={_ISTAR}"], "trained")] * reads + [(flags, "run")]
+        for arguments, name in wanted:
+            given = [flag.replace(_TRAINED, f"{folder}/trained") for flag in arguments]
+            command = [sys.executable, str(ROOT / "launch" / "train.py"), *given, "--quiet", f"--workdir={folder}/{name}"]
+            environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            if done.returncode:
+                return [{"exit code": done.returncode, "error": (done.stderr.strip().splitlines() or [""])[-1].replace(folder, "FOLDER")}]
         return measured(Path(folder) / "run")
 
 

@@ -8,6 +8,7 @@ without the code that wrote it.
 from __future__ import annotations
 
 import importlib.util
+import json
 import logging
 import os
 import re
@@ -107,6 +108,19 @@ class Checkpoints:
         found = self._manager.restore(step, args=wanted)["arrays"]
         return {name: np.asarray(value) for name, value in found.items()}
 
+    def names(self, step: int | None = None) -> tuple[str, ...]:
+        """The paths of all arrays of a checkpoint (by default the latest).
+
+        Raises:
+          FileNotFoundError: if there is no such checkpoint.
+          ValueError: if it is damaged.
+        """
+        step = self.find(step)
+        try:
+            return tuple(name for name, _ in self._manager.item_metadata(step)["arrays"].items())
+        except Exception as error:  # a damaged file can make any of several libraries raise
+            raise self._damaged(step, error) from error
+
     def find(self, step: int | None = None) -> int:
         """Returns `step`, or the latest step if it is None.
 
@@ -158,6 +172,23 @@ class Checkpoints:
             f"checkpoint {step} in {self._manager.directory} cannot be read ({type(error).__name__}: {reason}); delete its folder to "
             "continue from the previous one."
         )
+
+
+def saved_counters(workdir: str | Path, folder: str = "") -> dict:
+    """The counters of a workdir's latest checkpoint, read by this process alone and without its arrays.
+
+    Args:
+      workdir, folder: as in `Checkpoints`.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: the folder or the file cannot be read.
+    """
+    place = find_folder(folder) if folder else Path(workdir).resolve() / _FOLDER
+    steps = opened(folder, lambda: sorted(int(p.name) for p in place.iterdir() if p.name.isdigit()) if place.is_dir() else [])
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {place}")
+    return json.loads(opened(folder, (place / str(steps[-1]) / "counters" / "metadata").read_text))
 
 
 def find_folder(folder: str):

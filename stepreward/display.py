@@ -53,6 +53,7 @@ class RunDisplay:
         self.total = total
         self.success: float | None = None
         self.tokens_per_second: float | None = None
+        self.sampled_tokens: int | None = None
         self.seconds: dict[str, float] = {}
         self._every = max(1, every)
         self._clock = clock
@@ -80,6 +81,7 @@ class RunDisplay:
         total: int | None = None,
         success: float | None = None,
         tokens_per_second: float | None = None,
+        sampled_tokens: int | None = None,
         seconds: Mapping[str, float] | None = None,
     ) -> None:
         """Updates the given values and keeps the others.
@@ -90,6 +92,7 @@ class RunDisplay:
           total: all units of the stage's work.
           success: success rate in [0, 1].
           tokens_per_second: processed tokens per second.
+          sampled_tokens: tokens that the run has sampled for training so far, those of branches included.
           seconds: seconds of the last iteration by part, such as "rollout", "scoring" and "policy".
         """
         new_stage = stage is not None and stage != self.stage
@@ -106,6 +109,8 @@ class RunDisplay:
             self.success = float(success)
         if tokens_per_second is not None:
             self.tokens_per_second = float(tokens_per_second)
+        if sampled_tokens is not None:
+            self.sampled_tokens = int(sampled_tokens)
         if seconds is not None:
             self.seconds = {name: float(value) for name, value in seconds.items()}
         self._updates += 1
@@ -180,6 +185,8 @@ class RunDisplay:
             facts.append(f"success {_percent(self.success)}")
         if self.tokens_per_second is not None:
             facts.append(f"{self.tokens_per_second:,.0f} tokens/s")
+        if self.sampled_tokens is not None:
+            facts.append(f"{self.sampled_tokens:,} tokens sampled")
         return facts
 
 

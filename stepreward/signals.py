@@ -94,10 +94,16 @@ SIGNALS: dict[str, Row] = {
     "segment_value": Row(STEP, np.float32, "Value of the node that the step's segment leads to: the mean of its children, or the outcome."),
     "parent_value": Row(STEP, np.float32, "Value of the node that the step's segment starts from: the mean of its children."),
     # What other models or judges say of steps.
-    "answer_log_prob": Row(STEP, np.float32, "Mean log-probability of the reference answer's tokens before the step, in nats a token."),
-    "log_prob_hindsight": Row(TOKEN, np.float32, "Log-probability under the policy that is told how the episode ended."),
-    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints."),
-    "log_prob_start": Row(TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from."),
+    "answer_log_prob": Row(
+        STEP, np.float32, "Mean log-probability of the reference answer before the step, in nats a token; NaN: not scored.", computed=True
+    ),
+    "log_prob_hindsight": Row(
+        TOKEN, np.float32, "Log-probability under the policy that is told how a success ended; NaN: it was not told.", computed=True
+    ),
+    "log_prob_trained": Row(TOKEN, np.float32, "Log-probability under the trained policy of a frozen pair of checkpoints.", computed=True),
+    "log_prob_start": Row(
+        TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from.", computed=True
+    ),
     "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]; NaN: none.", computed=True),
     # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),

@@ -234,7 +234,8 @@ def literal(step_tokens, outcomes, *, groups=None, packing="episode", signals=No
     """Makes a batch from given arrays, padded to `CANVAS`.
 
     `step_tokens[e]` lists the number of tokens in each step of episode e. `values[name][e]` has the values of all action tokens of the
-    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, which `signals` may give too.
+    episode for a name of the token level (0 for names that are not given), and one value per step for another field of `Step`, which
+    `signals` may give too.
     """
     tokens = {name: values.pop(name) for name in ("log_prob_old", *SIGNALS) if name in values}
     episodes = []

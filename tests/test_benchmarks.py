@@ -9,6 +9,7 @@ from stepreward.errors import UserError
 
 QUICK = {
     "rollout": ("--prompt=3", "--model=llama-micro", "--bandwidth=10"),
+    "branching": ("--model=llama-micro",),
     "train_step": ("--peak=1",),
     "serve": ("--prompt=9", "--model=llama-micro"),
 }
@@ -43,6 +44,8 @@ def test_a_quick_run_writes_its_figures(benchmark, tmp_path, name):
         ("rollout", ("--tunix-python=python",), ("needs --prompt",)),
         ("rollout", ("--turns=2,x",), ("--turns=2,x",)),
         ("rollout", ("--batch=0",), ("--batch=0",)),
+        ("branching", ("--turns=4",), ("--turns=4", "at least 5")),
+        ("branching", ("--groups=0",), ("--groups=0",)),
         ("train_step", ("--length=10",), ("--length=10", "--steps=4")),
         ("train_step", ("--rows=12",), ("--rows=12", "--group=8")),
         ("train_step", ("--tunix-python=python",), ("needs --steps=1",)),

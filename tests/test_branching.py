@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -12,15 +13,19 @@ from test_play import GROUPED, Told, on_sokoban
 from test_strategies import LIMIT, Drawing, walk
 
 from stepreward.envs.protocol import EXPERT
+from stepreward.report import read_episodes, write_episodes, write_report
+from stepreward.report.episode_html import episode_html, plain_board
+from stepreward.report.episodes import list_episodes
+from stepreward.report.tree_html import tree_html
 from stepreward.rollout import strategies
 from stepreward.rollout.checked import checked
 from stepreward.rollout.engine import Answer
 from stepreward.rollout.environments import EnvironmentPool
-from stepreward.rollout.episode import ABSENT, PAUSED, STEP_LIMIT, TERMINATED, Cost, Episode, Start, Step, Task
+from stepreward.rollout.episode import ABSENT, PAUSED, STEP_LIMIT, TERMINATED, Cost, Episode, Start, Step, Task, to_record
 from stepreward.rollout.packing import pack
 from stepreward.rollout.strategies.entropy import branch_probability
 from stepreward.rollout.strategies.restore import cut_points
-from stepreward.rollout.strategies.segments import tree_signals
+from stepreward.rollout.strategies.segments import tree_record, tree_signals
 
 
 def groups_of(size, seeds=(0, 1)):
@@ -425,3 +430,49 @@ def test_the_real_engine_plays_every_kind_of_branch(chat, params, context, name,
     distinct = {id(step): step for episode in rollout.episodes for step in episode.steps}
     sampled = sum(len(step.action_tokens) for step in distinct.values())
     assert rollout.cost[:3] == Cost(len(distinct), 0, sampled)[:3] and rollout.branch_steps == 0
+
+
+# --- The tree in the report ---
+
+
+def test_the_report_shows_the_tree_of_a_group(chat, tmp_path):  # noqa: F811
+    collector = walk(chat, 1.0, fault="step 2: raise", only_seed=0)
+    rollout = strategies.make("tree", branching=(2, 2), segment_steps=1)(collector.player(None), groups_of(4), KEY)
+    mixed = tree_record(rollout.episodes[:4], {name: rows[:4] for name, rows in rollout.signals.items()})
+    assert mixed["value"] is None and [s["parent"] for s in mixed["segments"]] == [None] * 4
+    assert all("failure" in s and s["first"] == 0 for s in mixed["segments"])
+    tree = tree_record(rollout.episodes[4:], {name: rows[4:] for name, rows in rollout.signals.items()})
+    assert tree["value"] == 5.0 and tree["absent"] == 0
+    assert [(s["parent"], s["first"], s["last"], s["value"], s.get("success")) for s in tree["segments"]] == [
+        (None, 0, 0, 5.0, None), (0, 1, 1, 5.0, True), (0, 1, 1, 5.0, True),
+        (None, 0, 0, 5.0, None), (3, 1, 1, 5.0, True), (3, 1, 1, 5.0, True),
+    ]  # fmt: skip
+    tree["segments"][1]["value"] = 4.0
+    tree["segments"].append({"parent": 0, "first": 1, "last": 0, "actions": [], "failure": "it <broke>"})
+    tree["absent"] = 2
+    write_episodes(tmp_path, 3, 2, [], tree)
+    page = tree_html([read_episodes(path) for path in list_episodes(tmp_path)])
+    assert page.count("<li>") == 7 and "<p>root <b>+5</b></p>" in page and "2 absent leaves" in page
+    assert page.count('badge">best<') == 1 and page.count(">solved<") == 4  # the other siblings are equal
+    assert 'title="it &lt;broke&gt;">left out: the environment failed' in page
+    write_report(tmp_path)
+    assert page in (tmp_path / "report.html").read_text()
+    assert tree_html([{"iteration": 1, "episodes": []}]) == ""
+
+
+def test_a_record_of_other_strategies_has_no_tree(chat):  # noqa: F811
+    rollout = strategies.make("restore", k=1)(walk(chat, 1.0).player(None), groups_of(1), KEY)
+    assert tree_record(rollout.episodes, rollout.signals) is None
+    steps = to_record(rollout.episodes[0], value=rollout.signals["mc_value"][0])["steps"]
+    assert [step["value"] for step in steps] == [6.0] * 3 and "<dt>value</dt><dd>+6</dd>" in episode_html(
+        1, to_record(rollout.episodes[0], value=rollout.signals["mc_value"][0]), plain_board
+    )
+
+
+@pytest.mark.parametrize("tree", [[], {"segments": [{"first": 0}]}, {"segments": 3}])
+def test_a_broken_tree_is_no_episodes_file(tmp_path, tree):
+    write_episodes(tmp_path, 1, 1, [], {"segments": []})
+    path = list_episodes(tmp_path)[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tree": tree}))
+    with pytest.raises(ValueError, match="holds a tree without `segments`"):
+        read_episodes(path)

@@ -178,6 +178,18 @@ def test_special_tokens_in_a_message_are_only_text(folders, name, mark):
     assert mark in chat.text(chat.user_turn(f"a{mark}b", first=True))
 
 
+@pytest.mark.parametrize(("name", "mark"), [("llama", "<|eot_id|>"), ("qwen2", "<|im_end|>"), ("qwen3", "<|im_start|>")])
+def test_a_text_is_added_to_the_end_of_a_message(folders, name, mark):
+    chat = load_chat(folders / name)
+    for turn in ({"first": True}, {"first": False, "closes_answer": True}):
+        plain, note = chat.user_turn("look", **turn), f"\nup{mark}"
+        found = chat.noted(plain, note)
+        assert len(found) - len(plain) == len(chat.codec.encode(note))
+        assert chat.text(found) == chat.text(chat.user_turn("look" + note, **turn))
+        special = set(chat.codec.special.values())
+        assert sum(int(i) in special for i in found) == sum(int(i) in special for i in plain)
+
+
 def test_literal_turns_of_qwen(folders):
     chat = load_chat(folders / "qwen2", system="Hi.")
     codec, special = chat.codec, chat.codec.special

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from references import by_step, gae_loop, literal, pack, random_episodes
+from references import SIGNALS, by_step, gae_loop, literal, pack, random_episodes
 
 from stepreward.credit import lcs_progress_labels, make, step_mask, token_mask
 
@@ -298,7 +298,8 @@ def test_observations_decay_what_comes_after_them():
     second = random_episodes(np.random.default_rng(1), groups=(1,), failed=(), steps=1)[0].steps[0]
     steps = [episodes[0].steps[0], second]
     for step in steps:
-        step.value, step.log_prob_old, step.log_prob_prm, step.log_prob_initial = (np.zeros(1),) * 4
+        for name in ("log_prob_old", *SIGNALS):
+            setattr(step, name, np.zeros(1))
     steps[1].observation = 3
     episodes[0].steps, episodes[0].outcome = steps, 1.0
     options = dict(discount=0.9, trace=0.5, whiten=False)

@@ -29,11 +29,11 @@ def test_a_terminal_shows_every_figure():
     with RunDisplay(total=40, console=out, clock=clock) as display:
         display.update(stage="rl", completed=0)
         clock.now += 20
-        display.update(completed=10, success=0.425, tokens_per_second=12345.6, seconds=SECONDS)
+        display.update(completed=10, success=0.425, tokens_per_second=12345.6, sampled_tokens=9876, seconds=SECONDS)
         page = Console(file=io.StringIO(), width=100, _environ={})
         page.print(display)
     text = page.file.getvalue()
-    for part in ["rl", "━", "10/40", "1 min 00 s left", "success 42.5 %", "12,346 tokens/s",
+    for part in ["rl", "━", "10/40", "1 min 00 s left", "success 42.5 %", "12,346 tokens/s", "9,876 tokens sampled",
                  "rollout 3.00 s 60%", "scoring 0.50 s 10%", "PRM 0.50 s 10%", "policy 1.00 s 20%"]:  # fmt: skip
         assert part in text
     assert "\x1b[" in out.file.getvalue()

@@ -49,7 +49,7 @@ SEARCH_QA = {
 SHORT = {"style": "short", "observation": "compact", "hits": 1}
 PRESETS = {
     "search_qa": {
-        "tiny": SEARCH_QA | SHORT | {"hops": (1, 2), "max_steps": 5},
+        "tiny": SEARCH_QA | SHORT | {"people": 2000, "questions": 12_000, "hops": (1, 2), "max_steps": 5},
         "micro": SEARCH_QA | SHORT | {"hops": (1,), "max_steps": 4, "people": 80, "questions": 200, "held_out": 40},
         "istar": SEARCH_QA | {"hops": (1, 2, 3), "max_steps": 4, "repeats": False, "reward": "em", "invalid_reward": -0.01},
         "spa": SEARCH_QA,

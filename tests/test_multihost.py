@@ -114,14 +114,19 @@ class Says:
 
     def reset(self, *, seed, options):
         self.seed, self.turn = seed, 0
-        return {"text": "say" * (1 + seed % 3)}, {"won": False, "executed": True, "state_key": ""}
+        return {"text": "say" * (1 + seed % 3)}, {"won": False, "executed": True, "state_key": "", "reference_answer": self.right()}
+
+    def right(self):
+        return "yes"[: 1 + self.seed % 3] if self.seed != 4 else None
 
     def step(self, action):
         self.turn += 1
         if self.seed == 13 and self.turn == 2:
             raise RuntimeError("lost the connection")
         ended = self.turn == 1 + self.seed // 3
-        return {"text": "yes " * self.turn}, 1.0, ended, False, {"won": ended, "executed": True, "state_key": ""}
+        return {"text": "yes " * self.turn}, 1.0, ended, False, {
+            "won": ended, "executed": True, "state_key": "", "reference_answer": self.right()
+        }
 
     def close(self):
         pass
@@ -129,6 +134,7 @@ class Says:
 class Words:
     first = later = staticmethod(lambda observation: observation["text"])
     parse = staticmethod(lambda text: text)
+    reference = staticmethod(lambda answer: ("a ", answer))
 
 words = f"{folder}/words"
 if processes.is_writer() and processes.count() > 1:
@@ -145,7 +151,7 @@ engine._turn = lambda params, caches, *rest: (sizes.append(caches[0].key.shape[0
                                               turn(params, caches, *rest))[-1]
 collector = Collector(engine, EnvironmentPool(Says), Words(), chat, "episode", 0, 9, 16)
 tasks = [Task(seed, "train", seed) for seed in range(15)]
-played = collector.collect(parallel.place_parameters(params, mesh), tasks, jax.random.key(7))
+played = collector.play(parallel.place_parameters(params, mesh), [Start(t) for t in tasks], jax.random.key(7), score_answers=True)
 assert [e.task for e in played] == tasks
 assert [(len(e.steps), e.success) for e in played if e.task.seed != 13] == [(1 + s // 3, True) for s in range(15) if s != 13]
 assert "lost the connection" in played[13].failure and len(played[13].steps) == 1
@@ -158,6 +164,7 @@ for one, other in zip(played, again):  # the same key draws the same rest
 if processes.is_writer():
     steps = [step for e in played for step in e.steps]
     arrays = {name: np.concatenate([getattr(s, name) for s in steps]) for name in ("prompt_tokens", "action_tokens", "log_prob", "entropy")}
+    arrays["answers"] = np.array([s.answer_log_prob for s in steps])
     np.savez(f"{folder}/played-{processes.count()}.npz", **arrays)
 """
 
@@ -232,7 +239,8 @@ def test_two_processes_play_as_one_does(folder):
     two, one = (np.load(folder / f"played-{count}.npz") for count in (2, 1))
     for name in ("prompt_tokens", "action_tokens"):
         np.testing.assert_array_equal(two[name], one[name])
-    for name in ("log_prob", "entropy"):
+    assert 0 < np.isnan(one["answers"]).sum() < len(one["answers"])  # one task has no reference answer
+    for name in ("log_prob", "entropy", "answers"):
         np.testing.assert_allclose(two[name], one[name], atol=1e-5)
 
 

@@ -32,6 +32,8 @@ ROLLOUT = {
     "rollout/invalid",
     "rollout/entropy",
     "rollout/failed_episodes",
+    "rollout/sampled_tokens",
+    "rollout/prompt_tokens",
     "rollout/tokens_per_s",
     "time/rollout_s",
     "time/scoring_s",

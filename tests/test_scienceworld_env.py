@@ -15,7 +15,7 @@ from stepreward.rollout.environments import EnvironmentFailure
 from stepreward.rollout.pools import make_pool
 
 COUNTS = dict.fromkeys(TASK_NAMES, 30)
-FIND = ("find-non-living-thing",)
+FIND = ("find-living-thing",)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_bad_settings_are_one_clear_error():
         ({"held_out_tasks": ("x",)}, "held_out_tasks"),
         ({"held_out": "train"}, "test, dev"),
         ({"simplifications": "openDoor"}, "openDoors"),
-        ({"data": "x.json", "tasks": ("boil",)}, "leave `tasks`"),
+        ({"data": "x.json", "tasks": ("boil",)}, "give it with tasks="),
         ({"reward": "won"}, "score, success"),
         ({"short_expert": 1}, "True or False"),
     ):
@@ -157,8 +157,8 @@ def test_the_names_and_splits_are_those_of_the_simulator(environment):
 def test_an_expert_wins_and_the_rewards_sum_to_the_score_since_the_reset(environment):
     assert isinstance(environment, Environment)
     observation, info = environment.reset(seed=0)
-    assert info["score"] == 8.0 and not info["won"] and info["task"].startswith("Your task is to find a(n) non-living thing.")
-    assert observation["text"].startswith("This room is called")
+    assert info["score"] == 8.0 and not info["won"] and info["task"].startswith("Your task is to find a(n) living thing.")
+    assert " is called the " in observation["text"]
     plan = environment.expert()
     rewards, turns, keys = [], [], []
     for number, action in enumerate(plan):

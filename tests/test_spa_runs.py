@@ -19,7 +19,13 @@ from stepreward.training.train import Runner
 EVERY_TICK = {"tick", "iteration", "stage", "env_steps", "wall_s"}
 SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "invalid", "entropy", "answer_tokens"}
 CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations_cut", "answers_cut", "longest_prompt"}
-ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {"rollout/failed_episodes", "rollout/tokens_per_s", "time/rollout_s"}
+ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {
+    "rollout/failed_episodes",
+    "rollout/sampled_tokens",
+    "rollout/prompt_tokens",
+    "rollout/tokens_per_s",
+    "time/rollout_s",
+}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "estimator/steps_per_s", "time/estimator_s"}
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}

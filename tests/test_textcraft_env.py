@@ -148,7 +148,7 @@ def test_snapshots_are_small_plain_data():
     environment.step("fly")
     saved = pickle.dumps(environment.snapshot())
     assert len(saved) < 500
-    other = make("istar")()
+    other = make("istar", turn_reward=True)()
     other.restore(pickle.loads(saved))
     assert other.step(SOLUTION[1]) == environment.step(SOLUTION[1])
     again = make("istar")()

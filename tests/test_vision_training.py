@@ -21,6 +21,7 @@ from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
 from stepreward.rollout.packing import pack
 from stepreward.rollout.play import Collector
+from stepreward.rollout.reference import Spoken
 from stepreward.rollout.sampling import Sampling
 from stepreward.training.auxiliaries.critic import values
 from stepreward.training.auxiliaries.prm import score
@@ -205,6 +206,21 @@ def test_a_conversation_goes_on_behind_its_images():
     for i in range(2):
         for t in np.flatnonzero(sampled[i]):
             np.testing.assert_allclose(log_prob[i][t], expected[i, t - 1, row[i][t]], atol=1e-4)
+
+
+def test_a_text_behind_an_image_is_scored_as_a_pass_over_the_row_scores_it():
+    engine, rng = dataclasses.replace(make_engine(reader()), max_length=40), np.random.default_rng(0)
+    said = [np.array([1, *[IMAGE] * 9, 2], np.int32), np.array([5, 6, 7], np.int32)]  # the second row is text
+    picture, text = reader().read(rng.integers(0, 256, (96, 96, 3)).astype(np.uint8)), Spoken(np.array([5, 6, 7], np.int32), 2)
+    keys = jax.random.split(jax.random.key(3), 2)
+    state, _ = engine.turn(model()[1], engine.start(2), said, keys, [picture, None])
+    found = engine.mean_log_prob(model()[1], state, np.array([11, 3]), np.array([2, 7]), [text, text])
+    tokens = np.stack([np.pad(np.r_[row, text.tokens], (0, 11 - len(row))) for row in said])
+    segment = (np.arange(14) < np.array([[14], [6]])).astype(np.int32)
+    hidden, head = decoder.hidden_states(*model(), tokens, None, segment, vision=reader().inputs(tokens, [picture, None], 14))
+    log_p = np.asarray(jax.nn.log_softmax(hidden @ head))
+    truth = [np.mean([log_p[row, at - 1, tokens[row, at]] for at in (end - 2, end - 1)]) for row, end in enumerate((14, 6))]
+    np.testing.assert_allclose(found, truth, atol=1e-4)
 
 
 def test_images_that_cannot_be_shown_are_errors():

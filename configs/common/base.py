@@ -157,6 +157,16 @@ def base_config() -> ConfigDict:
     c.prm.replay = 5  # earlier batches that each training also uses
     c.prm.warmup_batches = 0  # batches of the initial policy that train the PRM alone, before the policy learns
 
+    # Two frozen policies that progress advantage compares. Each is the workdir of a run with the same tokenizer, or a model folder.
+    c.frozen_pair = ConfigDict()
+    c.frozen_pair.trained = ""  # of a workdir: the policy of its latest checkpoint
+    c.frozen_pair.start = ""  # the policy that its training started from; "": the supervised policy of that workdir
+
+    # What HCAPO tells the policy in hindsight, at the end of each message of a successful episode.
+    c.hindsight = ConfigDict()
+    c.hindsight.text = "\n(hindsight) The task was solved. The final state:\n{state}\n"  # {state}: the final observation
+    c.hindsight.max_tokens = 128  # tokens that a row may have beside rollout.max_row_tokens; a step that needs more has no hindsight
+
     # The judge of PPR, which scores every step (training/judges.py).
     c.judge = ConfigDict()
     c.judge.kind = "rules"  # or "endpoint": a language model behind an OpenAI-compatible address

@@ -130,10 +130,13 @@ def _scienceworld(c: ConfigDict) -> None:
 
 
 def _search_qa(c: ConfigDict) -> None:
-    """Questions of one or two hops in the embedded world: a conversation of about 60 tokens, with one document of 20 a search."""
+    """Questions of one or two hops in the embedded world: a conversation of about 60 tokens, with one document of 20 a search.
+
+    From 2,000 demonstrations, a small model learns answers by heart, and wins 4 % of the held-out questions.
+    """
     c.model.pieces = 1000
     c.rollout.update({"max_steps": 5, "max_answer_tokens": 8, "max_prompt_tokens": 32, "max_row_tokens": 160})
-    c.sft.update({"episodes": 2000, "updates": 400, "rows": 128})
+    c.sft.update({"episodes": 8000, "updates": 300, "rows": 128})
     c.credit.update({"outcome": "return"})  # the F1 of the answer
     c.train.update({"env_steps": 60_000, "chunk_rows": 32})
 

@@ -69,7 +69,7 @@ class Settings:
             if not isinstance(self.data, (str, os.PathLike)):
                 raise ValueError(f"data={self.data!r}: give a path")
             if self.tasks or self.held_out_tasks:
-                raise ValueError("`data` lists the tasks of both splits: leave `tasks` and `held_out_tasks` out")
+                raise ValueError(f"data={self.data!r} lists the tasks of both splits: give it with tasks=() and held_out_tasks=()")
             object.__setattr__(self, "data", str(self.data))
         unknown = [each for each in str(self.simplifications).split(",") if each and each not in SIMPLIFICATIONS]
         if unknown or not isinstance(self.simplifications, str):

@@ -9,11 +9,10 @@ AMBIGUOUS = "Ambiguous request"
 _REFUSED = re.compile(
     r"No known action|It'?s not clear|I'm not sure|You can'?t|That can't|That is already|That object already|Something can't|You must"
     r"|Connections must|The door doesn't"
-    r"|[^\n]*( is already (open|closed|activated|deactivated|connected)| isn't open|, can't be poured| can't be poured out"
-    r"| is not (something that can be activated|a container|closeable|openable|edible|movable|moveable)| is in is not movable"
-    r"| appears broken)"
+    r"|[^\n]*( is already (open|closed|activated|deactivated|connected)| isn't open|,? can't be poured| appears broken"
+    r"| is not (something that can be activated|a container|closeable|openable|edible|movable|moveable))"
 )
-_ROOM = re.compile(r"(?:This room|This outside location) is called the ([^.\n]*)\. (?:In it|Here), you see:")
+_ROOM = re.compile(r"(?:This room|This outside location) is called the ([^.\n]*)\. (?:In it,|Here) you see:")
 _OPTION = re.compile(r"(\d+):\s*(.*)")
 _NOISE = re.compile(r"^(the agent|a substance called air)$")
 

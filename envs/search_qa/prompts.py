@@ -29,11 +29,12 @@ def _tagged_action(text: str, closed: bool = True) -> str | None:
 
 
 class _TaggedPrompt:
-    """What the prompts with tags share. `opening`, `closing`: the tags around documents."""
+    """What the prompts with tags share. `opening`, `closing`: the tags around documents; `gap`: what stands before an answer's words."""
 
     rules = ""
     reminder = ""
     opening, closing = "<information>", "</information>"
+    gap = ""
     search_thought, answer_thought = "I need to look this up.", "The documents are enough to answer."
 
     def first(self, observation: Observation) -> str:
@@ -60,18 +61,18 @@ class _TaggedPrompt:
         """A thought and the action, in their tags."""
         kind, words = parse(action) or (None, action)
         if kind == ANSWER:
-            return self._answer_lead() + words + self._answer_end()
+            return self._answer_lead() + self.gap + words + self._answer_end()
         return f"<think>{self.search_thought}</think>\n{self._search(words)}" if kind else action
 
     def reference(self, answer: str) -> tuple[str, str]:
         """(what a model writes before an answer, the answer)."""
-        return self._answer_lead(), answer
+        return self._answer_lead(), self.gap + answer  # a space belongs to the word after it, as in tokenizers
 
     def _search(self, query: str) -> str:
         return f"<search> {query} </search>"
 
     def _answer_lead(self) -> str:
-        return f"<think>{self.answer_thought}</think>\n<answer> "
+        return f"<think>{self.answer_thought}</think>\n<answer>"
 
     def _answer_end(self) -> str:
         return " </answer>"
@@ -113,6 +114,7 @@ class CompactPrompt:
 class SearchR1Prompt(_TaggedPrompt):
     """Search-R1's form: `<think>`, `<search>`, `<answer>`; documents come back between `<information>` tags."""
 
+    gap = " "
     rules = """Answer the question below.
 Whenever you get new information, first reason between <think> and </think>.
 If you lack some knowledge, call the search engine with <search> your query </search>. Its best results then come back between

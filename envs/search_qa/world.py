@@ -19,6 +19,7 @@ from stepreward.envs.search_qa.wording import RELATIONS, Relation, document, nam
 
 _SHARES = {"person": 1.0, "town": 0.25, "company": 0.25, "river": 0.1, "work": 0.5}  # number of things per person
 _HELD_OUT = 0.25  # share of the things of each kind
+_TITLES = 3  # how often a title is indexed, so that a whole name finds its document first
 _TRIES = 60  # random walks per question
 
 
@@ -55,7 +56,7 @@ def build(people: int, hops: tuple[int, ...], sizes: dict[str, int], style: str,
         told = [(relation, other.name) for relation, other in facts[thing].items()]
         title = thing.name.lower() if style == "short" else thing.name
         text = document(thing.kind, thing.name, told, style, draw)
-        documents.append(Document(title, text, f"{title}\n{title}\n{text}"))  # so that a whole name finds its document first
+        documents.append(Document(title, text, "\n".join((title,) * _TITLES) + f"\n{text}"))
         mentions.append(tuple(_cased(name, style) for name in (thing.name, *(name for _, name in told))))
     questions = {}
     for split, part in parts.items():

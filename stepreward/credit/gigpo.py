@@ -12,7 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, Metrics, check_choice, per_step, register, step_mask, to_tokens
+from stepreward.credit.base import (
+    Credit,
+    Method,
+    Metrics,
+    check_choice,
+    check_not_negative,
+    check_share,
+    per_step,
+    register,
+    step_mask,
+    to_tokens,
+)
+from stepreward.credit.host import of_steps, step_array
 from stepreward.credit.outcome import advantage_metrics, episode_advantage, outcome_metrics, outcome_reward
 from stepreward.credit.pieces import compare_within_groups
 from stepreward.credit.units import StepUnits
@@ -76,11 +88,8 @@ class GiGPO(Method):
     def __post_init__(self):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
-        for field in ("weight", "eps"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
-        if not 0.0 <= self.discount <= 1.0:
-            raise ValueError(f"discount of '{self.name}' must lie in [0, 1], not {self.discount!r}")
+        check_not_negative(self, "weight", "eps")
+        check_share(self, "discount")
         if not 0.0 < self.similarity <= 1.0:
             raise ValueError(f"similarity of '{self.name}' must lie in (0, 1], not {self.similarity!r}")
 
@@ -90,14 +99,9 @@ class GiGPO(Method):
         return self.singleton == "zero"
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        read = lambda step: step.observation if self.similarity < 1 else step.state_key
-        states = [[read(step) for step in episode.steps] if episode.failure is None else [] for episode in episodes]
+        states = of_steps(episodes, lambda step: step.observation if self.similarity < 1 else step.state_key)
         ids = anchor_ids(states, np.asarray(batch.group_id).tolist(), similarity=self.similarity)
-        step_mask_ExS = np.asarray(step_mask(batch))
-        anchor_ExS = np.full(step_mask_ExS.shape, -1, np.int32)
-        for row, of_episode in zip(anchor_ExS, ids):
-            row[: len(of_episode)] = of_episode
-        return {"anchor_id": np.where(step_mask_ExS, anchor_ExS, -1)}
+        return {"anchor_id": step_array(ids, batch, dtype=np.int32, fill=-1)}
 
     def assign(self, batch: Batch) -> Credit:
         mask_ExS, anchor_ExS = step_mask(batch), batch.signals["anchor_id"]

@@ -100,11 +100,10 @@ class HCAPO(Method):
             later_ExS = jnp.pad(reward_ExS[:, 1:], ((0, 0), (0, 1)))
             reward_ExS = jnp.where(last_step(mask_ExS), reward_ExS, 0.5 * (reward_ExS + later_ExS))
 
-        group_ExS, groups = StepUnits(batch).group_id, batch.num_episodes
-        if self.scope == "index":
-            group_ExS, groups = group_ExS * batch.max_steps + jnp.arange(batch.max_steps), mask_ExS.size
-        options = dict(scale="std", ddof=self.ddof, eps=self.eps)
-        micro_ExS = group_normalise(reward_ExS, group_ExS, mask_ExS, num_groups=groups, **options)
+        units = StepUnits(batch)
+        group_ExS = units.group_id if self.scope == "group" else units.group_and_index
+        options = dict(num_groups=mask_ExS.size, scale="std", ddof=self.ddof, eps=self.eps)
+        micro_ExS = group_normalise(reward_ExS, group_ExS, mask_ExS, **options)
         if self.positive:
             micro_ExS = jnp.where(batch.success[:, None], jnp.maximum(micro_ExS, 0.0), micro_ExS)
         macro_E = grpo(batch.outcome, batch.group_id, mask_E, ddof=self.ddof, eps=self.eps)

@@ -169,7 +169,7 @@ class ProgressAdvantage(Method):
     @property
     def needs_group(self) -> bool:
         """True if only the outcome is left, and compared with the group."""
-        return not (self.uses("weight") and self.uses("beta")) and self.episode_advantage != "reinforce_plus_plus"
+        return not (self.uses("weight") and self.uses("beta")) and self.episode_advantage not in ("reinforce_plus_plus", "none")
 
     def assign(self, batch: Batch) -> Credit:
         trained_RxL, start_RxL = batch.signals["log_prob_trained"], batch.signals["log_prob_start"]

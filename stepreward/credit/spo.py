@@ -58,7 +58,7 @@ class SPO(Method):
     scale: str = "rloo"
     k: int = 4
     tokens_per_cut: int = 5
-    branching: tuple = (2, 2)
+    branching: tuple[int, ...] = (2, 2)
     segment_steps: int = 2
     eps: float = 1e-6
 

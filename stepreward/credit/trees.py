@@ -51,7 +51,7 @@ class TreeRPO(Method):
     scale: str = "std"
     ddof: int = 1
     renormalise: bool = False
-    branching: tuple = (2, 2)
+    branching: tuple[int, ...] = (2, 2)
     segment_steps: int = 2
     eps: float = 1e-6
 
@@ -112,10 +112,11 @@ class ARPO(Method):
       ddof: of the std: 1, as in verl, on which the release builds, or 0.
       singleton: what the only episode of a group gets: "zero", or "raw", its own outcome (as in verl).
       eps: added to the std.
-      n0: episodes that are started; the branches fill up the group, `rollout.group_size`. The paper starts 8 of 16. 0: half of the group.
+      n0: episodes that are started, at least 1; the branches fill up the group, `rollout.group_size`. None: half of the group, rounded up; the
+        paper starts 8 of 16.
       p, w: after a step, an episode branches with probability clip(p + w·ΔH, 0, 1), ΔH the change of the entropy of the first tokens of
         an answer since the first answer. w is 0.2 in the paper's scripts and 0.5 by default in its code.
-      beam: branches at a time.
+      beam: ways that lead on from a state where an episode branches, at least 2, the episode itself included.
 
     Source: ARPO (arXiv 2507.19849).
     """
@@ -128,7 +129,7 @@ class ARPO(Method):
     ddof: int = 1
     singleton: str = "zero"
     eps: float = 1e-6
-    n0: int = 0
+    n0: int | None = None
     p: float = 0.5
     w: float = 0.2
     beam: int = 2
@@ -137,8 +138,8 @@ class ARPO(Method):
         check_choice(self, "advantage", ("soft", "hard"))
         check_choice(self, "ddof", (0, 1))
         check_choice(self, "singleton", SINGLETON)
-        for field, least in (("eps", 0), ("n0", 0), ("beam", 1)):
-            if getattr(self, field) < least:
+        for field, least in (("eps", 0), ("n0", 1), ("beam", 2)):
+            if getattr(self, field) is not None and getattr(self, field) < least:
                 raise ValueError(f"{field} of '{self.name}' must be at least {least}, not {getattr(self, field)!r}")
         if not 0.0 <= self.p <= 1.0:
             raise ValueError(f"p of '{self.name}' must lie in [0, 1], not {self.p!r}")

@@ -25,6 +25,7 @@ from stepreward.credit.base import (
 from stepreward.credit.host import of_steps, step_array
 from stepreward.credit.outcome import counted_episodes, outcome_reward
 from stepreward.credit.pieces import common_metrics
+from stepreward.credit.units import StepUnits
 from stepreward.envs.protocol import TURN_REWARD
 from stepreward.kernels import group_normalise, group_statistics, group_sum, grpo, leave_one_out_return_to_go, masked_mean, return_to_go
 from stepreward.kernels.inputs import select
@@ -93,33 +94,24 @@ class TurnReturn(_TurnRewards):
         elif self.baseline == "index":
             advantage_ExS = leave_one_out_by_index(return_ExS, batch)
         else:
-            group_ExS = _group_and_index(batch) if self.baseline == "index_mean" else _group(batch)
+            units = StepUnits(batch)
+            group_ExS = units.group_and_index if self.baseline == "index_mean" else units.group_id
             advantage_ExS = group_normalise(return_ExS, group_ExS, mask_ExS, num_groups=mask_ExS.size, scale=self.scale)
         advantage_RxL = to_tokens(advantage_ExS, batch)
         return Credit(advantage_RxL, reward_ExS, advantage_ExS, None, common_metrics(advantage_RxL, reward_ExS, batch))
 
 
-def _group(batch: Batch) -> Array:
-    """int32 `[E, S]`: the group of each step."""
-    return jnp.broadcast_to(batch.group_id[:, None], batch.step_mask.shape)
-
-
-def _group_and_index(batch: Batch) -> Array:
-    """int32 `[E, S]`: a number for each pair of a group and a position in the episode."""
-    return batch.group_id[:, None] * batch.max_steps + jnp.arange(batch.max_steps)
-
-
 def leave_one_out_by_index(return_ExS: Array, batch: Batch) -> Array:
     """float32 `[E, S]`: G_t minus its mean over the others of the group that have a step t, or over all steps of the others if none has."""
     mask_ExS = step_mask(batch)
-    options = dict(num_groups=mask_ExS.size, scale="leave_one_out")
-    of_index_ExS = group_normalise(return_ExS, _group_and_index(batch), mask_ExS, **options)
-    count_ExS = group_statistics(return_ExS, _group_and_index(batch), mask_ExS, num_groups=mask_ExS.size, ddof=0)[2]
+    index_ExS, steps = StepUnits(batch).group_and_index, mask_ExS.size
+    of_index_ExS = group_normalise(return_ExS, index_ExS, mask_ExS, num_groups=steps, scale="leave_one_out")
+    count_ExS = group_statistics(return_ExS, index_ExS, mask_ExS, num_groups=steps, ddof=0)[2]
     # What all others of the group earned, without this episode's own steps.
     of_group = lambda x_E: group_sum(x_E, batch.group_id, counted_episodes(batch), batch.num_episodes)[batch.group_id] - x_E
     total_E, steps_E = of_group(select(mask_ExS, return_ExS).sum(axis=1)), of_group(mask_ExS.sum(axis=1).astype(jnp.float32))
-    of_others_ExS = jnp.where(steps_E > 0, total_E / jnp.maximum(steps_E, 1.0), 0.0)[:, None]
-    pooled_ExS = jnp.where((steps_E > 0)[:, None], return_ExS - of_others_ExS, 0.0)
+    of_others_Ex1 = jnp.where(steps_E > 0, total_E / jnp.maximum(steps_E, 1.0), 0.0)[:, None]
+    pooled_ExS = jnp.where((steps_E > 0)[:, None], return_ExS - of_others_Ex1, 0.0)
     return jnp.where(mask_ExS, jnp.where(count_ExS > 1, of_index_ExS, pooled_ExS), 0.0)
 
 

@@ -34,6 +34,11 @@ class StepUnits:
         return jnp.broadcast_to(self.batch.group_id[:, None], self.batch.step_mask.shape)
 
     @property
+    def group_and_index(self) -> Array:
+        """int32 in `[0, E·S)`: a number for each pair of a group and a position in the episode."""
+        return self.group_id * self.batch.max_steps + jnp.arange(self.batch.max_steps)
+
+    @property
     def first(self) -> Array:
         """float32: 1 at the first unit of each episode, 0 elsewhere."""
         return first_step(self.mask).astype(jnp.float32)

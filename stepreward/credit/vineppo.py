@@ -34,9 +34,9 @@ class VinePPO(Method):
       k: episodes from each state. The paper plays 9. The default is 2: an episode of 10 steps then costs 12 times the environment steps of
         one without values, and with 9 it costs 50 times. The error of V̂ has mean 0, so more episodes reduce it as well as more
         continuations of each do. It is 2 and not 1, so that one failed environment does not leave a state without a value.
-      at: where values are estimated: at "all" states, or at the "cuts" of `SPO`, which cost less; a step that is no cut has the advantage 0.
-      unfinished_penalty: outcome of an episode that a limit cut short (the release's `unfinished_response_penalty`); None keeps its
-        outcome. Continuations keep theirs in any case.
+      values_at: where values are estimated: at "all" states, or at the "cuts" of `SPO`, which cost less; a step that is no cut has the advantage 0.
+      unfinished_penalty: outcome of an episode or continuation that a limit cut short (the release's `unfinished_response_penalty`, in the
+        unit of the outcome before `credit.outcome_scale`); None keeps the outcome that it has.
 
     Source: VinePPO (arXiv 2410.01679).
     """
@@ -44,20 +44,21 @@ class VinePPO(Method):
     name: ClassVar[str] = "vineppo"
     strategy: ClassVar[str] = "restore"
     requires: ClassVar[frozenset[str]] = frozenset({"mc_value"})
+    unscheduled: ClassVar[frozenset[str]] = frozenset({"unfinished_penalty"})  # the host reads it
     variants: ClassVar = {"paper": {"k": 9}, "released": {"k": 9, "unfinished_penalty": 0.0}}
 
     k: int = 2
-    at: str = "all"
+    values_at: str = "all"
     unfinished_penalty: float | None = None
 
     def __post_init__(self):
-        check_choice(self, "at", PLACES)
+        check_choice(self, "values_at", PLACES)
         if self.k < 1:
             raise ValueError(f"k of '{self.name}' must be at least 1, not {self.k!r}")
 
     @property
     def strategy_options(self) -> dict:
-        return {"k": self.k, "at": self.at}
+        return {"k": self.k, "at": self.values_at, "unfinished": self.unfinished_penalty}
 
     def assign(self, batch: Batch) -> Credit:
         mask_ExS, outcome_E = step_mask(batch), batch.outcome

@@ -94,6 +94,7 @@ class Recordings(_Episodes):
                 "events": _json(),
                 "turn_rewards": _array(np.float64),
                 "reference": _json(),
+                "answer_log_probs": _array(np.float64),
             },
         )
 

@@ -26,7 +26,7 @@ _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
 _PER_STEP = {
     "rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_,
-    "turn_rewards": np.float64,
+    "turn_rewards": np.float64, "answer_log_probs": np.float64,
 }  # fmt: skip
 # Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
@@ -60,6 +60,7 @@ class Recording:
       stopped: bool `[S]`, the answer ended with a stop token and not at the length limit.
       events: names of the events of each step (`envs.protocol.EVENT_NAMES`).
       turn_rewards: float64 `[S]`, the partial progress that each step made; 0 if the environment measures none.
+      answer_log_probs: float64 `[S]`, mean log-probability of the reference answer before each action; NaN if it was not scored.
       reference: a right final answer, or None if the environment has none.
     """
 
@@ -89,6 +90,7 @@ class Recording:
     stopped: np.ndarray
     events: list[tuple[str, ...]]
     turn_rewards: np.ndarray
+    answer_log_probs: np.ndarray
     reference: str | None
 
 
@@ -246,7 +248,7 @@ def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
     without = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool)}
     without |= {"events": json.dumps([()] * steps), "turn_rewards": np.zeros(steps), "reference": "null"}
-    row = {**without, **row}
+    row = {**without, "answer_log_probs": np.full(steps, np.nan), **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}

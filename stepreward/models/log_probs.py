@@ -100,6 +100,17 @@ def log_probs_and_values(
     return put(log_prob), put(entropy), None if head is None else put(apply_head(head, hidden))
 
 
+def chosen_log_probs(hidden_RxQxD: Array, targets_RxQ: Array, head_DxV: Array, *, mesh=None) -> Array:
+    """Log-probability of the token `targets[r, q]` in the distribution that `hidden[r, q]` predicts, `[R, Q]`, fp32, at temperature 1.
+
+    Args:
+      hidden_RxQxD, head_DxV: hidden states and the vocabulary head, as the functions of `decoder` return them.
+      targets_RxQ: int32 tokens.
+      mesh: the decoder's mesh.
+    """
+    return _chunked_log_probs(hidden_RxQxD, targets_RxQ, head_DxV, 1.0, None, mesh)[0]
+
+
 def _chunked_log_probs(hidden_RxQxD, targets_RxQ, head_DxV, temperature, chunk, mesh) -> tuple[Array, Array]:
     """Log-probabilities of the targets and entropies, `[R, Q]`, with logits for about `chunk` tokens at a time. A chunk is a few
     positions of all rows, so that rows remain split over devices."""

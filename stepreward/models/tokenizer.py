@@ -204,6 +204,11 @@ class Codec:
         """Characters of the longest token as spelled in the vocabulary: no token covers more characters of a text."""
         return max(map(len, self._tokenizer.get_vocab(with_added_tokens=True)))
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, special ones included, and its id."""
+        return self._tokenizer.get_vocab(with_added_tokens=True)
+
     def _encode_once(self, text: str) -> np.ndarray:
         ids = np.asarray(self._ids(whole(text)), dtype=np.int32)
         ids.flags.writeable = False

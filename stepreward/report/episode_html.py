@@ -74,9 +74,9 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
         badges.append(_end_badge(episode))
     facts = [f"iteration {iteration}", f"{len(steps)} step{'s' if len(steps) != 1 else ''}"]
     if is_number(episode.get("outcome")):
-        facts.append(f"outcome {_signed(episode['outcome'])}")
+        facts.append(f"outcome {signed(episode['outcome'])}")
     return (
-        f'<article class="episode"><h3>{_text(episode.get("task") or "episode")} {" ".join(badges)}</h3>'
+        f'<article class="episode"><h3>{escaped(episode.get("task") or "episode")} {" ".join(badges)}</h3>'
         f'<p class="facts">{" · ".join(facts)}</p><ol class="steps{wide}">{"".join(cards)}</ol>{_outputs(steps)}</article>'
     )
 
@@ -85,8 +85,8 @@ def _end_badge(episode: Mapping[str, Any]) -> str:
     """A badge that says why an episode was truncated; its tooltip names the settings that would have had to be larger."""
     needs = episode.get("needs") or {}
     title = " and ".join(f"{key} of at least {value}" for key, value in needs.items())
-    title = f' title="{_text(f"it needs {title}")}"' if title else ""
-    return f'<span class="badge"{title}>{_text(ENDS.get(episode.get("end") or "", "cut short"))}</span>'
+    title = f' title="{escaped(f"it needs {title}")}"' if title else ""
+    return f'<span class="badge"{title}>{escaped(ENDS.get(episode.get("end") or "", "cut short"))}</span>'
 
 
 def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, board: BoardRenderer) -> str:
@@ -96,13 +96,13 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
     if action is None:
         shown = '<span class="none">no action</span>'
     elif arrow:
-        shown = f'<span class="arrow">{arrow}</span> {_text(action)}'
+        shown = f'<span class="arrow">{arrow}</span> {escaped(action)}'
     else:
-        shown = f'<span class="word">{_text(action)}</span>'
+        shown = f'<span class="word">{escaped(action)}</span>'
     note = ' <span class="idle" title="the action did not run">no effect</span>' if idle and action is not None else ""
     note += _cut_notes(step)
-    rows = [("reward", step.get("reward")), ("advantage", step.get("step_advantage"))]
-    details = "".join(f"<dt>{name}</dt><dd>{_signed(value)}</dd>" for name, value in rows if is_number(value))
+    rows = [("value", step.get("value")), ("reward", step.get("reward")), ("advantage", step.get("step_advantage"))]
+    details = "".join(f"<dt>{name}</dt><dd>{signed(value)}</dd>" for name, value in rows if is_number(value))
     before = step.get("distance")
     if _distance(before):
         change = f" → {_distance(after)}" if _distance(after) else ""
@@ -115,12 +115,14 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
 
 
 def _cut_notes(step: Mapping[str, Any]) -> str:
-    """Notes on text that was cut from the prompt or from the answer."""
+    """Notes on text that was cut from the prompt or from the answer, and on steps that the policy did not choose."""
     notes = ""
     if step.get("cut"):
         notes += f' <span class="idle" title="they did not fit the prompt">{step["cut"]:,} characters not shown to the model</span>'
     if step.get("stopped") is False:
         notes += ' <span class="idle" title="rollout.max_answer_tokens">answer cut</span>'
+    if step.get("sampled") is False:
+        notes += ' <span class="soft" title="the policy is not trained on it">by the expert</span>'
     return notes
 
 
@@ -144,19 +146,19 @@ def _bar(value: Any, scale: float) -> str:
     side = "left" if value >= 0 else "right"
     tone = "good" if value > 0 else "bad" if value < 0 else "zero"
     return (
-        f'<div class="credit {tone}" title="step reward"><b>{_signed(value)}</b>'
+        f'<div class="credit {tone}" title="step reward"><b>{signed(value)}</b>'
         f'<span class="bar"><i style="{side}:50%;width:{share:.1f}%"></i></span></div>'
     )
 
 
 def _outputs(steps: Sequence[Mapping[str, Any]]) -> str:
-    items = "".join(f"<li><pre>{_text(step.get('output'))}</pre></li>" for step in steps)
+    items = "".join(f"<li><pre>{escaped(step.get('output'))}</pre></li>" for step in steps)
     if not any(step.get("output") for step in steps):
         return ""
     return f"<details><summary>What the model wrote</summary><ol class='outputs'>{items}</ol></details>"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
     """Returns "+0.013", "−1.2", "0": three significant digits and a true minus."""
     text = f"{value:+.3g}" if value else "0"
     return text.replace("-", "−")
@@ -172,5 +174,6 @@ def _observation(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _text(value: Any) -> str:
+def escaped(value: Any) -> str:
+    """Returns a value as text that is safe in HTML."""
     return html.escape("" if value is None else str(value))

@@ -9,7 +9,11 @@
 `observation` is what the agent saw before its action; `action` is null if the output contained none. An unknown number is null or
 omitted. A distance of "inf" means that the task can no longer be solved from there. `end` is one of the reasons in
 `rollout.episode`, and `needs` names the settings that would have had to be larger. If text was cut, a step has `cut`, the number of
-characters of observations that were cut from its prompt, and `stopped` is false if its answer was cut.
+characters of observations that were cut from its prompt, and `stopped` is false if its answer was cut. A step has `value`, that of the state
+before it, if the rollout measured it, and `sampled` is false if the expert took it.
+
+If the group was rolled out as a tree, the file also has `tree`, all segments of the group with their values; see
+`rollout.strategies.segments.tree_record`.
 """
 
 from __future__ import annotations
@@ -27,7 +31,13 @@ from stepreward.text import cleaned
 EPISODES_FOLDER = "episodes"
 
 
-def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episodes: Sequence[Mapping[str, Any]]) -> Path:
+def write_episodes(
+    workdir: str | os.PathLike,
+    tick: int,
+    iteration: int,
+    episodes: Sequence[Mapping[str, Any]],
+    tree: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes the episodes that were recorded at one tick, completely or not at all.
 
     Args:
@@ -36,6 +46,7 @@ def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episod
       iteration: int ≥ 0, how many iterations of reinforcement learning were finished then.
       episodes: dicts as the module's docstring shows; NumPy and JAX scalars are converted, `math.inf` as a distance is
         kept as "inf", and any other NaN or infinity becomes null.
+      tree: the tree of the group that the episodes are from, plain JSON values; None if there is none.
 
     Returns:
       Path of the file.
@@ -53,7 +64,7 @@ def write_episodes(workdir: str | os.PathLike, tick: int, iteration: int, episod
         stored.append({**_with_distance(rest, "final_distance", name), "steps": steps})
     path = Path(workdir) / EPISODES_FOLDER / f"tick_{int(tick):06d}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"tick": int(tick), "iteration": int(iteration), "episodes": stored}
+    record = {"tick": int(tick), "iteration": int(iteration), "episodes": stored} | ({} if tree is None else {"tree": tree})
     write_atomically(path, json.dumps(cleaned(record), ensure_ascii=False, allow_nan=False, indent=1))
     return path
 
@@ -79,6 +90,14 @@ def read_episodes(path: str | os.PathLike) -> dict[str, Any]:
     )
     if not well_formed or not isinstance(record.get("iteration"), int):
         raise ValueError(f"{path} holds no recorded episodes: it needs `iteration` and `episodes`, each with `steps`.")
+    tree = record.get("tree")
+    segments = tree.get("segments") if isinstance(tree, dict) else None
+    needed = {"first": int, "last": int, "actions": list}
+    if tree is not None and not (
+        isinstance(segments, list)
+        and all(isinstance(s, dict) and all(isinstance(s.get(key), kind) for key, kind in needed.items()) for s in segments)
+    ):
+        raise ValueError(f"{path} holds a tree without `segments`, each with `first`, `last` and `actions`.")
     for episode in episodes:
         for item, key in [(episode, "final_distance"), *((step, "distance") for step in episode["steps"])]:
             if item.get(key) == "inf":

@@ -16,6 +16,7 @@ from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
 from stepreward.report.style import CSS
 from stepreward.report.tables import estimator_html, evaluation_html, failed_episodes, final_evaluation, losses_html, percent
+from stepreward.report.tree_html import tree_html
 
 REPORT_FILE = "report.html"
 CONFIG_FILE = "config.json"
@@ -59,6 +60,7 @@ def write_report(
         notices=notices,
         records=records,
         config=config,
+        tree=tree_html(files),
         episodes=[episode_html(at, e, board_renderer) for at, e in choose_episodes(files, max_episodes)],
     )
     path = workdir / REPORT_FILE
@@ -139,7 +141,7 @@ def _before_rl(records: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str
     return found[max(0, inside[0] - 1)]
 
 
-def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any], episodes: list[str]) -> str:
+def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any], tree: str, episodes: list[str]) -> str:
     paragraph, cards = summarize(records)
     body = [f"<h1>{html.escape(title)}</h1>"]
     body += [f'<p class="notice">{html.escape(notice)}</p>' for notice in notices]
@@ -157,6 +159,8 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
         )
         note = "Thin lines are single ticks, bold lines a moving mean. Dotted lines separate the run's stages."
         body.append(f'<section><h2>Learning curves</h2><p class="facts">{note}</p><div class="curves">{"".join(drawn)}</div></section>')
+    if tree:
+        body.append(tree)
     if episodes:
         legend = (
             "Each board shows what the agent saw. Below it are its move, the <b>step reward</b> of that move (the bar is "

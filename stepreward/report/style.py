@@ -55,6 +55,10 @@ figure svg { width: 100%; height: auto; display: block; margin-top: auto; }
 figure svg text { font-family: inherit !important; }
 .episode { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem 1.1rem;
   margin-bottom: 1rem; }
+.tree { overflow-x: auto; font-size: .86rem; }
+.tree p { margin: 0 0 .3rem; }
+.tree ul { list-style: none; margin: 0; padding: 0 0 0 1.1rem; border-left: 1px solid var(--line); }
+.tree li { margin: .25rem 0; white-space: nowrap; }
 .badge { font-size: .74rem; font-weight: 600; padding: .08rem .55rem; border-radius: 99px;
   border: 1px solid var(--line); color: var(--soft); white-space: nowrap; vertical-align: .1em; }
 .badge.good { color: var(--good); border-color: currentColor; }

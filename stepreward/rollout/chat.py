@@ -50,6 +50,13 @@ class Dialogue(Protocol):
             `closes_answer` are both set.
         """
 
+    def noted(self, turn: np.ndarray, text: str) -> np.ndarray:
+        """The tokens that `user_turn` returned, with a plain text added to the end of the message, int32 `[T]`.
+
+        Raises:
+          ValueError: the format has no token of its own at the end of a message.
+        """
+
     def answer(self, text: str) -> np.ndarray:
         """The tokens of a whole answer with its end token, int32 `[T]`; for demonstrations."""
 
@@ -82,6 +89,10 @@ class Chat:
             start, placeholder, end = codec.image_ids
             pieces += [[start, *[placeholder] * count, end], codec.encode(part)]
         return np.concatenate([np.asarray(piece, np.int32) for piece in (*pieces, [codec.assistant_id])])
+
+    def noted(self, turn: np.ndarray, text: str) -> np.ndarray:
+        """The tokens of a user turn with a text added to the end of the message, see `Dialogue`."""
+        return np.concatenate([turn[:-1], self.codec.encode(text), turn[-1:]]).astype(np.int32)
 
     def answer(self, text: str) -> np.ndarray:
         """The tokens of a whole answer with its end token; for demonstrations."""

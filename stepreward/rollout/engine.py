@@ -23,12 +23,13 @@ import numpy as np
 
 from stepreward import parallel, processes
 from stepreward.models.adapters import Adapted, LoraConfig
-from stepreward.models.decoder import DecoderConfig, cached_hidden_states, empty_cache, in_compute_dtype, unstack
+from stepreward.models.decoder import DecoderConfig, cached_hidden_states, config_of, empty_cache, in_compute_dtype, unstack
 from stepreward.models.decoder import graph as decoder_graph
 from stepreward.models.images import ImageReader
-from stepreward.models.log_probs import log_softmax
+from stepreward.models.log_probs import chosen_log_probs, log_softmax
 from stepreward.models.vision_inputs import Images
 from stepreward.programs import Program
+from stepreward.rollout.reference import Spoken
 from stepreward.rollout.sampling import Sampling, sample
 
 Array = jax.Array
@@ -126,6 +127,7 @@ class Engine:
             partial(_turn, self.graphdef, self.sampling, self.pad_id, type(self).draw), donate_argnums=(1,), out_shardings=outputs
         )
         self._extend = cached(partial(_extend, self.graphdef), donate_argnums=1)
+        self._said = jax.jit(partial(_said, self.graphdef), out_shardings=self.sharding)
         self._grow = cached(_grow, static_argnums=1)
         self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
         self._empty = cached(lambda rows: empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
@@ -161,7 +163,7 @@ class Engine:
             self._prepare[structure] = jax.jit(make, out_shardings=shardings), shapes
         return self._prepare[structure]
 
-    def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool) -> Iterator[Program]:
+    def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool, references: bool = False) -> Iterator[Program]:
         """The programs of a rollout at their largest shapes: the longest prompt after the longest conversation.
 
         Args:
@@ -170,6 +172,7 @@ class Engine:
           turns: how many turns each conversation has.
           batches: how many batches of `rows` conversations a rollout has.
           grows: whether conversations keep their cache; otherwise every turn starts with an empty one.
+          references: whether every turn also scores a reference answer.
         """
         prepared = params
         if not self._prepared(params):
@@ -190,6 +193,12 @@ class Engine:
             "rollout/turn", self._turn, (prepared, cache(slots), tokens, count, count, keys, *seen), times=turns * batches,
             trips=longest - 1,
         )  # fmt: skip
+        if references:
+            scored = row((width,), jnp.bool_)
+            turned = () if self.reader is None else (count,)
+            yield Program(
+                "rollout/reference", self._said, (prepared, cache(slots), tokens, tokens, scored, count, *turned), times=turns * batches
+            )
         run = jax.jit(partial(cached_hidden_states, self.graphdef), donate_argnums=3)
         for name, new, keep in (("prefill", tokens, row((1,), jnp.int32)), ("decode", row((1,), jnp.int32), None)):
             yield Program(f"rollout/turn: {name}", run, (prepared, new, count, cache(slots), keep), detail=True)
@@ -263,6 +272,47 @@ class Engine:
         length = np.where(count > 0, state.length + count + answer.count - 1, state.length).astype(np.int32)
         return EngineState(caches, length, offset), answer
 
+    def fits(self, spoken: Spoken, length: int) -> bool:
+        """Whether `mean_log_prob` can score a text behind a conversation of `length` tokens."""
+        return 0 < spoken.scored and len(spoken.tokens) <= self.buckets[-1] and length + len(spoken.tokens) <= self.max_length
+
+    def mean_log_prob(
+        self, params, state: EngineState, length: np.ndarray, last: np.ndarray, spoken: Sequence[Spoken | None]
+    ) -> np.ndarray:
+        """Scores a text in place of each row's last answer, float32 `[B]`; NaN for a row without one.
+
+            1/K · Σ_k log p(x_k | conversation up to the last prompt, lead-in, x_1 … x_{k−1}),   k = 1 … K scored tokens, in nats
+
+        It reads the cache that the turn has filled up to the prompt's end and runs the text behind it in one pass over all rows.
+        Nothing is kept: the state is as it was, and so is all that later turns draw. The distribution is the model's own, at
+        temperature 1 and without truncation, whatever the sampling settings.
+
+        Args:
+          params: the decoder's parameters, as `prepare` returns them.
+          state: what `turn` has just returned; its cache is not donated.
+          length: int32 `[B]`, tokens of each conversation up to the end of the last prompt.
+          last: int32 `[B]`, the last token of that prompt, which is text.
+          spoken: per row, a text for which `fits` holds, or None.
+        """
+        rows = len(spoken)
+        longest = max((len(text.tokens) for text in spoken if text is not None), default=0)
+        longest = int(processes.agree_max(longest)) if self._shared else longest
+        if not longest:
+            return np.full(rows, np.nan, np.float32)
+        tokens, targets = np.full((2, rows, self.bucket(longest)), self.pad_id, np.int32)
+        scored = np.zeros(tokens.shape, bool)
+        for row, text in enumerate(spoken):
+            if text is not None:
+                count = len(text.tokens)
+                tokens[row, :count] = [last[row], *text.tokens[:-1]]  # the prompt's last token predicts the first one
+                targets[row, :count] = text.tokens
+                scored[row, count - text.scored : count] = True
+        start = np.maximum(np.asarray(length, np.int32) - 1, 0)
+        turned = () if state.offset is None else (state.offset,)
+        found = self._said(params, state.caches, *self._place((tokens, targets, scored, start, *turned)))
+        found = processes.local_rows(found) if self._shared else np.asarray(jax.device_get(found))
+        return np.where(scored.any(axis=1), found, np.nan).astype(np.float32)
+
     def extend(self, params, state: EngineState, new_tokens: Sequence[np.ndarray]) -> EngineState:
         """Appends `new_tokens[b]` of text to each row and samples nothing, for conversations that begin in the middle.
 
@@ -319,6 +369,14 @@ def _decoding_params(config: DecoderConfig, lora: LoraConfig | None, params):
 def _grow(caches, slots: int):
     """The caches with `slots` slots; the new ones are zero."""
     return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), caches)
+
+
+def _said(graphdef, params, caches, tokens_BxT, targets_BxT, scored_BxT, start_B, offset_B=None):
+    """Mean log-probability `[B]` of the scored targets, where `tokens` stand from place `start` on; the caches are not changed."""
+    slots = caches[0].key.shape[2] + tokens_BxT.shape[1]  # a padded text may end behind the last slot
+    hidden, head, _ = cached_hidden_states(graphdef, params, tokens_BxT, start_B, _grow(caches, slots), offset_B=offset_B)
+    log_prob = chosen_log_probs(hidden, targets_BxT, head, mesh=config_of(graphdef).mesh)
+    return jnp.sum(jnp.where(scored_BxT, log_prob, 0.0), axis=1) / jnp.maximum(jnp.sum(scored_BxT, axis=1), 1)
 
 
 def _extend(graphdef, params, caches, tokens_BxT, count_B, length_B):

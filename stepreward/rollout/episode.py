@@ -69,7 +69,7 @@ class Cost(NamedTuple):
       env_steps: environment steps that the policy acted in.
       replayed_steps: environment steps that were repeated to reach the state where an episode starts, or that the expert acted in.
       sampled_tokens: tokens of answers.
-      prompt_tokens: tokens of prompts, and of earlier conversations that were read again.
+      prompt_tokens: tokens of prompts, of earlier conversations that were read again, and of reference answers that were scored.
     """
 
     env_steps: int = 0
@@ -99,6 +99,8 @@ class Step:
       snapshot: the state before the action, if `play` was asked to keep it.
       events: what the environment said of the action, names of `envs.protocol.EVENT_NAMES`; () if it says nothing.
       turn_reward: the partial progress that the action made, by the environment's measure; 0 if it has none.
+      answer_log_prob: before the action, the mean log-probability in nats of the reference answer's tokens under the policy; NaN if it
+        was not scored.
       sampled: whether the policy chose the action; False if the environment's expert did, whose steps are not trained on.
     """
 
@@ -119,6 +121,7 @@ class Step:
     snapshot: Snapshot | None = None
     events: tuple[str, ...] = ()
     turn_reward: float = 0.0
+    answer_log_prob: float = math.nan
     sampled: bool = True
 
 
@@ -257,8 +260,8 @@ def lost(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: count for name, count in cuts(episodes).items() if count and name in (TOO_LONG, ROW_FULL, "observations_cut")}
 
 
-def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None) -> dict:
-    """The episode as plain JSON data for the report and for `episodes/`."""
+def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None, value: Any = None) -> dict:
+    """The episode as plain JSON data for the report and for `episodes/`; `value` is that of the state before each step, NaN if unknown."""
 
     def number(value):
         return None if value is None or math.isnan(value) else float(value)  # inf means out of reach
@@ -270,6 +273,8 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
         record |= ({"cut": step.cut} if step.cut else {}) | ({} if step.stopped else {"stopped": False})
         for name, values in (("step_reward", step_reward), ("step_advantage", step_advantage)):
             record[name] = None if values is None else number(float(values[index]))
+        record |= {} if value is None else {"value": number(float(value[index]))}
+        record |= {} if step.sampled else {"sampled": False}
         steps.append(record)
     return {
         "task": f"{episode.task.split.replace('_', '-')} seed {episode.task.seed}",

@@ -11,6 +11,7 @@ import numpy as np
 from stepreward.envs.protocol import prompt_view
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.episode import PAUSED, Cost, Episode, Pause, Snapshot, Start, Step
+from stepreward.rollout.reference import Spoken
 
 
 @dataclasses.dataclass
@@ -28,6 +29,9 @@ class Game:
       plan: the actions that the expert will take.
       saved: what the environment's `snapshot()` returned last.
       tokens, prompt_tokens: the conversation with the prompt at its end, and the prompt alone.
+      spoken, spoken_answer: the reference answer as the model would write it, and the text that it was made from.
+      scored: tokens of reference answers that were scored.
+      answer_log_prob: of the reference answer before the present step; NaN if it was not scored.
       cut, wanted: characters that the prompt leaves out, and tokens that the whole prompt has.
     """
 
@@ -55,6 +59,10 @@ class Game:
     tokens: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     images: Images | None = None
     history: list = dataclasses.field(default_factory=list)
+    spoken: Spoken | None = None
+    spoken_answer: str | None = None
+    scored: int = 0
+    answer_log_prob: float = float("nan")
     plan: list[str] = dataclasses.field(default_factory=list)
     cut: int = 0
     wanted: int = 0
@@ -91,7 +99,7 @@ class Game:
         if self.step is not None and (not new or self.step is not new[-1]):
             new = [*new, self.step]
         sampled = sum(len(step.action_tokens) for step in new)
-        return Cost(len(new), self.replayed, sampled, sum(len(step.prompt_tokens) for step in new) + self.read_again)
+        return Cost(len(new), self.replayed, sampled, self.read_again + self.scored + sum(len(step.prompt_tokens) for step in new))
 
 
 def view_of(step: Step) -> Mapping[str, Any]:

@@ -6,10 +6,16 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 
 from stepreward.rollout.episode import ROW_FULL, TOO_LONG, Episode
+from stepreward.rollout.reference import unscored
 
 _log = logging.getLogger(__name__)
 CUT = "observations_cut"
 FIRST = "first_prompt"
+NO_REFERENCE, UNSCORED = "no_reference", "unscored_answers"
+_NO_ROOM = (
+    "with its lead-in it has no tokens, or more than rollout.max_prompt_tokens or than the row has left of rollout.max_row_tokens; "
+    "raise these limits"
+)
 _SAID = {
     FIRST: "%s failed, as their first prompt was too long: %s.",
     TOO_LONG: "%s ended early, as an observation made the next prompt too long: %s, or rollout.long_observation='cut' to cut it.",
@@ -34,6 +40,21 @@ def warn_of_losses(episodes: Sequence[Episode], warned: set[str]) -> None:
         if lost and kind not in warned:
             warned.add(kind)
             _log.warning(_SAID[kind], f"{len(lost)} of {len(episodes)} episodes", advice(_largest(e.needs for e in lost)))
+
+
+def warn_of_unscored(episodes: Sequence[Episode], warned: set[str]) -> None:
+    """Logs a warning if reference answers of some episodes were not scored before every step, once for each of two reasons."""
+    missed = [e for e in episodes if e.failure is None and unscored([e])]
+    for kind, lost, why in (
+        (NO_REFERENCE, [e for e in missed if e.reference is None], "the environment gave none"),
+        (UNSCORED, [e for e in missed if e.reference is not None], _NO_ROOM),
+    ):
+        if lost and kind not in warned:
+            warned.add(kind)
+            _log.warning(
+                "%d of %d episodes have steps before which no reference answer was scored: %s. These steps have no signal "
+                "answer_log_prob.", len(lost), len(episodes), why,
+            )  # fmt: skip
 
 
 def _largest(needs: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -8,6 +8,9 @@ its prefix. The environment then restores a snapshot, or repeats the prefix's ac
 
 Finished episodes leave the device batch. When the others fit a smaller batch size, the batch shrinks to it.
 
+On request, every turn also scores the environment's reference answer: the mean log-probability that the policy gives it in place of the
+action, in one more pass over the kept cache (`Step.answer_log_prob`). What is sampled does not change.
+
 With several processes, each plays its share of the episodes, in its own environments and its own rows of the batch. In the end every
 process has all episodes.
 """
@@ -17,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -44,7 +46,9 @@ from stepreward.rollout.episode import (
 )
 from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
 from stepreward.rollout.game import Game, view_of
-from stepreward.rollout.losses import advice, warn_of_losses
+from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
+from stepreward.rollout.player import Player
+from stepreward.rollout.reference import score_rows
 from stepreward.text import clean, cleaned
 
 CONTEXTS = ("step", "episode")
@@ -106,7 +110,9 @@ class Collector:
         """Plays each task once, from its beginning; see `play`."""
         return self.play(params, [Start(task) for task in tasks], key)
 
-    def play(self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None) -> list[Episode]:
+    def play(
+        self, params, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None, score_answers: bool = False
+    ) -> list[Episode]:
         """Plays an episode from each start and returns them in the order of `starts`.
 
         What an episode draws depends on `key`, its index in `starts` and its turn, not on its neighbours. Turns count from the
@@ -124,16 +130,18 @@ class Collector:
             offers replays only, nothing is kept, and later starts are replayed.
           turns: the most new turns of an episode. One that has not ended by then is `PAUSED`, and `Start.after` plays it on. None: every
             episode is played to its end.
+          score_answers: score the reference answer before each new step (`Step.answer_log_prob`). The value is NaN where there is none,
+            or where it has no room in the row or a prompt.
 
         Raises:
           ValueError: the environment cannot do what the starts or `keep` ask for; a prefix has more than `max_steps` steps; or the
             history that a prompt shows is not known, since steps before a snapshot were not kept.
         """
-        return self.player(params)(starts, key, keep=keep, turns=turns)
+        return self.player(params, score_answers=score_answers)(starts, key, keep=keep, turns=turns)
 
-    def player(self, params) -> Player:
-        """`play` without its first argument, for several calls: the parameters are prepared once."""
-        return Player(self, self.engine.prepare(params))
+    def player(self, params, *, score_answers: bool = False) -> Player:
+        """`play` as a function of the starts, the key, `keep` and `turns`, for several calls: the parameters are prepared once."""
+        return Player(self, self.engine.prepare(params), score_answers)
 
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
@@ -152,14 +160,16 @@ class Collector:
                 "middle: let the environment declare one of them (docs/environments.md), or choose a method whose strategy is 'chain'."
             )
 
-    def _play(self, params, starts: Sequence[Start], key: jax.Array, keep: bool, turns: int | None) -> list[Episode]:
+    def _play(self, params, starts: Sequence[Start], key: jax.Array, keep: bool, turns: int | None, score_answers: bool) -> list[Episode]:
         self._check(starts, keep, turns)
         episodes = []
         for first in range(0, len(starts), self.max_rows):
             chunk = starts[first : first + self.max_rows]
-            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able, turns)
+            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able, turns, score_answers)
         if processes.is_writer():
             warn_of_losses(episodes, self.warned)
+            if score_answers:
+                warn_of_unscored(episodes, self.warned)
         return episodes
 
     def _check(self, starts: Sequence[Start], keep: bool, turns: int | None) -> None:
@@ -179,7 +189,16 @@ class Collector:
             if start.snapshot is not None and any(step.snapshot is None for step in shown):
                 raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
 
-    def _play_chunk(self, params, starts: Sequence[Start], key, first_index: int, keep: bool, turns: int | None) -> list[Episode]:
+    def _play_chunk(
+        self,
+        params,
+        starts: Sequence[Start],
+        key,
+        first_index: int,
+        keep: bool = False,
+        turns: int | None = None,
+        score_answers: bool = False,
+    ) -> list[Episode]:
         parts, asks = processes.count(), self._asks(keep)
         games = [Game.at(starts[i], slot, first_index + i, asks, turns) for slot, i in enumerate(processes.share(len(starts)))]
         self._begin(games)
@@ -206,7 +225,10 @@ class Collector:
             if self.reader is not None:
                 idle = [None] * (len(state.length) - len(rows))
                 shown["images"] = [None if g.done else g.images for g in rows] + idle
+            length = state.length + np.array([len(tokens) for tokens in new], np.int32)
             state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+            if score_answers:
+                score_rows(self.engine, params, state, length, rows, self.prompt, self.chat)
             acting = [(i, game) for i, game in enumerate(rows) if not game.done]
             for i, game in acting:
                 n = answer.count[i]
@@ -350,6 +372,7 @@ class Collector:
             cut=game.cut,
             stopped=game.stopped,
             snapshot=game.snapshot,
+            answer_log_prob=game.answer_log_prob,
         )
 
     def _act(self, games: list[Game]) -> None:
@@ -457,41 +480,6 @@ class Collector:
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
-
-
-class Player(NamedTuple):
-    """Plays episodes with one policy, whose parameters are prepared.
-
-    Attributes:
-      collector: what plays.
-      params: as `Engine.prepare` returned them.
-    """
-
-    collector: Collector
-    params: Any
-
-    def __call__(self, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None) -> list[Episode]:
-        """See `Collector.play`."""
-        return self.collector._play(self.params, starts, key, keep, turns)
-
-    def expert(self, tasks: Sequence[Task], *, keep: bool = False) -> list[Episode]:
-        """Plays each task as the environment's expert does; the policy samples nothing (`Step.sampled`).
-
-        An episode fails where the expert knows no way, or where its actions do not end the episode.
-
-        Args:
-          tasks: what to play.
-          keep: see `Collector.play`.
-
-        Raises:
-          ValueError: the environment has no expert.
-        """
-        return self.collector._demonstrate(tasks, keep)
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens the policy chooses from."""
-        return self.collector.chat.codec.vocab_size
 
 
 def _gathered(games: list[Game]) -> list[Episode]:

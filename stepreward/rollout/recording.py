@@ -44,6 +44,7 @@ def to_recording(episode: Episode) -> Recording:
         stopped=np.array([step.stopped for step in steps], np.bool_),
         events=[tuple(step.events) for step in steps],
         turn_rewards=np.array([step.turn_reward for step in steps], np.float64),
+        answer_log_probs=np.array([step.answer_log_prob for step in steps], np.float64),
         reference=episode.reference,
     )
 
@@ -64,8 +65,9 @@ def from_recording(recording: Recording) -> Episode:
         recording.distances.tolist(),
         strict=True,
     )
-    names = ("cut", "stopped", "events", "turn_reward")
-    more = zip(recording.cut.tolist(), recording.stopped.tolist(), recording.events, recording.turn_rewards.tolist(), strict=True)
+    names = ("cut", "stopped", "events", "turn_reward", "answer_log_prob")
+    rows = (recording.cut.tolist(), recording.stopped.tolist(), recording.events, recording.turn_rewards.tolist())
+    more = zip(*rows, recording.answer_log_probs.tolist(), strict=True)
     return Episode(
         task=Task(recording.seed, recording.split, recording.group),
         steps=[Step(*column, **dict(zip(names, rest))) for column, rest in zip(columns, more, strict=True)],

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from stepreward.models.pretrained_tokenizer import PretrainedCodec, load_pretrained_tokenizer
-from stepreward.models.tokenizer import CHAT_TEMPLATE, IMAGE_TOKENS, load_tokenizer
+from stepreward.models.tokenizer import CHAT_TEMPLATE, IMAGE_TOKENS, Codec, load_tokenizer
 from stepreward.rollout.chat import Chat, check_turn, cut_at_images
 from stepreward.text import clean
 
@@ -81,6 +81,17 @@ def load_chat(
     return TemplateChat(codec, system=system, enable_thinking=enable_thinking, date_string=date_string)
 
 
+def load_codec(folder: str | os.PathLike) -> Codec:
+    """Loads the tokenizer of a folder, without a chat format: a symbol tokenizer of the library, or a pretrained model's.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no tokenizer in it.
+      ValueError: its files cannot be read as a tokenizer.
+    """
+    folder = Path(folder)
+    return load_tokenizer(folder) if _is_symbol_tokenizer(folder) else load_pretrained_tokenizer(folder)
+
+
 class _Turns:
     """A template's pieces around messages, as tokens.
 
@@ -113,6 +124,13 @@ class _Turns:
         for image, part in zip(images, parts[1:], strict=True):
             pieces += [image, self.codec.encode(part)]
         return np.concatenate([np.asarray(piece, np.int32) for piece in (*pieces, self._request)])
+
+    def noted(self, turn: np.ndarray, text: str) -> np.ndarray:
+        """The tokens of a user turn with a text added to the end of the message, see `Dialogue`. The text is tokenised on its own."""
+        request = len(self._request)
+        if not request:
+            raise ValueError(f"the chat template in {str(self.codec.folder)!r} ends a message with plain text: nothing can be added there.")
+        return np.concatenate([turn[:-request], self.codec.encode(text), self._request]).astype(np.int32)
 
     def answer(self, text: str) -> np.ndarray:
         """The tokens of a whole answer with its end token, trimmed as the template trims it; for demonstrations."""

@@ -101,7 +101,7 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
             turns = c.rollout.max_steps
             for program in engine.programs(
                 learner.actor, c.rollout.max_rows, turns=turns, batches=-(-episodes // c.rollout.max_rows),
-                grows=c.rollout.context == "episode",
+                grows=c.rollout.context == "episode", references=setup.scores_answers(parts.method),
             ):  # fmt: skip
                 yield stage, program, held
         for program in learner.programs(stage):

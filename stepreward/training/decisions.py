@@ -36,7 +36,7 @@ FREE = (
     "checkpoint.keep",
 )  # fmt: skip
 # Keys that name a folder or file, whose content is compared (`identity.py`) instead of its path.
-PATHS = ("model.path", "prm.path", "environment.data")
+PATHS = ("model.path", "prm.path", "environment.data", "frozen_pair.trained", "frozen_pair.start")
 # Keys that name another workdir, and the stage that reads its output: once that stage has begun, the key may not change.
 BORROWED_FOR: dict[str, str] = {key: stage.command for stage in _STAGES for key in stage.borrows}
 
@@ -100,7 +100,8 @@ def digest(config) -> str:
 def deciding(found: dict[str, Any], stage: str) -> dict[str, Any]:
     """Returns those results of `identity.of` that decide a stage's output."""
     first = lambda name: position(identity.DECIDED_FROM.get(name, STAGES[0]))
-    return {name: value for name, value in found.items() if first(name) <= position(stage) and name != "prm.path"}
+    decides = lambda name: covers(stage, name) if name in PATHS else first(name) <= position(stage)
+    return {name: value for name, value in found.items() if decides(name)}
 
 
 def check_inputs(found: dict[str, Any], expected: dict[str, Any], begun: Iterable[str], where: str) -> None:

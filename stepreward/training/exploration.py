@@ -15,6 +15,8 @@ from stepreward.rollout.recording import from_recording, to_recording
 from stepreward.training import outputs, streams
 from stepreward.training.tasks import training_tasks
 
+SCORED = "signal answer_log_prob"  # in the fingerprint of episodes whose reference answers were scored
+
 
 def tokenizer_fingerprint(folder: Path) -> str:
     """Returns a digest of a tokenizer's files, 16 hex digits."""
@@ -78,7 +80,8 @@ class Exploration:
             recordings, metadata = processes.together(lambda: read_recordings(self.folder))
         except (ValueError, FileNotFoundError) as error:
             raise UserError(str(error)) from error
-        outputs.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed)
+        ignored = () if SCORED in self.metadata else (SCORED,)  # values that this run does not read
+        outputs.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed, ignored=ignored)
         return [from_recording(r) for r in recordings]
 
 

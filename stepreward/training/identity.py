@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from stepreward.training import backbones
+from stepreward.rollout.reference import spoken
+from stepreward.training import backbones, frozen
 
 _DIGITS = 16
 _WHOLE = 1 << 16  # bytes; files up to this size are read whole
@@ -29,7 +30,7 @@ _NOT_CONTENT = ("name_or_path", "transformers_version", "_name_or_path", "torch_
 # The first stage whose output each digest decides.
 DECIDED_FROM = {
     "model.path tokenizer": "sft", "model.path weights": "sft", "environment.data content": "sft", "environment.options content": "sft",
-    "prompt words": "sft", "prm.path weights": "train",
+    "prompt words": "sft", "prm.path weights": "train", f"{frozen.TRAINED} weights": "train", f"{frozen.START} weights": "train",
 }  # fmt: skip
 
 
@@ -38,7 +39,7 @@ def of(c, parts=None) -> dict[str, Any]:
 
     Args:
       c: the config.
-      parts: the run's `setup.Parts`; None leaves out the texts of prompts.
+      parts: the run's `setup.Parts`; None leaves out the texts of prompts, and frozen policies.
 
     Returns:
       Digests by name, and for each of `decisions.PATHS` a value that does not depend on the path; plain JSON values.
@@ -50,6 +51,9 @@ def of(c, parts=None) -> dict[str, Any]:
         if folder is not None:
             found |= {f"{group}.path": "(by content)", f"{group}.path weights": weights(Path(folder))}
             found |= {"model.path tokenizer": tokenizer(Path(folder))} if group == "model" else {}
+    if parts is not None and c.get("frozen_pair") and c.frozen_pair.trained:
+        for key, policy in zip((frozen.TRAINED, frozen.START), frozen.pair(c)):
+            found |= {key: "(by content)", f"{key} weights": policy.digest() if policy.is_run else weights(policy.folder)}
     found |= of_environment(c)
     if parts is not None:
         found["prompt words"] = said(parts)
@@ -106,6 +110,8 @@ def said(parts) -> str:
             for shown in (prompt.first(view), prompt.later(view), prompt.window(view, history)):
                 tokens += [chat.codec.encode(shown), chat.answer(answer)]
             history.append((view, answer))
+            if getattr(prompt, "reference", None) is not None:
+                tokens.append(spoken(prompt, chat, record.actions[index]).tokens)
     tokens += [np.asarray(ids) for ids in _frame(chat)]
     return _digest(np.asarray(ids, np.int32).tobytes() for ids in tokens)
 

@@ -76,14 +76,14 @@ class Judge(Protocol):
 class RuleJudge:
     """Scores a step by what the environment said of it; needs no model and no network.
 
-    1      the turn reward is positive
-    0.75   the action took effect right after one that failed, and led to a new state
-    0.5    the action took effect and led to a state that is new in the episode
-    0.25   the action took effect and led back to an earlier state, or the turn reward is negative
     0      the action failed, or the answer held none
+    1      the turn reward is positive
+    0.25   the turn reward is negative, or the action led back to an earlier state of the episode
+    0.75   the action took effect right after one that failed, and led to a new state
+    0.5    the action led to a new state
 
-    The first rule from above that holds decides, but a negative turn reward never scores above 0.25. If the environment names no
-    events, they follow from the state keys; the last state of an episode then counts as new.
+    The first rule that holds decides. If the environment names no events, they follow from the state keys; the last state of an episode
+    then counts as new.
     """
 
     def reach(self) -> None:

@@ -129,20 +129,21 @@ class Layout:
 
     # --- Shapes of placed batches, to compile programs without a run ---
 
-    def shapes(self, rows: int | None = None, episodes: int | None = None, signals: Iterable[str] = ()):
+    def shapes(self, rows: int | None = None, episodes: int | None = None, signals: Iterable[str] = (), *, length: int | None = None):
         """Returns the shapes and shardings of a placed batch.
 
         Args:
           rows: R; None takes that of an iteration's batch.
           episodes: E; None takes that of an iteration's batch.
           signals: names of the batch's signals.
+          length: L; None takes that of an iteration's batch.
         """
         c = self.c.rollout
-        rows, episodes = rows or self.capacity, episodes or c.groups * c.group_size
-        of = lambda row: jax.ShapeDtypeStruct(table.shape(row, rows, c.max_row_tokens, episodes, c.max_steps), row.dtype)
+        rows, episodes, length = rows or self.capacity, episodes or c.groups * c.group_size, length or c.max_row_tokens
+        of = lambda row: jax.ShapeDtypeStruct(table.shape(row, rows, length, episodes, c.max_steps), row.dtype)
         fields = {name: of(row) for name, row in table.FIELDS.items()}
         found = {name: of(table.row(name)) for name in signals}
-        vision = None if self._reader is None else self._reader.shapes(rows, c.max_row_tokens)
+        vision = None if self._reader is None else self._reader.shapes(rows, length)
         return self.place(Batch(**fields, signals=found, vision=vision))
 
     def chunks(self, rows: int | None = None) -> int:

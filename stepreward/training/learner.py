@@ -88,7 +88,7 @@ class Learner(Component):
             self.initial = parallel.copy(params)
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == "train":
-                auxiliary.begin(self.model if auxiliary.shared else self._own(self.model), params)
+                auxiliary.begin(self._own(self.model) if auxiliary.trains and not auxiliary.shared else self.model, params)
             else:
                 auxiliary.begin_training(params)
         joined = params
@@ -307,8 +307,8 @@ class Learner(Component):
                 kernel_flops=layout.kernel_flops(model, rows, passes),
             )
         for component in self.components.values():
-            shared = getattr(component, "shared", False) and stage == "train"
-            yield from component.programs(stage, self.policy.params) if shared else component.programs(stage)
+            reads = stage == "train" and (getattr(component, "shared", False) or getattr(component, "reads_policy", False))
+            yield from component.programs(stage, self.policy.params) if reads else component.programs(stage)
 
     def sft_arguments(self, update: int) -> dict:
         """Arguments of the supervised update, except state and rows."""

@@ -111,6 +111,7 @@ def _show(display: RunDisplay, runner, metrics: dict) -> None:
         total=total,
         success=success,
         tokens_per_second=metrics.get("rollout/tokens_per_s"),
+        sampled_tokens=metrics.get("rollout/sampled_tokens"),
         seconds=seconds or None,
     )
 

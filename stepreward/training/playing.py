@@ -8,6 +8,7 @@ import numpy as np
 
 from stepreward.errors import UserError
 from stepreward.rollout.episode import cuts, lost, summary
+from stepreward.rollout.reference import unscored
 from stepreward.rollout.strategies import Chain, Rollout, Strategy
 from stepreward.training import setup, streams
 
@@ -22,14 +23,17 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
       UserError: every environment failed.
     """
     started, strategy = time.monotonic(), strategy or Chain()
-    rollout = strategy(run.parts.collector.player(run.learner.actor), tasks, key)
+    player = run.parts.collector.player(run.learner.actor, score_answers=setup.scores_answers(run.method))
+    rollout = strategy(player, tasks, key)
     seconds, cost = time.monotonic() - started, rollout.cost
     good = healthy(rollout.episodes, "batch")
     run.counters.failed_episodes += sum(episode.failure is not None for episode in rollout.episodes)
-    run.counters.add("sampled_tokens", cost.sampled_tokens)
-    metrics = {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()} | {
+    for name in ("sampled_tokens", "prompt_tokens"):
+        run.counters.add(name, getattr(cost, name))
+    metrics = rollout_metrics(run, good) | {
         "rollout/failed_episodes": run.counters.failed_episodes,
         "rollout/sampled_tokens": run.counters.of("sampled_tokens"),
+        "rollout/prompt_tokens": run.counters.of("prompt_tokens"),
         "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
         "time/rollout_s": seconds,
     }
@@ -37,6 +41,14 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
         metrics |= {"rollout/branch_steps": rollout.branch_steps, "rollout/replayed_steps": cost.replayed_steps}
         metrics |= {f"rollout/{name}": count for name, count in rollout.counts.items()}
     return rollout, {k: float(v) for k, v in metrics.items()}
+
+
+def rollout_metrics(run, episodes: list) -> dict[str, float]:
+    """Returns means over episodes that did not fail, and counts of what was cut or could not be scored."""
+    found = summary(episodes) | cuts(episodes)
+    if setup.scores_answers(run.method):
+        found["unscored_answers"] = unscored(episodes)
+    return {f"rollout/{name}": float(value) for name, value in found.items()}
 
 
 def evaluate(run) -> dict:

@@ -16,6 +16,7 @@ from stepreward.batch import Batch
 from stepreward.config import leaves
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
 from stepreward.training.counters import Counters
@@ -135,10 +136,16 @@ class Run:
         return playing.evaluate(self)
 
     def pack(self, rollout: Rollout) -> Batch:
-        """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads."""
-        batch, wanted = self.learner.layout.pack(rollout.episodes), self.method.requires
-        found = rollout.arrays(self.c.rollout.max_steps) if rollout.signals else {}
-        return batch.with_signals(**{name: value for name, value in found.items() if name in wanted})
+        """Packs the episodes of a rollout into a batch, with those signals of the rollout that the method reads.
+
+        Their values are outcomes of episodes, and are scaled as the outcomes of the batch are.
+        """
+        c, wanted = self.c, self.method.requires
+        batch = self.learner.layout.pack(rollout.episodes)
+        found = rollout.arrays(c.rollout.max_steps) if rollout.signals else {}
+        scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
+        scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(self.method) else {}
+        return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
 
     def start(self):
         """Reads the supervised policy's parameters."""

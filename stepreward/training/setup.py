@@ -19,7 +19,7 @@ from stepreward import credit, parallel, processes
 from stepreward.config import TrackedConfig
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, Prompt
+from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
 from stepreward.models import decoder, presets
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -37,7 +37,7 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, streams
+from stepreward.training import backbones, frozen, streams
 from stepreward.training.auxiliaries import judge
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
@@ -175,7 +175,9 @@ def build(c, workdir: Path) -> Parts:
     )
     method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    strategy = make_strategy(method)
+    if scores_answers(method):
+        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
+    strategy = make_strategy(c, method)
     collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
     if strategy.restarts:
         collector.check_restarts()
@@ -296,7 +298,7 @@ def check(c) -> None:
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
-    strategy = make_strategy(method)
+    strategy = make_strategy(c, method)
     strategy.check(c.rollout.group_size, c.rollout.max_steps)
     signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
@@ -307,6 +309,8 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
+    if method.requires & {"log_prob_trained", "log_prob_start"}:
+        frozen.pair(c)
     if "process_score" in method.requires:
         judge.check(c)
     make_filter(c, method)
@@ -403,9 +407,17 @@ def make_method(c) -> credit.Method:
     return credit.make(c.credit.method, **options)
 
 
-def make_strategy(method: credit.Method) -> Strategy:
-    """Returns the strategy by which the method's episodes are played."""
-    return strategies.make(method.strategy, **method.strategy_options)
+def make_strategy(c, method: credit.Method) -> Strategy:
+    """Returns the strategy by which the method's episodes are played; what it calls the outcome of an episode is `credit.outcome`."""
+    found = strategies.make(method.strategy, **method.strategy_options)
+    if hasattr(found, "outcome") and "outcome" not in method.strategy_options:
+        return dataclasses.replace(found, outcome=c.credit.outcome)
+    return found
+
+
+def scores_answers(method: credit.Method) -> bool:
+    """Whether rollouts score the environment's reference answer before each step."""
+    return "answer_log_prob" in method.requires
 
 
 def recomputes_old_log_prob(c) -> bool:
@@ -463,6 +475,8 @@ def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt
         words |= {action for view in shown for action in view.get("admissible", ()) if action}
         texts.add(string.printable)
     words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
+    if getattr(prompt, "reference", None) is not None:
+        texts |= {part for word in words for part in prompt.reference(word)}
     history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
     texts |= {prompt.window(view, history) for view in shown[:200]}
     said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]

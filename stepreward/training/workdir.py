@@ -86,10 +86,10 @@ class Workdir:
         drop_episodes(self.path, after=resumed_tick or 0)
         return MetricsWriter(self.path, resumed_tick)
 
-    def write_episodes(self, tick: int, iteration: int, episodes: list[dict]) -> None:
-        """Writes recorded episodes, for the report."""
+    def write_episodes(self, tick: int, iteration: int, episodes: list[dict], tree: dict | None = None) -> None:
+        """Writes recorded episodes, and the tree that they are from, for the report."""
         if processes.is_writer():
-            write_episodes(self.path, tick, iteration, episodes)
+            write_episodes(self.path, tick, iteration, episodes, tree)
 
     def write_json(self, name: str, value) -> None:
         """Writes a JSON file atomically."""

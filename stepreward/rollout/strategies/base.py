@@ -15,7 +15,7 @@ import numpy as np
 from stepreward import signals as table
 from stepreward.rollout.episode import Cost, Episode, Task
 
-Play = Callable[..., list[Episode]]  # (starts, key, *, keep=False, turns=None) -> an episode for each start: `play.Player`
+Play = Callable[..., list[Episode]]  # (starts, key, *, keep=False, turns=None) -> an episode for each start: `player.Player`
 OUTCOMES = ("return", "success")
 BRANCHES = 1_000_000  # folded into the key of a rollout for the draws of its branches; no turn has this number
 

@@ -76,6 +76,7 @@ class Restore(Strategy):
       below: with at="cuts", a token of a smaller probability than this counts, in (0, 1].
       tokens_per_cut: with at="cuts", how many such tokens a segment has at least, at least 1.
       adaptive: stop early, see above. The exact rule of RRO is uncertain.
+      unfinished: the outcome of a continuation that a limit cut short (VinePPO's release); None: the one that it has.
 
     Sources: VinePPO (arXiv 2410.01679), SPO (arXiv 2505.23564), IPR (arXiv 2406.11176), RRO (arXiv 2505.20737).
     """
@@ -88,6 +89,7 @@ class Restore(Strategy):
     below: float = 0.9
     tokens_per_cut: int = 5
     adaptive: bool = False
+    unfinished: float | None = None
 
     def __post_init__(self):
         if self.k < 1:
@@ -158,7 +160,7 @@ class Restore(Strategy):
             played = play(starts, jax.random.fold_in(key, BRANCHES + number)) if starts else []
             for place, branch in enumerate(played):
                 if branch.failure is None:
-                    outcomes[todo[place // times]].append(outcome_of(branch, self.outcome))
+                    outcomes[todo[place // times]].append(self._outcome(branch))
             branches += played
             means = [np.mean(found) if found else np.nan for found in outcomes]
             todo = [i for i in todo if before[i] is None or not means[i] > means[before[i]]]
@@ -166,3 +168,6 @@ class Restore(Strategy):
         for (e, turn), mean in zip(states, means):
             values[e][turn] = mean
         return values, branches
+
+    def _outcome(self, branch: Episode) -> float:
+        return self.unfinished if branch.truncated and self.unfinished is not None else outcome_of(branch, self.outcome)

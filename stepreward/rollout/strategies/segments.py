@@ -8,7 +8,8 @@ leads to one.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,3 +93,51 @@ def tree_signals(groups: Sequence[Sequence[Episode]], firsts: Collection[int], o
 
     rows = [told(episode) for episodes in groups for episode in episodes]
     return {name: [row[name] for row in rows] for name in sorted(SIGNALS)}
+
+
+def tree_record(episodes: Sequence[Episode], signals: Mapping[str, Sequence[np.ndarray]]) -> dict[str, Any] | None:
+    """The tree of one group as plain JSON data for the report; None if `signals` hold no tree.
+
+    Args:
+      episodes: of one group.
+      signals: those of `tree_signals` for these episodes.
+
+    Returns:
+      `value`, of the root; `absent`, the number of absent leaves; and `segments`, each after the one that it starts from. A segment has
+      `id`, `parent` (an id; None: the root), `first` and `last` (its steps, from 0), `actions` and `value`; a leaf also `success`. The
+      branch of a failed environment has no id and no value, but `failure`. An unknown value is None.
+    """
+    if "segment_id" not in signals or not episodes:
+        return None
+    known: dict[int, dict[str, Any]] = {}
+    segments: list[dict[str, Any]] = []
+    of_step: dict[int, int] = {}  # id(step) -> its segment
+    root, absent = None, 0
+    number = lambda value: None if np.isnan(value) else float(value)
+    for index, episode in enumerate(episodes):
+        if not episode.counts:
+            absent += episode.failure is None
+            continue
+        parent = None
+        for turn, step in enumerate(episode.steps):
+            segment = of_step[id(step)] = int(signals["segment_id"][index][turn])
+            if segment not in known:
+                values = {name: number(signals[name][index][turn]) for name in ("segment_value", "parent_value")}
+                root = values["parent_value"] if parent is None else root
+                known[segment] = {"id": segment, "parent": parent, "first": turn, "actions": [], "value": values["segment_value"]}
+                segments.append(known[segment])
+            found = known[segment]
+            if turn - found["first"] == len(found["actions"]):
+                found["actions"].append(step.action)
+                found["last"] = turn
+            parent = segment
+        if episode.steps:
+            known[parent]["success"] = bool(episode.success)
+    for episode in episodes:
+        if episode.failure is not None:
+            shared = [of_step[id(step)] for step in episode.steps if id(step) in of_step]
+            own = [step.action for step in episode.steps if id(step) not in of_step]
+            first = len(episode.steps) - len(own)
+            parent = shared[-1] if shared else None
+            segments.append({"parent": parent, "first": first, "last": first + len(own) - 1, "actions": own, "failure": episode.failure})
+    return {"value": root, "absent": absent, "segments": segments}

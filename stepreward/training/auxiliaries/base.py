@@ -58,6 +58,8 @@ class Auxiliary(Component):
       configured: whether the config has a group of its name; otherwise its options are fields of the credit method.
       when: the time at which it learns in an iteration; None if it does not learn, or learns with the policy.
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
+      trains: whether it has parameters that it trains; if not, `begin` gets the policy's own backbone.
+      reads_policy: whether it is a pass of the policy's own parameters, which `programs` then gets as a second argument.
       unscored: bool `[E]`, the episodes of the prepared batch that it has no signals for; they are masked. None: there are none.
     """
 
@@ -67,6 +69,8 @@ class Auxiliary(Component):
     stage: ClassVar[str] = "train"
     order: ClassVar[int] = 10
     configured: ClassVar[bool] = True
+    trains: ClassVar[bool] = True
+    reads_policy: ClassVar[bool] = False
     when: str | None = AFTER_CREDIT
     shared: bool = False
     unscored: Any = None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from stepreward.training import streams
+from stepreward.training import setup, streams
 from stepreward.training.auxiliaries import estimator as estimating
+from stepreward.training.exploration import SCORED
 from stepreward.training.stages.base import Progress, Stage
 
 
@@ -24,6 +25,9 @@ class Explore(Stage):
 
     def wanted(self) -> bool:
         return self.run.method.has_progress or self.c.train.mode == "offline"
+
+    def facts(self) -> dict:
+        return {SCORED: True} if setup.scores_answers(self.run.method) else {}
 
     @property
     def finished(self) -> bool:

@@ -16,13 +16,14 @@ from stepreward.credit import Credit
 from stepreward.credit.filters import Filter
 from stepreward.models.heads import decoder_of
 from stepreward.report import telling
-from stepreward.rollout.episode import Cost, cuts, summary, to_record
+from stepreward.rollout.episode import Cost, to_record
 from stepreward.rollout.strategies import Rollout
+from stepreward.rollout.strategies.segments import tree_record
 from stepreward.training import filtering, setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
-from stepreward.training.playing import healthy
+from stepreward.training.playing import healthy, rollout_metrics
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -44,6 +45,7 @@ class Reinforce(Stage):
         "filter.kind", "filter.share", "filter.weights", "filter.low", "filter.high", "filter.rounds",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
+        "frozen_pair.trained", "frozen_pair.start", "hindsight.text", "hindsight.max_tokens",
         "judge.kind", "judge.model", "judge.temperature", "judge.history", "judge.max_characters",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
@@ -80,7 +82,7 @@ class Reinforce(Stage):
         counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(packed.step_mask.sum())
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
-            self._record(episodes, credited)
+            self._record(rollout, credited)
         return metrics
 
     def _learn(self, batch: Batch, episodes: list, metrics: dict) -> Credit:
@@ -119,7 +121,10 @@ class Reinforce(Stage):
         def another(number: int) -> Rollout:
             more, found = self._play(number)
             metrics["time/rollout_s"] += found["time/rollout_s"]
-            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens"))
+            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens", "rollout/prompt_tokens"))
+            for name in ("branch_steps", "replayed_steps", *rollout.counts):
+                if f"rollout/{name}" in found:
+                    metrics[f"rollout/{name}"] += found[f"rollout/{name}"]
             return more
 
         chosen = filtering.select(self.filter, rollout, another, outcome=c.credit.outcome, scale=c.credit.outcome_scale)
@@ -131,17 +136,21 @@ class Reinforce(Stage):
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
             tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
-            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(self.run.method))
+            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(c, self.run.method))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
-        return Rollout(episodes, {}, Cost()), {f"rollout/{k}": v for k, v in (summary(good) | cuts(good)).items()}
+        return Rollout(episodes, {}, Cost()), rollout_metrics(self.run, good)
 
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
 
-    def _record(self, episodes, credited) -> None:
+    def _record(self, rollout: Rollout, credited) -> None:
         """Records the first group with its credit, for the report."""
+        size = self.c.rollout.group_size
+        episodes, signals = rollout.episodes[:size], {name: rows[:size] for name, rows in rollout.signals.items()}
         rewards = [] if credited is None else [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
-        record = [to_record(e, *(x[i] for x in rewards)) for i, e in enumerate(episodes[: self.c.rollout.group_size])]
-        self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, telling(record, self.c.eval.record))
+        values = signals.get("mc_value", [None] * size)
+        record = [to_record(e, *(x[i] for x in rewards), value=values[i]) for i, e in enumerate(episodes)]
+        chosen, tree = telling(record, self.c.eval.record), tree_record(episodes, signals)
+        self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, chosen, tree)

@@ -1,0 +1,93 @@
+"""Measures what each credit method costs in one iteration of a preset: environment steps, tokens and models, beside RLOO.
+
+    python experiments/method_costs.py --out=runs/costs
+    python experiments/method_costs.py --out=runs/costs --only=vineppo,igpo
+
+Each method runs by its name for one iteration, on an environment that offers what it needs (experiments/method_runs.py), with a short
+warm start and a small evaluation; RLOO runs with the same experiment and settings. The script prints a table in Markdown:
+
+* steps: environment steps that were played, branches included, over those of RLOO;
+* sampled: tokens of answers that were sampled, over those of RLOO;
+* read: tokens of prompts, of earlier conversations that were read again and of answers that were scored, over those of RLOO;
+* models: the models that learn or are read beside the policy.
+
+A finished run is kept in OUT, so an interrupted call can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import method_runs
+
+from stepreward import credit
+from stepreward.config import Option, parse_arguments
+from stepreward.errors import UserError, launcher
+from stepreward.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = (
+    Option("out", "folder for the runs", default=None),
+    Option("only", "comma-separated names of methods (default: all)"),
+    Option("preset", "preset of the experiments", default="tiny"),
+)
+# Warm start, exploration and evaluation are kept short: they are the same for every method.
+SHORT = (
+    "sft.episodes=200", "sft.updates=40", "train.env_steps=1", "eval.episodes=8", "eval.final_episodes=0",
+    "exploration.tasks=16", "exploration.part_tasks=16", "estimator.epochs=1",
+)  # fmt: skip
+COSTS = {"steps": "env_steps", "sampled": "rollout/sampled_tokens", "read": "rollout/prompt_tokens"}
+
+
+def main() -> int:
+    options = parse_arguments(sys.argv[1:], options=OPTIONS, description=__doc__)
+    if not options.out:
+        raise UserError("give --out=FOLDER, the folder for the runs")
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = options.only.split(",") if options.only else list(credit.names())
+    print("| method | experiment | " + " | ".join(COSTS) + " | models beside the policy |")
+    print("|---|---|" + "---|" * (len(COSTS) + 1), flush=True)
+    for name in chosen:
+        method, trained = credit.make(name), out / "trained"
+        if method.requires & method_runs.NEEDS_A_RUN:
+            run(trained, ["--config=configs/istar_sokoban.py" + _suffix(options.preset), "--config.credit.method=rloo"])
+        flags = method_runs.flags(name, options.preset, str(trained.resolve()))
+        base = [flag if not flag.startswith("--config.credit.method=") else "--config.credit.method=rloo" for flag in flags]
+        mine, other = run(out / name, flags), run(out / f"rloo_for_{name}", base)
+        ratios = [f"{mine[key] / other[key]:.2f}" for key in COSTS.values()]
+        models = ", ".join(sorted({key.split("/")[0] for key in mine if key.split("/")[0] in _MODELS})) or "–"
+        print(f"| `{name}` | {method_runs.experiment(method)} | {' | '.join(ratios)} | {models} |", flush=True)
+    return 0
+
+
+_MODELS = ("prm", "critic", "estimator", "judge", "frozen_pair", "hindsight")
+
+
+def _suffix(preset: str) -> str:
+    return "" if preset == "tiny" else f":{preset}"
+
+
+def run(workdir: Path, flags: list[str]) -> dict:
+    """Runs one iteration, unless the workdir has it, and returns its metrics, with the costs of that iteration alone.
+
+    Raises:
+      UserError: the run failed.
+    """
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, *(f"--config.{key}" for key in SHORT)]
+    command += ["--quiet", f"--workdir={workdir}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    records = read_metrics(workdir / "metrics.jsonl")
+    at = next(i for i, record in enumerate(records) if record["stage"] == "train")
+    before = {key: value for record in records[:at] for key, value in record.items() if key in COSTS.values()}  # exploration counts too
+    return records[at] | {key: records[at][key] - before.get(key, 0) for key in COSTS.values()}
+
+
+if __name__ == "__main__":
+    launcher(main)

@@ -1,0 +1,47 @@
+"""What a rollout strategy plays with: one policy, prepared for several calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from stepreward.rollout.episode import Episode, Start, Task
+
+
+class Player(NamedTuple):
+    """Plays episodes with one policy, whose parameters are prepared.
+
+    Attributes:
+      collector: the `play.Collector` that plays.
+      params: as `Engine.prepare` returned them.
+      score_answers: see `Collector.play`.
+    """
+
+    collector: Any
+    params: Any
+    score_answers: bool = False
+
+    def __call__(self, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None) -> list[Episode]:
+        """See `Collector.play`."""
+        return self.collector._play(self.params, starts, key, keep, turns, self.score_answers)
+
+    def expert(self, tasks: Sequence[Task], *, keep: bool = False) -> list[Episode]:
+        """Plays each task as the environment's expert does; the policy samples nothing (`Step.sampled`).
+
+        An episode fails where the expert knows no way, or where its actions do not end the episode.
+
+        Args:
+          tasks: what to play.
+          keep: see `Collector.play`.
+
+        Raises:
+          ValueError: the environment has no expert.
+        """
+        return self.collector._demonstrate(tasks, keep)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens the policy chooses from."""
+        return self.collector.chat.codec.vocab_size
