@@ -14,7 +14,7 @@ RUNS = {
     "vineppo": {"credit.method": "vineppo", "credit.options.k": 1},
     "spo": {"credit.method": "spo", "credit.options.tokens_per_cut": 2, "policy.ratio": "token"},
     "spo-tree": {"credit.method": "spo", "credit.options.form": "tree"},
-    "treerpo": {"credit.method": "treerpo", "credit.options.branching": (2, 2), "train.pack_rows": True},
+    "treerpo": {"credit.method": "treerpo", "train.pack_rows": True},
     "arpo": {"credit.method": "arpo", "credit.options.advantage": "hard", "credit.options.p": 1.0},
 }
 

@@ -151,7 +151,7 @@ def runs(ids):
 @pytest.mark.parametrize("capabilities", [("snapshot",), ("replay",)])
 def test_a_tree_counts_shared_steps_once(chat, capabilities, context):  # noqa: F811
     collector = walk(chat, 1.0, context=context, capabilities=capabilities)
-    rollout = strategies.make("tree", branching=(2, 2), segment_steps=1)(collector.player(None), groups_of(4), KEY)
+    rollout = strategies.make("tree", segment_steps=1)(collector.player(None), groups_of(4), KEY)  # branching (2, 2)
     # Three steps from place 0, two from place 1: 2 first steps and 4 rests each.
     assert rollout.cost[:2] == (2 + 4 * 2 + 2 + 4 * 1, 0 if capabilities == ("snapshot",) else 8)
     assert [len(episode.steps) for episode in rollout.episodes] == [3] * 4 + [2] * 4 and rollout.branch_steps == 0
@@ -203,6 +203,8 @@ def test_where_nothing_can_be_restored_the_group_is_masked(chat):  # noqa: F811
     "name, options, size, words",
     [
         ("tree", {"branching": (2, 0)}, 4, r"branching=\(2, 0\): give the number of children in each level, each at least 1"),
+        ("tree", {}, 6, r"2, 4, 8 … leaves, not rollout.group_size=6: set credit.options.branching to numbers whose product is 6"),
+        ("tree", {}, 1, "not rollout.group_size=1"),
         ("tree", {"branching": ()}, 4, r"branching=\(\): give the number"),
         ("tree", {"segment_steps": 0}, 4, "segment_steps=0: a segment has at least 1 turn"),
         ("tree", {"outcome": "luck"}, 4, "outcome='luck' is not one of return, success"),
@@ -230,7 +232,7 @@ def test_wrong_options_are_one_error(name, options, size, words):
 
 
 def test_a_group_that_is_no_tree_is_refused(chat):  # noqa: F811
-    with pytest.raises(ValueError, match="a group has 3 tasks, but a tree .* has 4 leaves"):
+    with pytest.raises(ValueError, match="rollout.group_size=3 is not the number of leaves"):
         strategies.make("tree", branching=(2, 2))(walk(chat, 1.0).player(None), groups_of(3), KEY)
 
 

@@ -42,7 +42,8 @@ class SPO(Method):
       scale: of the tree: "rloo" is A(edge), "grpo" divides by the standard deviation (ddof 0) of the parent's children plus eps.
       k: of the chain: episodes from each cut. A chain has few cuts, so that more episodes are played from each than in VinePPO.
       tokens_per_cut: of the chain: tokens with π < `below` between two cuts.
-      branching: of the tree: segments from each node, by depth; the paper's is (6, 6, 6). The product is `rollout.group_size`.
+      branching: of the tree: segments from each node, by depth; the paper's is (6, 6, 6). The product is
+        `rollout.group_size`. None: two, in as many levels as make `rollout.group_size` leaves.
       segment_steps: of the tree: steps of a segment. The paper cuts after 30 tokens.
       eps: added to the standard deviation.
 
@@ -58,7 +59,7 @@ class SPO(Method):
     scale: str = "rloo"
     k: int = 4
     tokens_per_cut: int = 5
-    branching: tuple[int, ...] = (2, 2)
+    branching: tuple[int, ...] | None = None
     segment_steps: int = 2
     eps: float = 1e-6
 
@@ -133,8 +134,10 @@ class SPO(Method):
 
 def check_branching(method: Method) -> None:
     """Makes a method's `branching` a tuple; raises ValueError where the shape of its tree is not one."""
-    object.__setattr__(method, "branching", tuple(method.branching))  # a list cannot be hashed
-    if not method.branching or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in method.branching):
+    if method.branching is not None:
+        object.__setattr__(method, "branching", tuple(method.branching))  # a list cannot be hashed
+    wrong = lambda n: not isinstance(n, int) or isinstance(n, bool) or n < 1
+    if method.branching is not None and (not method.branching or any(map(wrong, method.branching))):
         raise ValueError(
             f"branching of '{method.name}' must hold whole numbers of at least 1, one for each depth, not {method.branching!r}"
         )

@@ -36,7 +36,8 @@ class TreeRPO(Method):
       ddof: of the std: 1, as in `grpo`, or 0; the paper does not say.
       renormalise: divides by √(mean·(1 − mean)) instead, the std that a binary outcome with the siblings' mean would have. The paper
         re-normalises advantages of rewards that are not binary, and its formula is unverified: this one is an assumption. Values must lie in [0, 1].
-      branching: segments from each node, by depth; the paper's is (8, 8, 8). The product is `rollout.group_size`.
+      branching: segments from each node, by depth; the paper's is (8, 8, 8). The product is
+        `rollout.group_size`. None: two, in as many levels as make `rollout.group_size` leaves.
       segment_steps: steps of a segment. The paper cuts after 384 tokens.
       eps: added to the std.
 
@@ -51,7 +52,7 @@ class TreeRPO(Method):
     scale: str = "std"
     ddof: int = 1
     renormalise: bool = False
-    branching: tuple[int, ...] = (2, 2)
+    branching: tuple[int, ...] | None = None
     segment_steps: int = 2
     eps: float = 1e-6
 

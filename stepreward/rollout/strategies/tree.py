@@ -29,7 +29,7 @@ from stepreward.rollout.strategies.segments import SIGNALS, tree_signals
 class Tree(Strategy):
     """Plays a tree from each group's task, as TreeRPO and SPO-tree do.
 
-    With branching (b_1, …, b_D) the root has b_1 children, each of those b_2, and so on. A child is a segment of `segment_steps` turns;
+    With branching (b_1, …, b_D), the root has b_1 children, each of those b_2, and so on. A child is a segment of `segment_steps` turns;
     the segments of the last level are played to the end of the episode. The b_1 · … · b_D leaves are the episodes of the group, so
     `rollout.group_size` must be this product.
 
@@ -40,7 +40,8 @@ class Tree(Strategy):
     All segments of a level are played at once, in one call of `play`.
 
     Attributes:
-      branching: (b_1, …, b_D), the number of children of each node in each level, each at least 1.
+      branching: (b_1, …, b_D), the number of children of each node in each level, each at least 1. None: as many levels of two children
+        as the group has leaves for, so `rollout.group_size` must be a power of 2.
       segment_steps: the number of turns in a segment, at least 1.
       outcome: the value of a leaf: "return", the sum of all rewards, or "success", 0 or 1.
 
@@ -49,51 +50,66 @@ class Tree(Strategy):
 
     provides: ClassVar[frozenset[str]] = SIGNALS
     restarts: ClassVar[bool] = True
-    branching: tuple[int, ...] = (2, 2, 2)
+    branching: tuple[int, ...] | None = None
     segment_steps: int = 2
     outcome: str = "return"
 
     def __post_init__(self):
-        branching = self.branching if isinstance(self.branching, Sequence) else (self.branching,)
-        object.__setattr__(self, "branching", tuple(branching))
-        if not self.branching or any(not isinstance(b, int) or b < 1 for b in self.branching):
+        if self.branching is not None:
+            branching = self.branching if isinstance(self.branching, Sequence) else (self.branching,)
+            object.__setattr__(self, "branching", tuple(branching))
+        if self.branching is not None and (not self.branching or any(not isinstance(b, int) or b < 1 for b in self.branching)):
             raise ValueError(f"branching={self.branching}: give the number of children in each level, each at least 1.")
         if self.segment_steps < 1:
             raise ValueError(f"segment_steps={self.segment_steps}: a segment has at least 1 turn.")
         check_choice("outcome", self.outcome, OUTCOMES)
 
-    @property
-    def leaves(self) -> int:
-        """The number of leaves of a tree."""
-        return math.prod(self.branching)
+    def levels(self, leaves: int) -> tuple[int, ...]:
+        """The number of children of each node, by level, of a tree with that many leaves.
+
+        Raises:
+          ValueError: there is no such tree; the message names `rollout.group_size`.
+        """
+        if self.branching is None:
+            depth = leaves.bit_length() - 1
+            if depth < 1 or leaves != 2**depth:
+                raise ValueError(
+                    f"a tree of two children a level has 2, 4, 8 … leaves, not rollout.group_size={leaves}: set credit.options.branching to "
+                    f"numbers whose product is {leaves}, or another rollout.group_size."
+                )
+            return (2,) * depth
+        if leaves != math.prod(self.branching):
+            product = " · ".join(map(str, self.branching))
+            raise ValueError(
+                f"rollout.group_size={leaves} is not the number of leaves of a tree with branching={self.branching}: set "
+                f"rollout.group_size={math.prod(self.branching)} (= {product}), or another branching."
+            )
+        return self.branching
 
     def check(self, group_size: int, max_steps: int) -> None:
-        product = " · ".join(map(str, self.branching))
-        if group_size != self.leaves:
-            raise ValueError(
-                f"rollout.group_size={group_size} is not the number of leaves of a tree with branching={self.branching}: set "
-                f"rollout.group_size={self.leaves} (= {product}), or another branching."
-            )
-        first = (len(self.branching) - 1) * self.segment_steps  # the turn in which the last level begins
+        levels = len(self.levels(group_size))
+        first = (levels - 1) * self.segment_steps  # the turn in which the last level begins
         if first >= max_steps:
             raise ValueError(
-                f"a tree of {len(self.branching)} levels with segment_steps={self.segment_steps} would branch for the last time after "
+                f"a tree of {levels} levels with segment_steps={self.segment_steps} would branch for the last time after "
                 f"{first} turns, but rollout.max_steps={max_steps}: set fewer levels, a smaller segment_steps or more max_steps."
             )
 
     def __call__(self, play: Play, tasks: Sequence[Task], key: jax.Array) -> Rollout:
         groups = by_group(tasks)
+        branching, size = self.levels(len(groups[0])), len(groups[0])
         for group in groups:
-            if len(group) != self.leaves:
-                raise ValueError(f"a group has {len(group)} tasks, but a tree with branching={self.branching} has {self.leaves} leaves.")
+            self.levels(len(group))
+            if len(group) != size:
+                raise ValueError(f"the groups have {size} and {len(group)} tasks: give each the same number.")
         leaves: list[Episode | None] = [None] * len(tasks)
-        open_nodes = [(self.leaves * index, Start(group[0])) for index, group in enumerate(groups)]  # (first leaf below it, its state)
+        open_nodes = [(size * index, Start(group[0])) for index, group in enumerate(groups)]  # (first leaf below it, its state)
         played: list[Episode] = []
         firsts: set[int] = set()
-        below = self.leaves
-        for level, children in enumerate(self.branching):
+        below = size
+        for level, children in enumerate(branching):
             below //= children
-            last = level == len(self.branching) - 1
+            last = level == len(branching) - 1
             places = [(place + below * child, start) for place, start in open_nodes for child in range(children)]
             turns = None if last else self.segment_steps
             level_key = jax.random.fold_in(key, BRANCHES + level)
@@ -109,6 +125,6 @@ class Tree(Strategy):
                     leaves[place] = episode
         found = [Episode(task, end=ABSENT) if leaf is None else leaf for task, leaf in zip(tasks, leaves, strict=True)]
         forget_snapshots(played)
-        signals = tree_signals([found[i : i + self.leaves] for i in range(0, len(found), self.leaves)], firsts, self.outcome)
+        signals = tree_signals([found[i : i + size] for i in range(0, len(found), size)], firsts, self.outcome)
         failed = sum(episode.failure is not None for episode in played)
         return Rollout(found, signals, total_cost(played), {"failed_branches": failed, "absent_leaves": leaves.count(None)})
