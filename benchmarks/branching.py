@@ -105,7 +105,7 @@ def make_collector(source: Source, model, context: str, turns: int, rows: int) -
 def parse() -> argparse.Namespace:
     """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="1 group, short texts, one repeat")
+    parser.add_argument("--quick", action="store_true", help="1 group, short texts, one context, one repeat")
     parser.add_argument("--model", default="tiny-0.1m", help=f"shape of the model: {', '.join(measure.MODELS)}")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="dtype of weights, cache and computation")
     parser.add_argument("--context", default="both", choices=("step", "episode", "both"), help="a turn is a whole prompt, or goes on")
@@ -118,6 +118,7 @@ def parse() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.groups, options.repeats, options.turns, options.prompt, options.answer = 1, 1, 5, 3, 2
+        options.context = "step" if options.context == "both" else options.context
     for name in ("groups", "prompt", "answer", "repeats"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)} must be at least 1.")
