@@ -69,8 +69,9 @@ def test_musique(tmp_path, caplog):
     assert asked(found)["What else?"][1] == ("Ossby", "Ada Holm") and len(found._library.documents) == 3
 
 
-def test_the_expert_plays_real_questions(tmp_path):
-    found = make("igpo", data=write(tmp_path, [HOTPOT, MUSIQUE, HUGGING_FACE]), held_out=1, turn_reward=True)()
+@pytest.mark.parametrize("records", [[HOTPOT, TWO_WIKI, HUGGING_FACE], [MUSIQUE, MUSIQUE | {"question": "What else?"}]])
+def test_the_expert_plays_real_questions(tmp_path, records):
+    found = make("igpo", data=write(tmp_path, records), held_out=1, turn_reward=True)()
     for split in ("train", "held_out"):
         for seed in range(found.num_tasks(split)):
             found.reset(seed=seed, options={"split": split})
@@ -94,7 +95,7 @@ def test_flashrag_and_search_r1_need_a_corpus(tmp_path):
 
 
 def test_a_corpus_of_its_own_finds_gold_documents_by_title(tmp_path, caplog):
-    path, corpus = write(tmp_path, [HOTPOT, MUSIQUE]), write(tmp_path, [*CORPUS, CORPUS[0]], "corpus.jsonl")
+    path, corpus = write(tmp_path, [HOTPOT, TWO_WIKI]), write(tmp_path, [*CORPUS, CORPUS[0]], "corpus.jsonl")
     found = make("search_r1", data=path, corpus=corpus, held_out=1)()
     assert len(found._library.documents) == 2 and asked(found)[HOTPOT["question"]][1:] == (("Ada Holm", "Ossby"), [1, 1])
     with caplog.at_level(logging.WARNING):
@@ -108,7 +109,7 @@ def test_answers_in_one_text_are_split_as_in_igpos_data(tmp_path):
 
 
 def test_held_out_questions_of_their_own_file(tmp_path, caplog):
-    train, dev = write(tmp_path, [HOTPOT], "train.json"), write(tmp_path, [HOTPOT, MUSIQUE, MUSIQUE], "dev.jsonl")
+    train, dev = write(tmp_path, [HOTPOT], "train.json"), write(tmp_path, [HOTPOT, TWO_WIKI, TWO_WIKI], "dev.jsonl")
     with caplog.at_level(logging.WARNING):
         found = make("search_r1", data=train, held_out_data=dev)()
     assert (found.num_tasks("train"), found.num_tasks("held_out")) == (1, 1)
