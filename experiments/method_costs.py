@@ -48,6 +48,7 @@ def main() -> int:
         raise UserError("give --out=FOLDER, the folder for the runs")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
+    bases: dict[tuple[str, ...], str] = {}
     chosen = options.only.split(",") if options.only else list(credit.names())
     print("| method | experiment | " + " | ".join(COSTS) + " | models beside the policy |")
     print("|---|---|" + "---|" * (len(COSTS) + 1), flush=True)
@@ -56,8 +57,9 @@ def main() -> int:
         if method.requires & method_runs.NEEDS_A_RUN:
             run(trained, ["--config=configs/istar_sokoban.py" + _suffix(options.preset), "--config.credit.method=rloo"])
         flags = method_runs.flags(name, options.preset, str(trained.resolve()))
-        base = [flag if not flag.startswith("--config.credit.method=") else "--config.credit.method=rloo" for flag in flags]
-        mine, other = run(out / name, flags), run(out / f"rloo_for_{name}", base)
+        base = [flag for flag in flags if not flag.startswith(("--config.credit.method=", "--config.frozen_pair."))]
+        place = bases.setdefault(tuple(base), f"rloo_{name}")  # methods with equal settings share it
+        mine, other = run(out / name, flags), run(out / place, [*base, "--config.credit.method=rloo"])
         ratios = [f"{mine[key] / other[key]:.2f}" for key in COSTS.values()]
         models = ", ".join(sorted({key.split("/")[0] for key in mine if key.split("/")[0] in _MODELS})) or "–"
         print(f"| `{name}` | {method_runs.experiment(method)} | {' | '.join(ratios)} | {models} |", flush=True)

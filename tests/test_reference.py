@@ -1,6 +1,7 @@
 """Reference answers: how they are written, what they score before every turn, and that nothing else changes."""
 
 import dataclasses
+import json
 from typing import ClassVar
 
 import code_word
@@ -27,6 +28,7 @@ from stepreward.rollout.play import Collector
 from stepreward.rollout.reference import Spoken, answer_log_probs, spoken, unscored
 from stepreward.rollout.sampling import Sampling
 from stepreward.training import setup
+from stepreward.training.exploration import SCORED
 from stepreward.training.train import Runner
 
 KEY = jax.random.key(5)
@@ -311,13 +313,22 @@ def test_an_offline_run_reads_what_was_recorded(micro_config, tmp_path):
     runner.run()
     lines = [line for line in runner.history() if line["stage"] == "train"]
     assert lines and all(line["rollout/unscored_answers"] == 0 and line["credit/answer"] < 0 for line in lines)
-    borrowed = {"stages.sft": str(tmp_path / "run"), "stages.exploration": str(tmp_path / "run")}
-    Runner(config_of(micro_config, changes | borrowed | {"credit.method": "rloo"}), tmp_path / "other").run()
-    silent = tmp_path / "silent"
-    Runner(config_of(micro_config, changes | {"credit.method": "rloo"}), silent).run()
-    borrowed = {"stages.sft": str(silent), "stages.exploration": str(silent)}
-    with pytest.raises(UserError, match="was made with signal answer_log_prob = '.absent.', but this run has True"):
-        Runner(config_of(micro_config, changes | borrowed), tmp_path / "third").run()
+    borrowed = changes | {"stages.sft": str(tmp_path / "run"), "stages.exploration": str(tmp_path / "run")}
+    file = tmp_path / "run" / "exploration" / "metadata.json"
+    header = json.loads(file.read_text())
+    assert header["metadata"].pop(SCORED)
+    for scored, method, fits in ((True, "rloo", True), (False, "rloo", True), (False, "answer_reader", False)):
+        if not scored:
+            file.write_text(json.dumps(header))
+        runner = Runner(config_of(micro_config, borrowed | {"credit.method": method}), tmp_path / f"{method} {scored}")
+        try:
+            if fits:
+                assert len(runner.exploration.read()) == 16
+            else:
+                with pytest.raises(UserError, match="was made with signal answer_log_prob = '.absent.', but this run has True"):
+                    runner.exploration.read()
+        finally:
+            runner.close()
 
 
 def test_an_environment_without_reference_answers_is_refused(micro_config, tmp_path):

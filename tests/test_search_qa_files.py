@@ -70,7 +70,7 @@ def test_musique(tmp_path, caplog):
 
 
 def test_the_expert_plays_real_questions(tmp_path):
-    found = make("igpo", data=write(tmp_path, [HOTPOT, MUSIQUE, HUGGING_FACE]), held_out=1, hits=1, turn_reward=True)()
+    found = make("igpo", data=write(tmp_path, [HOTPOT, MUSIQUE, HUGGING_FACE]), held_out=1, turn_reward=True)()
     for split in ("train", "held_out"):
         for seed in range(found.num_tasks(split)):
             found.reset(seed=seed, options={"split": split})

@@ -69,8 +69,3 @@ def test_questions_differ(built):
     _, questions, _ = built
     for asked in questions.values():
         assert len({question.text for question in asked}) == len(asked)
-
-
-def test_a_world_without_a_question_of_some_length_says_so():
-    with pytest.raises(ValueError, match="people above 4"):
-        world.build(4, (4,), {"train": 10, "held_out": 10}, "full", 0)
