@@ -4,15 +4,15 @@
     python launch/train.py --config=configs/istar_search_qa.py:micro      # a few seconds; for tests
     python launch/train.py --config=configs/istar_search_qa.py:qwen2.5-7b      # or another published model, see docs/models.md
 
-Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions of
-HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md). Other papers' forms: `--config.environment.preset=search_r1
+Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions
+of HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md). Other papers' forms: `--config.environment.preset=search_r1
 --config.environment.prompt=search_r1`, or igpo, or arpo, with the same number of `rollout.max_steps` as the preset.
 
-Expected: "tiny" is not measured yet. In a world of 600 people, imitation of 2,000 demonstrations won 4.3 % of the held-out questions (random
-play: 4 %), because the model learnt the training questions by heart. Published models and "paper": not measured.
+Expected of "tiny": imitation (4 minutes on a busy machine) wins 36.7 % of 256 held-out questions (seed 0); random play wins 5.5 %.
+Reinforcement learning from there, published models and "paper": not measured.
 
-The paper (arXiv 2509.19199) does not use search. `get_config("paper")` has its settings for WebShop, with the search environment of verl-agent, on
-which its code is built: 4 turns, all of which a prompt shows.
+The paper (arXiv 2509.19199) does not use search. `get_config("paper")` has its settings for WebShop, with the search environment of verl-agent,
+on which its code is built: 4 turns, all of which a prompt shows.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     python launch/train.py --config=configs/spa_search_qa.py:micro      # a few seconds; for tests
     python launch/train.py --config=configs/spa_search_qa.py:llama3.2-3b      # with adapters, see docs/models.md
 
-Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions of
-HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md).
+Needs: nothing beyond the base install. Published models play in the embedded world; `--config.environment.data=FILE` gives them the questions
+of HotpotQA, 2WikiMultihopQA or MuSiQue (docs/environments/search_qa.md).
 
 Expected: not measured in full.
 
