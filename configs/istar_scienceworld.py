@@ -7,7 +7,7 @@
 
 Needs: the extra `scienceworld`, and Java. Each of the `rollout.max_rows` environments is a Java process of some 300 MB.
 
-Expected: not measured.
+Expected: "micro" ran in 1 to 2 minutes beside other work. "tiny", published models and "paper": not measured.
 
 The paper (arXiv 2509.19199) does not use ScienceWorld. `get_config("paper")` has its settings for WebShop, with the turns, lengths and
 group sizes of RLVMR's release for ScienceWorld (arXiv 2507.22844). `environment.data` takes that release's lists of tasks.

