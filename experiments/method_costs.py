@@ -27,6 +27,7 @@ from stepreward import credit
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 from stepreward.metrics import read_metrics
+from stepreward.training.auxiliaries import AUXILIARIES
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = (
@@ -61,12 +62,9 @@ def main() -> int:
         place = bases.setdefault(tuple(base), f"rloo_{name}")  # methods with equal settings share it
         mine, other = run(out / name, flags), run(out / place, [*base, "--config.credit.method=rloo"])
         ratios = [f"{mine[key] / other[key]:.2f}" for key in COSTS.values()]
-        models = ", ".join(sorted({key.split("/")[0] for key in mine if key.split("/")[0] in _MODELS})) or "–"
+        models = ", ".join(auxiliary.title for auxiliary in AUXILIARIES if auxiliary.wanted(method)) or "–"
         print(f"| `{name}` | {method_runs.experiment(method)} | {' | '.join(ratios)} | {models} |", flush=True)
     return 0
-
-
-_MODELS = ("prm", "critic", "estimator", "judge", "frozen_pair", "hindsight")
 
 
 def _suffix(preset: str) -> str:
