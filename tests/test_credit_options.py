@@ -61,7 +61,7 @@ from stepreward.credit import Method, make, register
         ("spo", {"tokens_per_cut": 0}, "tokens_per_cut of 'spo' must be at least 1"),
         ("treerpo", {"branching": ()}, "branching of 'treerpo' must hold whole numbers of at least 1, one for each depth"),
         ("treerpo", {"branching": (2, 0)}, "branching of 'treerpo' must hold"),
-        ("treerpo", {"branching": 4}, r"branching of 'treerpo' must be of type tuple\[int, ...\], not 4"),
+        ("treerpo", {"branching": 4}, "branching of 'treerpo' must be of type tuple"),
         ("treerpo", {"segment_steps": 0}, "segment_steps of 'treerpo' must be at least 1"),
         ("treerpo", {"tau": -0.1}, "tau of 'treerpo' must be at least 0"),
         ("treerpo", {"ddof": 2}, "ddof of 'treerpo' must be one of 0, 1"),
