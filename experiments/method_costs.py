@@ -9,7 +9,8 @@ warm start and a small evaluation; RLOO runs with the same experiment and settin
 * steps: environment steps that were played, branches included, over those of RLOO;
 * sampled: tokens of answers that were sampled, over those of RLOO;
 * read: tokens of prompts, of earlier conversations that were read again and of answers that were scored, over those of RLOO;
-* models: the models that learn or are read beside the policy.
+* models: the models that learn or are read beside the policy;
+* released variant: whether `variant=released` gives what the public release computes; golden values: the file that tests them.
 
 A finished run is kept in OUT, so an interrupted call can be repeated.
 """
@@ -40,6 +41,10 @@ SHORT = (
     "sft.episodes=200", "sft.updates=40", "train.env_steps=1", "eval.episodes=8", "eval.final_episodes=0",
     "exploration.tasks=16", "exploration.part_tasks=16", "estimator.epochs=1",
 )  # fmt: skip
+TITLES = ("method", "signals", "models beside the policy", "steps", "sampled", "read", "experiment", "released variant", "golden values")
+_GOLDEN = dict.fromkeys(("outcome", "actor_critic", "istar", "gigpo"), "test_credit_golden") | {
+    "potentials": "test_credit_spa", **dict.fromkeys(("vineppo", "spo", "trees"), "test_credit_branches"),
+}  # fmt: skip
 COSTS = {"steps": "env_steps", "sampled": "rollout/sampled_tokens", "read": "rollout/prompt_tokens"}
 
 
@@ -51,8 +56,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     bases: dict[tuple[str, ...], str] = {}
     chosen = options.only.split(",") if options.only else list(credit.names())
-    print("| method | experiment | " + " | ".join(COSTS) + " | models beside the policy |")
-    print("|---|---|" + "---|" * (len(COSTS) + 1), flush=True)
+    print(f"| {' | '.join(TITLES)} |\n|{'---|' * len(TITLES)}", flush=True)
     for name in chosen:
         method, trained = credit.make(name), out / "trained"
         if method.requires & method_runs.NEEDS_A_RUN:
@@ -63,8 +67,17 @@ def main() -> int:
         mine, other = run(out / name, flags), run(out / place, [*base, "--config.credit.method=rloo"])
         ratios = [f"{mine[key] / other[key]:.2f}" for key in COSTS.values()]
         models = ", ".join(auxiliary.title for auxiliary in AUXILIARIES if auxiliary.wanted(method)) or "–"
-        print(f"| `{name}` | {method_runs.experiment(method)} | {' | '.join(ratios)} | {models} |", flush=True)
+        signals = ", ".join(f"`{signal}`" for signal in sorted(method.requires)) or "–"
+        released = "yes" if "released" in method.variants else "–"
+        cells = [f"`{name}`", signals, models, *ratios, method_runs.experiment(method), released, f"`tests/{golden(method)}.py`"]
+        print(f"| {' | '.join(cells)} |", flush=True)
     return 0
+
+
+def golden(method: credit.Method) -> str:
+    """Returns the name of the test file with the method's golden values."""
+    module = type(method).__module__.rsplit(".", 1)[-1]
+    return "test_filters" if method.filter != "none" else _GOLDEN.get(module, f"test_credit_{module}")
 
 
 def _suffix(preset: str) -> str:

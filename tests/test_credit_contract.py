@@ -48,6 +48,7 @@ METHODS = {name: make(name) for name in names()} | {
     "mt_grpo-before": make("mt_grpo", without_result="before", turn_weight=0.5, outcome_weight=0.7),
     "igpo-paper": make("igpo", variant="paper", discount=0.9),
     "igpo-joint": make("igpo", variant="paper", normalise="joint", gain="prob_diff", weight=0.5),
+    "rlvmr-released": make("rlvmr", variant="released"),
     "rlvmr-rloo": make("rlvmr", episode_advantage="rloo", alpha=0.3),
     "ppr-group": make("ppr", baseline="group", final="renorm", whiten=False),
     "ppr-kl": make("ppr", kl_in_reward=True, discount=0.9, trace=0.7),
@@ -67,7 +68,7 @@ METHODS = {name: make(name) for name in names()} | {
     "arpo-hard": make("arpo", advantage="hard", ddof=0),
     "arpo-raw": make("arpo", advantage="hard", singleton="raw"),
 }
-RAW = {"istar-uniform", "grpo-raw", "istar-released", "spa-released", "gigpo-released", "arpo-raw"}
+RAW = {"rlvmr-released", "istar-uniform", "grpo-raw", "istar-released", "spa-released", "gigpo-released", "arpo-raw"}
 # They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached; or they discount
 # it by the number of steps that are left, which differs within a group.
 # A reward that is the environment's or an estimator's does not read the outcome at all.

@@ -8,6 +8,7 @@ import pytest
 from references import assert_steps, counted_groups, literal, pack, random_episodes
 
 from stepreward.credit import make
+from stepreward.credit.rlvmr import released_rule
 
 CLOSE = dict(atol=1e-4, rtol=0)
 
@@ -49,6 +50,34 @@ def test_the_weight_leaves_one_of_the_terms():
     only_tags = make("rlvmr", alpha=0.0).credit(batch)
     other = batch.replace(outcome=-batch.outcome)
     np.testing.assert_array_equal(only_tags.advantage, make("rlvmr", alpha=0.0).credit(other).advantage)
+
+
+@pytest.mark.parametrize(
+    "scale, expected",
+    [("none", [[1, 0.8333, 0.5], [-1, -1.1667], [-0.1667]]), ("std", [[1.62, 1.4902, 0.9129], [-1.62, -2.0676], [-0.3355]])],
+)
+def test_the_released_variant(scale, expected):
+    """Means over step rows, tags planning and explore; the third step has none. Printed by the release's functions."""
+    tag, reward = [[0, 1, -1], [0, 1], [1]], [[1, 1, 0], [0, 0], [1]]
+    batch = literal([[1, 1, 1], [1, 1], [1]], [1, 0, 0], rule_reward=reward, tag_id=tag)
+    found = make("rlvmr", variant="released", scale=scale).credit(batch).step_advantage
+    for row, of_episode in zip(found, expected):
+        np.testing.assert_allclose(row[: len(of_episode)], of_episode, **CLOSE)
+
+
+def test_the_released_rules():
+    """Repeated actions are not explored, a first step may reflect, and neither monitor nor an answer without an action has a tag."""
+    said = lambda tag, action, executed=True: SimpleNamespace(output=f"<{tag}>x</{tag}>", action=action, executed=executed)
+    steps = [said("reflection", "a"), said("explore", "b"), said("explore", "a"), said("planning", "c", False), said("reflection", "c"),
+             said("monitor", "d", False), said("reflection", "e"), said("explore", None)]  # fmt: skip
+    rule = lambda success: [released_rule(SimpleNamespace(steps=steps, success=success), t) for t in range(len(steps))]
+    kept = [("reflection", True), ("explore", True), ("explore", False), ("planning", True), ("reflection", False), (None, False),
+            ("reflection", True), (None, False)]  # fmt: skip
+    assert rule(True) == kept and rule(False)[3] == ("planning", False)
+    episode = SimpleNamespace(steps=steps[:5], failure=None, success=True)
+    batch = literal([[1] * 5], [1])
+    found = make("rlvmr", variant="released", explore=0.5).host_signals(batch, [episode], np.random.default_rng(0))
+    assert found["tag_id"][0].tolist() == [2, 1, 1, 0, 2] and found["rule_reward"][0].tolist() == [1, 0.5, 0, 1, 0]
 
 
 def step(output, *events, action="look"):
