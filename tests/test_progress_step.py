@@ -117,6 +117,7 @@ SETTINGS = dict(
     minibatch_episodes=3,
     patience=1,
     refresh_every=2,
+    attention="causal",
 )
 
 
