@@ -85,7 +85,7 @@ def _suffix(preset: str) -> str:
 
 
 def run(workdir: Path, flags: list[str]) -> dict:
-    """Runs one iteration, unless the workdir has it, and returns its metrics, with the costs of that iteration alone.
+    """Runs one iteration, unless the workdir has it, and returns its metrics.
 
     Raises:
       UserError: the run failed.
@@ -96,10 +96,7 @@ def run(workdir: Path, flags: list[str]) -> dict:
     done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
-    records = read_metrics(workdir / "metrics.jsonl")
-    at = next(i for i, record in enumerate(records) if record["stage"] == "train")
-    before = {key: value for record in records[:at] for key, value in record.items() if key in COSTS.values()}  # exploration counts too
-    return records[at] | {key: records[at][key] - before.get(key, 0) for key in COSTS.values()}
+    return next(record for record in read_metrics(workdir / "metrics.jsonl") if record["stage"] == "train")
 
 
 if __name__ == "__main__":

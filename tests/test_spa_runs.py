@@ -21,11 +21,10 @@ SUMMARY = {"success", "score", "return", "steps_per_episode", "executed", "inval
 CUTS = {"step_limit", "environment_limit", "too_long", "row_full", "observations_cut", "answers_cut", "longest_prompt"}
 ROLLOUT = {f"rollout/{k}" for k in SUMMARY | CUTS} | {
     "rollout/failed_episodes",
-    "rollout/sampled_tokens",
-    "rollout/prompt_tokens",
     "rollout/tokens_per_s",
     "time/rollout_s",
 }
+TOKENS = {"rollout/sampled_tokens", "rollout/prompt_tokens"}
 EVAL = {"eval/success", "eval/score", "eval/return", "eval/steps_per_episode", "eval/executed", "eval/episodes", "time/eval_s"}
 EPOCH = {"estimator/loss", "estimator/grad_norm", "estimator/held_out_loss", "estimator/steps_per_s", "time/estimator_s"}
 QUALITY = {"rank_correlation", "rank_correlation_within", "sign_accuracy", "steps"}
@@ -67,7 +66,7 @@ def test_a_run_passes_through_its_phases(spa_base):
     assert set(estimator[0]) == EVERY_TICK | EPOCH
     assert set(estimator[1]) == EVERY_TICK | EPOCH | {f"estimator/{k}" for k in QUALITY | FIT}
     for r, looked in zip(rl, (set(), EVAL, EVAL)):
-        assert set(r) == EVERY_TICK | ROLLOUT | HEALTH | CREDIT | CRITIC | POLICY | looked
+        assert set(r) == EVERY_TICK | ROLLOUT | TOKENS | HEALTH | CREDIT | CRITIC | POLICY | looked
         assert r["policy/sampler_gap"] < 1e-4
     assert set(records[10]) == EVERY_TICK | FINAL | {"time/eval_s"}
     # Exploration is counted apart from the steps that the policy is trained on.

@@ -19,7 +19,7 @@ from stepreward.training.stages.reinforce import Reinforce
 def iteration(reward_from, resync):
     """Runs one iteration on stand-ins; returns its calls in order, `(name, number of scorings so far)`."""
     calls, scored = [], []
-    batch = SimpleNamespace(step_mask=np.ones((2, 3), bool))
+    batch = SimpleNamespace(step_mask=np.ones((2, 3), bool), episode_mask=np.ones(2, bool))
 
     def note(name):
         return lambda *arguments, **_: calls.append((name, len(scored)))
@@ -43,6 +43,8 @@ def iteration(reward_from, resync):
         policy=SimpleNamespace(params={}),
         score=score,
         look=lambda batch, metrics, iteration: calls.append(("measure", batch.number)) or ({}, {}),
+        prepare=lambda batch, episodes: {},
+        unscored=lambda batch: np.zeros(2, bool),
         note_success=lambda success: None,
         credit=credit,
         update_policy=note("policy"),
@@ -54,9 +56,10 @@ def iteration(reward_from, resync):
         learner=learner,
         watch=lambda metrics: None,
         pack=lambda rollout: batch,
+        spend=lambda cost: setattr(runner.counters, "env_steps", cost.env_steps) or {},
     )
     stage = Reinforce(runner)
-    stage.experience = lambda: Selection(Rollout([], {}, Cost()), np.zeros(2, bool), {"rollout/success": 0.5})
+    stage.experience = lambda: Selection(Rollout([], {}, Cost(env_steps=6)), np.zeros(2, bool), {"rollout/success": 0.5})
     stage.tick()
     assert runner.counters.iteration == 1 and runner.counters.env_steps == 6
     return calls

@@ -21,6 +21,7 @@ from stepreward.training import backbones
 from stepreward.training.backbones import Backbone
 
 TRAINED, START = "frozen_pair.trained", "frozen_pair.start"
+SIGNALS = frozenset({"log_prob_trained", "log_prob_start"})  # what a pair of them computes
 
 
 class FrozenPolicy:

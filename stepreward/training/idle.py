@@ -6,6 +6,8 @@ import logging
 from collections.abc import Iterator
 
 from stepreward import credit
+from stepreward.credit.filters import COMPARING
+from stepreward.training import frozen
 
 _log = logging.getLogger(__name__)
 PATIENCE = 5  # consecutive iterations with nothing to learn from before a warning
@@ -23,7 +25,10 @@ def check_groups(c, method: credit.Method, signals: frozenset[str]) -> None:
     if c.rollout.group_size > 1 or not method.needs_group:
         return
     known = {name: credit.make(name) for name in credit.names()}
-    others = ", ".join(name for name, other in known.items() if not (other.needs_group or other.requires - signals))
+    # Some methods need more than their name, a frozen pair of policies for example, or filter groups.
+    alone = lambda other: not (other.requires - signals or other.capabilities or other.requires & frozen.SIGNALS)
+    apart = lambda other: other.needs_group or other.filter in COMPARING or not alone(other)
+    others = ", ".join(name for name, other in known.items() if not apart(other))
     raise ValueError(
         f"rollout.group_size=1: credit.method={c.credit.method!r} with these options learns from differences within a group, and a "
         f"group of one has none. Set rollout.group_size to at least 2, or choose a method without groups ({others})."

@@ -28,12 +28,8 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
     seconds, cost = time.monotonic() - started, rollout.cost
     good = healthy(rollout.episodes, "batch")
     run.counters.failed_episodes += sum(episode.failure is not None for episode in rollout.episodes)
-    for name in ("sampled_tokens", "prompt_tokens"):
-        run.counters.add(name, getattr(cost, name))
     metrics = rollout_metrics(run, good) | {
         "rollout/failed_episodes": run.counters.failed_episodes,
-        "rollout/sampled_tokens": run.counters.of("sampled_tokens"),
-        "rollout/prompt_tokens": run.counters.of("prompt_tokens"),
         "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
         "time/rollout_s": seconds,
     }

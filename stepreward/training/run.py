@@ -16,6 +16,7 @@ from stepreward.batch import Batch
 from stepreward.config import leaves
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.rollout.episode import Cost
 from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
@@ -146,6 +147,13 @@ class Run:
         scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
         scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(self.method) else {}
         return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
+
+    def spend(self, cost: Cost) -> dict[str, float]:
+        """Counts what the iteration's episodes cost, branches included; returns the totals so far as metrics."""
+        self.counters.env_steps += cost.env_steps
+        for name in ("sampled_tokens", "prompt_tokens"):
+            self.counters.add(name, getattr(cost, name))
+        return {f"rollout/{name}": float(self.counters.of(name)) for name in ("sampled_tokens", "prompt_tokens")}
 
     def start(self):
         """Reads the supervised policy's parameters."""

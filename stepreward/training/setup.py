@@ -309,7 +309,7 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
-    if method.requires & {"log_prob_trained", "log_prob_start"}:
+    if method.requires & frozen.SIGNALS:
         frozen.pair(c)
     if "process_score" in method.requires:
         judge.check(c)

@@ -35,8 +35,7 @@ class PRMWarmup(Stage):
         learner.look(batch, metrics)
         metrics |= learner.auxiliaries["prm"].warm_up(batch, number, decoder_of(learner.policy.params))
         counters.add("prm_batches")
-        counters.env_steps += rollout.cost.env_steps
-        return metrics
+        return metrics | self.run.spend(rollout.cost)
 
     def progress(self) -> Progress:
         return Progress("PRM warm-up", self.counters.of("prm_batches"), self.c.prm.warmup_batches)

@@ -79,7 +79,10 @@ class Reinforce(Stage):
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
-        counters.env_steps += rollout.cost.env_steps if c.train.mode == "online" else int(packed.step_mask.sum())
+        if c.train.mode == "online":
+            metrics |= self.run.spend(rollout.cost)
+        else:
+            counters.env_steps += int(packed.step_mask.sum())  # which an earlier stage has played
         if self.finished or counters.iteration % c.eval.every == 0:
             metrics |= self.run.evaluate()
             self._record(rollout, credited)
@@ -121,7 +124,7 @@ class Reinforce(Stage):
         def another(number: int) -> Rollout:
             more, found = self._play(number)
             metrics["time/rollout_s"] += found["time/rollout_s"]
-            metrics.update((name, found[name]) for name in ("rollout/failed_episodes", "rollout/sampled_tokens", "rollout/prompt_tokens"))
+            metrics["rollout/failed_episodes"] = found["rollout/failed_episodes"]
             for name in ("branch_steps", "replayed_steps", *rollout.counts):
                 if f"rollout/{name}" in found:
                     metrics[f"rollout/{name}"] += found[f"rollout/{name}"]
