@@ -146,10 +146,11 @@ class Collector:
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
         if missing := sorted(needed - self._able):
+            options = " and ".join(f"environment.options.{name}=True" for name in missing if name in (EVENTS, TURN_REWARD))
+            hint = f" (some offer it with {options})" if options else ""
             raise ValueError(
-                f"{why} needs {', '.join(map(repr, missing))}, which the environment {self.pool.name()} does not offer: choose another "
-                "method, or an environment that offers it, some as an option such as environment.options.turn_reward=True "
-                "(docs/environments.md)."
+                f"{why} needs {', '.join(map(repr, missing))}, which the environment {self.pool.name()} does not offer: choose an "
+                f"environment that does{hint}, see docs/environments.md, or another method."
             )
 
     def check_restarts(self) -> None:
