@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
-from stepreward.credit.base import Credit, Method, check_choice, first_token, register, step_mask, step_sum, token_mask
+from stepreward.credit.base import Credit, Method, check_choice, check_share, first_token, register, step_mask, step_sum, token_mask
 from stepreward.credit.outcome import outcome_reward
 from stepreward.kernels import explained_variance
 
@@ -59,9 +59,7 @@ class ActorCritic(Method):
             check_choice(self, field, choices)
         if self.baseline == "group" and self.level != "step":
             raise ValueError(f"baseline='group' of '{self.name}' compares steps: set level='step'")
-        for field in ("discount", "trace"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise ValueError(f"{field} of '{self.name}' must lie in [0, 1], not {getattr(self, field)!r}")
+        check_share(self, "discount", "trace")
 
     @property
     def has_critic(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Metrics, check_choice, first_step, register, step_mask
+from stepreward.credit.base import Metrics, check_at_least, check_choice, check_share, first_step, register, step_mask
 from stepreward.credit.outcome import outcome_reward
 from stepreward.credit.potentials import ProgRM, _Potential
 from stepreward.kernels import generalized_advantage_estimation, masked_mean, potential_differences, spread_residual
@@ -65,11 +65,8 @@ class AgentPRM(_Potential):
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "residual", RESIDUALS)
-        for field in ("label_discount", "label_trace"):
-            if not 0.0 <= getattr(self, field) <= 1.0:
-                raise ValueError(f"{field} of '{self.name}' must lie in [0, 1], not {getattr(self, field)!r}")
-        if self.beta < 0:
-            raise ValueError(f"beta of '{self.name}' must be at least 0, not {self.beta!r}")
+        check_share(self, "label_discount", "label_trace")
+        check_at_least(self, 0, "beta")
 
     @property
     def progress_options(self) -> dict:
@@ -147,8 +144,7 @@ class AgentPRMMonteCarlo(ProgRM):
         super().__post_init__()
         check_choice(self, "labels_from", LABELS)
         check_choice(self, "discount_from", DISCOUNT_FROM)
-        if not 0.0 <= self.label_discount <= 1.0:
-            raise ValueError(f"label_discount of '{self.name}' must lie in [0, 1], not {self.label_discount!r}")
+        check_share(self, "label_discount")
 
     @property
     def progress_options(self) -> dict:

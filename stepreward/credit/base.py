@@ -330,11 +330,12 @@ def check_choice(method: Method, field: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} of '{method.name}' must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def check_not_negative(method: Method, *fields: str) -> None:
-    """Raises a ValueError if the value of one of the fields is below 0 or not a number."""
+def check_at_least(method: Method, least: int, *fields: str) -> None:
+    """Raises a ValueError if the value of one of the fields is below `least` or not a number; None is not checked."""
     for field in fields:
-        if not getattr(method, field) >= 0:
-            raise ValueError(f"{field} of '{method.name}' must be at least 0, not {getattr(method, field)!r}")
+        value = getattr(method, field)
+        if value is not None and not value >= least:
+            raise ValueError(f"{field} of '{method.name}' must be at least {least}, not {value!r}")
 
 
 def check_share(method: Method, *fields: str) -> None:

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from stepreward.batch import Batch
 from stepreward.credit.base import Metrics, step_mask, token_mask
-from stepreward.credit.outcome import advantage_metrics, outcome_metrics
-from stepreward.kernels import group_normalise, group_statistics, group_sum, masked_mean, masked_std
+from stepreward.credit.pieces import reward_metrics
+from stepreward.kernels import group_normalise, group_statistics, group_sum, masked_mean
 
 Array = jax.Array
 
@@ -154,11 +154,5 @@ def siblings(batch: Batch) -> Siblings:
 
 def branch_metrics(advantage_RxL: Array, step_reward_ExS: Array, token_weight_RxL: Array | None, batch: Batch) -> Metrics:
     """Scalars: those of outcomes and advantages, the size of the step rewards, and the share of action tokens that the loss leaves out."""
-    mask_ExS, mask_RxL = step_mask(batch), token_mask(batch)
-    found = {
-        **outcome_metrics(batch),
-        **advantage_metrics(advantage_RxL, batch),
-        "step_reward_mean": masked_mean(step_reward_ExS, mask_ExS),
-        "step_reward_std": masked_std(step_reward_ExS, mask_ExS, ddof=1),
-    }
-    return found if token_weight_RxL is None else found | {"tokens_left_out": masked_mean(token_weight_RxL == 0, mask_RxL)}
+    found = reward_metrics(advantage_RxL, step_reward_ExS, batch)
+    return found if token_weight_RxL is None else found | {"tokens_left_out": masked_mean(token_weight_RxL == 0, token_mask(batch))}

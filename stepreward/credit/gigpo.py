@@ -16,26 +16,23 @@ from stepreward.credit.base import (
     Credit,
     Method,
     Metrics,
+    check_at_least,
     check_choice,
-    check_not_negative,
     check_share,
-    per_step,
     register,
     step_mask,
     to_tokens,
 )
 from stepreward.credit.host import of_steps, step_array
-from stepreward.credit.outcome import advantage_metrics, episode_advantage, outcome_metrics, outcome_reward
-from stepreward.credit.pieces import compare_within_groups
-from stepreward.credit.units import StepUnits
-from stepreward.kernels import group_normalise, group_statistics, masked_mean, masked_std, return_to_go
+from stepreward.credit.outcome import outcome_reward
+from stepreward.credit.pieces import compare_episodes, reward_metrics
+from stepreward.kernels import group_normalise, group_statistics, masked_mean, return_to_go
 from stepreward.kernels.inputs import select
 from stepreward.kernels.masked import SINGLETON
 
 Array = jax.Array
 
 CHOICES = {"scale": ("none", "std"), "reward": ("outcome", "env"), "episode_units": ("episodes", "steps"), "singleton": SINGLETON}
-_EPISODE_ADVANTAGE = {"none": "dr_grpo", "std": "grpo"}
 
 
 @register("gigpo")
@@ -88,7 +85,7 @@ class GiGPO(Method):
     def __post_init__(self):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
-        check_not_negative(self, "weight", "eps")
+        check_at_least(self, 0, "weight", "eps")
         check_share(self, "discount")
         if not 0.0 < self.similarity <= 1.0:
             raise ValueError(f"similarity of '{self.name}' must lie in (0, 1], not {self.similarity!r}")
@@ -115,25 +112,11 @@ class GiGPO(Method):
             scale=self.scale,
             eps=self.eps,
         )
-        advantage_ExS = self._episode_advantage(batch) + self.weight * step_ExS
+        options = dict(scale=self.scale, counted=self.episode_units, eps=self.eps, singleton=self.singleton)
+        advantage_ExS = compare_episodes(batch, **options) + self.weight * step_ExS
         advantage_RxL = to_tokens(advantage_ExS, batch)
-        metrics = {
-            **outcome_metrics(batch),
-            **advantage_metrics(advantage_RxL, batch),
-            **anchor_metrics(anchor_ExS, anchored_ExS, mask_ExS),
-            "step_reward_mean": masked_mean(reward_ExS, mask_ExS),
-            "step_reward_std": masked_std(reward_ExS, mask_ExS, ddof=1),
-        }
+        metrics = reward_metrics(advantage_RxL, reward_ExS, batch) | anchor_metrics(anchor_ExS, anchored_ExS, mask_ExS)
         return Credit(advantage_RxL, reward_ExS, advantage_ExS, None, metrics)
-
-    def _episode_advantage(self, batch: Batch) -> Array:
-        """`[E, S]`: A^E of the episode at each of its counted steps."""
-        if self.episode_units == "episodes":
-            advantage_E = episode_advantage(batch, _EPISODE_ADVANTAGE[self.scale], eps=self.eps, singleton=self.singleton)
-            return per_step(advantage_E, batch)
-        outcome_ExS = jnp.broadcast_to(batch.outcome[:, None], batch.step_mask.shape)
-        options = dict(scale=self.scale, eps=self.eps, weight=None, singleton=self.singleton)
-        return compare_within_groups(outcome_ExS, StepUnits(batch), **options)
 
 
 def anchor_metrics(anchor_ExS: Array, anchored_ExS: Array, mask_ExS: Array) -> Metrics:

@@ -12,8 +12,8 @@ from stepreward.batch import Batch
 from stepreward.credit.base import (
     Credit,
     Method,
+    check_at_least,
     check_choice,
-    check_not_negative,
     check_share,
     last_step,
     per_step,
@@ -86,7 +86,7 @@ class HCAPO(Method):
         check_choice(self, "scope", ("group", "index"))
         check_choice(self, "ddof", (0, 1))
         check_share(self, "discount")
-        check_not_negative(self, "omega", "clip_low", "eps")
+        check_at_least(self, 0, "omega", "clip_low", "eps")
         if not self.temperature > 0:
             raise ValueError(f"temperature of '{self.name}' must be positive, not {self.temperature!r}")
         if not self.clip_high >= self.clip_low:

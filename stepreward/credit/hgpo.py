@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, check_not_negative, check_share, register, step_mask, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, check_share, register, step_mask, to_tokens
 from stepreward.credit.host import equal_ids, of_steps, step_array
 from stepreward.credit.outcome import outcome_reward
 from stepreward.credit.pieces import common_metrics
@@ -79,7 +79,7 @@ class HGPO(Method):
     def __post_init__(self):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
-        check_not_negative(self, "history", "alpha", "invalid_penalty", "eps")
+        check_at_least(self, 0, "history", "alpha", "invalid_penalty", "eps")
         check_share(self, "discount")
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:

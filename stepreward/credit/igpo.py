@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, check_not_negative, check_share, last_step, register, step_mask, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, check_share, last_step, register, step_mask, to_tokens
 from stepreward.credit.outcome import counted_episodes, outcome_reward
 from stepreward.credit.pieces import common_metrics
 from stepreward.credit.units import StepUnits
@@ -66,7 +66,7 @@ class IGPO(Method):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
         check_share(self, "discount")
-        check_not_negative(self, "weight")
+        check_at_least(self, 0, "weight")
 
     def assign(self, batch: Batch) -> Credit:
         mask_ExS, outcome_ExS = step_mask(batch), outcome_reward(batch)

@@ -16,7 +16,18 @@ import numpy as np
 
 from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
-from stepreward.credit.base import Credit, Method, Metrics, check_choice, check_signals, per_step, register, step_mean, to_tokens
+from stepreward.credit.base import (
+    Credit,
+    Method,
+    Metrics,
+    check_at_least,
+    check_choice,
+    check_signals,
+    per_step,
+    register,
+    step_mean,
+    to_tokens,
+)
 from stepreward.credit.outcome import EPISODE_ADVANTAGES, episode_advantage
 from stepreward.credit.schedules import PairAccuracy, Schedule
 from stepreward.credit.units import UNITS
@@ -124,9 +135,7 @@ class IStar(Method):
             check_choice(self, field, choices)
         if self.granularity == "token" and self.step_reward != "prm":
             raise ValueError(f"step_reward={self.step_reward!r} of '{self.name}' is a control of granularity='step' only")
-        for field in ("alpha", "nll_coef", "eps"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
+        check_at_least(self, 0, "alpha", "nll_coef", "eps")
         for field in ("beta", "prm_beta", "step_norm_floor"):
             if getattr(self, field) is not None and getattr(self, field) <= 0:
                 raise ValueError(f"{field} of '{self.name}' must be positive, not {getattr(self, field)!r}")

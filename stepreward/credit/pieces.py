@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from stepreward.batch import Batch
 from stepreward.credit.base import Metrics, first_token, per_step, step_mask, step_mean, step_sum, to_tokens, token_mask
-from stepreward.credit.outcome import advantage_metrics, counted_episodes, outcome_metrics
+from stepreward.credit.outcome import advantage_metrics, counted_episodes, episode_advantage, outcome_metrics
 from stepreward.credit.units import StepUnits, Units
 from stepreward.kernels import (
     dpo_pairs,
@@ -78,6 +78,18 @@ def compare_within_groups(reward: Array, units: Units, *, scale: str, eps: float
     groups = units.batch.num_episodes
     options = dict(num_groups=groups, scale=scale, eps=eps, weight=weight, singleton=singleton)
     return group_normalise(reward, units.group_id, units.mask, **options)
+
+
+def compare_episodes(batch: Batch, *, scale: str, counted: str, eps: float, singleton: str) -> Array:
+    """`[E, S]`: (R_i − mean) / F of its episode at each counted step, F the standard deviation plus eps (`scale="std"`) or 1 ("none").
+
+    Mean and standard deviation are over the "episodes" of the group, or with `counted="steps"` an episode counts once a step.
+    """
+    if counted == "episodes":
+        advantage_E = episode_advantage(batch, {"none": "dr_grpo", "std": "grpo"}[scale], eps=eps, singleton=singleton)
+        return per_step(advantage_E, batch)
+    outcome_ExS = jnp.broadcast_to(batch.outcome[:, None], batch.step_mask.shape)
+    return compare_within_groups(outcome_ExS, StepUnits(batch), scale=scale, eps=eps, weight=None, singleton=singleton)
 
 
 def episodes_count_once(units: Units) -> Array:
@@ -198,14 +210,19 @@ def grounding(executed_ExS: Array, mask_ExS: Array) -> Array:
 # --- Metrics ---
 
 
-def common_metrics(advantage_RxL: Array, step_reward_ExS: Array, batch: Batch) -> Metrics:
-    """Scalars of every method with step rewards: those of outcomes and advantages, and the size of the step rewards."""
+def reward_metrics(advantage_RxL: Array, step_reward_ExS: Array, batch: Batch) -> Metrics:
+    """Scalars: those of outcomes and advantages, and the size of the step rewards."""
     mask_ExS = step_mask(batch)
-    outcome_size = jnp.where(counted_episodes(batch), jnp.abs(batch.outcome), 0.0).sum()
     return {
         **outcome_metrics(batch),
         **advantage_metrics(advantage_RxL, batch),
         "step_reward_mean": masked_mean(step_reward_ExS, mask_ExS),
         "step_reward_std": masked_std(step_reward_ExS, mask_ExS, ddof=1),
-        "shaped_to_outcome": jnp.abs(step_reward_ExS).sum() / jnp.maximum(outcome_size, 1e-8),
     }
+
+
+def common_metrics(advantage_RxL: Array, step_reward_ExS: Array, batch: Batch) -> Metrics:
+    """`reward_metrics`, and the size of the step rewards beside that of the outcomes, of methods whose rewards are not the outcome."""
+    outcome_size = jnp.where(counted_episodes(batch), jnp.abs(batch.outcome), 0.0).sum()
+    shaped = jnp.abs(step_reward_ExS).sum() / jnp.maximum(outcome_size, 1e-8)
+    return reward_metrics(advantage_RxL, step_reward_ExS, batch) | {"shaped_to_outcome": shaped}

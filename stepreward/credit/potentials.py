@@ -13,7 +13,7 @@ import optax
 
 from stepreward.batch import Batch
 from stepreward.credit.actor_critic import ActorCritic
-from stepreward.credit.base import Metrics, check_choice, register, step_mask
+from stepreward.credit.base import Metrics, check_at_least, check_choice, register, step_mask
 from stepreward.kernels import masked_mean, potential_differences, return_prediction_loss, spread_residual
 from stepreward.kernels.inputs import select
 from stepreward.kernels.redistribution import RESIDUALS
@@ -70,8 +70,7 @@ class RUDDER(_Potential):
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "residual", RESIDUALS)
-        if self.every_step < 0:
-            raise ValueError(f"every_step of '{self.name}' must be at least 0, not {self.every_step!r}")
+        check_at_least(self, 0, "every_step")
 
     @property
     def progress_options(self) -> dict:

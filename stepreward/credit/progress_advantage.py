@@ -18,8 +18,8 @@ from stepreward.batch import Batch
 from stepreward.credit.base import (
     Credit,
     Method,
+    check_at_least,
     check_choice,
-    check_not_negative,
     last_token,
     per_step,
     register,
@@ -164,7 +164,7 @@ class ProgressAdvantage(Method):
     def __post_init__(self):
         check_choice(self, "tokens", tuple(TOKEN_AGGREGATIONS))
         check_choice(self, "episode_advantage", (*EPISODE_ADVANTAGES, "none"))
-        check_not_negative(self, "weight", "beta")
+        check_at_least(self, 0, "weight", "beta")
 
     @property
     def needs_group(self) -> bool:

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, check_not_negative, check_share, per_step, register, step_mask, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, check_share, per_step, register, step_mask, to_tokens
 from stepreward.credit.host import of_steps, step_array
 from stepreward.credit.outcome import EPISODE_ADVANTAGES, episode_advantage
-from stepreward.credit.pieces import common_metrics, compare_within_groups
-from stepreward.credit.units import StepUnits
+from stepreward.credit.pieces import common_metrics, compare_episodes
 from stepreward.envs.parsing import TAGS, tag_of
 from stepreward.envs.protocol import EVENTS
 from stepreward.kernels import group_normalise, masked_mean
@@ -104,7 +103,7 @@ class RLVMR(Method):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
         check_share(self, "alpha")
-        check_not_negative(self, "format_penalty", "weight", "eps")
+        check_at_least(self, 0, "format_penalty", "weight", "eps")
         if self.episode_units == "steps" and self.episode_advantage != "grpo":
             raise ValueError(f"episode_units='steps' of '{self.name}' counts the steps of GRPO: set episode_advantage='grpo'")
 
@@ -165,12 +164,9 @@ class RLVMR(Method):
 
     def _episode_advantage(self, batch: Batch) -> Array:
         """`[E, S]`: A_traj of the episode at each of its counted steps."""
-        if self.episode_units == "steps":
-            outcome_ExS = jnp.broadcast_to(batch.outcome[:, None], batch.step_mask.shape)
-            options = dict(scale=self.scale, eps=self.eps, weight=None, singleton=self.singleton)
-            return compare_within_groups(outcome_ExS, StepUnits(batch), **options)
-        name = "dr_grpo" if self.scale == "none" and self.episode_advantage == "grpo" else self.episode_advantage
-        return per_step(episode_advantage(batch, name, eps=self.eps, singleton=self.singleton), batch)
+        if self.episode_advantage == "grpo":
+            return compare_episodes(batch, scale=self.scale, counted=self.episode_units, eps=self.eps, singleton=self.singleton)
+        return per_step(episode_advantage(batch, self.episode_advantage, eps=self.eps, singleton=self.singleton), batch)
 
 
 def released_rule(episode: Any, t: int) -> tuple[str | None, bool]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, check_not_negative, per_step, register, step_mask, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, per_step, register, step_mask, to_tokens
 from stepreward.credit.host import equal_ids, of_steps, step_array
 from stepreward.credit.outcome import EPISODE_ADVANTAGES, episode_advantage, outcome_reward
 from stepreward.credit.pieces import common_metrics
@@ -58,9 +58,8 @@ class SALT(Method):
     def __post_init__(self):
         check_choice(self, "key", ("state_action", "prefix", "window"))
         check_choice(self, "episode_advantage", EPISODE_ADVANTAGES)
-        check_not_negative(self, "eps")
-        if self.window < 1:
-            raise ValueError(f"window of '{self.name}' must be at least 1, not {self.window!r}")
+        check_at_least(self, 0, "eps")
+        check_at_least(self, 1, "window")
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
         steps, group_id = of_steps(episodes, lambda step: (step.state_key, step.action)), np.asarray(batch.group_id).tolist()

@@ -16,7 +16,7 @@ import numpy as np
 from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
 from stepreward.credit.actor_critic import ActorCritic
-from stepreward.credit.base import Metrics, check_choice, register, step_mask
+from stepreward.credit.base import Metrics, check_at_least, check_choice, register, step_mask
 from stepreward.credit.outcome import outcome_reward
 from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual
 from stepreward.kernels.masked import SINGLETON
@@ -92,9 +92,7 @@ class SPA(ActorCritic):
         super().__post_init__()
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
-        for field in ("alpha", "beta"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
+        check_at_least(self, 0, "alpha", "beta")
 
     @property
     def has_progress(self) -> bool:
@@ -181,8 +179,7 @@ class RBT(SPA):
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "bag_reward", ("outcome", "env"))
-        if self.bag_size < 0:
-            raise ValueError(f"bag_size of '{self.name}' must be at least 0, not {self.bag_size!r}")
+        check_at_least(self, 0, "bag_size")
 
     @property
     def progress_options(self) -> dict:

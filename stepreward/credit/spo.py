@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, register, step_mask, to_tokens, token_mask
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, register, step_mask, to_tokens, token_mask
 from stepreward.credit.branches import branch_metrics, counted_once, numbered, siblings, states_around
 from stepreward.kernels import potential_differences
 
@@ -67,13 +67,10 @@ class SPO(Method):
         for field, choices in CHOICES.items():
             check_choice(self, field, choices)
         check_branching(self)
-        for field in ("k", "tokens_per_cut"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"{field} of '{self.name}' must be at least 1, not {getattr(self, field)!r}")
+        check_at_least(self, 1, "k", "tokens_per_cut")
+        check_at_least(self, 0, "eps")
         if not 0.0 < self.below <= 1.0:
             raise ValueError(f"below of '{self.name}' must lie in (0, 1], not {self.below!r}")
-        if self.eps < 0:
-            raise ValueError(f"eps of '{self.name}' must be at least 0, not {self.eps!r}")
 
     @property
     def masks(self) -> bool:
@@ -141,5 +138,4 @@ def check_branching(method: Method) -> None:
         raise ValueError(
             f"branching of '{method.name}' must hold whole numbers of at least 1, one for each depth, not {method.branching!r}"
         )
-    if method.segment_steps < 1:
-        raise ValueError(f"segment_steps of '{method.name}' must be at least 1, not {method.segment_steps!r}")
+    check_at_least(method, 1, "segment_steps")

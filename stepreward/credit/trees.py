@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, per_step, register, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, check_share, per_step, register, to_tokens
 from stepreward.credit.branches import branch_metrics, counted_once, numbered, siblings
 from stepreward.credit.outcome import counted_episodes, outcome_reward
 from stepreward.credit.spo import check_branching
@@ -60,9 +60,7 @@ class TreeRPO(Method):
         check_choice(self, "scale", ("std", "none"))
         check_choice(self, "ddof", (0, 1))
         check_branching(self)
-        for field in ("tau", "eps"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"{field} of '{self.name}' must be at least 0, not {getattr(self, field)!r}")
+        check_at_least(self, 0, "tau", "eps")
         if self.renormalise and self.scale == "none":
             raise ValueError(f"renormalise of '{self.name}' replaces the divisor of scale='std': set one of the two")
 
@@ -140,10 +138,8 @@ class ARPO(Method):
         check_choice(self, "ddof", (0, 1))
         check_choice(self, "singleton", SINGLETON)
         for field, least in (("eps", 0), ("n0", 1), ("beam", 2)):
-            if getattr(self, field) is not None and getattr(self, field) < least:
-                raise ValueError(f"{field} of '{self.name}' must be at least {least}, not {getattr(self, field)!r}")
-        if not 0.0 <= self.p <= 1.0:
-            raise ValueError(f"p of '{self.name}' must lie in [0, 1], not {self.p!r}")
+            check_at_least(self, least, field)
+        check_share(self, "p")
 
     @property
     def requires(self) -> frozenset[str]:

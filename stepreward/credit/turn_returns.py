@@ -13,8 +13,8 @@ from stepreward.batch import Batch
 from stepreward.credit.base import (
     Credit,
     Method,
+    check_at_least,
     check_choice,
-    check_not_negative,
     check_share,
     first_step,
     last_step,
@@ -81,7 +81,7 @@ class TurnReturn(_TurnRewards):
         check_choice(self, "baseline", ("index", "rtg_loo", "index_mean", "pooled"))
         check_choice(self, "scale", ("none", "std"))
         check_share(self, "discount")
-        check_not_negative(self, "weight")
+        check_at_least(self, 0, "weight")
         if self.scale == "std" and self.baseline not in ("index_mean", "pooled"):
             raise ValueError(f"scale='std' of '{self.name}' goes with baseline='index_mean' or 'pooled', not {self.baseline!r}")
 
@@ -147,7 +147,7 @@ class MTGRPO(_TurnRewards):
 
     def __post_init__(self):
         check_choice(self, "without_result", ("sum", "before"))
-        check_not_negative(self, "turn_weight", "outcome_weight", "eps")
+        check_at_least(self, 0, "turn_weight", "outcome_weight", "eps")
 
     def assign(self, batch: Batch) -> Credit:
         mask_ExS, mask_E = step_mask(batch), counted_episodes(batch)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from stepreward.batch import Batch
-from stepreward.credit.base import Credit, Method, check_choice, register, step_mask, to_tokens
+from stepreward.credit.base import Credit, Method, check_at_least, check_choice, register, step_mask, to_tokens
 from stepreward.credit.branches import branch_metrics, states_around
 from stepreward.kernels import potential_differences
 
@@ -53,8 +53,7 @@ class VinePPO(Method):
 
     def __post_init__(self):
         check_choice(self, "values_at", PLACES)
-        if self.k < 1:
-            raise ValueError(f"k of '{self.name}' must be at least 1, not {self.k!r}")
+        check_at_least(self, 1, "k")
 
     @property
     def strategy_options(self) -> dict:
