@@ -37,8 +37,8 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, frozen, streams
-from stepreward.training.auxiliaries import judge
+from stepreward.training import backbones, streams
+from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
 from stepreward.training.demonstrating import load_demonstrations
@@ -309,13 +309,10 @@ def check(c) -> None:
             f"supports: {able}."
         )
     check_groups(c, method, signals)
-    if method.requires & frozen.SIGNALS:
-        frozen.pair(c)
-    if "process_score" in method.requires:
-        judge.check(c)
     make_filter(c, method)
-    if method.has_progress and c.estimator.attention == "bidirectional":
-        _check_reads_ahead(c, method)
+    for kind in AUXILIARIES:
+        if kind.wanted(method):
+            kind.check(c, method)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
             raise ValueError(f"prm.{name}={c.prm[name]} must be at least 0.")
@@ -338,19 +335,6 @@ def check(c) -> None:
             )
     if c.train.mode == "offline":
         _check_offline(c, method)
-
-
-def _check_reads_ahead(c, method) -> None:
-    if not method.reads_ahead:
-        raise ValueError(
-            f"estimator.attention='bidirectional' shows the estimator the steps after each step, but that of credit.method={method.name!r} "
-            "predicts from earlier steps alone: set estimator.attention=causal."
-        )
-    if c.rollout.context != "episode":
-        raise ValueError(
-            f"estimator.attention='bidirectional' reads whole episodes, but rollout.context={c.rollout.context!r} makes a row of each step: "
-            "set rollout.context=episode, or estimator.attention=causal."
-        )
 
 
 def _check_offline(c, method) -> None:

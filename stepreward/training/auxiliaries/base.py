@@ -84,6 +84,14 @@ class Auxiliary(Component):
         """Whether a run with this credit method needs the model."""
         return bool(cls.provides & method.requires)
 
+    @classmethod
+    def check(cls, c, method) -> None:
+        """Checks the config of a run that needs the model, before anything is written or compiled.
+
+        Raises:
+          ValueError: a value is not allowed, or does not fit the method.
+        """
+
     def open(self) -> None:
         """Reads what the model needs from disk, besides checkpoints. Called when a run starts or resumes, before its next tick."""
 

@@ -91,6 +91,21 @@ class Estimator(Auxiliary):
     def wanted(cls, method) -> bool:
         return method.has_progress
 
+    @classmethod
+    def check(cls, c, method) -> None:
+        if c.estimator.attention != "bidirectional":
+            return
+        if not method.reads_ahead:
+            raise ValueError(
+                f"estimator.attention='bidirectional' shows the estimator the steps after each step, but that of "
+                f"credit.method={method.name!r} predicts from earlier steps alone: set estimator.attention=causal."
+            )
+        if c.rollout.context != "episode":
+            raise ValueError(
+                f"estimator.attention='bidirectional' reads whole episodes, but rollout.context={c.rollout.context!r} makes a row of each "
+                "step: set rollout.context=episode, or estimator.attention=causal."
+            )
+
     @property
     def begun(self) -> bool:
         return self.best is not None

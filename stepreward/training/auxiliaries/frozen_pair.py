@@ -27,7 +27,7 @@ class FrozenPair(Auxiliary):
 
     name = "frozen_pair"
     title = "frozen pair of policies"
-    provides = frozenset({"log_prob_trained", "log_prob_start"})
+    provides = frozen.SIGNALS
     when = None
     trains = False
 
@@ -38,7 +38,11 @@ class FrozenPair(Auxiliary):
         if parts.abstract:  # the files need not be there: both are counted as models of the policy's shape
             shapes = lambda: parallel.place_parameters(decoder.abstract_params(parts.model_config), parts.mesh)
             self.trained, self.start = shapes(), shapes()
-            self.models = dict.fromkeys(("log_prob_trained", "log_prob_start"), Backbone(parts.graphdef, parts.model_config))
+            self.models = dict.fromkeys(self.provides, Backbone(parts.graphdef, parts.model_config))
+
+    @classmethod
+    def check(cls, c, method) -> None:
+        frozen.pair(c)
 
     @property
     def _pair(self) -> dict:

@@ -35,13 +35,31 @@ class Judge(Auxiliary):
     order = 0
     provides = frozenset({"process_score"})
     when = None
+    trains = False
 
     def __init__(self, c, parts, layout: Layout, key: jax.Array):
-        check(c)
+        self.check(c, parts.method)  # a plan for a slice makes the judge without the checks of a run
         self._url = c.judge.url
         self._judge = make_judge(c, parts.workdir)
         self._scores: np.ndarray | None = None
         self.unscored: np.ndarray | None = None
+
+    @classmethod
+    def check(cls, c, method) -> None:
+        j = c.judge
+        if j.kind not in judges.KINDS:
+            raise ValueError(f"judge.kind={j.kind!r} is not one of {', '.join(judges.KINDS)}.")
+        for name, least in (("parallel", 1), ("retries", 0), ("history", 0), ("max_characters", 2)):
+            if j[name] < least:
+                raise ValueError(f"judge.{name}={j[name]} must be at least {least}.")
+        for name, fits in (("timeout_s", 0 < j.timeout_s < math.inf), ("temperature", 0 <= j.temperature < math.inf)):
+            if not fits:
+                raise ValueError(f"judge.{name}={j[name]} must be a finite number, {'above' if name == 'timeout_s' else 'at least'} 0.")
+        if j.kind == "endpoint" and not j.url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"judge.url={j.url!r}: judge.kind='endpoint' needs the address of an OpenAI-compatible server, up to and including /v1, "
+                "such as http://127.0.0.1:8000/v1; judge.kind='rules' needs none."
+            )
 
     def open(self) -> None:
         """Checks that the judge can be asked.
@@ -84,28 +102,6 @@ class Judge(Auxiliary):
         return (
             f"{error}. Start the server of judge.url={self._url!r} again, or set judge.url to the address of a running one, and repeat the "
             "command: the run resumes, and scores that it has are not asked for again. judge.kind=rules needs no server."
-        )
-
-
-def check(c) -> None:
-    """Checks the config of the judge.
-
-    Raises:
-      ValueError: a value is not allowed.
-    """
-    j = c.judge
-    if j.kind not in judges.KINDS:
-        raise ValueError(f"judge.kind={j.kind!r} is not one of {', '.join(judges.KINDS)}.")
-    for name, least in (("parallel", 1), ("retries", 0), ("history", 0), ("max_characters", 2)):
-        if j[name] < least:
-            raise ValueError(f"judge.{name}={j[name]} must be at least {least}.")
-    for name, fits in (("timeout_s", 0 < j.timeout_s < math.inf), ("temperature", 0 <= j.temperature < math.inf)):
-        if not fits:
-            raise ValueError(f"judge.{name}={j[name]} must be a finite number, {'above' if name == 'timeout_s' else 'at least'} 0.")
-    if j.kind == "endpoint" and not j.url.startswith(("http://", "https://")):
-        raise ValueError(
-            f"judge.url={j.url!r}: judge.kind='endpoint' needs the address of an OpenAI-compatible server, up to and including /v1, such as "
-            "http://127.0.0.1:8000/v1; judge.kind='rules' needs none."
         )
 
 

@@ -2,9 +2,9 @@
 
     play → (filter) → pack → signals → (teach) → credit → (teach) → improve → (teach)
 
-*Play* the iteration's tasks with the policy; drop the groups that the *filter* does not keep; *pack* the episodes into rows of tokens; add the *signals* that the credit method reads;
-turn them into *credit*, an advantage for every action; *improve* the policy on it. The models that learn beside the policy are *taught*
-at the time that each of them names.
+*Play* the iteration's tasks with the policy; drop the groups that the *filter* does not keep; *pack* the episodes into rows of tokens; add
+the *signals* that the credit method reads; turn them into *credit*, an advantage for every action; *improve* the policy on it. The models
+that learn beside the policy are *taught* at the time that each of them names.
 """
 
 from __future__ import annotations
