@@ -22,6 +22,17 @@ _NAMES = {
 }
 
 
+def event_names(new: bool, executed: bool, failed_before: bool) -> tuple[str, ...]:
+    """Returns the names of a step's events, in the order of `EVENT_NAMES`.
+
+    Args:
+      new: whether the episode had not reached the state after the step before.
+      executed: whether the action took effect.
+      failed_before: whether the action right before it failed.
+    """
+    return _NAMES[new, executed, failed_before]
+
+
 class Memory(NamedTuple):
     """What `Events` remembers of an episode, as plain data for a snapshot.
 
@@ -68,7 +79,7 @@ class Events:
         if new:
             self._reached[state_key] = None
         failed, self._failed = self._failed, not executed
-        return _NAMES[new, executed, failed]
+        return event_names(new, executed, failed)
 
     def saved(self) -> Memory:
         """Returns what it remembers of the episode."""

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from stepreward.envs.alfworld.explorer import TOOLS, asked_for
 from stepreward.envs.alfworld.memory import Memory, kind, room_places
 from stepreward.envs.choosing import choose
-from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.forms import TaggedForm
+from stepreward.envs.parsing import labelled, write_labelled
 from stepreward.envs.protocol import Observation, Prompt
 from stepreward.envs.tags import CompactTags, TagsAnswers
 
@@ -97,20 +98,13 @@ class CompactPrompt:
         return action
 
 
-class IStarPrompt:
+class IStarPrompt(TaggedForm):
     """verl-agent's form, which iStar uses: task, number of turns, last turns, possible actions; thoughts and action in tags.
 
     An answer without thoughts holds no action, unless `require_think` is False.
     """
 
     request = _REQUEST
-
-    def __init__(self, require_think: bool = True):
-        self.require_think = require_think
-
-    def first(self, observation: Observation) -> str:
-        """The task, the observation, the possible actions and the answer format."""
-        return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
         """The observation, the possible actions and the answer format."""
@@ -132,12 +126,8 @@ class IStarPrompt:
 
     def parse(self, text: str) -> str | None:
         """The text between the first <action> and the next </action>, in lower case; None without it, or without <think> tags."""
-        inside = tagged(text, require_think=self.require_think)
-        return " ".join(inside.split()).lower() or None if inside is not None else None
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, in their tags."""
-        return write_tagged(f"Next I should {action}.", action)
+        found = super().parse(text)
+        return found.lower() if found is not None else None
 
 
 class TagsPrompt(TagsAnswers, IStarPrompt):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepreward.envs.choosing import choose
-from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.forms import CompactForm, TaggedForm, TurnsForm
 from stepreward.envs.protocol import Observation, Prompt
 from stepreward.envs.tags import CompactTags, TagsAnswers
 
@@ -38,47 +38,13 @@ def _choices(observation: Observation) -> str:
     return f"\nActions that are possible now: {', '.join(observation['admissible'])}"
 
 
-class CompactPrompt:
-    """For tiny models: the task, the observation, and the last actions; the answer is the bare action."""
-
-    def first(self, observation: Observation) -> str:
-        """`task: …`, then the observation."""
-        return f"task: {_task(observation)}\n{observation['text']}"
-
-    def later(self, observation: Observation) -> str:
-        """The observation."""
-        return observation["text"]
-
-    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, the actions of `history` and the observation."""
-        done = f"done: {'; '.join(' '.join(output.split()) for _, output in history)}\n" if history else ""
-        return f"task: {_task(observation)}\n{done}{observation['text']}"
-
-    def parse(self, text: str) -> str | None:
-        """The first line that is not blank; None without one."""
-        if not isinstance(text, str):
-            return None
-        return next((line.strip() for line in text.splitlines() if line.strip()), None)
-
-    def answer(self, action: str) -> str:
-        """The action itself."""
-        return action
-
-
-class IStarPrompt:
+class IStarPrompt(TaggedForm):
     """verl-agent's form, which RLVMR and iStar use: rules, task, last turns, observation; think and action tags.
 
     An answer without thoughts holds no action, unless `require_think` is False.
     """
 
     request = _REQUEST
-
-    def __init__(self, require_think: bool = True):
-        self.require_think = require_think
-
-    def first(self, observation: Observation) -> str:
-        """The rules, the task, the observation and the answer format."""
-        return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
         """The observation and the answer format."""
@@ -90,21 +56,12 @@ class IStarPrompt:
         past = f"Your last turns, oldest first ({len(history)}):{told}\n\n" if history else ""
         return f"{_WORLD}\n\nYour task: {_task(observation)}\n\n{past}{self.later(observation)}"
 
-    def parse(self, text: str) -> str | None:
-        """The text in the first action tags, on one line; None without them, for a blank, or without <think> tags."""
-        inside = tagged(text, require_think=self.require_think)
-        return " ".join(inside.split()) or None if inside is not None else None
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, in their tags."""
-        return write_tagged(f"Next I should {action}.", action)
-
 
 class TagsPrompt(TagsAnswers, IStarPrompt):
     """The form of RLVMR: the messages of `IStarPrompt`, which ask for a thought in tags that say its kind."""
 
 
-class SpaPrompt:
+class SpaPrompt(TurnsForm):
     """The form of ReAct: the rules and the task, then the full history as turns; `Thought: …` and `Action: …` lines."""
 
     def first(self, observation: Observation) -> str:
@@ -118,26 +75,10 @@ class SpaPrompt:
         """`Observation: …`."""
         return f"Observation: {observation['text']}{_choices(observation)}"
 
-    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The opening of `first` with the turns of `history` and this observation, in one message."""
-        turns = [before for before, _ in history] + [observation]
-        text = self.first(turns[0])
-        for (_, output), after in zip(history, turns[1:], strict=True):
-            text += f"\n{output}\n{self.later(after)}"
-        return text
-
-    def parse(self, text: str) -> str | None:
-        """The text after the first `Action:`, up to the end of its line; None without one."""
-        return labelled(text)
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, on their labelled lines."""
-        return write_labelled(f"Next I should {action}.", action)
-
 
 _PROMPTS = {
-    "compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt, "tags": TagsPrompt,
-    "compact_tags": lambda: CompactTags(CompactPrompt()),
+    "compact": CompactForm, "istar": IStarPrompt, "spa": SpaPrompt, "tags": TagsPrompt,
+    "compact_tags": lambda: CompactTags(CompactForm()),
 }  # fmt: skip
 
 

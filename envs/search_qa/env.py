@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepreward.envs.events import event_names
 from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REFERENCE, REPLAY, SNAPSHOT, TASKS, TURN_REWARD, Observation
 from stepreward.envs.search_qa import library
 from stepreward.envs.search_qa.actions import ANSWER, SEARCH, parse, write
@@ -110,8 +111,7 @@ class SearchEnv:
         reward += s.unanswered_reward if truncated else 0.0
         info = self._info(executed)
         new = answered or len(self._at.seen) > len(before.seen)
-        happened = {"new_state": new, "error": not executed, "recovered": executed and before.failed}
-        info[EVENTS] = tuple(name for name, true in happened.items() if true)
+        info[EVENTS] = event_names(new, executed, before.failed)
         if s.turn_reward:
             info[TURN_REWARD] = (self._left(before) - self._left(self._at)) / max(1, len(self._question.hops))
         shown = DONE if answered else INVALID if not executed else DOCUMENTS if found else NOTHING

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepreward.envs.choosing import choose
-from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.forms import CompactForm, TaggedForm, TurnsForm, done
+from stepreward.envs.parsing import tagged
 from stepreward.envs.protocol import Observation, Prompt
 
 _RULES = """You craft items as in Minecraft. You are given crafting commands and a goal, and you reach the goal step by step.
@@ -24,42 +25,24 @@ def _now(observation: Observation) -> str:
     return "" if observation["text"] == observation.get("task") else observation["text"]
 
 
-class CompactPrompt:
+class CompactPrompt(CompactForm):
     """For tiny models: the goal and its recipes, then what is held; the answer is the bare action."""
-
-    def first(self, observation: Observation) -> str:
-        """The task and the observation."""
-        return f"{observation.get('task', '')}\n{_now(observation)}".strip()
-
-    def later(self, observation: Observation) -> str:
-        """The observation."""
-        return observation["text"]
 
     def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
         """The task, the actions of `history` and the observation."""
-        done = f"done: {'; '.join(' '.join(output.split()) for _, output in history)}\n" if history else ""
-        return f"{observation.get('task', '')}\n{done}{_now(observation)}".strip()
+        return f"{observation.get('task', '')}\n{done(history)}{_now(observation)}".strip()
 
     def parse(self, text: str) -> str | None:
         """The first line that is not blank, in lower case; None without one."""
-        if not isinstance(text, str):
-            return None
-        return next((line.strip().lower() for line in text.splitlines() if line.strip()), None)
-
-    def answer(self, action: str) -> str:
-        """The action itself."""
-        return action
+        found = super().parse(text)
+        return found.lower() if found is not None else None
 
 
-class IStarPrompt:
+class IStarPrompt(TaggedForm):
     """verl-agent's form, which iStar uses: rules, task, last turns, observation, possible actions; think and action tags.
 
     As in the paper, an answer without thoughts holds no action. verl-agent shows the last two turns.
     """
-
-    def first(self, observation: Observation) -> str:
-        """The rules, the task, the possible actions and the answer format."""
-        return self.window(observation, ())
 
     def later(self, observation: Observation) -> str:
         """The observation, the possible actions and the answer format."""
@@ -77,15 +60,11 @@ class IStarPrompt:
 
     def parse(self, text: str) -> str | None:
         """The text in the first action tags, in lower case; None without them, for a blank, or without <think> tags."""
-        inside = tagged(text)
+        inside = tagged(text, require_think=self.require_think)
         return inside.lower() or None if inside is not None else None
 
-    def answer(self, action: str) -> str:
-        """A short thought and the action, in their tags."""
-        return write_tagged(f"Next I should {action}.", action)
 
-
-class SpaPrompt:
+class SpaPrompt(TurnsForm):
     """The form of ReAct and AgentPRM: the rules and the task, then the full history as turns; `Thought: …` and `Action: …` lines."""
 
     def first(self, observation: Observation) -> str:
@@ -95,26 +74,10 @@ class SpaPrompt:
             f"{observation.get('task', '')}\n{_now(observation)}"
         ).strip()
 
-    def later(self, observation: Observation) -> str:
-        """`Observation: …`."""
-        return f"Observation: {observation['text']}"
-
-    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The opening of `first` with the turns of `history` and this observation, in one message."""
-        turns = [before for before, _ in history] + [observation]
-        text = self.first(turns[0])
-        for (_, output), after in zip(history, turns[1:], strict=True):
-            text += f"\n{output}\n{self.later(after)}"
-        return text
-
     def parse(self, text: str) -> str | None:
         """The text after the first `Action:`, up to the end of its line, in lower case; None without one."""
-        found = labelled(text)
+        found = super().parse(text)
         return found.lower() if found is not None else None
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, on their labelled lines."""
-        return write_labelled(f"Next I should {action}.", action)
 
 
 _PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from stepreward.envs.choosing import choose
-from stepreward.envs.parsing import labelled, tagged, write_labelled, write_tagged
+from stepreward.envs.forms import CompactForm, TaggedForm, TurnsForm
+from stepreward.envs.parsing import tagged
 from stepreward.envs.protocol import Observation, Prompt
 from stepreward.envs.virtualhome.actions import FORMS, write
 from stepreward.envs.virtualhome.actions import Named as _Named
@@ -27,42 +28,13 @@ def _task(observation: Observation) -> str:
     return observation.get("task", "")
 
 
-class CompactPrompt:
-    """For tiny models: the task, the observation, and the last actions; the answer is the bare action."""
-
-    def first(self, observation: Observation) -> str:
-        """`task: …`, then the observation."""
-        return f"task: {_task(observation)}\n{observation['text']}"
-
-    def later(self, observation: Observation) -> str:
-        """The observation."""
-        return observation["text"]
-
-    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The task, the actions of `history` and the observation."""
-        done = f"done: {'; '.join(' '.join(output.split()) for _, output in history)}\n" if history else ""
-        return f"task: {_task(observation)}\n{done}{observation['text']}"
-
-    def parse(self, text: str) -> str | None:
-        """The first line that is not blank; None without one."""
-        if not isinstance(text, str):
-            return None
-        return next((line.strip() for line in text.splitlines() if line.strip()), None)
-
-    def answer(self, action: str) -> str:
-        """The action itself."""
-        return action
-
-
-class IStarPrompt:
+class IStarPrompt(TaggedForm):
     """verl-agent's form, which iStar uses: rules, task, last turns, observation, admissible actions; think and action tags.
 
     As in the paper, an answer without thoughts holds no action. verl-agent shows the last two turns.
     """
 
-    def first(self, observation: Observation) -> str:
-        """The rules, the task, the observation, the possible actions and the answer format."""
-        return f"{_WORLD}\n{_HINTS}\n\nYour task: {_task(observation)}\n\n{self.later(observation)}"
+    thought = "The next thing to do is to {action}."
 
     def later(self, observation: Observation) -> str:
         """The observation, the possible actions and the answer format."""
@@ -76,11 +48,7 @@ class IStarPrompt:
 
     def parse(self, text: str) -> str | None:
         """The text between the first <action> and the next </action>; None without them, for a blank, or without <think> tags."""
-        return tagged(text) or None
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, in their tags."""
-        return write_tagged(f"The next thing to do is to {action}.", action)
+        return tagged(text, require_think=self.require_think) or None
 
     def _choices(self, observation: Observation) -> str:
         if "admissible" in observation:
@@ -92,11 +60,13 @@ class IStarPrompt:
         return "First think step by step between <think> and </think>, then write one action between <action> and </action>."
 
 
-class SpaPrompt:
+class SpaPrompt(TurnsForm):
     """SPA-RL's form: an instruction with the 42 actions, then the full history as turns; `Thought: …` and `Action: …` lines.
 
     SPA-RL also shows a solved example before the task; this prompt does not.
     """
+
+    thought = "The next thing to do is to {action}."
 
     def first(self, observation: Observation) -> str:
         """The instruction, the answer format, the task and the first observation."""
@@ -106,28 +76,8 @@ class SpaPrompt:
             f"The task is {_task(observation)}.\nObservation: {observation['text']}"
         )
 
-    def later(self, observation: Observation) -> str:
-        """`Observation: …`."""
-        return f"Observation: {observation['text']}"
 
-    def window(self, observation: Observation, history: Sequence[tuple[Observation, str]]) -> str:
-        """The opening of `first` with the turns of `history` and this observation, in one message."""
-        turns = [before for before, _ in history] + [observation]
-        text = self.first(turns[0])
-        for (_, output), after in zip(history, turns[1:], strict=True):
-            text += f"\n{output}\n{self.later(after)}"
-        return text
-
-    def parse(self, text: str) -> str | None:
-        """The text after the first `Action:`, up to the end of its line; None without one."""
-        return labelled(text)
-
-    def answer(self, action: str) -> str:
-        """A short thought and the action, on their labelled lines."""
-        return write_labelled(f"The next thing to do is to {action}.", action)
-
-
-_PROMPTS = {"compact": CompactPrompt, "istar": IStarPrompt, "spa": SpaPrompt}
+_PROMPTS = {"compact": CompactForm, "istar": IStarPrompt, "spa": SpaPrompt}
 
 
 def prompts(name: str) -> Prompt:
