@@ -17,8 +17,6 @@ A finished run is kept in OUT, so an interrupted call can be repeated.
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -60,7 +58,7 @@ def main() -> int:
     for name in chosen:
         method, trained = credit.make(name), out / "trained"
         if method.requires & method_runs.NEEDS_A_RUN:
-            run(trained, ["--config=configs/istar_sokoban.py" + _suffix(options.preset), "--config.credit.method=rloo"])
+            run(trained, [method_runs.config_flag("istar_sokoban", options.preset), "--config.credit.method=rloo"])
         flags = method_runs.flags(name, options.preset, str(trained.resolve()))
         base = [flag for flag in flags if not flag.startswith(("--config.credit.method=", "--config.frozen_pair."))]
         place = bases.setdefault(tuple(base), f"rloo_{name}")  # methods with equal settings share it
@@ -80,22 +78,16 @@ def golden(method: credit.Method) -> str:
     return "test_filters" if method.filter != "none" else _GOLDEN.get(module, f"test_credit_{module}")
 
 
-def _suffix(preset: str) -> str:
-    return "" if preset == "tiny" else f":{preset}"
-
-
 def run(workdir: Path, flags: list[str]) -> dict:
     """Runs one iteration, unless the workdir has it, and returns its metrics.
 
     Raises:
       UserError: the run failed.
     """
-    command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, *(f"--config.{key}" for key in SHORT)]
-    command += ["--quiet", f"--workdir={workdir}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} failed: {(done.stderr.strip().splitlines() or [''])[-1]}")
+    flags = [*flags, *(f"--config.{key}" for key in SHORT)]
+    code, error = method_runs.train(flags, workdir)
+    if code:
+        raise UserError(f"launch/train.py {' '.join(flags)} --workdir={workdir} failed: {error}")
     return next(record for record in read_metrics(workdir / "metrics.jsonl") if record["stage"] == "train")
 
 

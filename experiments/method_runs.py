@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from stepreward import credit
 from stepreward.credit import Method
 from stepreward.envs.protocol import EVENTS, REFERENCE, TURN_REWARD
+from stepreward.training import frozen
 
 # What a capability that a method needs asks for: another experiment, or keys of the config.
 _EXPERIMENT = {REFERENCE: "istar_search_qa"}
@@ -16,7 +22,8 @@ _SETTINGS = {
         "rollout.max_answer_tokens=3", "rollout.max_row_tokens=21",
     ),
 }  # fmt: skip
-NEEDS_A_RUN = frozenset({"log_prob_trained", "log_prob_start"})  # signals for which `frozen_pair.trained` must name a finished run
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS_A_RUN = frozen.SIGNALS  # signals for which `frozen_pair.trained` must name a finished run
 
 
 def experiment(method: Method) -> str:
@@ -41,5 +48,22 @@ def flags(name: str, preset: str = "micro", trained: str = "") -> list[str]:
     """Returns the arguments of launch/train.py with which the method runs."""
     method = credit.make(name)
     keys = [f"credit.method={name}", *settings(method, trained)]
-    suffix = "" if preset == "tiny" else f":{preset}"
-    return [f"--config=configs/{experiment(method)}.py{suffix}", *(f"--config.{key}" for key in keys)]
+    return [config_flag(experiment(method), preset), *(f"--config.{key}" for key in keys)]
+
+
+def config_flag(name: str, preset: str) -> str:
+    """Returns the argument that selects a preset of an experiment in configs/."""
+    return f"--config=configs/{name}.py:{preset}"
+
+
+def train(flags: list[str], workdir: Path, **variables: str) -> tuple[int, str]:
+    """Runs launch/train.py of this repository; returns its exit code and the last line of its error.
+
+    Args:
+      flags: its arguments besides `--workdir`.
+      variables: further environment variables.
+    """
+    command = [sys.executable, str(ROOT / "launch" / "train.py"), *flags, "--quiet", f"--workdir={workdir}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.returncode, (done.stderr.strip().splitlines() or [""])[-1]

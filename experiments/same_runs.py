@@ -14,8 +14,6 @@ and exits with 1 if a run differs. Records from different machines, or different
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -107,11 +105,9 @@ def record(flags: list[str]) -> list[dict]:
         wanted = [([f"--config={_ISTAR}"], "trained")] * reads + [(flags, "run")]
         for arguments, name in wanted:
             given = [flag.replace(_TRAINED, f"{folder}/trained") for flag in arguments]
-            command = [sys.executable, str(ROOT / "launch" / "train.py"), *given, "--quiet", f"--workdir={folder}/{name}"]
-            environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-            if done.returncode:
-                return [{"exit code": done.returncode, "error": (done.stderr.strip().splitlines() or [""])[-1].replace(folder, "FOLDER")}]
+            code, error = method_runs.train(given, Path(folder) / name, JAX_PLATFORMS="cpu")
+            if code:
+                return [{"exit code": code, "error": error.replace(folder, "FOLDER")}]
         return measured(Path(folder) / "run")
 
 
