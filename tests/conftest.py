@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -55,6 +57,18 @@ def _micro(file, changes=None):
             config.credit[group].update({k.removeprefix(prefix): left.pop(k) for k in list(left) if k.startswith(prefix)})
     config.update_from_flattened_dict(left)
     return config
+
+
+@pytest.fixture(scope="session")
+def under_hash_seeds():
+    """`under_hash_seeds(program)`: what a program prints under two seeds of Python's hashes, `[str, str]`."""
+
+    def run(program: str) -> list[str]:
+        of_seed = lambda seed: os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": str(ROOT)}
+        options = dict(cwd=ROOT, capture_output=True, text=True, check=True)
+        return [subprocess.run([sys.executable, "-c", program], env=of_seed(seed), **options).stdout for seed in ("1", "2")]
+
+    return run
 
 
 @pytest.fixture(scope="session")

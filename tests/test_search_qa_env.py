@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -224,21 +221,11 @@ def test_settings_and_their_errors(arguments, named):
         make(**arguments)
 
 
-def test_episodes_do_not_depend_on_the_hash_seed(root):
+def test_episodes_do_not_depend_on_the_hash_seed(under_hash_seeds):
     program = (
         "import sys\nfrom stepreward.envs.search_qa import make\ne = make('istar', people=80, questions=50, held_out=20)()\n"
         "assert not [name for name in sys.modules if name.startswith(('jax', 'torch'))]\n"
         "for seed in range(5):\n  print(e.reset(seed=seed)); plan = e.expert(); print(plan)\n  for a in plan: print(e.step(a))"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    outputs = under_hash_seeds(program)
     assert outputs[0] == outputs[1] and "Doc 1" in outputs[0]

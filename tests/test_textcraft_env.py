@@ -3,7 +3,6 @@
 import os
 import pickle
 import random
-import subprocess
 import sys
 
 import numpy as np
@@ -195,17 +194,12 @@ def test_the_shown_recipes_are_the_packages_own_and_some_that_the_goal_does_not_
         assert len(task(goal, 3).shown) == len(task(goal, 0).shown) + 3
 
 
-def test_tasks_do_not_depend_on_the_hash_seed():
+def test_tasks_do_not_depend_on_the_hash_seed(under_hash_seeds):
     script = (
         "from stepreward.envs.textcraft import make; e = make('spa')();"
         "print([(e.reset(seed=s)[0]['text'], e.expert(), e.num_tasks('train')) for s in (0, 7, 100)])"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", script], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    outputs = under_hash_seeds(script)
     assert outputs[0] == outputs[1] and "Goal: craft" in outputs[0]
 
 

@@ -1,10 +1,6 @@
 """The tasks of the simulator's package: programs, goals, the expert, and the annotations' own checker."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,17 +122,6 @@ print(json.dumps(told))
 """
 
 
-def test_episodes_do_not_depend_on_pythons_hash_seed():
-    root = Path(__file__).resolve().parent.parent
-    runs = [
-        subprocess.run(
-            [sys.executable, "-c", _TRANSCRIPT],
-            cwd=root,
-            check=True,
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
-        ).stdout
-        for seed in ("1", "2")
-    ]
+def test_episodes_do_not_depend_on_pythons_hash_seed(under_hash_seeds):
+    runs = under_hash_seeds(_TRANSCRIPT)
     assert runs[0] == runs[1] and len(json.loads(runs[0])) > 4

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -199,23 +196,13 @@ def test_distances_after_random_play_are_the_lengths_of_winning_plans():
         assert info["won"]
 
 
-def test_episodes_do_not_depend_on_the_hash_seed(root):
+def test_episodes_do_not_depend_on_the_hash_seed(under_hash_seeds):
     program = (
         "import sys\nfrom stepreward.envs.webshop import make\ne = make('spa')()\nassert not {'jax', 'torch'} & set(sys.modules)\n"
         "assert not [name for name in sys.modules if name.startswith('jax')]  # nor a part of it that is left\n"
         "for seed in range(5):\n  print(e.reset(seed=seed)); plan = e.expert(); print(plan)\n  for a in plan: print(e.step(a))"
     )
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(root)},
-        ).stdout
-        for seed in ("1", "2")
-    ]
+    outputs = under_hash_seeds(program)
     assert outputs[0] == outputs[1] and "10" in outputs[0]
 
 
