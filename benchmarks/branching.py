@@ -11,8 +11,9 @@ The arms, each with `--groups` tasks:
 * chain: as many episodes as are decoded at once (`--groups` times 8), each of `--turns` turns.
 * tree: branching (2, 2, 2) with segments of two turns.
 * entropy_branch: 4 episodes from the root, and 4 branches.
-* restore: one episode, and one continuation from each of its states.
-* cuts: the same with continuations from cuts only.
+* restore: one episode, and four continuations from each of its states.
+* once: one episode, and one continuation from each of its states.
+* cuts: one episode, and four continuations from each of its cuts.
 
 The arms run in the order A B C A B C …, after a warm-up that is not timed. The ratio compares an arm with the chain of the same repeat,
 each divided by its sampled tokens; tokens of prompts that are read again are work that is not counted. The aim is at most 1.20.
@@ -44,7 +45,8 @@ ARMS = {
     "chain": ("chain", LEAVES, {}),
     "tree": ("tree", LEAVES, {"branching": (2, 2, 2), "segment_steps": 2}),
     "entropy_branch": ("entropy_branch", LEAVES, {"n0": 4, "p": 0.5}),
-    "restore": ("restore", 1, {"k": 1}),
+    "restore": ("restore", 1, {"k": 4}),
+    "once": ("restore", 1, {"k": 1}),
     "cuts": ("restore", 1, {"k": 4, "at": "cuts", "tokens_per_cut": 32}),
 }  # name: (strategy, episodes of a group, options)
 

@@ -120,6 +120,16 @@ def flat():
     return lambda tree: np.concatenate([np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)])
 
 
+@pytest.fixture(scope="session")
+def assert_same(flat):
+    """`assert_same(found, expected)`: gradients of a whole model, or its weights after an update, are equal up to rounding.
+
+    Each number is a float32 sum over all tokens of a batch. Its rounding depends on the order of the additions, which depends on the
+    processor and on the chunks: numbers near 1 differed by up to 3e-6.
+    """
+    return lambda found, expected: np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-5, atol=1e-5)
+
+
 def random_batch(model, seed=0, *, groups=2, group_size=4, steps=3, length=8, rows=24, noise=0.0, failed=()):
     """Groups with successes and failures, one step a row, as a rollout packs them (NumPy arrays).
 

@@ -54,6 +54,8 @@ class Script:
     def row_bucket(self, rows, most):
         return most if rows > most // 2 else max(1, most // 2)
 
+    batch_rows = row_bucket
+
     def turn(self, params, state, new_tokens, keys):
         assert len(new_tokens) == len(state.length) == len(keys)
         self.batches.append(sum(len(n) > 0 for n in new_tokens) + 1j * len(new_tokens))
@@ -171,6 +173,17 @@ def test_rows_hold_the_tokens_that_were_sampled(chat, context):
         np.testing.assert_array_equal(row, np.r_[expected, np.zeros(64 - len(expected))])
 
 
+def test_waiting_episodes_take_the_rows_of_those_that_ended(chat):
+    """Of 8 episodes 4 are played at once: no row is idle while an episode waits."""
+    up, lengths = [*spell(chat, "up"), chat.codec.end_id], (1, 4, 2, 3, "reset", ("step", 1), 1, 3)
+    behaviour = dict(enumerate(lengths))
+    collector = scripted(chat, lambda said: up, behaviour, context="step")
+    episodes = collector.collect(None, tasks(*range(8)), KEY)
+    assert [len(episode.steps) for episode in episodes] == [1, 4, 2, 3, 0, 0, 1, 3]
+    assert [episode.failure is None for episode in episodes] == [True] * 4 + [False] * 2 + [True] * 2
+    assert collector.engine.batches == [4 + 4j, 4 + 4j, 4 + 4j, 2 + 2j, 1 + 2j]  # 0 1 2 3; 1 2 3 5, as 4 failed at once; 1 3 6 7; 1 7; 7
+
+
 def test_three_processes_share_the_rows(chat, monkeypatch):
     """Of 8 tasks the first process has 3; all run programs of 9 rows, 3 a process, as long as any of them plays 3."""
     asked, up = [], [*spell(chat, "up"), chat.codec.end_id]
@@ -180,10 +193,11 @@ def test_three_processes_share_the_rows(chat, monkeypatch):
     monkeypatch.setattr("stepreward.processes.gather_objects", lambda mine: [mine])
     collector = scripted(chat, lambda said: up, {0: 1, 1: 2, 2: 3}, max_rows=12)
     engine = collector.engine
-    monkeypatch.setattr(engine, "row_bucket", lambda rows, most: asked.append((rows, most)) or rows)
+    for name in ("batch_rows", "row_bucket"):
+        monkeypatch.setattr(engine, name, lambda rows, most: asked.append((rows, most)) or rows)
     start = engine.start
     monkeypatch.setattr(engine, "start", lambda rows: start(rows // 3))
-    episodes = collector._play_chunk(None, [Start(task) for task in tasks(*range(8))], KEY, 0)
+    episodes = collector._play_batch(None, {i: Start(task) for i, task in enumerate(tasks(*range(8)))}, KEY)
     assert [len(episode.steps) for episode in episodes] == [1, 2, 3]
     assert asked == [(9, 12), (9, 12), (6, 12), (3, 12)] and engine.batches == [3 + 3j, 2 + 2j, 1 + 1j]
 
@@ -345,9 +359,10 @@ def test_sokoban_is_played_and_scored_alike(chat, engine, params, context):
     np.testing.assert_allclose(log_prob[batch.action_mask], batch.log_prob_old[batch.action_mask], atol=1e-5)
 
 
-def test_draws_depend_on_key_index_and_turn_alone(chat, engine, params):
+@pytest.mark.parametrize("context", ["step", "episode"])
+def test_draws_depend_on_key_index_and_turn_alone(chat, engine, params, context):
     def played(max_rows, key=KEY, some=GROUPED):
-        episodes = on_sokoban(chat, engine, "episode", max_rows).collect(params, some, key)
+        episodes = on_sokoban(chat, engine, context, max_rows).collect(params, some, key)
         return [[s.action_tokens.tolist() for s in e.steps] for e in episodes]
 
     once = played(4)

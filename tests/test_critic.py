@@ -50,20 +50,20 @@ def whole_value_loss(params, headed, batch, clip):
 
 @pytest.mark.parametrize("chunk_rows, options", [(4, {}), (24, {}), (4, {"max_actions": 2})])
 @pytest.mark.parametrize("clip", [0.2, None])
-def test_chunks_of_any_size_give_the_gradient_of_the_whole_loss(headed, batch, flat, clip, chunk_rows, options):
+def test_chunks_of_any_size_give_the_gradient_of_the_whole_loss(headed, batch, flat, assert_same, clip, chunk_rows, options):
     batch = jax.tree.map(jnp.asarray, batch)
     (value, expected), gradient = jax.value_and_grad(whole_value_loss, has_aux=True)(headed[1], headed, batch, clip)
     if clip:
         assert 0 < expected["value_clip_fraction"] < 1
     assert np.linalg.norm(flat(gradient["decoder"])) > 1e-3
     state, metrics = step(headed, batch, ValueLoss(clip, 7.0), chunk_rows, **options)  # the weight is of a shared backbone only
-    np.testing.assert_allclose(flat(headed[1]) - flat(state.params), flat(gradient), rtol=1e-5, atol=3e-6)
+    assert_same(flat(headed[1]) - flat(state.params), flat(gradient))
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
 
 
-def test_only_masked_values_and_filled_rows_are_read(headed, batch, flat):
+def test_only_masked_values_and_filled_rows_are_read(headed, batch, flat, assert_same):
     state, metrics = step(headed, batch)
     mask = batch.signals["value_mask"]
     assert mask.sum() == batch.step_mask.sum() < batch.action_mask.sum()
@@ -73,7 +73,7 @@ def test_only_masked_values_and_filled_rows_are_read(headed, batch, flat):
     empty = ~shuffled.action_mask.any(axis=1, keepdims=True)
     tokens = np.where(empty, noise.integers(0, 16, shuffled.tokens.shape), shuffled.tokens).astype(np.int32)
     again, more = step(headed, shuffled.replace(tokens=tokens))
-    np.testing.assert_allclose(flat(again.params), flat(state.params), atol=1e-6)
+    assert_same(again.params, state.params)
     np.testing.assert_allclose(more["loss"], metrics["loss"], rtol=1e-5)
     moved = step(headed, batch.with_signals(returns=batch.signals["returns"] + mask))[0]
     assert np.abs(flat(moved.params) - flat(state.params)).max() > 1e-3
@@ -111,7 +111,7 @@ def advantage_of(batch):
 
 
 @pytest.mark.parametrize("chunk_rows, options", [(4, {}), (24, {"max_actions": 2})])
-def test_the_shared_update_is_the_policy_s_gradient_plus_the_weighted_critic_s(headed, batch, flat, chunk_rows, options):
+def test_the_shared_update_is_the_policy_s_gradient_plus_the_weighted_critic_s(headed, batch, flat, assert_same, chunk_rows, options):
     common = dict(graphdef=headed[0], optimizer=SGD, temperature=1.0, chunk_rows=chunk_rows, loss=POLICY, **options)
     moved = lambda old, new: flat(old) - flat(new)
     alone, policy = policy_step(create(headed[1]["decoder"], SGD), batch, advantage_of(batch), **common)
@@ -120,9 +120,9 @@ def test_the_shared_update_is_the_policy_s_gradient_plus_the_weighted_critic_s(h
     decoder, head = headed[1]["decoder"], headed[1]["scalar_head"]
     of_policy, of_critic = moved(decoder, alone.params), moved(decoder, critic.params["decoder"])
     assert min(np.linalg.norm(of_policy), np.linalg.norm(of_critic)) > 1e-2
-    np.testing.assert_allclose(moved(decoder, both.params["decoder"]), of_policy + 0.7 * of_critic, rtol=1e-4, atol=5e-6)
+    assert_same(moved(decoder, both.params["decoder"]), of_policy + 0.7 * of_critic)
     of_head = moved(head, critic.params["scalar_head"])
-    np.testing.assert_allclose(moved(head, both.params["scalar_head"]), 0.7 * of_head, rtol=1e-4, atol=5e-6)
+    assert_same(moved(head, both.params["scalar_head"]), 0.7 * of_head)
     np.testing.assert_allclose(metrics["loss"], policy["loss"] + 0.7 * value["loss"], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(metrics["value_loss"], value["loss"], rtol=1e-5)
     for name in ("clip_fraction", "approx_kl", "ratio_mean", "entropy"):

@@ -208,7 +208,9 @@ def test_shapes_come_from_buckets():
     assert engine.start(2).caches[0].key.shape == (2, 2, 67, 4)
     assert [engine.row_bucket(n, 64) for n in (64, 33, 32, 9, 8, 3, 2, 1)] == [64, 64, 32, 32, 8, 8, 2, 2]
     assert [engine.row_bucket(n, 7) for n in (7, 4, 1)] == [7, 4, 1]
+    assert [engine.batch_rows(n, 64) for n in (64, 33, 32, 16, 9, 4, 2, 1)] == [64, 64, 32, 16, 16, 4, 2, 1]
     engine.rows_multiple = 4
+    assert [engine.batch_rows(n, 64) for n in (33, 9, 5, 1)] == [64, 16, 8, 4]
     assert [engine.row_bucket(n, 64) for n in (33, 9, 8, 5, 1)] == [64, 32, 8, 8, 4]
 
 

@@ -49,7 +49,7 @@ def scored(model, params, batch):
     ],
     ids=lambda loss: loss.aggregation,
 )
-def test_chunks_of_any_size_give_the_gradient_of_the_whole_mini_batch(model, make_batch, flat, loss):
+def test_chunks_of_any_size_give_the_gradient_of_the_whole_mini_batch(model, make_batch, flat, assert_same, loss):
     graphdef, params = model
     batch = make_batch(noise=0.3)
     batch = batch.with_signals(log_prob_reference=batch.log_prob_old - 0.1 * batch.action_mask)
@@ -80,12 +80,12 @@ def test_chunks_of_any_size_give_the_gradient_of_the_whole_mini_batch(model, mak
     assert np.linalg.norm(expected) > 1e-2
     for chunk_rows in (4, 24):
         state, metrics = step(model, batch, advantage, loss, chunk_rows)
-        np.testing.assert_allclose(flat(params) - flat(state.params), expected, atol=2e-6)
+        assert_same(flat(params) - flat(state.params), expected)
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(metrics["grad_norm"], np.linalg.norm(expected), rtol=1e-4)
 
 
-def test_empty_rows_and_the_order_of_rows_change_nothing(model, make_batch, flat):
+def test_empty_rows_and_the_order_of_rows_change_nothing(model, make_batch, assert_same):
     batch = make_batch(noise=0.3)
     advantage = random_advantage(batch)
     state, metrics = step(model, batch, advantage)
@@ -93,7 +93,7 @@ def test_empty_rows_and_the_order_of_rows_change_nothing(model, make_batch, flat
     shuffled, capacity = take_rows(batch, order, 40), 40
     padded = pad_rows(advantage[order], capacity, np.float32(1e6))  # what stands in empty rows must not matter
     again, more = step(model, shuffled, padded)
-    np.testing.assert_allclose(flat(again.params), flat(state.params), atol=1e-6)
+    assert_same(again.params, state.params)
     for name in metrics:
         np.testing.assert_allclose(more[name], metrics[name], rtol=1e-5, atol=1e-7, err_msg=name)
 
@@ -210,7 +210,7 @@ def test_a_non_finite_gradient_leaves_the_parameters_unchanged(model, make_batch
     assert not np.isfinite(metrics["grad_norm"]) and state.updates == 0
 
 
-def test_sft_is_the_gradient_of_the_mean_negative_log_likelihood(model, make_batch, flat):
+def test_sft_is_the_gradient_of_the_mean_negative_log_likelihood(model, make_batch, flat, assert_same):
     graphdef, params = model
     batch = make_batch()
 
@@ -221,7 +221,7 @@ def test_sft_is_the_gradient_of_the_mean_negative_log_likelihood(model, make_bat
     value, gradient = jax.jit(jax.value_and_grad(whole))(params)
     for chunk_rows in (4, 24):
         state, metrics = sft_step(create(params, SGD), batch, graphdef=graphdef, optimizer=SGD, chunk_rows=chunk_rows)
-        np.testing.assert_allclose(flat(params) - flat(state.params), flat(gradient), atol=2e-6)
+        assert_same(flat(params) - flat(state.params), flat(gradient))
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-6)
 
 

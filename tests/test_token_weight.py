@@ -171,7 +171,7 @@ def weighted_batch(make_batch):
     [PolicyLoss(entropy_coef=0.1, kl_coef=0.2), PolicyLoss(ratio="token", aggregation="token-mean", dual_clip=1.5, kl_coef=0.2, kl="k1")],
     ids=lambda loss: loss.aggregation,
 )
-def test_an_update_is_the_gradient_of_the_weighted_loss_in_any_chunks(model, make_batch, flat, loss):
+def test_an_update_is_the_gradient_of_the_weighted_loss_in_any_chunks(model, make_batch, flat, assert_same, loss):
     batch, advantage = weighted_batch(make_batch)
     levels = dict(step_id_RxL=batch.step_id, num_episodes=batch.num_episodes, max_steps=batch.max_steps)
     how = dict(aggregation=loss.aggregation, weight_RxL=batch.signals["token_weight"], **levels)
@@ -189,7 +189,7 @@ def test_an_update_is_the_gradient_of_the_weighted_loss_in_any_chunks(model, mak
     value, gradient = jax.jit(jax.value_and_grad(whole))(model[1])
     for chunk_rows in (4, 24):
         params, metrics = update(model, batch, advantage, loss, chunk_rows)
-        np.testing.assert_allclose(flat(model[1]) - flat(params), flat(gradient), atol=2e-6)
+        assert_same(flat(model[1]) - flat(params), flat(gradient))
         np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5, atol=1e-6)
     unweighted, _ = update(model, batch.replace(signals={"log_prob_reference": batch.signals["log_prob_reference"]}), advantage, loss)
     assert np.abs(flat(unweighted) - flat(params)).max() > 1e-3
@@ -206,32 +206,32 @@ def test_metrics_of_the_policy_do_not_depend_on_chunks_or_on_weights_of_other_to
         np.testing.assert_allclose(one[name], none[name], rtol=1e-5)
 
 
-def test_without_weights_an_update_is_as_with_weights_of_one(model, make_batch, flat):
+def test_without_weights_an_update_is_as_with_weights_of_one(model, make_batch, assert_same):
     batch, advantage = weighted_batch(make_batch)
     ones = batch.replace(signals={"token_weight": batch.action_mask.astype(np.float32)})
     none, expected = update(model, batch.replace(signals={}), advantage)
     found, metrics = update(model, ones, advantage)
-    np.testing.assert_allclose(flat(found), flat(none), atol=1e-7)
+    assert_same(found, none)
     for name in expected:
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-6, atol=1e-7, err_msg=name)
 
 
-def test_packed_rows_keep_their_weights(model, make_batch, flat):
+def test_packed_rows_keep_their_weights(model, make_batch, assert_same):
     batch, advantage = weighted_batch(make_batch)
     expected, metrics = update(model, batch, advantage)
     packed, _ = bin_rows(batch.with_signals(advantage=advantage), length=16, row_multiple=24)
     found, other = update(model, packed, packed.signals["advantage"])
-    np.testing.assert_allclose(flat(found), flat(expected), atol=1e-6)
+    assert_same(found, expected)
     np.testing.assert_allclose(other["loss"], metrics["loss"], rtol=1e-5)
 
 
-def test_placed_rows_keep_their_weights(model, make_batch, flat):
+def test_placed_rows_keep_their_weights(model, make_batch, assert_same):
     batch, advantage = weighted_batch(make_batch)
     expected, _ = update(model, batch, advantage)
     rows = parallel.row_sharding(parallel.make_mesh(-1, 1, 1))
     put = lambda tree: jax.tree.map(lambda x: jax.device_put(x, rows) if np.shape(x) == batch.tokens.shape else x, tree)
     found, _ = update(model, batch, advantage, place=put)
-    np.testing.assert_allclose(flat(found), flat(expected), atol=1e-6)
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("norm", ["centre", "whiten"])
@@ -256,7 +256,7 @@ def test_advantages_are_normalised_with_the_weights_of_the_steps(make_batch, nor
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "step-mean"])
-def test_the_gradient_of_a_tree_is_that_of_each_edge_once(model, make_batch, flat, aggregation):
+def test_the_gradient_of_a_tree_is_that_of_each_edge_once(model, make_batch, flat, assert_same, aggregation):
     """Four leaves of two steps, [[1, 1], [1, 0]], whose first steps are two: as packed, and with one row for each step of the tree."""
     rng = np.random.default_rng(0)
     batch = make_batch(groups=1, group_size=4, steps=2, rows=8)
@@ -284,6 +284,6 @@ def test_the_gradient_of_a_tree_is_that_of_each_edge_once(model, make_batch, fla
     kept = np.isin(np.arange(8), once)[:, None]
     alone = batch.replace(action_mask=mask & kept, step_id=np.where(kept, step_id, -1))
     expected, _ = update(model, alone, np.where(kept, advantage, 0.0), loss)
-    np.testing.assert_allclose(flat(found), flat(expected), atol=1e-6)
+    assert_same(found, expected)
     repeated, _ = update(model, batch, advantage, loss)
     assert np.abs(flat(repeated) - flat(found)).max() > 1e-3

@@ -218,9 +218,19 @@ class Engine:
         offset = None if state.offset is None else state.offset[index]
         return EngineState(self._select(state.caches, chosen), state.length[index], offset)
 
+    def batch_rows(self, rows: int, most: int) -> int:
+        """The rows that a batch of `rows` conversations starts with: the smallest of `most`, its half, its quarter … that holds them."""
+        return self._smallest(rows, most, [2**power for power in range(1, most.bit_length())])
+
     def row_bucket(self, rows: int, most: int) -> int:
-        """The rows of a batch with `rows` conversations: the smallest of `most`, its half, its eighth and its 32nd that holds them."""
-        sizes = [most] + [-(-most // part // self.rows_multiple) * self.rows_multiple for part in (2, 8, 32)]
+        """The rows that a batch shrinks to: the smallest of `most`, its half, its eighth and its 32nd that holds `rows`.
+
+        There are fewer sizes than in `batch_rows`, since each compiles a program.
+        """
+        return self._smallest(rows, most, [2, 8, 32])
+
+    def _smallest(self, rows: int, most: int, parts: Sequence[int]) -> int:
+        sizes = [most] + [-(-most // part // self.rows_multiple) * self.rows_multiple for part in parts]
         return min(size for size in sizes if size >= rows)
 
     def bucket(self, tokens: int) -> int:

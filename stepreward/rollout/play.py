@@ -19,7 +19,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -163,10 +164,18 @@ class Collector:
 
     def _play(self, params, starts: Sequence[Start], key: jax.Array, keep: bool, turns: int | None, score_answers: bool) -> list[Episode]:
         self._check(starts, keep, turns)
-        episodes = []
-        for first in range(0, len(starts), self.max_rows):
-            chunk = starts[first : first + self.max_rows]
-            episodes += self._play_chunk(params, chunk, key, first, keep and SNAPSHOT in self._able, turns, score_answers)
+        keep, parts = keep and SNAPSHOT in self._able, processes.count()
+        # Episodes that have as many turns left play together, the longest first.
+        order = sorted(range(len(starts)), key=lambda i: len(starts[i].prefix))
+        # A conversation that joined others would pad a turn of theirs to the length of its first prompt, so these play in batches.
+        together = self.max_rows if self.context == "episode" else max(1, len(starts))
+        played: dict[int, Episode] = {}
+        for first in range(0, len(starts), together):
+            some = order[first : first + together]
+            dealt = [i for part in range(parts) for i in some[part::parts]]  # each process has long and short ones
+            found = self._play_batch(params, {i: starts[i] for i in dealt}, key, keep, turns, score_answers)
+            played.update(zip(dealt, found))
+        episodes = [played[i] for i in range(len(starts))]
         if processes.is_writer():
             warn_of_losses(episodes, self.warned)
             if score_answers:
@@ -190,60 +199,77 @@ class Collector:
             if start.snapshot is not None and any(step.snapshot is None for step in shown):
                 raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
 
-    def _play_chunk(
-        self,
-        params,
-        starts: Sequence[Start],
-        key,
-        first_index: int,
-        keep: bool = False,
-        turns: int | None = None,
-        score_answers: bool = False,
+    def _play_batch(
+        self, params, starts: Mapping[int, Start], key, keep: bool = False, turns: int | None = None, score_answers: bool = False
     ) -> list[Episode]:
+        """Plays starts, by their index in the rollout, in at most `max_rows` rows. Those without a row wait until an episode ends."""
         parts, asks = processes.count(), self._asks(keep)
-        games = [Game.at(starts[i], slot, first_index + i, asks, turns) for slot, i in enumerate(processes.share(len(starts)))]
-        self._begin(games)
-        rows: list[Game] = games  # row -> game; finished games stay as idle rows until the batch shrinks
-        state = self.engine.start(self.engine.row_bucket(-(-len(starts) // parts) * parts, self.max_rows))
-        if self.context == "episode" and self.reuse_cache and any(start.prefix for start in starts):
-            state = self._read_again(params, state, games)
-        for _ in range(self.max_steps):
+        indices = list(starts)
+        games = [Game.at(starts[i], -1, i, asks, turns) for i in (indices[place] for place in processes.share(len(indices)))]
+        waiting = deque(games)
+        slots = self.engine.batch_rows(min(-(-len(starts) // parts) * parts, self.max_rows), self.max_rows) // parts
+        state, rows = self.engine.start(slots * parts), self._fill([], waiting, slots)  # row -> game; finished games stay as idle rows
+        if self.context == "episode" and self.reuse_cache and any(start.prefix for start in starts.values()):
+            state = self._read_again(params, state, rows)
+        while True:
             playing = [g for g in rows if not g.done]
-            most = int(processes.agree_max(len(playing)))  # of any process: all run the same programs
-            if not most:
+            # The largest numbers of any process, since all run the same programs.
+            left, most = (int(number) for number in processes.agree_max([len(waiting), len(playing)]))
+            if not left and not most:
                 break
-            size = self.engine.row_bucket(most * parts, self.max_rows) // parts
+            size = len(state.length) if left else self.engine.row_bucket(most * parts, self.max_rows) // parts
             if size < len(state.length):
                 kept = [i for i, g in enumerate(rows) if not g.done]
                 state = self.engine.select(state, np.array(kept + (kept[:1] or [0]) * (size - len(kept))))
                 rows = playing
-            if self.context == "step" or not self.reuse_cache:
-                state = self.engine.reset(state)
-            new = [self._new_tokens(g, state.length[i]) for i, g in enumerate(rows)]
-            new += [np.zeros(0, np.int32)] * (len(state.length) - len(new))
-            place = [(g.index, len(g.episode.steps)) for g in rows] + [(0, 0)] * (len(state.length) - len(rows))
-            shown = {}
-            if self.reader is not None:
-                idle = [None] * (len(state.length) - len(rows))
-                shown["images"] = [None if g.done else g.images for g in rows] + idle
-            length = state.length + np.array([len(tokens) for tokens in new], np.int32)
-            state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
-            if score_answers:
-                score_rows(self.engine, params, state, length, rows, self.prompt, self.chat)
-            acting = [(i, game) for i, game in enumerate(rows) if not game.done]
-            for i, game in acting:
-                n = answer.count[i]
-                sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
-                game.stopped = bool(answer.stopped[i])
-                game.step = self._answered(game, *sampled)
-            self._act([game for _, game in acting])
+            if most:
+                state = self._turn(params, state, rows, key, score_answers)
+            rows = self._fill(rows, waiting, slots)
         for game in games:
             game.episode.cost = game.cost()
             del game.episode.steps[: game.episode.prefix]  # every process has them
         episodes = _gathered(games)
-        for episode, start in zip(episodes, starts):
+        for episode, start in zip(episodes, starts.values()):
             episode.steps[:0] = start.prefix
         return episodes
+
+    def _fill(self, rows: list[Game], waiting: deque[Game], slots: int) -> list[Game]:
+        """Begins as many waiting games as have a free slot, and returns the games of the rows."""
+        while waiting:
+            playing = [game for game in rows if not game.done]
+            free = sorted(set(range(slots)) - {game.slot for game in playing})
+            joining = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
+            if not joining:
+                break
+            for slot, game in zip(free, joining):
+                game.slot = slot
+            self._begin(joining)  # those that fail at once leave their slots to others
+            rows = playing + joining
+        return rows
+
+    def _turn(self, params, state, rows: list[Game], key, score_answers: bool):
+        """Plays one turn of every row."""
+        if self.context == "step" or not self.reuse_cache:
+            state = self.engine.reset(state)
+        new = [self._new_tokens(g, state.length[i]) for i, g in enumerate(rows)]
+        new += [np.zeros(0, np.int32)] * (len(state.length) - len(new))
+        place = [(g.index, len(g.episode.steps)) for g in rows] + [(0, 0)] * (len(state.length) - len(rows))
+        shown = {}
+        if self.reader is not None:
+            idle = [None] * (len(state.length) - len(rows))
+            shown["images"] = [None if g.done else g.images for g in rows] + idle
+        length = state.length + np.array([len(tokens) for tokens in new], np.int32)
+        state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+        if score_answers:
+            score_rows(self.engine, params, state, length, rows, self.prompt, self.chat)
+        acting = [(i, game) for i, game in enumerate(rows) if not game.done]
+        for i, game in acting:
+            n = answer.count[i]
+            sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
+            game.stopped = bool(answer.stopped[i])
+            game.step = self._answered(game, *sampled)
+        self._act([game for _, game in acting])
+        return state
 
     def _demonstrate(self, tasks: Sequence[Task], keep: bool) -> list[Episode]:
         """See `Player.expert`."""
