@@ -190,13 +190,39 @@ def test_random_trees_agree_with_the_reference(chat, up):  # noqa: F811
             np.testing.assert_array_equal(one, other)
 
 
-def test_where_nothing_can_be_restored_the_group_is_masked(chat):  # noqa: F811
+def test_where_nothing_can_be_restored_one_child_goes_on(chat):  # noqa: F811
+    """The environment of a paused episode is still in its state, so the first child of each node needs no restoring."""
     collector = walk(chat, 1.0, fault="restore: raise", only_seed=None)
     rollout = strategies.make("tree", branching=(2, 2), segment_steps=2)(collector.player(None), groups_of(4), KEY)
-    assert [episode.failure is None for episode in rollout.episodes] == [False] * 4 + [True] * 4  # place 1 needs no restoring
-    assert rollout.counts == {"failed_branches": 4, "absent_leaves": 2}
-    assert all(np.isnan(row).all() for row in rollout.signals["segment_value"][:4])
+    assert [episode.failure is None for episode in rollout.episodes] == [True, False] * 2 + [True] * 4  # place 1 needs no restoring
+    assert rollout.counts == {"failed_branches": 2, "absent_leaves": 2}
+    assert [row.tolist() for row in rollout.signals["segment_id"][:2]] == [[0, 0, 1], [-1, -1]]
+    assert np.isnan(rollout.signals["segment_value"][1]).all()
     assert rollout.signals["segment_value"][4].tolist() == [5.0, 5.0]
+    # With another call in between, the paused environments may be in any state: nothing goes on in place.
+    paused = collector.play(None, [Start(task) for task in groups_of(1)], KEY, keep=True, turns=1)
+    starts = [Start.after(episode) for episode in paused]
+    collector.pool.call(0, "capabilities")
+    assert all("the server is gone" in episode.failure for episode in collector.play(None, starts, KEY))
+
+
+def test_paused_episodes_go_on_in_place_in_any_order_and_number(chat, params):  # noqa: F811
+    """Six episodes in four rows: the last four to play are paused in place. Two of these lose their environments to the first two."""
+    collector = on_sokoban(chat, "step", max_rows=4)
+    whole = collector.collect(params, GROUPED, KEY)
+    paused = collector.play(params, [Start(task) for task in GROUPED], KEY, keep=True, turns=2)
+    asked = []
+    call_all = collector.pool.call_all
+    collector.pool.call_all = lambda calls: asked.extend(one.method for call in calls for one in call) or call_all(calls)
+    order = [5, 0, 3, 1, 4, 2]
+    starts = [Start.after(paused[index]) for index in order]
+    again = collector._play(params, starts, KEY, False, None, False, order)
+    assert asked.count("restore") == 4 and "reset" not in asked
+    for index, episode in zip(order, again, strict=True):
+        assert [step.action_tokens.tolist() for step in episode.steps] == [step.action_tokens.tolist() for step in whole[index].steps]
+        assert [step.observation for step in episode.steps] == [step.observation for step in whole[index].steps]
+        assert [step.distance for step in episode.steps] == [step.distance for step in whole[index].steps]
+        assert episode.final_observation == whole[index].final_observation
 
 
 @pytest.mark.parametrize(

@@ -48,10 +48,12 @@ class Pool(abc.ABC):
 
     Attributes:
       failures: number of calls that have failed so far.
+      rounds: number of rounds of calls so far.
     """
 
     def __init__(self):
         self.failures = 0
+        self.rounds = 0
 
     def capabilities(self) -> frozenset[str]:
         """What the environments declare.
@@ -94,6 +96,7 @@ class Pool(abc.ABC):
         Raises:
           ValueError: a slot is named twice, or a list of calls is empty or names several slots.
         """
+        self.rounds += 1
         found = self._round(*_by_slot(calls))
         failures = Counter(f"{x}{x.where and f' ({x.where})'}" for x in found if isinstance(x, EnvironmentFailure))
         self.failures += failures.total()

@@ -25,6 +25,7 @@ class Game:
       start_key: the state key of the start, if it is known.
       pause_at: the number of steps at which the episode is paused; None: it is played to its end.
       to_replay, replayed: how many actions of the prefix are still to be replayed, and how many were replayed.
+      in_place: its environment is in the state of `snapshot` already.
       said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
       plan: the actions that the expert will take.
       saved: what the environment's `snapshot()` returned last.
@@ -44,6 +45,7 @@ class Game:
     pause_at: int | None = None
     to_replay: int = 0
     replayed: int = 0
+    in_place: bool = False
     said: int = 0
     read_again: int = 0
     done: bool = False

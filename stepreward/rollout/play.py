@@ -18,7 +18,6 @@ process has all episodes.
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -34,10 +33,8 @@ from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.environments import Call, Pool
 from stepreward.rollout.episode import (
     ENVIRONMENT_LIMIT,
-    ROW_FULL,
     STEP_LIMIT,
     TERMINATED,
-    TOO_LONG,
     Cost,
     Episode,
     Snapshot,
@@ -45,16 +42,17 @@ from stepreward.rollout.episode import (
     Step,
     Task,
 )
-from stepreward.rollout.fitting import LONG_OBSERVATIONS, prompt_writer, room_of_a_turn, shorten
+from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.game import Game, view_of
 from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
 from stepreward.rollout.player import Player
+from stepreward.rollout.prompting import PromptWriter
 from stepreward.rollout.reference import score_rows
+from stepreward.rollout.starts import Seats, batches, check_starts
 from stepreward.text import clean, cleaned
 
 CONTEXTS = ("step", "episode")
 _KEPT = ("won", "score", "executed", "state_key", REFERENCE, *VIEWED)  # of info, what a snapshot keeps
-_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass
@@ -106,6 +104,17 @@ class Collector:
                 "preset of the environment whose observations are images."
             )
         self._know_distance = DISTANCE in self._able
+        self._seats = Seats(self.pool, self.max_rows // processes.count())
+        self._writer = PromptWriter(
+            self.engine,
+            self.prompt,
+            self.chat,
+            self.context == "step",
+            self.history,
+            self.reader,
+            self.long_observation,
+            self.longest_answer,
+        )
 
     def collect(self, params, tasks: Sequence[Task], key: jax.Array) -> list[Episode]:
         """Plays each task once, from its beginning; see `play`."""
@@ -162,52 +171,49 @@ class Collector:
                 "middle: let the environment declare one of them (docs/environments.md), or choose a method whose strategy is 'chain'."
             )
 
-    def _play(self, params, starts: Sequence[Start], key: jax.Array, keep: bool, turns: int | None, score_answers: bool) -> list[Episode]:
-        self._check(starts, keep, turns)
+    @property
+    def pauses_freely(self) -> bool:
+        """See `Player.pauses_freely`."""
+        return self.context == "step" and SNAPSHOT in self._able
+
+    def _play(
+        self,
+        params,
+        starts: Sequence[Start],
+        key: jax.Array,
+        keep: bool,
+        turns: int | None,
+        score_answers: bool,
+        indices: Sequence[int] | None = None,
+    ) -> list[Episode]:
+        if keep or any(start.prefix or start.snapshot is not None for start in starts):
+            self.check_restarts()
+        check_starts(starts, self.pool, self._able, turns, self.max_steps, self.history if self.context == "step" else 0)
+        by_index = dict(zip(range(len(starts)) if indices is None else indices, starts, strict=True))
+        if len(by_index) < len(starts):
+            raise ValueError("two starts have the same index, and would draw the same.")
         keep, parts = keep and SNAPSHOT in self._able, processes.count()
-        # Episodes that have as many turns left play together, the longest first.
-        order = sorted(range(len(starts)), key=lambda i: len(starts[i].prefix))
         # A conversation that joined others would pad a turn of theirs to the length of its first prompt, so these play in batches.
         together = self.max_rows if self.context == "episode" else max(1, len(starts))
         played: dict[int, Episode] = {}
-        for first in range(0, len(starts), together):
-            some = order[first : first + together]
-            dealt = [i for part in range(parts) for i in some[part::parts]]  # each process has long and short ones
-            found = self._play_batch(params, {i: starts[i] for i in dealt}, key, keep, turns, score_answers)
-            played.update(zip(dealt, found))
-        episodes = [played[i] for i in range(len(starts))]
+        for some in batches(by_index, together, parts):
+            played.update(zip(some, self._play_batch(params, some, key, keep, turns, score_answers)))
+        episodes = [played[index] for index in by_index]
         if processes.is_writer():
             warn_of_losses(episodes, self.warned)
             if score_answers:
                 warn_of_unscored(episodes, self.warned)
         return episodes
 
-    def _check(self, starts: Sequence[Start], keep: bool, turns: int | None) -> None:
-        middle = [start for start in starts if start.prefix or start.snapshot is not None]
-        if turns is not None and turns < 1:
-            raise ValueError(f"turns={turns}: play at least 1 turn.")
-        if middle or keep:
-            self.check_restarts()
-        if any(start.snapshot is not None for start in middle) and SNAPSHOT not in self._able:
-            raise ValueError(f"the environment {self.pool.name()} offers no {SNAPSHOT!r}: give starts without a snapshot, to be replayed.")
-        if any(start.snapshot is None for start in middle) and REPLAY not in self._able:
-            raise ValueError(f"the environment {self.pool.name()} offers no {REPLAY!r}: play with keep=True, and start from a snapshot.")
-        for start in middle:
-            if len(start.prefix) > self.max_steps:
-                raise ValueError(f"a start has a prefix of {len(start.prefix)} steps, more than rollout.max_steps={self.max_steps}.")
-            shown = start.prefix[-self.history :] if self.context == "step" and self.history else ()
-            if start.snapshot is not None and any(step.snapshot is None for step in shown):
-                raise ValueError("a prompt shows what was observed before a snapshot, and that was not kept: play with keep=True.")
-
     def _play_batch(
         self, params, starts: Mapping[int, Start], key, keep: bool = False, turns: int | None = None, score_answers: bool = False
     ) -> list[Episode]:
-        """Plays starts, by their index in the rollout, in at most `max_rows` rows. Those without a row wait until an episode ends."""
-        parts, asks = processes.count(), self._asks(keep)
-        indices = list(starts)
-        games = [Game.at(starts[i], -1, i, asks, turns) for i in (indices[place] for place in processes.share(len(indices)))]
+        """Plays starts, by their index for the draws, in at most `max_rows` rows. Those without a row wait until an episode ends."""
+        parts, asks, indices = processes.count(), self._asks(keep), list(starts)
+        games = [Game.at(starts[indices[place]], -1, indices[place], asks, turns) for place in processes.share(len(indices))]
         waiting = deque(games)
         slots = self.engine.batch_rows(min(-(-len(starts) // parts) * parts, self.max_rows), self.max_rows) // parts
+        self._seats.begin()
         state, rows = self.engine.start(slots * parts), self._fill([], waiting, slots)  # row -> game; finished games stay as idle rows
         if self.context == "episode" and self.reuse_cache and any(start.prefix for start in starts.values()):
             state = self._read_again(params, state, rows)
@@ -225,6 +231,7 @@ class Collector:
             if most:
                 state = self._turn(params, state, rows, key, score_answers)
             rows = self._fill(rows, waiting, slots)
+        self._seats.end(games)
         for game in games:
             game.episode.cost = game.cost()
             del game.episode.steps[: game.episode.prefix]  # every process has them
@@ -237,12 +244,10 @@ class Collector:
         """Begins as many waiting games as have a free slot, and returns the games of the rows."""
         while waiting:
             playing = [game for game in rows if not game.done]
-            free = sorted(set(range(slots)) - {game.slot for game in playing})
-            joining = [waiting.popleft() for _ in range(min(len(waiting), len(free)))]
+            joining = [waiting.popleft() for _ in range(min(len(waiting), slots - len(playing)))]
             if not joining:
                 break
-            for slot, game in zip(free, joining):
-                game.slot = slot
+            self._seats.seat(joining, playing)
             self._begin(joining)  # those that fail at once leave their slots to others
             rows = playing + joining
         return rows
@@ -313,7 +318,10 @@ class Collector:
         calls = []
         for game in games:
             task = game.episode.task
-            if game.snapshot is not None:
+            if game.in_place:
+                game.saved = game.snapshot.state
+                calls.append(None)
+            elif game.snapshot is not None:
                 calls.append(Call(game.slot, "restore", (game.snapshot.state,)))
             else:
                 calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
@@ -369,7 +377,7 @@ class Collector:
         if len(episode.steps) >= self.max_steps:
             game.cut_short(STEP_LIMIT)
             return
-        too_long = self._prompt(game, closes_answer=not game.stopped)
+        too_long = self._writer.write(game, closes_answer=not game.stopped)
         if too_long is None or game.done:
             return
         if episode.steps:
@@ -420,24 +428,11 @@ class Collector:
             elif len(episode.steps) == self.max_steps:
                 game.cut_short(STEP_LIMIT)
             else:
-                too_long = self._prompt(game, closes_answer=not game.stopped)
+                too_long = self._writer.write(game, closes_answer=not game.stopped)
                 if too_long is not None and not game.done:
                     game.cut_short(too_long)
                 elif not game.done and len(episode.steps) == game.pause_at:
                     game.pause()  # after the prompt was written, so that the next turn can be played
-
-    def _short_of(self, game: Game) -> str | None:
-        """Returns why the next turn has no room, or None if it has; notes in the episode what it would need."""
-        # A kept conversation also sends the last token of the answer again.
-        new = len(game.prompt_tokens) + (1 if self.context == "episode" and game.history else 0)
-        if self.engine.holds(len(game.tokens), new):
-            return None
-        too_long = self.context == "step" or not self.engine.holds(0, new)
-        if not self.engine.holds(0, new):
-            game.episode.need(max_prompt_tokens=len(game.prompt_tokens))
-        if not self.engine.holds(len(game.tokens)):
-            game.episode.need(max_row_tokens=len(game.tokens) + self.longest_answer)
-        return TOO_LONG if too_long else ROW_FULL
 
     def _enter(self, game: Game, observation, info) -> None:
         game.observation, game.view, game.state_key = observation, prompt_view(observation, info), info["state_key"]
@@ -456,54 +451,29 @@ class Collector:
         else:
             game.cut_short(STEP_LIMIT if len(game.episode.steps) == self.max_steps else ENVIRONMENT_LIMIT)
 
-    def _round(self, games: list[Game], calls: list[Call]):
-        """Makes one call for each game, and those of `asks` for the new state unless a replay only passes through it.
+    def _round(self, games: list[Game], calls: Sequence[Call | None]):
+        """Makes one call for each game, or none, and those of `asks` for its state unless a replay only passes through it.
 
         Yields the games whose calls succeeded, each with the result of its first call. The other games have failed.
         """
-        asked = [() if game.to_replay else game.asks for game in games]
-        rounds = [[call, *(Call(call.slot, name) for name in names)] for call, names in zip(calls, asked)]
-        for game, names, results in zip(games, asked, self.pool.call_all(rounds)):
+        rounds = []
+        for game, call in zip(games, calls):
+            asks = [] if game.to_replay else [name for name in game.asks if call is not None or name != "snapshot"]
+            rounds.append([*([] if call is None else [call]), *(Call(game.slot, name) for name in asks)])
+        found = iter(self.pool.call_all([todo for todo in rounds if todo]))
+        for game, call, todo in zip(games, calls, rounds):
+            results = next(found) if todo else []
             if isinstance(results, EnvironmentFailure):
                 game.fail(str(results))
                 continue
-            for name, result in zip(names, results[1:]):
-                if name == "distance":
+            for one, result in zip(todo, results):
+                if one is call:
+                    continue
+                if one.method == "distance":
                     game.distance = game.episode.final_distance = float(result)
                 else:
                     game.saved = result
-            yield game, results[0]
-
-    def _prompt(self, game, closes_answer: bool = False) -> str | None:
-        """Writes the prompt of the next turn. Returns why the turn cannot be played, or None if it can."""
-        if self.reader is not None:
-            try:
-                game.images = self.reader.read(game.observation[IMAGE])
-            except ValueError as error:
-                _log.warning("a picture cannot be shown: %s", error)
-                game.fail(str(error))
-                return None
-        by_step, later = self.context == "step", bool(game.history)
-        window = game.history[-self.history :] if self.history else []
-        seen = None if game.images is None else self.reader.tokens(game.images)
-        write = prompt_writer(self.prompt, self.chat, by_step=by_step, first=not later, closes_answer=closes_answer, image_tokens=seen)
-        said, game.cut = game.tokens, 0
-        game.prompt_tokens = write(game.view, window)
-        game.wanted = len(game.prompt_tokens)
-        self._say(game, said)
-        reason = self._short_of(game)
-        if reason != TOO_LONG or self.long_observation != "cut":
-            return reason
-        found = shorten(write, game.view, window, room_of_a_turn(self.engine, by_step=by_step, later=later))
-        if found is None:
-            return reason
-        game.prompt_tokens, game.cut = found.tokens, found.cut
-        self._say(game, said)
-        return self._short_of(game)
-
-    def _say(self, game, said: np.ndarray) -> None:
-        """Sets the tokens of the row: the conversation and the prompt, or with `context="step"` the prompt alone."""
-        game.tokens = game.prompt_tokens if self.context == "step" else np.concatenate([said, game.prompt_tokens])
+            yield game, None if call is None else results[0]
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]

@@ -23,9 +23,22 @@ class Player(NamedTuple):
     params: Any
     score_answers: bool = False
 
-    def __call__(self, starts: Sequence[Start], key: jax.Array, *, keep: bool = False, turns: int | None = None) -> list[Episode]:
-        """See `Collector.play`."""
-        return self.collector._play(self.params, starts, key, keep, turns, self.score_answers)
+    def __call__(
+        self,
+        starts: Sequence[Start],
+        key: jax.Array,
+        *,
+        keep: bool = False,
+        turns: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> list[Episode]:
+        """See `Collector.play`.
+
+        Args:
+          starts, key, keep, turns: see there.
+          indices: of the starts, in place of their order, for the draws; no two may be equal.
+        """
+        return self.collector._play(self.params, starts, key, keep, turns, self.score_answers, indices)
 
     def expert(self, tasks: Sequence[Task], *, keep: bool = False) -> list[Episode]:
         """Plays each task as the environment's expert does; the policy samples nothing (`Step.sampled`).
@@ -40,6 +53,11 @@ class Player(NamedTuple):
           ValueError: the environment has no expert.
         """
         return self.collector._demonstrate(tasks, keep)
+
+    @property
+    def pauses_freely(self) -> bool:
+        """Whether an episode that is paused and played on costs no more than restoring its environment: no text is read again."""
+        return self.collector.pauses_freely
 
     @property
     def vocab_size(self) -> int:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import jax
 import numpy as np
 
-from stepreward.rollout.episode import Episode, Start, Step, Task, total_cost
+from stepreward.rollout.episode import PAUSED, Episode, Start, Step, Task, total_cost
 from stepreward.rollout.strategies.base import (
     BRANCHES,
     OUTCOMES,
@@ -30,6 +30,29 @@ def branch_probability(delta, p: float, w: float):
     return np.clip(p + w * np.asarray(delta), 0.0, 1.0)
 
 
+@dataclasses.dataclass(eq=False)
+class _Tree:
+    """The episodes of a group while they are played.
+
+    Attributes:
+      task: of the group.
+      leaves: its episodes, as far as they were played; None: not played yet.
+      born: the turn before which each episode left another; 0: played from the root.
+      turn: before which branches are decided on next.
+      parted: `id(step)` of the steps that episodes took where others left them.
+    """
+
+    task: Task
+    leaves: list[Episode | None]
+    born: list[int]
+    turn: int = 1
+    parted: set[int] = dataclasses.field(default_factory=set)
+
+    def knows(self, episode: Episode | None) -> bool:
+        """Whether step `turn` of an episode is known, or that it has none."""
+        return episode is not None and (episode.end != PAUSED or len(episode.steps) > self.turn)
+
+
 @register("entropy_branch")
 @dataclasses.dataclass(frozen=True)
 class EntropyBranch(Strategy):
@@ -41,8 +64,11 @@ class EntropyBranch(Strategy):
     leaves left. ΔH_t = H_t − H_0, where H_t is the mean entropy of the first tokens of the answer of step t, divided by the logarithm
     of the vocabulary's size, and H_0 that of the episode's first answer. Leaves that are then left are played from the root.
 
-    Branches branch again in later turns, and failed episodes do not branch. All branches of one turn are played in one call of `play`,
-    those of all groups together. The draws depend on the rollout's key, the turn and the episode's place alone.
+    Branches branch again in later turns. An episode whose environment fails later branches before its failure like any other.
+
+    The draws depend on the rollout's key, the turn and the episode's place in its group alone, so it does not matter when a branch is
+    played. Where a pause costs little (`Player.pauses_freely`), all episodes play turn by turn until no leaves are left, and branches
+    join them. Elsewhere each episode is played to its end before its branches begin.
 
     The entropy is that of the whole distribution at the sampling temperature. The public release computes it from the ten most probable
     tokens.
@@ -94,42 +120,60 @@ class EntropyBranch(Strategy):
             self.check(len(group), 0)
             if len(group) != m:
                 raise ValueError(f"the groups have {m} and {len(group)} tasks: give each the same number.")
-        n0 = self.n0 or -(-m // 2)
-        roots = play([Start(group[0]) for group in groups for _ in range(n0)], key, keep=True)
-        trees = [roots[n0 * index : n0 * (index + 1)] for index in range(len(groups))]
-        draws, played, firsts, turn = jax.random.fold_in(key, BRANCHES), list(roots), set(), 0
-        while any(len(tree) < m and turn + 1 < max(len(e.steps) for e in tree) for tree in trees):
-            turn += 1
-            uniform, key_of_turn = jax.random.split(jax.random.fold_in(draws, turn))
-            uniform = np.asarray(jax.random.uniform(uniform, (len(groups), m)))
-            parents = [self._branching(tree, turn, row, m, play.vocab_size) for tree, row in zip(trees, uniform, strict=True)]
-            starts = [Start.before(parent, turn) for of_tree in parents for parent in of_tree]
-            branches = iter(play(starts, key_of_turn, keep=True) if starts else [])
-            for tree, of_tree in zip(trees, parents, strict=True):
-                new = [next(branches) for _ in of_tree]
-                firsts |= {id(e.steps[turn]) for e in of_tree + new if len(e.steps) > turn}
-                tree += new
-                played += new
-        starts = [Start(group[0]) for group, tree in zip(groups, trees) for _ in range(m - len(tree))]
-        rest = iter(play(starts, jax.random.fold_in(draws, BRANCHES)) if starts else [])
-        failed = sum(episode.failure is not None for episode in played[len(roots) :])
+        n0, draws = self.n0 or -(-m // 2), jax.random.fold_in(key, BRANCHES)
+        uniform = lambda turn: np.asarray(jax.random.uniform(jax.random.fold_in(draws, turn), (len(groups), m)))
+        trees = [_Tree(group[0], [None] * n0, [0] * n0) for group in groups]
+        todo = [(tree, place, Start(tree.task)) for tree in trees for place in range(n0)]
+        played: list[Episode] = []
+        while todo:
+            full = all(len(tree.leaves) == m for tree in trees)
+            turns = 1 if play.pauses_freely and not full else None
+            indices = [trees.index(tree) * m + place for tree, place, _ in todo]
+            found = play([start for *_, start in todo], key, keep=not full, turns=turns, indices=indices)
+            played += found
+            for (tree, place, _), episode in zip(todo, found, strict=True):
+                tree.leaves[place] = episode
+            todo = [
+                (tree, place, Start.after(episode)) for tree in trees for place, episode in enumerate(tree.leaves) if episode.end == PAUSED
+            ]
+            for index, tree in enumerate(trees):
+                todo += [(tree, place, start) for place, start in self._grow(tree, m, play.vocab_size, lambda turn: uniform(turn)[index])]
+        firsts = set()
         for tree in trees:
-            new = [next(rest) for _ in range(m - len(tree))]
-            tree += new
-            played += new
+            firsts |= tree.parted
+            for episode, born in zip(tree.leaves, tree.born, strict=True):
+                episode.prefix = born
+                firsts |= {id(step) for step in episode.steps[born : born + 1] if born}
         forget_snapshots(played)
-        episodes = [episode for tree in trees for episode in tree]
+        episodes = [episode for tree in trees for episode in tree.leaves]
+        failed = sum(episode.failure is not None for tree in trees for episode in tree.leaves[n0:])
         counts = {"failed_branches": failed, "absent_leaves": 0}
-        return Rollout(episodes, tree_signals(trees, firsts, self.outcome), total_cost(played), counts)
+        signals = tree_signals([tree.leaves for tree in trees], firsts, self.outcome)
+        return Rollout(episodes, signals, total_cost(played), counts)
 
-    def _branching(self, tree: Sequence[Episode], turn: int, uniform: np.ndarray, m: int, vocab_size: int) -> list[Episode]:
-        """The episodes of a tree that branch before step `turn`, each as often as it starts a branch there."""
+    def _grow(self, tree: _Tree, m: int, vocab_size: int, uniform: Callable[[int], np.ndarray]) -> list[tuple[int, Start]]:
+        """Adds the branches that can be decided on, as leaves that are yet to be played; returns their places and starts."""
+        new: list[tuple[int, Start]] = []
+        while len(tree.leaves) < m and all(tree.knows(episode) for episode in tree.leaves):
+            if all(tree.turn >= len(episode.steps) for episode in tree.leaves):  # the last turn is over
+                starts, born = [Start(tree.task)] * (m - len(tree.leaves)), 0
+            else:
+                parents = self._branching(tree, uniform(tree.turn), m, vocab_size)
+                starts, born = [Start.before(parent, tree.turn) for parent in parents], tree.turn
+                tree.parted |= {id(parent.steps[tree.turn]) for parent in parents}
+            new += [(len(tree.leaves) + i, start) for i, start in enumerate(starts)]
+            tree.leaves += [None] * len(starts)
+            tree.born += [born] * len(starts)
+            tree.turn += 1
+        return new
+
+    def _branching(self, tree: _Tree, uniform: np.ndarray, m: int, vocab_size: int) -> list[Episode]:
+        """The episodes of a tree that branch before its present turn, each as often as it starts a branch there."""
         parents: list[Episode] = []
-        for episode, draw in zip(tree, uniform):
-            left = m - len(tree) - len(parents)
-            begins_here = episode.prefix >= turn
-            if episode.failure is None and not begins_here and turn < len(episode.steps) and left:
-                first, now = (self._entropy(episode.steps[index], vocab_size) for index in (0, turn))
+        for episode, born, draw in zip(tree.leaves, tree.born, uniform):
+            left = m - len(tree.leaves) - len(parents)
+            if born < tree.turn < len(episode.steps) and left:
+                first, now = (self._entropy(episode.steps[index], vocab_size) for index in (0, tree.turn))
                 if draw < branch_probability(now - first, self.p, self.w):
                     parents += [episode] * min(self.beam - 1, left)
         return parents
