@@ -8,7 +8,7 @@ Each run is `launch/train.py` in its own process on one core, with the arm's ove
 `{seed}` in an override is replaced by the seed, so that the arms of a seed can share the finished stages of one run
 (`stages.sft:runs/base_{seed}`). A seed determines the demonstrations, the warm start, the training rooms and the draws, so the arms
 of a seed start from the same policy. The script writes `results.json` (all curves) and `curves.png`, and prints a table: success at
-start and end, area under the curve (mean held-out success over environment steps), paired differences to the first arm with
+start and end, area under the curve (mean held-out success over environment steps), paired differences from the first arm with
 95 % t-intervals, and what the training episodes cost: environment steps and sampled tokens, branches included, and replayed steps. `--measure=score` compares the benchmark's own score instead of success.
 """
 
@@ -104,7 +104,7 @@ def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "succ
     (out / "results.json").write_text(json.dumps(rows, indent=1) + "\n")
     plot_curves(out / "curves.png", {a: c for a, c in curves.items() if c}, x_label="environment steps", y_label=f"held-out {measure}")
     titles = ("arm", "seeds", "start", "end", "area under the curve", "score at the start", "at the end",
-              "rank correlation of step rewards", "of advantages", "grounding at the end", "environment steps", "sampled tokens", "replayed steps", "wall s", "difference of area to the first arm")  # fmt: skip
+              "rank correlation of step rewards", "of advantages", "grounding at the end", "environment steps", "sampled tokens", "replayed steps", "wall s", "area of the first arm less this one")  # fmt: skip
     print(f"| {' | '.join(titles)} |")
     print("|" + "---|" * len(titles))
     for arm in arms:
@@ -139,7 +139,7 @@ def interval(values: list[float], test: bool = False) -> str:
     if len(values) < 2:
         return f"{values.mean():.3f}"
     half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    p = f" (first minus this; p = {stats.ttest_1samp(values, 0).pvalue:.3f})" if test else ""
+    p = f" (p = {stats.ttest_1samp(values, 0).pvalue:.3f})" if test else ""
     return f"{values.mean():.3f} ± {half:.3f}{p}"
 
 

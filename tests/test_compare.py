@@ -29,4 +29,4 @@ def test_finished_runs_become_a_table(root, monkeypatch, tmp_path, capsys):
     compare.summarise(tmp_path, ["istar", "rloo"], [0, 1], "score")
     *_, istar, rloo = capsys.readouterr().out.splitlines()
     assert istar.startswith("| istar | 2 | 0.500 ± 0.000 | 0.800 ± 0.000 | 0.700 ± 0.000 |")
-    assert "| 0.100 ± 0.000 (first minus this" in rloo
+    assert "| 0.100 ± 0.000 (p = " in rloo
