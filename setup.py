@@ -26,7 +26,7 @@ def read_requirements() -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-TEST = ["pytest>=8,<10", "build>=1.2,<2", "setuptools>=77"]  # the last two build the wheel that is tested
+TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "build>=1.2,<2", "setuptools>=77"]  # the last two build the wheel that is tested
 PARITY = ["torch>=2.6,<2.14", "peft>=0.17,<1", "jumanji>=1.1,<2", "fastapi>=0.110,<1"]  # what tests compare with
 TPU_COMPILE = ["jax[tpu]"]  # the libtpu that belongs to the jax: another one refuses flags
 NOTEBOOK = ["nbclient", "ipykernel"]

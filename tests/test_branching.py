@@ -315,6 +315,14 @@ def test_without_branches_the_budget_is_played_from_the_root(chat):  # noqa: F81
     assert branched_at(rollout) == [0] * 6 and [episode.prefix for episode in rollout.episodes] == [0] * 6
     assert [episode.task.group for episode in rollout.episodes] == [0] * 3 + [1] * 3
     check_tree(rollout, 3)
+    chain = strategies.make("chain")(walk(chat, 0.6).player(None), groups_of(3), KEY)  # each leaf draws as the episode in its place
+    said = lambda found: [[step.action_tokens.tolist() for step in episode.steps] for episode in found.episodes]
+    assert said(rollout) == said(chain)
+
+
+def test_two_starts_with_one_index_are_refused(chat):  # noqa: F811
+    with pytest.raises(ValueError, match="two starts have the same index"):
+        walk(chat, 1.0).player(None)([Start(task) for task in groups_of(1)], KEY, indices=[3, 3])
 
 
 @pytest.mark.parametrize("entropies, expected", [((0, 1, 0, 0), [0, 1, 0, 0]), ((0, 0, 1, 0), [0, 2, 0, 0]), ((1, 1, 1, 1), [0] * 4)])
