@@ -26,7 +26,7 @@ _FINISH = "with --stage=explore in that workdir"
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
 _PER_STEP = {
     "rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_,
-    "turn_rewards": np.float64, "answer_log_probs": np.float64,
+    "turn_rewards": np.float64, "answer_log_probs": np.float64, "automaton_states": np.int64,
 }  # fmt: skip
 # Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
@@ -62,6 +62,7 @@ class Recording:
       turn_rewards: float64 `[S]`, the partial progress that each step made; 0 if the environment measures none.
       answer_log_probs: float64 `[S]`, mean log-probability of the reference answer before each action; NaN if it was not scored.
       reference: a right final answer, or None if the environment has none.
+      automaton_states: int64 `[S + 1]`, states of the automaton of subgoals before each action and after the last; −1 if there is none.
     """
 
     seed: int
@@ -92,6 +93,7 @@ class Recording:
     turn_rewards: np.ndarray
     answer_log_probs: np.ndarray
     reference: str | None
+    automaton_states: np.ndarray
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
@@ -248,7 +250,7 @@ def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
     without = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool)}
     without |= {"events": json.dumps([()] * steps), "turn_rewards": np.zeros(steps), "reference": "null"}
-    row = {**without, "answer_log_probs": np.full(steps, np.nan), **row}
+    row = {**without, "answer_log_probs": np.full(steps, np.nan), "automaton_states": np.full(steps + 1, -1), **row}
     fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
