@@ -135,7 +135,7 @@ def test_an_expert_reaches_acceptance_with_the_goal_and_not_before(played):
 
 
 def test_the_state_is_restored_replayed_and_accepting_only_in_a_success(played):
-    found, draw, accepted = played.automaton(), random.Random(0), []
+    found, draw = played.automaton(), random.Random(0)
     for seed in range(6):
         _, info = played.reset(seed=seed)
         plan, over, taken, snapshots = played.expert(), False, [], [(played.snapshot(), info[AUTOMATON_STATE])]
@@ -147,7 +147,6 @@ def test_the_state_is_restored_replayed_and_accepting_only_in_a_success(played):
             taken.append(action)
             snapshots.append((played.snapshot(), info[AUTOMATON_STATE]))
             assert (info[AUTOMATON_STATE] in found.accepting) == info["won"]
-        accepted.append(info["won"])
         _, again = replay_prefix(played, taken, seed=seed)
         assert again[AUTOMATON_STATE] == info[AUTOMATON_STATE]
         turn = draw.randrange(len(taken))
@@ -204,5 +203,5 @@ def test_an_automaton_travels_between_processes():
     from stepreward.envs import sokoban
     from stepreward.rollout.environments import Call
 
-    with make_pool("process", checked(sokoban.make("tiny", boxes=2, automaton=True)), workers=1) as pool:
+    with make_pool("process", checked(sokoban.make("tiny", boxes=2, automaton=True))) as pool:
         assert pool.call_all([Call(0, "automaton")]) == [countdown(2)]

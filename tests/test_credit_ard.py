@@ -10,6 +10,7 @@ from references import AUTOMATON_DISTANCE, assert_steps, literal, pack, random_e
 from test_resume import measured
 
 from stepreward import kernels
+from stepreward.config import override
 from stepreward.credit import make
 from stepreward.credit.adaptation import Adaptation, best_rank, by_rank, by_visits, ranks_of
 from stepreward.envs.automata import automaton, countdown
@@ -191,32 +192,48 @@ def test_values_out_of_range_are_refused(options, words):
 # --- Runs ---
 
 CONFIG = {
-    "credit.method": "ard", "credit.options.every": 8, "credit.options.shaping": "hybrid", "credit.options.adapt": "visits",
-    "environment.options.automaton": True, "environment.options.boxes": 2, "sft.updates": 2, "sft.log_every": 2, "eval.episodes": 4,
-    "eval.every": 99, "train.env_steps": 600, "checkpoint.every": 1,
+    "credit.method": "ard", "sft.updates": 2, "sft.log_every": 2, "eval.episodes": 4, "eval.every": 99, "train.env_steps": 600,
+    "checkpoint.every": 1,
 }  # fmt: skip
+OPTIONS = (
+    "environment.options.automaton=True", "environment.options.boxes=2", "credit.options.every=8", "credit.options.shaping=hybrid",
+    "credit.options.adapt=visits",
+)  # fmt: skip
 
 
-def test_a_run_adapts_the_distances_and_resumes_exactly(micro_config, tmp_path):
-    whole = Runner(micro_config(CONFIG), tmp_path / "whole")
+@pytest.fixture
+def config(micro_config):
+    """Makes the config of a run, with a function for its options."""
+
+    def made(options=OPTIONS):
+        found = micro_config(CONFIG)
+        for option in options:
+            override(found, *option.split("=", 1))
+        return found
+
+    return made
+
+
+def test_a_run_adapts_the_distances_and_resumes_exactly(config, tmp_path):
+    whole = Runner(config(), tmp_path / "whole")
     whole.run()
     records = [record for record in read_metrics(tmp_path / "whole") if record["stage"] == "train"]
     assert len(records) >= 3 and records[0]["subgoals/adaptations"] == 0 == records[0]["subgoals/distance_change"]
     assert records[-1]["subgoals/adaptations"] >= 1 and records[-1]["subgoals/distance_change"] > 0
     assert records[-1]["subgoals/eta"] < records[0]["subgoals/eta"] and records[0]["subgoals/reached_rank_2"] == 1
     assert all(record["credit/steps_without_automaton"] == 0 for record in records)
-    cut = Runner(micro_config(CONFIG), tmp_path / "cut")
+    cut = Runner(config(), tmp_path / "cut")
     while cut.counters.iteration < 2:
         cut.tick()
     cut.save(wait=True)
     state = cut.learner.auxiliaries["subgoals"].state
     cut.close()
-    resumed = Runner(micro_config(CONFIG), tmp_path / "cut")
+    resumed = Runner(config(), tmp_path / "cut")
     assert resumed.learner.auxiliaries["subgoals"].state == state
     resumed.run()
     assert measured(tmp_path / "cut") == measured(tmp_path / "whole")
 
 
-def test_an_environment_without_an_automaton_is_refused(micro_config, tmp_path):
+def test_an_environment_without_an_automaton_is_refused(config, tmp_path):
     with pytest.raises(ValueError, match="needs 'automaton'.*environment.options.automaton=True"):
-        Runner(micro_config(CONFIG | {"environment.options.automaton": False}), tmp_path / "run")
+        Runner(config(()), tmp_path / "run")

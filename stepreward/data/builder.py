@@ -96,6 +96,7 @@ class Recordings(_Episodes):
                 "reference": _json(),
                 "answer_log_probs": _array(np.float64),
                 "automaton_states": _array(np.int64),
+                "final_automaton_state": np.int64,
             },
         )
 
