@@ -87,6 +87,10 @@ class Automaton:
 
         With lengths of 1 it is the number of edges. A state without a way gets 1 more than the largest other distance.
         """
+        return self._distances
+
+    @functools.cached_property
+    def _distances(self) -> tuple[float, ...]:
         into: dict[int, list[Edge]] = {}
         for edge in self.edges:
             into.setdefault(edge.target, []).append(edge)

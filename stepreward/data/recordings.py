@@ -253,7 +253,13 @@ def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
     without = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool)}
     without |= {"events": json.dumps([()] * steps), "turn_rewards": np.zeros(steps), "reference": "null"}
-    row = {**without, "answer_log_probs": np.full(steps, np.nan), "automaton_states": np.full(steps, -1), "final_automaton_state": -1, **row}
+    row = {
+        **without,
+        "answer_log_probs": np.full(steps, np.nan),
+        "automaton_states": np.full(steps, -1),
+        "final_automaton_state": -1,
+        **row,
+    }
     fields: dict[str, Any] = {name: int(row[name]) for name in _WHOLE}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
