@@ -1,16 +1,21 @@
 """Automata of subgoals: their distances and checks, and those of every environment along its expert's and random paths."""
 
+import dataclasses
 import importlib
 import pickle
 import random
 
 import numpy as np
 import pytest
+from test_play import GROUPED, KEY, WAYS, chat, on_sokoban, params, starts_of  # noqa: F401  (`chat` and `params` are fixtures)
 
+from stepreward.envs import sokoban
 from stepreward.envs.automata import Automaton, automaton, countdown, ladder
 from stepreward.envs.protocol import AUTOMATON, AUTOMATON_STATE, replay_prefix
 from stepreward.rollout.checked import checked
 from stepreward.rollout.environment_host import EnvironmentFailure
+from stepreward.rollout.environments import Call, EnvironmentPool
+from stepreward.rollout.episode import Start
 from stepreward.rollout.pools import make_pool
 
 NEEDS = {"alfworld": "alfworld", "virtualhome": "virtualhome_eval"}
@@ -200,8 +205,18 @@ def test_what_is_no_automaton_fails_the_call():
 
 
 def test_an_automaton_travels_between_processes():
-    from stepreward.envs import sokoban
-    from stepreward.rollout.environments import Call
-
     with make_pool("process", checked(sokoban.make("tiny", boxes=2, automaton=True))) as pool:
         assert pool.call_all([Call(0, "automaton")]) == [countdown(2)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_episode_that_starts_in_the_middle_has_the_states_of_the_whole(chat, params, way):  # noqa: F811
+    pool = EnvironmentPool(checked(sokoban.make("tiny", boxes=2, max_steps=15, automaton=True)))
+    collector = dataclasses.replace(on_sokoban(chat), pool=pool)
+    assert collector.automaton() == countdown(2)
+    whole = collector.play(params, [Start(task) for task in GROUPED], KEY, keep=True)
+    again = collector.play(params, starts_of(whole, 2, way), KEY)
+    assert [episode.automaton_states for episode in again] == [episode.automaton_states for episode in whole]
+    assert all(len(episode.automaton_states) == len(episode.steps) + 1 and min(episode.automaton_states) >= 0 for episode in whole)
+    with pytest.raises(ValueError, match="SokobanEnv has no automaton of subgoals: .*automaton=True"):
+        on_sokoban(chat).automaton()
