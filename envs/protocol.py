@@ -37,6 +37,9 @@ REPLAY = "replay"  # the same actions after the same reset lead to the same stat
 REFERENCE = "reference_answer"  # info["reference_answer"]: the text of a right final answer, the same at every turn; no prompt shows it
 EVENTS = "events"  # info["events"] after a step: a tuple of the names in `EVENT_NAMES` that are true of it
 TURN_REWARD = "turn_reward"  # info["turn_reward"] after a step: the partial progress that it made, a float beside the reward
+# automaton() -> `automata.Automaton` of subgoals, the same for all tasks; info["automaton_state"] (int): its state now, at reset and after each step
+AUTOMATON = "automaton"
+AUTOMATON_STATE = "automaton_state"
 
 # A state that the episode had not reached before; an action that failed; an action that took effect right after one that failed.
 EVENT_NAMES = ("new_state", "error", "recovered")

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from stepreward import credit
 from stepreward.credit import Method
-from stepreward.envs.protocol import EVENTS, REFERENCE, TURN_REWARD
+from stepreward.envs.protocol import AUTOMATON, EVENTS, REFERENCE, TURN_REWARD
 from stepreward.training import frozen
 
 # What a capability that a method needs asks for: another experiment, or keys of the config.
 _EXPERIMENT = {REFERENCE: "istar_search_qa"}
 _SETTINGS = {
     TURN_REWARD: ("environment.options.turn_reward=True",),
+    AUTOMATON: ("environment.options.automaton=True",),
     # The answer is a tag and a word, so it has one token more than without tags.
     EVENTS: (
         "environment.options.events=True", "environment.prompt=compact_tags",

@@ -83,6 +83,8 @@ SIGNALS: dict[str, Row] = {
     "tag_id": Row(STEP, np.int32, "Kind of thought that the step's answer is tagged with; -1: none.", computed=True, padding=-1),
     "rule_reward": Row(STEP, np.float32, "Reward of the step by rules about its tag.", computed=True),
     "turn_reward": Row(STEP, np.float32, "Partial progress that the step made, by the environment's measure.", computed=True),
+    "automaton_state": Row(STEP, np.int32, "State of the automaton of subgoals before the step; -1: none.", computed=True, padding=-1),
+    "automaton_next": Row(STEP, np.int32, "State of the automaton of subgoals after the step; -1: none.", computed=True, padding=-1),
     "equal_id": Row(STEP, np.int32, "Id of the group's steps that count as equal; -1: none.", computed=True, padding=-1),
     # Results of rollout strategies that branch. A strategy computes those that it `provides`.
     "mc_value": Row(STEP, np.float32, "Mean outcome of the episodes that were continued from the state before the step."),
@@ -107,6 +109,14 @@ SIGNALS: dict[str, Row] = {
     "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]; NaN: none.", computed=True),
     # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
+    "automaton_distance": Row(
+        SCALAR,
+        np.float32,
+        "Distance of each state of the automaton of subgoals: as it is, and adapted; [2, states].",
+        computed=True,
+        depth=2,
+    ),
+    "automaton_eta": Row(SCALAR, np.float32, "Share of the penalty for staying in a state of the automaton of subgoals.", computed=True),
 }
 
 SCHEDULED = "scheduled_"  # the signal with this prefix is the value of a method's scheduled coefficient

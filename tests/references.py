@@ -33,6 +33,8 @@ class Step:
     process_score: float = 0.0
     rule_reward: float = 0.0
     tag_id: int = -1
+    automaton_state: int = -1
+    automaton_next: int = -1
     action: str = ""
     mc_value: float = float("nan")
     node_id: int = -1
@@ -65,6 +67,7 @@ STEP_SIGNALS = (
     "segment_value",
     "parent_value",
 )
+AUTOMATON_DISTANCE = ((3, 2, 1, 0), (4, 3.5, 1, 0))  # d_0 and d_k of four states
 TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
 HISTORY = 2  # K of the signal `level_id`
 
@@ -127,6 +130,8 @@ def add_signals(steps: list[Step], rng) -> None:
         step.answer_log_prob = float(rng.normal(-1.0, 0.5)) if rng.random() < 0.85 else np.nan
         step.process_score = float(rng.random()) if rng.random() < 0.85 else np.nan
         step.action = "ab"[rng.integers(2)]
+    for step, states in zip(steps, np.random.default_rng([len(steps), 2]).integers(-1, 4, (len(steps), 2))):
+        step.automaton_state, step.automaton_next = states.tolist()
 
 
 def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
@@ -175,6 +180,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
     anchor_id, anchors = np.full((num_episodes, max_steps), 10**6, np.int32), {}
     tree = {name: np.full((num_episodes, max_steps), 10**6, np.int32) for name in TREE_IDS}
     tag_id, equal_id, equal = anchor_id.copy(), anchor_id.copy(), {}
+    automaton = {name: anchor_id.copy() for name in ("automaton_state", "automaton_next")}
     level_id, levels = np.full((num_episodes, max_steps, HISTORY + 1), 10**6, np.int32), [{} for _ in range(HISTORY + 1)]
     permutation = np.tile(np.arange(max_steps, dtype=np.int32), (num_episodes, 1))
     for e, episode in enumerate(episodes):
@@ -188,7 +194,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             for k, level in enumerate(levels, 1):
                 states = tuple(other.state for other in episode.steps[max(s + 1 - k, 0) : s + 1])
                 level_id[e, s, k - 1] = level.setdefault((episode.group, states), len(level)) if s + 1 >= k else -1
-            for name, array in (step_level | tree).items():
+            for name, array in (step_level | tree | automaton).items():
                 array[e, s] = getattr(step, name)
     pad = lambda values, fill, dtype: jnp.asarray(np.array(list(values) + [fill] * extra_episodes, dtype))
     group_of = group_of or (lambda group: group)
@@ -209,7 +215,9 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
         group_id=pad([group_of(e.group) for e in episodes], 0, np.int32),
         signals={
             **{name: jnp.asarray(token[name]) for name in SIGNALS},
-            **{name: jnp.asarray(array) for name, array in (step_level | tree).items()},
+            **{name: jnp.asarray(array) for name, array in (step_level | tree | automaton).items()},
+            "automaton_distance": jnp.asarray(AUTOMATON_DISTANCE, jnp.float32),
+            "automaton_eta": jnp.float32(0.1),
             "step_permutation": jnp.asarray(permutation),
             "anchor_id": jnp.asarray(anchor_id),
             "level_id": jnp.asarray(level_id),

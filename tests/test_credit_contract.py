@@ -52,6 +52,9 @@ METHODS = {name: make(name) for name in names()} | {
     "rlvmr-rloo": make("rlvmr", episode_advantage="rloo", alpha=0.3),
     "ppr-group": make("ppr", baseline="group", final="renorm", whiten=False),
     "ppr-kl": make("ppr", kl_in_reward=True, discount=0.9, trace=0.7),
+    "ard-hybrid": make("ard", shaping="hybrid", discount=0.9, trace=0.7),
+    "ard-released": make("ard", variant="released", shaping="hybrid", whiten=False),
+    "ard-group": make("ard", baseline="group", whiten=False, weight=0.5),
     "salt-rloo": make("salt", episode_advantage="rloo"),
     "hcapo-index": make("hcapo", scope="index", smooth=True, ddof=1, positive=False),
     "progress_advantage-min": make("progress_advantage", tokens="min", weight=0.5, episode_advantage="none"),
@@ -101,6 +104,10 @@ NOT_CENTRED = RAW | {
     "ppr-kl",
     "hcapo",
     "hcapo-index",
+    "ard",
+    "ard-hybrid",
+    "ard-released",
+    "ard-group",
 }
 CRITIC = [name for name in METHODS if METHODS[name].has_critic]
 ESTIMATOR = [name for name in METHODS if METHODS[name].has_progress]

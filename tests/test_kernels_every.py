@@ -67,6 +67,7 @@ def grouped(x, mask, group, **options):
 
 WEIGHT = np.where(MASK_E, 0.5, 0.0).astype(np.float32)
 WEIGHT_T = np.where(MASK_T, 0.5 + np.arange(L) / L, np.nan).astype(np.float32)
+STATES = np.random.default_rng(4).integers(-1, 4, (2, E, S))  # of an automaton, before and after each step
 GROUP_S = np.broadcast_to(GROUP[:, None], (E, S))
 MASKED = {
     "grpo": episodes(lambda x: kernels.grpo(x, GROUP, MASK_E)),
@@ -103,6 +104,8 @@ MASKED = {
     "potential_differences of two": steps(lambda x, y: kernels.potential_differences(x, MASK_S, y), MASK_S),
     "spread_residual": steps(lambda c, r: kernels.spread_residual(c, r, MASK_S), MASK_E),
     "spread_residual at the last": steps(lambda c, r: kernels.spread_residual(c, r, MASK_S, "last"), MASK_E),
+    "progress_reward": Case(lambda d, k: kernels.progress_reward(*STATES, MASK_S, d, k), (np.ones(4, bool),) * 2),
+    "hybrid_reward": Case(lambda d, k: kernels.hybrid_reward(*STATES, MASK_S, d, k, eta=0.25), (np.ones(4, bool),) * 2),
     "dpo_pairs": episodes(lambda x: kernels.dpo_pairs(x, SUCCESS, GROUP, MASK_E)),
     "implicit_reward_cross_entropy": episodes(lambda x: kernels.implicit_reward_cross_entropy(x, SUCCESS, MASK_E)),
     "ppo_clip of tokens": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, dual_clip=3.0), 3, size=0.3),
@@ -228,6 +231,8 @@ NOTHING = {
     "return_prediction_loss": lambda n: kernels.return_prediction_loss(n(2), n(1), n(2, bool)),
     "potential_differences": lambda n: kernels.potential_differences(n(2), n(2, bool)),
     "spread_residual": lambda n: [kernels.spread_residual(n(2), n(1), n(2, bool), how) for how in ("none", "last", "uniform")],
+    "progress_reward": lambda n: kernels.progress_reward(n(2, int), n(2, int), n(2, bool), n(1), n(1)),
+    "hybrid_reward": lambda n: kernels.hybrid_reward(n(2, int), n(2, int), n(2, bool), n(1), n(1), eta=0.1),
     "steps_to_go": lambda n: kernels.steps_to_go(n(2, bool)),
     "dpo_pairs": lambda n: kernels.dpo_pairs(n(1), n(1, bool), n(1, int), n(1, bool)),
     "pairs": lambda n: (kernels.preference_pairs(n(1, bool), n(1, int), n(1, bool)), kernels.paired_winners(n(1, bool), n(1, int), n(1, bool))),

@@ -30,11 +30,11 @@ def make_episode(index, steps=3):
         action = [None, "", "up"][step % 3]
         distance = [math.nan, math.inf, rng.normal()][step % 3]
         text = f'#{step}\n@é\ud800\0"'
-        told = {"events": [("new_state", "recovered"), (), ("error",)][step % 3], "turn_reward": rng.normal()}
+        told = {"events": [("new_state", "recovered"), (), ("error",)][step % 3], "turn_reward": rng.normal(), "automaton_state": step - 1}
         episode.steps.append(
             Step(prompt, tokens, log_prob, entropy, text, f"<a>{step}", action, -0.1 * step, step % 2 == 1, f"k{step}", distance, **told)
         )
-    episode.reference = [None, "", "Pari\ud800s"][index % 3]
+    episode.reference, episode.final_automaton_state = [None, "", "Pari\ud800s"][index % 3], index
     return episode
 
 

@@ -19,8 +19,21 @@ from stepreward.envs.alfworld.grammar import in_words_of, rewrite, without_arriv
 from stepreward.envs.alfworld.oracle import goal_of, plan
 from stepreward.envs.alfworld.presets import Settings
 from stepreward.envs.alfworld.presets import settings as preset_settings
+from stepreward.envs.alfworld.subgoals import facts_of, subgoals
+from stepreward.envs.automata import Automaton
 from stepreward.envs.events import Events, Memory
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, Observation
+from stepreward.envs.protocol import (
+    ADMISSIBLE,
+    AUTOMATON,
+    AUTOMATON_STATE,
+    DISTANCE,
+    EVENTS,
+    EXPERT,
+    REPLAY,
+    SNAPSHOT,
+    TASKS,
+    Observation,
+)
 
 _WELCOME = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _TASK = re.compile(r"Your task is to: ([^\n]*)")
@@ -32,7 +45,7 @@ class Snapshot(NamedTuple):
     """The whole state of an episode, as small plain data that any environment with equal settings can restore.
 
     split, seed: the task. commands: the commands executed so far, in the game's wording, each with the engine's answer.
-    events: what `Events` remembers.
+    events: what `Events` remembers. automaton: the automaton's state; −1 unless settings.automaton is set.
     """
 
     split: str
@@ -41,6 +54,7 @@ class Snapshot(NamedTuple):
     steps: int
     over: bool
     events: Memory = Memory()
+    automaton: int = -1
 
 
 class AlfworldEnv:
@@ -53,9 +67,10 @@ class AlfworldEnv:
     * Reward: settings.won_reward for the step that solves the task, 0 otherwise.
     * `terminated` when the task is solved; otherwise `truncated` after settings.max_steps turns.
     * info: won, score (1.0 when won), executed (the engine ran the action), state_key, admissible (in the game's wording,
-      sorted), task (the sentence after "Your task is to:"), and after a step events.
-    * capabilities: replay, admissible, expert, distance, events and snapshot; tasks if settings.data is set. A snapshot
-      is the list of commands: taking it is free, restoring it replays them.
+      sorted), task (the sentence after "Your task is to:"), and after a step events; with settings.automaton also automaton_state, the
+      state of the automaton of subgoals.py.
+    * capabilities: replay, admissible, expert, distance, events and snapshot; tasks if settings.data is set; automaton with its
+      setting. A snapshot is the list of commands: taking it is free, restoring it replays them.
 
     Raises ValueError when the packages are not installed, and the errors of `stepreward.envs.alfworld.games` for bad data.
     """
@@ -67,6 +82,8 @@ class AlfworldEnv:
         if self.settings.data is not None:
             games.check(self.settings)
             offered.add(TASKS)
+        if self.settings.automaton:
+            offered.add(AUTOMATON)
         self.capabilities = frozenset(offered)
         self._engine: Engine | None = None
         self._game: Game | None = None
@@ -89,7 +106,8 @@ class AlfworldEnv:
         if unknown:
             raise ValueError(f"unknown reset option {', '.join(unknown)}; the only option is split")
         seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else int(seed)
-        self._enter(Snapshot(options.get("split", "train"), seed, (), 0, False))
+        start = subgoals().start if self.settings.automaton else -1
+        self._enter(Snapshot(options.get("split", "train"), seed, (), 0, False, automaton=start))
         self._events = Events(self._key)
         text = self._turn.text if self.settings.welcome else self._turn.text.removeprefix(_WELCOME)
         return {"text": text, "turn": 0}, self._info(True)
@@ -125,11 +143,17 @@ class AlfworldEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_game()
-        return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over, self._events.saved())
+        return Snapshot(self._split, self._seed, tuple(self._commands), self._steps, self._over, self._events.saved(), self._q)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Replays its commands unless the game is already in that state."""
         self._enter(state)
+
+    def automaton(self) -> Automaton:
+        """Returns the automaton of subgoals (subgoals.py). Raises ValueError unless settings.automaton is set."""
+        if not self.settings.automaton:
+            raise ValueError("the environment has an automaton only with automaton=True")
+        return subgoals()
 
     def distance(self) -> float:
         """Returns the number of actions that a player with full knowledge needs from here (the plan of oracle.py).
@@ -212,7 +236,7 @@ class AlfworldEnv:
         self._game = game
         self._turn = self._engine.go(game, [command for command, _ in snapshot.commands])
         self._key = self._engine.state_key()
-        self._split, self._seed, commands, self._steps, self._over, memory = snapshot
+        self._split, self._seed, commands, self._steps, self._over, memory, self._q = snapshot
         self._commands, self._events = list(commands), Events.of(memory)
 
     def _find(self, split: str, seed: int) -> Game:
@@ -225,10 +249,13 @@ class AlfworldEnv:
 
     def _info(self, executed: bool) -> dict[str, Any]:
         won = self._turn.won
-        return {
+        info = {
             "won": won, "score": float(won), "executed": executed, "state_key": self._key,
             "admissible": self._turn.admissible, "task": self._task,
         }  # fmt: skip
+        if self.settings.automaton:
+            self._q = info[AUTOMATON_STATE] = subgoals().next(self._q, facts_of(self._engine.facts(), self._goal, won))
+        return info
 
 
 def make(preset: str = "tiny", *, max_steps: int | None = None, data: str | None = None, **overrides) -> Callable[[], AlfworldEnv]:

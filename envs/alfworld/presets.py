@@ -34,6 +34,7 @@ class Settings:
         if the data has them) or "oracle" (sees the whole state).
     max_receptacles: maximum number of receptacles in a generated game; None for all of the floor plan.
     max_objects: approximate number of portable objects in a generated game.
+    automaton: whether info has the state of the automaton in subgoals.py: find, take, clean, heat or cool, and place the object.
 
     Raises ValueError that names the setting and its allowed values.
     """
@@ -50,6 +51,7 @@ class Settings:
     expert: str = "explorer"
     max_receptacles: int | None = None
     max_objects: int = 24
+    automaton: bool = False
 
     def __post_init__(self):
         for name, choices in (("held_out", ("valid_seen", "valid_unseen")), ("missing", ("error", "skip")),
@@ -62,6 +64,8 @@ class Settings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{name}={value!r}: give a whole number, at least {least}")
+        if not isinstance(self.automaton, bool):
+            raise ValueError(f"automaton={self.automaton!r}: give True or False")
         if isinstance(self.task_types, str):
             raise ValueError(f"task_types={self.task_types!r}: give a tuple of names, not one string")
         object.__setattr__(self, "task_types", tuple(self.task_types))

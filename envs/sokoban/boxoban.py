@@ -6,7 +6,7 @@ A file lists its levels one after another. A level is a line `; 12` with its num
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from stepreward.envs.sokoban import core
@@ -24,6 +24,11 @@ class Levels:
         self.rooms: dict[str, list[tuple[Room, State]]] = {split: [] for split in SPLITS}
         for room in rooms:
             self.rooms[split_of(*room)].append(room)
+
+    @cached_property
+    def boxes(self) -> int:
+        """The largest number of boxes in a room."""
+        return max(len(state.boxes) for rooms in self.rooms.values() for _, state in rooms)
 
     def room_for(self, seed: int, split: str = "train") -> tuple[Room, State]:
         """Returns room number `seed` mod the number of rooms of a split. Raises ValueError for a bad seed, or a bad or empty split."""

@@ -9,8 +9,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepreward.envs.automata import Automaton, countdown
 from stepreward.envs.events import Events, Memory
-from stepreward.envs.protocol import DISTANCE, EVENTS, EXPERT, IMAGE, REPLAY, SNAPSHOT, TURN_REWARD, Observation
+from stepreward.envs.protocol import (
+    AUTOMATON,
+    AUTOMATON_STATE,
+    DISTANCE,
+    EVENTS,
+    EXPERT,
+    IMAGE,
+    REPLAY,
+    SNAPSHOT,
+    TURN_REWARD,
+    Observation,
+)
 from stepreward.envs.sokoban import boxoban, core, render, solve
 from stepreward.envs.sokoban.core import ACTIONS, Room, State
 from stepreward.envs.sokoban.generate import room_for
@@ -24,7 +36,7 @@ _OPTIONS = ("split", "room")
 class Snapshot(NamedTuple):
     """The whole state of an episode, as plain data that can be pickled and restored in another environment.
 
-    events: what `Events` remembers; empty unless settings.events is set.
+    events: what `Events` remembers; empty unless settings.events is set. automaton: its state; −1 unless settings.automaton is set.
     """
 
     room: Room
@@ -32,6 +44,7 @@ class Snapshot(NamedTuple):
     steps: int
     over: bool
     events: Memory = Memory()
+    automaton: int = -1
 
 
 class _Node:
@@ -62,9 +75,10 @@ class SokobanEnv:
     * Reward: −0.1 a step, ±1 for a box that enters or leaves a target, +10 when the last box enters a target.
     * `terminated` when every box is on a target; otherwise `truncated` after settings.max_steps turns.
     * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text); after a step also events with
-      settings.events, and turn_reward (the change of the share of boxes on targets) with settings.turn_reward.
+      settings.events, and turn_reward (the change of the share of boxes on targets) with settings.turn_reward; with settings.automaton
+      also automaton_state, which counts the boxes that are not on targets.
     * capabilities: snapshot, replay and expert; distance if the room is small enough for exact tables; image with
-      settings.observation "image"; events and turn_reward with the settings of these names.
+      settings.observation "image"; events, turn_reward and automaton with the settings of these names.
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -77,11 +91,15 @@ class SokobanEnv:
         self._image = self.settings.observation == "image"
         if self._image:
             offered.add(IMAGE)
-        self._tells = self.settings.events or self.settings.turn_reward
+        self._tells = self.settings.events or self.settings.turn_reward or self.settings.automaton
+        self._automaton = self._q = None
         if self.settings.events:
             offered.add(EVENTS)
         if self.settings.turn_reward:
             offered.add(TURN_REWARD)
+        if self.settings.automaton:
+            offered.add(AUTOMATON)
+            self._automaton = countdown(self.settings.boxes if self._levels is None else self._levels.boxes)
         self.capabilities = frozenset(offered)
         self._room: Room | None = None
         self._over = True
@@ -109,7 +127,11 @@ class SokobanEnv:
                 room, state = room_for(self.settings, seed, split)
         self._enter(Snapshot(room, state, 0, False))
         self._events = Events(self._node.text) if self.settings.events else None
-        return self._observe(), {"won": False, "score": 0.0, "executed": True, "state_key": self._node.text}
+        info = {"won": False, "score": 0.0, "executed": True, "state_key": self._node.text}
+        if self._automaton is not None:
+            self._q = self._automaton.start
+            self._read(info)
+        return self._observe(), info
 
     def step(self, action: str | None) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Takes one action. Raises RuntimeError only when no episode is running."""
@@ -138,11 +160,18 @@ class SokobanEnv:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_room()
         memory = self._events.saved() if self._events is not None else Memory()
-        return Snapshot(self._room, self._node.state, self._steps, self._over, memory)
+        return Snapshot(self._room, self._node.state, self._steps, self._over, memory, -1 if self._q is None else self._q)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
         self._enter(state)
+
+    def automaton(self) -> Automaton:
+        """Returns the automaton of subgoals, whose state "k left" means that k boxes are not on targets. Raises ValueError unless
+        settings.automaton is set."""
+        if self._automaton is None:
+            raise ValueError("the environment has an automaton only with automaton=True")
+        return self._automaton
 
     def distance(self) -> float:
         """Returns the exact number of actions to a solution; math.inf when there is none.
@@ -168,7 +197,7 @@ class SokobanEnv:
             raise RuntimeError("no room yet: call reset()")
 
     def _enter(self, snapshot: Snapshot) -> None:
-        self._room, state, self._steps, self._over, memory = snapshot
+        self._room, state, self._steps, self._over, memory, self._q = snapshot
         self._nodes = _nodes(self._room)
         self._node = self._at(state)
         self._events = Events.of(memory) if self.settings.events else None
@@ -192,6 +221,15 @@ class SokobanEnv:
             targets, boxes = self._room.targets, self._node.state.boxes
             placed = len(targets.intersection(boxes)) - len(targets.intersection(before.state.boxes))
             info["turn_reward"] = placed / len(boxes)
+        if self._automaton is not None:
+            self._read(info)
+
+    def _read(self, info: dict[str, Any]) -> None:
+        """Lets the automaton read the state, and adds its own state to the info."""
+        boxes = self._node.state.boxes
+        left = len(boxes) - len(self._room.targets.intersection(boxes))
+        self._q = self._automaton.next(self._q, {"left": min(left, len(self._automaton.states) - 1)})
+        info[AUTOMATON_STATE] = self._q
 
     def _observe(self) -> Observation:
         if not self._image:

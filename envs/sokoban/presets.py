@@ -21,9 +21,10 @@ class Settings:
     observation: "text", or "image" for text and an RGB picture.
     invalid_reward: reward of a turn without a known action.
     data: file or folder of Boxoban levels to play instead of generated rooms. Only max_steps, observation, invalid_reward,
-        events and turn_reward apply to them.
+        events, turn_reward and automaton apply to them.
     events: whether steps name their events. It is a choice because it would slow down a step of a microsecond by a quarter.
     turn_reward: whether steps have a turn reward, the change of the share of boxes that are on targets.
+    automaton: whether info has the state of an automaton that counts the boxes that are not on targets.
 
     Raises ValueError that names the setting and its allowed values.
     """
@@ -42,6 +43,7 @@ class Settings:
     data: str | None = None
     events: bool = False
     turn_reward: bool = False
+    automaton: bool = False
 
     def __post_init__(self):
         for name, least in (("height", 4), ("width", 4), ("boxes", 1), ("max_steps", 1), ("search_depth", 3),
@@ -53,7 +55,7 @@ class Settings:
             raise ValueError(f"max_moves={self.max_moves!r}: give a whole number, at least min_moves={self.min_moves}")
         if self.observation not in ("text", "image"):
             raise ValueError(f'observation={self.observation!r}: give "text" or "image"')
-        for name in ("events", "turn_reward"):
+        for name in ("events", "turn_reward", "automaton"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         if 2 * self.boxes + 1 > (self.height - 2) * (self.width - 2):

@@ -8,8 +8,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepreward.envs.automata import Automaton, countdown
 from stepreward.envs.events import Events, Memory
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, TURN_REWARD, Observation
+from stepreward.envs.protocol import (
+    ADMISSIBLE,
+    AUTOMATON,
+    AUTOMATON_STATE,
+    DISTANCE,
+    EVENTS,
+    EXPERT,
+    REPLAY,
+    SNAPSHOT,
+    TASKS,
+    TURN_REWARD,
+    Observation,
+)
 from stepreward.envs.virtualhome import observe, spa_files, tasks
 from stepreward.envs.virtualhome.admissible import admissible
 from stepreward.envs.virtualhome.game import Game, Position, lines
@@ -26,6 +39,8 @@ WITHOUT_GOAL = (
 REFUSED = ("624_1", "688_1")
 # Packaged tasks whose annotated goal already holds at the start.
 ANNOTATED_DONE = ("339_1", "627_1", "84_1", "93_1")
+# The automaton of subgoals counts at most this many missing parts. The goals of 7 of the 500 packaged tasks have more.
+COUNTED = 12
 
 
 @functools.lru_cache(maxsize=32)
@@ -55,7 +70,10 @@ def task_lists(settings: Settings) -> dict[str, tuple[Task, ...]]:
 
 
 class Snapshot(NamedTuple):
-    """The whole state of an episode. It is valid only in this process, because it shares the simulator's states."""
+    """The whole state of an episode. It is valid only in this process, because it shares the simulator's states.
+
+    automaton: the automaton's state; −1 unless settings.automaton is set.
+    """
 
     task: Task
     game: Game
@@ -64,6 +82,7 @@ class Snapshot(NamedTuple):
     steps: int
     over: bool
     events: Memory = Memory()
+    automaton: int = -1
 
 
 class VirtualHomeEnv:
@@ -76,9 +95,10 @@ class VirtualHomeEnv:
     * `terminated` when every part of the goal is reached; otherwise `truncated` after settings.max_steps turns.
     * info: won; score (share of the goal's parts that are reached); executed (the simulator executed the action); state_key; task
       (title and description); admissible, unless settings.admissible is "none"; after a step events, and with
-      settings.turn_reward also turn_reward (share of the goal reached after − before).
+      settings.turn_reward also turn_reward (share of the goal reached after − before); with settings.automaton also automaton_state,
+      which counts the goal's parts that are not reached.
     * capabilities: snapshot, replay, tasks, expert, distance (number of the goal's parts that are not reached), events;
-      admissible and turn_reward with their settings.
+      admissible, turn_reward and automaton with their settings.
     * The attributes `task`, `game` and `at` hold the task, its rules and the position, for uses that need more than text.
 
     Raises ValueError when the simulator is not installed or the data is malformed, FileNotFoundError when data is missing.
@@ -92,9 +112,12 @@ class VirtualHomeEnv:
             offered.add(ADMISSIBLE)
         if self.settings.turn_reward:
             offered.add(TURN_REWARD)
+        if self.settings.automaton:
+            offered.add(AUTOMATON)
         self.capabilities = frozenset(offered)
         self.game: Game | None = None
         self._over = True
+        self._q = -1
 
     def num_tasks(self, split: str = "train") -> int:
         """Returns the number of tasks in a split."""
@@ -121,6 +144,8 @@ class VirtualHomeEnv:
         self.game = Game(scene, goal, int(seed))
         self.at = self.game.start(dict(self.task.objects) if self.settings.gold_memory else None)
         self._left, self._steps, self._over = tuple(lines(self.task.program)), 0, False
+        if self.settings.automaton:
+            self._q = self.automaton().start
         info = self._info(self.game.missing(self.at), True)
         self._events = Events(info["state_key"])
         return {"text": self._text()}, info
@@ -155,12 +180,19 @@ class VirtualHomeEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore` in this process. It is free, because states are immutable."""
         self._require_task()
-        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over, self._events.saved())
+        return Snapshot(self.task, self.game, self.at, self._left, self._steps, self._over, self._events.saved(), self._q)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
-        self.task, self.game, self.at, self._left, self._steps, self._over, memory = state
+        self.task, self.game, self.at, self._left, self._steps, self._over, memory, self._q = state
         self._events = Events.of(memory)
+
+    def automaton(self) -> Automaton:
+        """Returns the automaton of subgoals: in state "k left", k of the goal's parts are not reached, in "12 left" 12 or more. Raises
+        ValueError unless settings.automaton is set."""
+        if not self.settings.automaton:
+            raise ValueError("the environment has an automaton only with automaton=True")
+        return countdown(COUNTED)
 
     def distance(self) -> float:
         """Returns the number of the goal's parts (facts about the home, and required actions) that are not reached; 0 when won."""
@@ -217,6 +249,8 @@ class VirtualHomeEnv:
             "state_key": game.key(self.at),
             "task": self.task.text,
         }
+        if self.settings.automaton:
+            self._q = info[AUTOMATON_STATE] = self.automaton().next(self._q, {"left": min(missing, COUNTED)})
         if self.settings.admissible != "none":
             objects = [number for _, number in self.task.objects]
             objects += [end for fact in game.goal.facts for end in (fact.start, fact.end)]

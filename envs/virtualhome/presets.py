@@ -29,6 +29,7 @@ class Settings:
     success_reward: reward of the step that reaches the goal; other steps earn only `progress_reward`.
     progress_reward: reward per step = progress_reward · change of the share of the goal that is reached.
     turn_reward: whether steps have a turn reward, the change of the share of the goal that is reached.
+    automaton: whether info has the state of an automaton that counts the parts of the goal that are not reached.
     admissible: the content of info["admissible"]: "none", "changes" (actions that change the home) or "all" (also look at, read …).
     short_expert: whether the expert skips lines of the program that the goal does not need.
 
@@ -51,6 +52,7 @@ class Settings:
     success_reward: float = 1.0
     progress_reward: float = 0.0
     turn_reward: bool = False
+    automaton: bool = False
     admissible: str = "none"
     short_expert: bool = False
 
@@ -83,7 +85,7 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 raise ValueError(f"{name}={value!r}: give a number")
-        for name in ("gold_memory", "show_room", "short_expert", "turn_reward"):
+        for name in ("gold_memory", "show_room", "short_expert", "turn_reward", "automaton"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         if self.goal == "annotated" and self.data is not None:

@@ -10,21 +10,38 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from stepreward.envs.automata import Automaton
 from stepreward.envs.events import Events, Memory
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EVENTS, EXPERT, REPLAY, SNAPSHOT, TASKS, TURN_REWARD, Observation
+from stepreward.envs.protocol import (
+    ADMISSIBLE,
+    AUTOMATON,
+    AUTOMATON_STATE,
+    DISTANCE,
+    EVENTS,
+    EXPERT,
+    REPLAY,
+    SNAPSHOT,
+    TASKS,
+    TURN_REWARD,
+    Observation,
+)
 from stepreward.envs.webshop import compact, pages, shop
 from stepreward.envs.webshop.expert import Planner
 from stepreward.envs.webshop.pages import State
 from stepreward.envs.webshop.presets import Settings
 from stepreward.envs.webshop.presets import settings as preset_settings
 from stepreward.envs.webshop.reward import noun_score, reward
+from stepreward.envs.webshop.subgoals import facts_of, subgoals
 
 _OPTIONS = ("split", "goal")
 LONG_QUERY = 100  # characters; state_key has a digest of a longer query
 
 
 class Snapshot(NamedTuple):
-    """The whole state of an episode, as plain data that can be pickled and restored in another environment."""
+    """The whole state of an episode, as plain data that can be pickled and restored in another environment.
+
+    automaton: the automaton's state; −1 unless settings.automaton is set.
+    """
 
     goal: int
     state: State
@@ -32,6 +49,7 @@ class Snapshot(NamedTuple):
     over: bool
     score: float
     events: Memory = Memory()
+    automaton: int = -1
 
 
 class WebShopEnv:
@@ -46,9 +64,10 @@ class WebShopEnv:
       action), state_key, admissible (on the page with the search bar, "search[<your query>]" stands for every search), task (the
       instruction), noun_score ("spacy" or "tokens": how the reward finds the nouns of titles); after a step events, and with
       settings.turn_reward also turn_reward: the change of the score that a purchase would have. That is the benchmark's reward for the
-      product on the page with the chosen options, 0 on pages without a product, and the score itself after the purchase.
+      product on the page with the chosen options, 0 on pages without a product, and the score itself after the purchase. With
+      settings.automaton it has automaton_state, the state of the automaton of subgoals.py.
     * capabilities: snapshot, replay, distance (number of actions that the scripted expert still needs), expert, tasks,
-      admissible, events; turn_reward with its setting.
+      admissible, events; turn_reward and automaton with their settings.
     """
 
     def __init__(self, settings: Settings | None = None):
@@ -58,7 +77,8 @@ class WebShopEnv:
         self._noun_score = noun_score()
         self._rich, self._compact = chosen.observation == "text_rich", chosen.observation == "compact"
         offered = {SNAPSHOT, REPLAY, DISTANCE, EXPERT, TASKS, ADMISSIBLE, EVENTS}
-        self.capabilities = frozenset(offered | {TURN_REWARD} if chosen.turn_reward else offered)
+        offered |= {TURN_REWARD} if chosen.turn_reward else set()
+        self.capabilities = frozenset(offered | {AUTOMATON} if chosen.automaton else offered)
         self._goal = None
         self._over = True
 
@@ -87,7 +107,7 @@ class WebShopEnv:
             if seed < 0:
                 raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
             number = goals[seed % len(goals)]
-        self.restore(Snapshot(number, State(), 0, False, 0.0))
+        self.restore(Snapshot(number, State(), 0, False, 0.0, automaton=subgoals().start if self.settings.automaton else -1))
         self._events = Events(self._key())
         return self._seen(executed=True)
 
@@ -116,16 +136,22 @@ class WebShopEnv:
     def snapshot(self) -> Snapshot:
         """Returns the state of the episode for `restore`. Raises RuntimeError before the first reset."""
         self._require_goal()
-        return Snapshot(self._number, self._state, self._steps, self._over, self._score, self._events.saved())
+        return Snapshot(self._number, self._state, self._steps, self._over, self._score, self._events.saved(), self._q)
 
     def restore(self, state: Snapshot) -> None:
         """Continues from a snapshot, including its count of turns. Any environment with equal settings may have taken it."""
-        self._number, self._state, self._steps, self._over, self._score, memory = state
+        self._number, self._state, self._steps, self._over, self._score, memory, self._q = state
         self._events = Events.of(memory)
         goal = self._shop.goals[self._number]
         if goal is not self._goal:
             self._goal, self._planner = goal, None
             self._instruction = goal.text.strip()
+
+    def automaton(self) -> Automaton:
+        """Returns the automaton of subgoals (subgoals.py). Raises ValueError unless settings.automaton is set."""
+        if not self.settings.automaton:
+            raise ValueError("the environment has an automaton only with automaton=True")
+        return subgoals()
 
     def distance(self) -> float:
         """Returns the number of actions that the scripted expert still needs, including the purchase; math.inf if it finds no way.
@@ -225,6 +251,8 @@ class WebShopEnv:
             "task": self._instruction,
             "noun_score": self._noun_score,
         }
+        if self.settings.automaton:
+            self._q = info[AUTOMATON_STATE] = subgoals().next(self._q, facts_of(self._state, self._worth()))
         return {"text": self._text()}, info
 
     def _key(self) -> str:

@@ -23,6 +23,7 @@ class Settings:
     max_steps: turns after which an episode is truncated.
     reward: "score", the benchmark's reward of the purchase in [0, 1]; or "success", 10 if that is 1 and 0 otherwise.
     turn_reward: whether steps have a turn reward, the change of the score that a purchase would have.
+    automaton: whether info has the state of the automaton in subgoals.py: search, open a product, choose its options, buy.
     observation: "text" or "text_rich", as in the benchmark; "stripped", the text after the instruction in quotes, as in
         verl-agent; "compact", a few short lines, for small models.
     hits, page_size: maximum number of hits of a search, and number of hits per page.
@@ -40,6 +41,7 @@ class Settings:
     max_steps: int = 10
     reward: str = "score"
     turn_reward: bool = False
+    automaton: bool = False
     observation: str = "text"
     hits: int = 50
     page_size: int = 10
@@ -53,8 +55,9 @@ class Settings:
         for name, known in (("goals", ("auto", "synthetic", "human")), ("reward", REWARDS), ("observation", OBSERVATIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: give one of {', '.join(known)}")
-        if not isinstance(self.turn_reward, bool):
-            raise ValueError(f"turn_reward={self.turn_reward!r}: give True or False")
+        for name in ("turn_reward", "automaton"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: give True or False")
         if (self.train_indices is None) != (self.held_out_indices is None):
             raise ValueError(f"train_indices={self.train_indices!r}, held_out_indices={self.held_out_indices!r}: give both or none")
 

@@ -95,6 +95,8 @@ class Recordings(_Episodes):
                 "turn_rewards": _array(np.float64),
                 "reference": _json(),
                 "answer_log_probs": _array(np.float64),
+                "automaton_states": _array(np.int64),
+                "final_automaton_state": np.int64,
             },
         )
 

@@ -23,10 +23,11 @@ from stepreward.envs.protocol import EVENT_NAMES
 
 _WHAT = "recorded episodes"
 _FINISH = "with --stage=explore in that workdir"
+_WHOLE = ("seed", "group", "final_automaton_state")
 _STRINGS = ("observations", "outputs", "actions", "state_keys")
 _PER_STEP = {
     "rewards": np.float64, "executed": np.bool_, "distances": np.float64, "cut": np.int64, "stopped": np.bool_,
-    "turn_rewards": np.float64, "answer_log_probs": np.float64,
+    "turn_rewards": np.float64, "answer_log_probs": np.float64, "automaton_states": np.int64,
 }  # fmt: skip
 # Fields with one array of any length for each step: its dtype, and the name under which the lengths are stored.
 _RAGGED = {
@@ -62,6 +63,8 @@ class Recording:
       turn_rewards: float64 `[S]`, the partial progress that each step made; 0 if the environment measures none.
       answer_log_probs: float64 `[S]`, mean log-probability of the reference answer before each action; NaN if it was not scored.
       reference: a right final answer, or None if the environment has none.
+      automaton_states: int64 `[S]`, states of the automaton of subgoals before each action; −1 if there is none.
+      final_automaton_state: after the last action.
     """
 
     seed: int
@@ -92,6 +95,8 @@ class Recording:
     turn_rewards: np.ndarray
     answer_log_probs: np.ndarray
     reference: str | None
+    automaton_states: np.ndarray
+    final_automaton_state: int
 
 
 def begin_recording(path: str | os.PathLike, metadata: Mapping[str, Any], parts: int) -> int:
@@ -204,7 +209,7 @@ def _header(path: Path) -> dict[str, Any]:
 
 def _row(place: int, recording: Recording) -> dict[str, Any]:
     """Converts a recording to a dict of the stored types; raises ValueError naming a field of the wrong type or length."""
-    row: dict[str, Any] = {"seed": int(recording.seed), "group": int(recording.group)}
+    row: dict[str, Any] = {name: int(getattr(recording, name)) for name in _WHOLE}
     row |= {"success": bool(recording.success), "truncated": bool(recording.truncated)}
     row |= {name: np.float64(getattr(recording, name)) for name in ("final_distance", "score")}
     for name in ("split", "final_observation", "end", "failure", "reference"):
@@ -248,8 +253,14 @@ def _recording(row: dict[str, Any]) -> Recording:
     steps = len(row["rewards"])  # fields that earlier versions did not store get defaults
     without = {"end": b"", "needs": "{}", "cut": np.zeros(steps, np.int64), "stopped": np.ones(steps, bool)}
     without |= {"events": json.dumps([()] * steps), "turn_rewards": np.zeros(steps), "reference": "null"}
-    row = {**without, "answer_log_probs": np.full(steps, np.nan), **row}
-    fields: dict[str, Any] = {name: int(row[name]) for name in ("seed", "group")}
+    row = {
+        **without,
+        "answer_log_probs": np.full(steps, np.nan),
+        "automaton_states": np.full(steps, -1),
+        "final_automaton_state": -1,
+        **row,
+    }
+    fields: dict[str, Any] = {name: int(row[name]) for name in _WHOLE}
     fields |= {name: bool(row[name]) for name in ("success", "truncated")}
     fields |= {name: row[name].decode() for name in ("split", "final_observation", "end")}
     fields |= {name: json.loads(row[name]) for name in ("failure", "needs", "reference", *_STRINGS)}

@@ -14,7 +14,8 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from stepreward.envs.protocol import EVENT_NAMES, EVENTS, IMAGE, REFERENCE, TURN_REWARD, Environment
+from stepreward.envs.automata import Automaton
+from stepreward.envs.protocol import AUTOMATON_STATE, EVENT_NAMES, EVENTS, IMAGE, REFERENCE, TURN_REWARD, Environment
 from stepreward.rollout.environment_host import EnvironmentFailure
 
 # Rewards are summed and squared in float32, whose largest number is 3.4e38.
@@ -98,6 +99,13 @@ class CheckedEnvironment:
             raise EnvironmentFailure(f"num_tasks returned {_shown(found)}, not a whole number of at least 1")
         return int(found)
 
+    def automaton(self) -> Automaton:
+        """The environment's `automaton`."""
+        found = self._environment.automaton()
+        if not isinstance(found, Automaton):
+            raise EnvironmentFailure(f"automaton returned {_shown(found)}, not an automaton: make one with envs.automata.automaton(data)")
+        return found
+
     def snapshot(self) -> bytes:
         """The environment's `snapshot`, pickled: later steps cannot change it, and other processes can hold it."""
         found = self._environment.snapshot()
@@ -145,7 +153,14 @@ def _info(method: str, found: Any) -> dict[str, Any]:
     found["won"], found["executed"] = (_flag(what(name), found[name]) for name in ("won", "executed"))
     found["state_key"] = _text(what("state_key"), found["state_key"])
     found["score"] = _number(what("score"), found["score"]) if "score" in found else float(found["won"])
-    for name, read in (("admissible", _texts), ("task", _text), (REFERENCE, _text), (EVENTS, _events), (TURN_REWARD, _number)):
+    for name, read in (
+        ("admissible", _texts),
+        ("task", _text),
+        (REFERENCE, _text),
+        (EVENTS, _events),
+        (TURN_REWARD, _number),
+        (AUTOMATON_STATE, _state),
+    ):
         if name in found:
             value = found.pop(name)
             found |= {} if value is None else {name: read(what(name), value)}
@@ -167,6 +182,12 @@ def _number(what: str, value: Any, infinite: bool = False) -> float:
     if math.isnan(found) or (math.isinf(found) and not infinite):
         raise EnvironmentFailure(f"{what} is {_shown(value)}, not a {'' if infinite else 'finite '}number")
     return found
+
+
+def _state(what: str, value: Any) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or int(value) < 0:
+        raise EnvironmentFailure(f"{what} is {_shown(value)}, not the number of a state")
+    return int(value)
 
 
 def _is_nan(value: Any) -> bool:

@@ -101,6 +101,7 @@ class Step:
       turn_reward: the partial progress that the action made, by the environment's measure; 0 if it has none.
       answer_log_prob: before the action, the mean log-probability in nats of the reference answer's tokens under the policy; NaN if it
         was not scored.
+      automaton_state: the state of the environment's automaton of subgoals before the action; −1 if it has none.
       sampled: whether the policy chose the action; False if the environment's expert did, whose steps are not trained on.
     """
 
@@ -122,6 +123,7 @@ class Step:
     events: tuple[str, ...] = ()
     turn_reward: float = 0.0
     answer_log_prob: float = math.nan
+    automaton_state: int = -1
     sampled: bool = True
 
 
@@ -139,7 +141,7 @@ class Episode:
       needs: the config keys whose limits were too small for it, each with the number of tokens that it would have to allow.
       score: how well the task was solved, in the benchmark's measure.
       failure: what the environment raised, or None. A failed episode is masked, counted and shown, never trained on.
-      final_observation, final_distance: after the last action.
+      final_observation, final_distance, final_automaton_state: after the last action.
       cost: what it took to play the steps after the prefix.
       reference: a right final answer, if the environment has one.
       pause: the state after the last step, if the episode is `PAUSED`.
@@ -159,6 +161,7 @@ class Episode:
     cost: Cost = Cost()
     reference: str | None = None
     pause: Pause | None = None
+    final_automaton_state: int = -1
 
     @property
     def counts(self) -> bool:
@@ -174,6 +177,11 @@ class Episode:
     def episode_return(self) -> float:
         """Sum of the environment's rewards."""
         return float(sum(step.reward for step in self.steps))
+
+    @property
+    def automaton_states(self) -> list[int]:
+        """The S + 1 states of the environment's automaton of subgoals, before each step and after the last; −1 if it has none."""
+        return [*(step.automaton_state for step in self.steps), self.final_automaton_state]
 
     def progress(self, unreachable: float) -> np.ndarray:
         """True progress of each step, d(before) − d(after); `unreachable` replaces an infinite distance, and NaN means unknown."""

@@ -33,6 +33,7 @@ class Game:
       spoken, spoken_answer: the reference answer as the model would write it, and the text that it was made from.
       scored: tokens of reference answers that were scored.
       answer_log_prob: of the reference answer before the present step; NaN if it was not scored.
+      automaton_state: the present state of the environment's automaton of subgoals; −1 if it has none.
       cut, wanted: characters that the prompt leaves out, and tokens that the whole prompt has.
     """
 
@@ -65,6 +66,7 @@ class Game:
     spoken_answer: str | None = None
     scored: int = 0
     answer_log_prob: float = float("nan")
+    automaton_state: int = -1
     plan: list[str] = dataclasses.field(default_factory=list)
     cut: int = 0
     wanted: int = 0

@@ -25,7 +25,22 @@ import jax
 import numpy as np
 
 from stepreward import processes
-from stepreward.envs.protocol import DISTANCE, EVENTS, EXPERT, IMAGE, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD, VIEWED, Prompt, prompt_view
+from stepreward.envs.automata import Automaton
+from stepreward.envs.protocol import (
+    AUTOMATON,
+    AUTOMATON_STATE,
+    DISTANCE,
+    EVENTS,
+    EXPERT,
+    IMAGE,
+    REFERENCE,
+    REPLAY,
+    SNAPSHOT,
+    TURN_REWARD,
+    VIEWED,
+    Prompt,
+    prompt_view,
+)
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
@@ -52,7 +67,7 @@ from stepreward.rollout.starts import Seats, batches, check_starts
 from stepreward.text import clean, cleaned
 
 CONTEXTS = ("step", "episode")
-_KEPT = ("won", "score", "executed", "state_key", REFERENCE, *VIEWED)  # of info, what a snapshot keeps
+_KEPT = ("won", "score", "executed", "state_key", REFERENCE, AUTOMATON_STATE, *VIEWED)  # of info, what a snapshot keeps
 
 
 @dataclasses.dataclass
@@ -156,12 +171,19 @@ class Collector:
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
         if missing := sorted(needed - self._able):
-            options = " and ".join(f"environment.options.{name}=True" for name in missing if name in (EVENTS, TURN_REWARD))
+            options = " and ".join(f"environment.options.{name}=True" for name in missing if name in (EVENTS, TURN_REWARD, AUTOMATON))
             hint = f" (some offer it with {options})" if options else ""
             raise ValueError(
                 f"{why} needs {', '.join(map(repr, missing))}, which the environment {self.pool.name()} does not offer: choose an "
                 f"environment that does{hint}, see docs/environments.md, or another method."
             )
+
+    def automaton(self) -> Automaton:
+        """Returns the environment's automaton of subgoals. Raises ValueError if no environment can give one."""
+        found = self.pool.call_all([Call(0, "automaton")])[0]
+        if isinstance(found, EnvironmentFailure):
+            raise ValueError(f"the environment {self.pool.name()} has no automaton of subgoals: {found}")
+        return found
 
     def check_restarts(self) -> None:
         """Raises ValueError where the environment offers neither snapshots nor replays, so that no episode can start in the middle."""
@@ -408,6 +430,7 @@ class Collector:
             stopped=game.stopped,
             snapshot=game.snapshot,
             answer_log_prob=game.answer_log_prob,
+            automaton_state=game.automaton_state,
         )
 
     def _act(self, games: list[Game]) -> None:
@@ -440,6 +463,7 @@ class Collector:
         game.episode.score = float(info.get("score", info["won"]))
         game.episode.final_observation = observation["text"]
         game.episode.reference = info.get(REFERENCE)
+        game.automaton_state = game.episode.final_automaton_state = int(info.get(AUTOMATON_STATE, -1))
         game.snapshot = None
         if "snapshot" in game.asks:
             game.snapshot = Snapshot(game.saved, observation, {name: info[name] for name in _KEPT if name in info})

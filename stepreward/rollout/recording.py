@@ -46,6 +46,8 @@ def to_recording(episode: Episode) -> Recording:
         turn_rewards=np.array([step.turn_reward for step in steps], np.float64),
         answer_log_probs=np.array([step.answer_log_prob for step in steps], np.float64),
         reference=episode.reference,
+        automaton_states=np.array([step.automaton_state for step in steps], np.int64),
+        final_automaton_state=episode.final_automaton_state,
     )
 
 
@@ -65,9 +67,9 @@ def from_recording(recording: Recording) -> Episode:
         recording.distances.tolist(),
         strict=True,
     )
-    names = ("cut", "stopped", "events", "turn_reward", "answer_log_prob")
+    names = ("cut", "stopped", "events", "turn_reward", "answer_log_prob", "automaton_state")
     rows = (recording.cut.tolist(), recording.stopped.tolist(), recording.events, recording.turn_rewards.tolist())
-    more = zip(*rows, recording.answer_log_probs.tolist(), strict=True)
+    more = zip(*rows, recording.answer_log_probs.tolist(), recording.automaton_states.tolist(), strict=True)
     return Episode(
         task=Task(recording.seed, recording.split, recording.group),
         steps=[Step(*column, **dict(zip(names, rest))) for column, rest in zip(columns, more, strict=True)],
@@ -80,4 +82,5 @@ def from_recording(recording: Recording) -> Episode:
         final_observation=recording.final_observation,
         final_distance=recording.final_distance,
         reference=recording.reference,
+        final_automaton_state=recording.final_automaton_state,
     )
