@@ -47,6 +47,7 @@ def micro(c: ConfigDict) -> None:
     c.sft.update({"episodes": 60, "updates": 100, "rows": 64, "log_every": 50, "learning_rate": 1e-2, "warmup_updates": 10})
     c.exploration.update({"tasks": 8, "rollouts": 4, "part_tasks": 4})
     c.estimator.update({"warmup_updates": 0, "minibatch_episodes": 8, "epochs": 2, "held_out": 0.25})
+    c.preference.update({"tasks": 8, "part_tasks": 4, "epochs": 2, "minibatch_pairs": 8, "learning_rate": 1e-3, "warmup_updates": 0})
     c.prm.update({"learning_rate": 1e-3, "warmup_updates": 0, "minibatch_groups": 2, "resync": False, "replay": 0})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 64})
     c.train.update({"env_steps": 300, "chunk_rows": 16})

@@ -3,7 +3,7 @@
     python launch/train.py --config=configs/istar_sokoban.py [--workdir=runs/my_run] [--stage=sft] [--config.KEY=VALUE …]
 
 The same command on the same workdir resumes the run, or says that it is finished. A run executes the stages that its credit method
-needs, in this order: sft, explore, estimator, train, evaluate. --stage runs one of them alone.
+needs, in this order: sft, explore, estimator, preference, train, evaluate. --stage runs one of them alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from stepreward.config import QUIET, WORKDIR, Option, parse_command_line
 from stepreward.errors import launcher
 
-STAGE = Option("stage", "run only this stage", choices=("sft", "explore", "estimator", "train", "evaluate"))
+STAGE = Option("stage", "run only this stage", choices=("sft", "explore", "estimator", "preference", "train", "evaluate"))
 
 
 def main() -> int | None:

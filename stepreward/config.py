@@ -32,7 +32,7 @@ from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
 # The environment or credit method that the config names checks their keys.
-OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules")
+OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules", "preference.options")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ SIGNALS: dict[str, Row] = {
     "token_weight": Row(TOKEN, np.float32, "Weight of each action token in the policy's loss, at least 0."),
     "returns": Row(TOKEN, np.float32, "Regression target of the critic's value."),
     "value_mask": Row(TOKEN, bool, "Tokens at which the critic is trained."),
+    "pair_weight": Row(EPISODE, np.float32, "Weight of the preference pair that the episode belongs to."),
     # Arrays that the host draws at random or computes from episodes.
     "step_permutation": Row(STEP, np.int32, "A random order of the steps of each episode, for the shuffled control.", computed=True),
     "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 for a step without a label.", computed=True),

@@ -52,9 +52,10 @@ def _micro(file, changes=None):
     config = load_config_file(f"{ROOT}/configs/{file}.py:micro")
     left = dict(changes or {})
     with config.unlocked():
-        for group in ("options", "schedules"):  # open groups: their keys need not be there
-            prefix = f"credit.{group}."
-            config.credit[group].update({k.removeprefix(prefix): left.pop(k) for k in list(left) if k.startswith(prefix)})
+        for name in ("credit.options", "credit.schedules", "preference.options"):  # open groups: their keys need not be there
+            group, open_group = name.split(".")
+            found = {k.removeprefix(f"{name}."): left.pop(k) for k in list(left) if k.startswith(f"{name}.")}
+            config[group][open_group].update(found)
     config.update_from_flattened_dict(left)
     return config
 

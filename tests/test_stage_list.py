@@ -10,19 +10,21 @@ from stepreward.training.train import Runner
 
 def test_the_stages_in_their_order():
     names = [stage.name for stage in STAGES]
-    assert names == ["sft", "start", "explore", "estimator", "prm_warmup", "train", "evaluate"] and DONE not in names
-    assert [stage.command for stage in STAGES] == ["sft", "sft", "explore", "estimator", "train", "train", "evaluate"]
-    assert decisions.STAGES == ("sft", "explore", "estimator", "train", "evaluate")
+    assert names == ["sft", "start", "explore", "estimator", "preference", "prm_warmup", "train", "evaluate"] and DONE not in names
+    assert [stage.command for stage in STAGES] == ["sft", "sft", "explore", "estimator", "preference", "train", "train", "evaluate"]
+    assert decisions.STAGES == ("sft", "explore", "estimator", "preference", "train", "evaluate")
 
 
 def test_a_stage_that_decides_keys_comes_before_those_that_decide_none():
-    assert list(decisions.DECIDED_FROM) == ["sft", "explore", "estimator", "train"]
-    assert decisions.BORROWED_FOR == {"stages.sft": "sft", "stages.exploration": "estimator", "stages.estimator": "train"}
+    assert list(decisions.DECIDED_FROM) == ["sft", "explore", "estimator", "preference", "train"]
+    borrowed = {"stages.sft": "sft", "stages.exploration": "estimator", "stages.preference": "preference", "stages.estimator": "train"}
+    assert borrowed == decisions.BORROWED_FOR
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("sft", ("sft",)), ("start", ("sft",)), ("explore", ("sft", "explore")), ("prm_warmup", ("sft", "explore", "estimator", "train")),
-    ("train", ("sft", "explore", "estimator", "train")), (DONE, decisions.STAGES),
+    ("sft", ("sft",)), ("start", ("sft",)), ("explore", ("sft", "explore")), ("preference", ("sft", "explore", "estimator", "preference")),
+    ("prm_warmup", ("sft", "explore", "estimator", "preference", "train")),
+    ("train", ("sft", "explore", "estimator", "preference", "train")), (DONE, decisions.STAGES),
 ])  # fmt: skip
 def test_the_stages_that_a_run_has_begun(name, expected):
     assert decisions.reached(name) == expected

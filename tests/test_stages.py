@@ -53,7 +53,7 @@ def test_the_first_stage_of_a_key(key, stage):
 def test_each_stage_is_decided_by_more_than_the_one_before(spa_config):
     keys = leaves(spa_config())
     sizes = [sum(covers(stage, key) for key in keys) for stage in STAGES]
-    assert 10 < sizes[0] < sizes[1] < sizes[2] < sizes[3] == sizes[4] == len(keys)
+    assert 10 < sizes[0] < sizes[1] < sizes[2] < sizes[3] < sizes[4] == sizes[5] == len(keys)
 
 
 def test_a_fingerprint_is_plain_json_of_the_deciding_keys(spa_config):

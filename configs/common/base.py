@@ -89,6 +89,7 @@ def base_config() -> ConfigDict:
     c.stages.sft = ""
     c.stages.exploration = ""
     c.stages.estimator = ""
+    c.stages.preference = ""  # of this one, the recorded pairs are trained on
 
     # Warm start: supervised learning on the expert's demonstrations, kept short so that the policy still explores.
     c.sft = ConfigDict()
@@ -142,6 +143,21 @@ def base_config() -> ConfigDict:
     c.filter.low = 0.2  # "accuracy" keeps the groups with a success rate from low to high
     c.filter.high = 0.8
     c.filter.rounds = 1  # rounds of new groups that an iteration may play until none of its groups is dropped, at most
+
+    # Preference learning, a stage before reinforcement learning: rounds of exploring, forming pairs, and training on them.
+    c.preference = ConfigDict()
+    c.preference.method = ""  # "eto", "ipr", "rro", "cso", "stepagent" or "online_dpo"; "": no such stage
+    c.preference.options = ConfigDict()  # the fields of the method's class (docs/methods.md)
+    c.preference.tasks = 256  # training tasks of a round
+    c.preference.part_tasks = 64  # tasks explored and recorded at once; an interruption loses at most one such part
+    c.preference.epochs = 3  # passes over the pairs of a round
+    c.preference.minibatch_pairs = 32  # pairs an update
+    c.preference.learning_rate = 1e-4
+    c.preference.warmup_updates = 5
+    c.preference.weight_decay = 0.0
+    c.preference.max_grad_norm = 1.0
+    c.preference.reference = "start"  # the reference policy: that at the "start" of the stage, or of each "round"
+    c.preference.then_train = False  # False: the run ends after this stage; True: reinforcement learning goes on from its policy
 
     # The process reward model (PRM) of iStar and PRIME.
     c.prm = ConfigDict()
@@ -259,6 +275,7 @@ def use_model(c: ConfigDict, name: str) -> None:
     c.sft.update({"episodes": 500, "updates": 40, "rows": 64, "log_every": 10, "learning_rate": 1e-5, "warmup_updates": 10})
     c.exploration.update({"tasks": 256, "part_tasks": 32})
     c.estimator.update({"learning_rate": 3e-6, "warmup_updates": 50, "minibatch_episodes": 16, "epochs": 2})
+    c.preference.update({"tasks": 128, "part_tasks": 32, "minibatch_pairs": 16, "learning_rate": 1e-6})
     c.prm.update({"learning_rate": 1e-6, "minibatch_groups": 8, "replay": 0})
     c.critic.update({"learning_rate": 1e-5, "minibatch_rows": 64})
     c.policy.update({"learning_rate": 5e-7, "warmup_updates": 0, "minibatch_rows": 64})

@@ -183,6 +183,7 @@ def micro(c: ConfigDict, name: str) -> None:
     c.sft.update({"episodes": 24, "updates": 4, "rows": 16, "log_every": 2})
     c.exploration.update({"tasks": 4, "rollouts": 4, "part_tasks": 2})
     c.estimator.update({"minibatch_episodes": 8, "epochs": 1, "warmup_updates": 0, "held_out": 0.25})
+    c.preference.update({"tasks": 4, "part_tasks": 2, "epochs": 1, "minibatch_pairs": 4, "learning_rate": 1e-3, "warmup_updates": 0})
     c.prm.update({"learning_rate": 1e-3, "minibatch_groups": 2})
     c.critic.update({"minibatch_rows": 16})
     c.policy.update({"learning_rate": 1e-3, "warmup_updates": 2, "minibatch_rows": 16})

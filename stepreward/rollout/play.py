@@ -48,6 +48,8 @@ from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.environments import Call, Pool
 from stepreward.rollout.episode import (
     ENVIRONMENT_LIMIT,
+    NO_WAY,
+    NOT_ENDED,
     STEP_LIMIT,
     TERMINATED,
     Cost,
@@ -298,18 +300,20 @@ class Collector:
         self._act([game for _, game in acting])
         return state
 
-    def _demonstrate(self, tasks: Sequence[Task], keep: bool) -> list[Episode]:
-        """See `Player.expert`."""
-        self.check_offers(frozenset({EXPERT}), "a strategy that starts from the expert's states")
-        if keep:
+    def _demonstrate(
+        self, starts: Sequence[Start], keep: bool, turns: int | None = None, draws: Sequence[int] | None = None
+    ) -> list[Episode]:
+        """See `Player.expert` and `Player.advise`."""
+        self.check_offers(frozenset({EXPERT}), "a strategy that plays the expert")
+        if keep or any(start.prefix for start in starts):
             self.check_restarts()
-        episodes = []
-        for first in range(0, len(tasks), self.max_rows):
-            chunk = tasks[first : first + self.max_rows]
-            asks = self._asks(keep and SNAPSHOT in self._able)
-            games = [Game.at(Start(chunk[i]), slot, i, asks) for slot, i in enumerate(processes.share(len(chunk)))]
+        asks, episodes = self._asks(keep and SNAPSHOT in self._able), []
+        for first in range(0, len(starts), self.max_rows):
+            some = range(first, min(first + self.max_rows, len(starts)))
+            mine = [some[place] for place in processes.share(len(some))]
+            games = [Game.at(starts[index], slot, index, asks, turns) for slot, index in enumerate(mine)]
             self._begin(games)
-            self._plan([game for game in games if not game.done])
+            self._plan([game for game in games if not game.done], draws)
             while acting := [game for game in games if not game.done]:
                 for game in acting:
                     tokens = self.chat.answer(clean(self.prompt.answer(game.plan.pop(0))))
@@ -318,18 +322,23 @@ class Collector:
                 self._act(acting)
                 for game in acting:
                     if not game.done and not game.plan:
-                        game.fail("the expert's actions do not end the episode")
+                        game.fail(NOT_ENDED)
             for game in games:
-                game.episode.cost = Cost(replayed_steps=len(game.episode.steps))
-            episodes += _gathered(games)
+                game.episode.cost = Cost(replayed_steps=game.replayed + len(game.episode.steps) - game.episode.prefix)
+                del game.episode.steps[: game.episode.prefix]  # every process has them
+            found = _gathered(games)
+            for index, episode in zip(some, found, strict=True):
+                episode.steps[:0] = starts[index].prefix
+            episodes += found
         return episodes
 
-    def _plan(self, games: list[Game]) -> None:
-        """Asks every game's environment for its expert's actions."""
-        for game, found in zip(games, self.pool.call_all([Call(game.slot, "expert") for game in games])):
+    def _plan(self, games: list[Game], draws: Sequence[int] | None) -> None:
+        """Asks every game's environment for its expert's actions; without `draws`, the expert chooses as it does by itself."""
+        chosen = lambda game: () if draws is None else (np.random.default_rng(draws[game.index]),)
+        for game, found in zip(games, self.pool.call_all([Call(game.slot, "expert", chosen(game)) for game in games])):
             game.plan = [] if isinstance(found, EnvironmentFailure) or found is None else list(found)
             if not game.plan:
-                game.fail(str(found) if isinstance(found, EnvironmentFailure) else "the expert knows no way to solve the task")
+                game.fail(str(found) if isinstance(found, EnvironmentFailure) else NO_WAY)
 
     def _asks(self, keep: bool) -> tuple[str, ...]:
         """The environment's methods that are called in each new state."""

@@ -52,7 +52,20 @@ class Player(NamedTuple):
         Raises:
           ValueError: the environment has no expert.
         """
-        return self.collector._demonstrate(tasks, keep)
+        return self.collector._demonstrate([Start(task) for task in tasks], keep)
+
+    def advise(self, starts: Sequence[Start], *, keep: bool = False, draws: Sequence[int] | None = None) -> list[Episode]:
+        """Plays one action of the environment's expert from each start; the episode is then paused, or over.
+
+        Args:
+          starts: states, from which the expert plans anew. An episode fails where the expert knows no way.
+          keep: see `Collector.play`.
+          draws: for each start, the entropy of the expert's choice among equally good actions; None: 0 for all.
+
+        Raises:
+          ValueError: the environment has no expert.
+        """
+        return self.collector._demonstrate(starts, keep, turns=1, draws=[0] * len(starts) if draws is None else draws)
 
     @property
     def pauses_freely(self) -> bool:

@@ -14,7 +14,7 @@ from stepreward.errors import UserError
 from stepreward.programs import Program
 from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
-from stepreward.training import setup
+from stepreward.training import preferring, setup
 from stepreward.training.abstract import abstract_parts, bytes_per_device, without_folders
 from stepreward.training.decisions import DECIDED_FROM, reached
 from stepreward.training.learner import Learner
@@ -95,7 +95,8 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
         learner.reach(reached(stage), lambda: learner.start)
         held, offline = learner.held(), c.train.mode == "offline"
         # An online run's exploration uses the same rollout programs as its iterations, with less memory held.
-        if stage == ("explore" if offline else "train"):
+        plays = "explore" if offline else "train" if preferring.reinforces(c) else preferring.NAME
+        if stage == plays:
             engine = setup.make_engine(c, parts.graphdef, parts.model_config, mesh, (0,), 0, parts.collector.reader)
             episodes = c.exploration.part_tasks * c.exploration.rollouts if offline else c.rollout.groups * c.rollout.group_size
             turns = c.rollout.max_steps

@@ -11,7 +11,7 @@ from stepreward import parallel
 from stepreward.models import decoder, presets
 from stepreward.rollout.checked import checked
 from stepreward.rollout.pools import make_pool
-from stepreward.training import backbones, setup
+from stepreward.training import backbones, preferring, setup
 
 # The image processor's settings in the published folder of Qwen2.5-VL, except that small images are enlarged to 252 × 252 pixels.
 _PROCESSOR = {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2, "min_pixels": 252 * 252, "max_pixels": 12_845_056}
@@ -36,7 +36,18 @@ def abstract_parts(c, mesh, vocabulary: int, *, reads_images: bool = True) -> se
     collector = SimpleNamespace(reader=reader)
     graphdef = decoder.graph(config)
     return setup.Parts(
-        None, None, chat, mesh, graphdef, config, collector, setup.make_method(c), setup.make_policy_loss(c), [], abstract=True
+        None,
+        None,
+        chat,
+        mesh,
+        graphdef,
+        config,
+        collector,
+        setup.make_method(c),
+        setup.make_policy_loss(c),
+        [],
+        preferring.make_preference(c),
+        abstract=True,
     )
 
 

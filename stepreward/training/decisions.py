@@ -1,6 +1,6 @@
 """The dependencies of each stage's output: config keys, and the content of the files that a run reads.
 
-    sft -> explore -> estimator -> train -> evaluate
+    sft -> explore -> estimator -> preference -> train -> evaluate
 
 The output of a finished stage may be reused only if everything that affects it is the same. A key *decides* a stage if it affects the
 stage's output.
@@ -81,7 +81,7 @@ def check_turn(stage: str, following: str | None, has: set[str], config) -> None
     if stage == following:
         return
     if stage not in has:
-        (reason, *_) = [s.absent(config) for s in _STAGES if s.command == stage]
+        *_, reason = [s.absent(config) for s in _STAGES if s.command == stage]
         raise UserError(f"this run has no stage {stage}: {reason}.")
     if following and position(stage) > position(following):
         raise UserError(f"stage {stage} comes after {following}, which is not finished here: run --stage={following} first.")

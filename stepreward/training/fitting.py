@@ -24,6 +24,7 @@ from stepreward.config import TrackedConfig, leaves, load_config
 from stepreward.errors import UserError
 from stepreward.models import presets
 from stepreward.models.published import MODELS
+from stepreward.training import preferring
 from stepreward.training.abstract import abstract_parts, bytes_per_device, update_bytes, without_folders
 from stepreward.training.decisions import DECIDED_FROM, reached
 from stepreward.training.learner import Learner
@@ -186,12 +187,14 @@ class Needs:
             learner = Learner(c, parts, jax.random.key(0))
             if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and not parts.method.has_progress):
                 continue
+            if stage == preferring.NAME and parts.preference is None:
+                continue
             learner.reach(reached(stage), lambda: learner.start)
             seen: set[int] = set()
             held = sum(bytes_per_device(tree, seen) for tree in learner.held().values())
             states = [learner.policy, *(getattr(part, "state", None) for part in learner.components.values())]
             update = max(update, held + max(update_bytes(state.params) for state in states if state is not None))
-            if stage in ("explore", "train"):
+            if stage in ("explore", preferring.NAME, "train"):
                 weights = bytes_per_device(_numbers(learner.actor, byte))
                 play = max(play, held + 2 * weights)
         gathered = _layer_weights(shape) / c.mesh.tensor * (2 * byte + (4 if not c.lora.rank else 0)) if c.mesh.fsdp > 1 else 0.0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from stepreward import credit
 from stepreward.credit.filters import COMPARING
-from stepreward.training import frozen
+from stepreward.training import frozen, preferring
 
 _log = logging.getLogger(__name__)
 PATIENCE = 5  # consecutive iterations with nothing to learn from before a warning
@@ -37,8 +37,8 @@ def check_groups(c, method: credit.Method, signals: frozenset[str]) -> None:
 
 def idle_settings(c, method: credit.Method) -> Iterator[str]:
     """Yields one sentence for each setting that keeps a model from learning."""
-    trained = {"policy": True, "sft": c.sft.updates > 0, "prm": method.has_prm and not method.prm_frozen,
-               "critic": method.has_critic and c.critic.backbone == "separate", "estimator": method.has_progress}  # fmt: skip
+    trained = {"policy": preferring.reinforces(c), "sft": c.sft.updates > 0, "prm": method.has_prm and not method.prm_frozen,
+               "critic": method.has_critic and c.critic.backbone == "separate", "estimator": method.has_progress, "preference": bool(c.preference.method)}  # fmt: skip
     for name in (name for name, used in trained.items() if used):
         for key in ("learning_rate", "max_grad_norm"):
             if c[name][key] == 0:

@@ -22,8 +22,9 @@ from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
 from stepreward.rollout.episode import Episode, true_progress
-from stepreward.training import backbones, setup, streams
+from stepreward.training import backbones, preferring, setup, streams
 from stepreward.training.auxiliaries import AUXILIARIES, Auxiliary, Lesson
+from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.layout import Layout
 from stepreward.training.policy import normalise_advantage, policy_arguments, policy_step, sft_step, update_policy
 from stepreward.training.scoring import needs_initial, score
@@ -37,7 +38,7 @@ class Learner(Component):
     Attributes:
       model: the policy's graph, config and, with adapters, the frozen base weights.
       policy: the policy's parameters (including a head if the critic shares its backbone) and optimizer.
-      initial: the parameters that reinforcement learning started from; None if no method or loss needs them.
+      initial: the parameters that preference or reinforcement learning started from; None if no method or loss needs them.
       auxiliaries: the models that learn beside the policy, by name; they have no parameters until they begin.
       kl_coef: coefficient of the KL penalty in the reward.
       successes: the training success of the last iterations, the oldest first; as many as the schedules of coefficients read.
@@ -80,12 +81,8 @@ class Learner(Component):
 
     def begin_rl(self) -> None:
         """Initialises policy, auxiliaries and reference from the supervised policy."""
-        params, self.reinforcing = self.policy.params, True
-        self.policy = None  # frees the memory of its optimizer, which is no longer needed
-        if self.c.lora.rank and self.model.base is None:
-            self.model, params = backbones.adapted(self.c, self.model, params)
-        if self.needs_initial:
-            self.initial = parallel.copy(params)
+        params, self.reinforcing = self._improvable(), True
+        self.initial = parallel.copy(params) if self.needs_initial else None
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == "train":
                 auxiliary.begin(self._own(self.model) if auxiliary.trains and not auxiliary.shared else self.model, params)
@@ -96,13 +93,34 @@ class Learner(Component):
             joined = auxiliary.joined(joined)
         self.policy = create(joined, self.policy_optimizer)
 
+    def _improvable(self):
+        """Returns the policy's parameters in the form that is trained from now on, adapters if the config says so; drops its optimizer."""
+        params, self.policy = self.policy.params, None  # frees the memory of the optimizer
+        if self.c.lora.rank and self.model.base is None:
+            self.model, params = backbones.adapted(self.c, self.model, params)
+        return params
+
+    def _begin_preference(self) -> None:
+        """Prepares the policy for its first round on pairs, and keeps it as the reference."""
+        params = self._improvable()
+        self.initial = parallel.copy(params)
+        self.policy = create(params, preferring.optimizer(self.c, self.parts.preference, 0))
+
+    def begin_round(self, number: int) -> None:
+        """Begins a round of preference learning: a new optimizer, and a new reference if the config says so."""
+        if number and self.c.preference.reference == "round":
+            self.initial = parallel.copy(self.policy.params)
+        self.policy = create(self.policy.params, preferring.optimizer(self.c, self.parts.preference, number))
+
     def open(self) -> None:
         """Reads what auxiliaries need from disk, so that a wrong path is found before anything is trained."""
         for auxiliary in self.auxiliaries.values():
             auxiliary.open()
 
     def begin_stage(self, stage: str) -> None:
-        """Begins the auxiliaries whose first stage this is, if it precedes reinforcement learning."""
+        """Begins what a stage before reinforcement learning trains: the policy on pairs, and the auxiliaries whose first stage this is."""
+        if stage == preferring.NAME and self.parts.preference is not None:
+            self._begin_preference()
         for auxiliary in self.auxiliaries.values():
             if auxiliary.stage == stage != "train":
                 auxiliary.begin(self.model, self.policy.params)
@@ -114,13 +132,13 @@ class Learner(Component):
           stages: the stages that have begun, in order.
           read_start: returns the supervised policy's parameters, which may be the frozen base of adapters.
         """
+        prefers = self.parts.preference is not None
         for stage in stages:
+            if (stage == "train" or (stage == preferring.NAME and prefers)) and self.c.lora.rank and self.model.base is None:
+                self.take(read_start())
             self.begin_stage(stage)
-        if "train" not in stages:
-            return
-        if self.c.lora.rank and not self.c.lora.sft:
-            self.take(read_start())
-        self.begin_rl()
+        if "train" in stages and preferring.reinforces(self.c):
+            self.begin_rl()
 
     def _own(self, model):
         """The backbone for an auxiliary with its own adapters: it shares the base weights, or copies them if the config says so."""
@@ -282,7 +300,26 @@ class Learner(Component):
                 trips=layout.chunks(rows),
                 kernel_flops=layout.kernel_flops(model, rows, passes),
             )
-        if stage == "train":
+        if stage == preferring.NAME and self.parts.preference is not None:
+            rows = preferring.pair_capacity(c, layout)
+            batch = layout.shapes(rows, 2 * c.preference.minibatch_pairs, ("log_prob_reference", "pair_weight"))
+            yield Program(
+                "policy/reference_of_pairs",
+                score,
+                (self.initial, layout.shapes(episodes=1)),
+                layout.scoring(model),
+                trips=layout.chunks(),
+                kernel_flops=layout.kernel_flops(model),
+            )
+            yield Program(
+                "policy/pairs",
+                auxiliary_step,
+                (self.policy, model.reads(batch)),
+                self.preference_arguments(0, [0], 0),
+                trips=layout.chunks(rows),
+                kernel_flops=layout.kernel_flops(model, rows, 1 + passes),
+            )
+        if stage == "train" and preferring.reinforces(c):
             for name, params in self._scored.items():
                 yield Program(
                     f"policy/{name}",
@@ -316,6 +353,18 @@ class Learner(Component):
             optimizer=self.sft_optimizer,
             **self.layout.passes(self.model),
             **self.layout.training(self.model, streams.host(self.c.seed, "sft_dropout"), update),
+        )
+
+    def preference_arguments(self, number: int, seed, update: int) -> dict:
+        """Arguments of an update on pairs in round `number`, except state and batch."""
+        method = self.parts.preference
+        return dict(
+            name=preferring.NAME,
+            outputs=LogProbs(self.c.rollout.temperature),
+            method=preferring.PairLoss(method.beta_of(number), method.sft),
+            optimizer=preferring.optimizer(self.c, method, number),
+            **self.layout.passes(self.model),
+            **self.layout.training(self.model, seed, update),
         )
 
     # --- Checkpoints ---

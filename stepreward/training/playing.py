@@ -59,7 +59,7 @@ def evaluate(run) -> dict:
     if len(good) < len(played):
         metrics["eval/failed_episodes"] = len(played) - len(good)
     for name, auxiliary in learner.auxiliaries.items():
-        if auxiliary.plays(run.counters.iteration):
+        if auxiliary.begun and auxiliary.plays(run.counters.iteration):
             collector = setup.collector_of(run.c, run.parts, auxiliary.model)
             played = collector.collect(auxiliary.actor, run.held_out, key)
             what = f"evaluation of the {auxiliary.title}"

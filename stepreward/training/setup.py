@@ -25,6 +25,7 @@ from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
 from stepreward.models.published import MODELS
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
+from stepreward.preference import Preference
 from stepreward.rollout import strategies
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.checked import checked
@@ -37,7 +38,7 @@ from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
-from stepreward.training import backbones, streams
+from stepreward.training import backbones, preferring, streams
 from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
@@ -80,6 +81,7 @@ class Parts:
     method: credit.Method
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
+    preference: Preference | None = None  # the method of the stage `preference`
     abstract: bool = False  # models consist of shapes, not arrays
     workdir: Path | None = None  # the run's folder, where auxiliaries may keep files
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
@@ -181,7 +183,12 @@ def build(c, workdir: Path) -> Parts:
     collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
     if strategy.restarts:
         collector.check_restarts()
-    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations)
+    prefers = preferring.make_preference(c)
+    if prefers is not None and not c.stages.preference:
+        collector.check_offers(prefers.needs, f"preference.method={prefers.name!r}")
+        if prefers.restarts:
+            collector.check_restarts()
+    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations, prefers)
     return Parts(*made, workdir=Path(workdir))
 
 
@@ -308,6 +315,7 @@ def check(c) -> None:
             f"credit.method={c.credit.method!r} needs {', '.join(missing)}, which a run does not compute; methods that a run "
             f"supports: {able}."
         )
+    preferring.check(c)
     check_groups(c, method, signals)
     make_filter(c, method)
     for kind in AUXILIARIES:

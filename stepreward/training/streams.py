@@ -21,6 +21,7 @@ HOST = {
     "estimator_held_out": 8,  # the choice of the estimator's held-out tasks
     "offline": 9,  # the order of the explored tasks in an offline run
     "estimator_refresh": 10,  # episodes of a refresh of the estimator; index: iterations finished
+    "preference": 12,  # pairs of an epoch; index: round and epoch
     "sft_dropout": 11,  # the adapters' dropout in supervised updates
 }
 # JAX keys, folded into the run's key.
@@ -34,10 +35,11 @@ DEVICE = {
     "estimator_head": 6,
     "adapters": 7,
     "prm_weights": 8,  # of a PRM of its own shape
+    "preference": 9,  # answers while pairs are collected; index: round and part
     "filter": 20,  # answers in the further groups of an iteration; index: iteration; with a second index, the round
 }
 # Seeds of tasks.
-TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6, "filter": 20}
+TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6, "preference": 7, "filter": 20}
 
 
 def host(seed: int, stream: str, *index: int) -> list[int]:

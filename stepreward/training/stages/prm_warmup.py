@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from stepreward.models.heads import decoder_of
-from stepreward.training import streams
+from stepreward.training import preferring, streams
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -16,7 +16,7 @@ class PRMWarmup(Stage):
 
     def wanted(self) -> bool:
         method = self.run.method
-        return method.has_prm and not method.prm_frozen and self.c.prm.warmup_batches > 0
+        return preferring.reinforces(self.c) and method.has_prm and not method.prm_frozen and self.c.prm.warmup_batches > 0
 
     @property
     def finished(self) -> bool:

@@ -19,7 +19,7 @@ from stepreward.report import telling
 from stepreward.rollout.episode import Cost, to_record
 from stepreward.rollout.strategies import Rollout
 from stepreward.rollout.strategies.segments import tree_record
-from stepreward.training import filtering, setup, streams
+from stepreward.training import filtering, preferring, setup, streams
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
@@ -37,7 +37,7 @@ class Reinforce(Stage):
         "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
         "rollout.max_rows",
         # Borrowed outputs have their own fingerprints.
-        "stages.sft", "stages.exploration", "stages.estimator",
+        "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
         "lora.rank", "lora.alpha", "lora.targets", "lora.dropout", "lora.share_base", "sft.log_every",
         "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
@@ -56,6 +56,13 @@ class Reinforce(Stage):
         "train.mode", "eval.episodes", "eval.final_episodes", "eval.final_temperature", "checkpoint.folder",
     )  # fmt: skip
     borrows = ("stages.estimator",)
+
+    def wanted(self) -> bool:
+        return preferring.reinforces(self.c)
+
+    @staticmethod
+    def absent(c) -> str:
+        return f"preference.method={c.preference.method} ends it, unless preference.then_train is set"
 
     @property
     def filter(self) -> Filter:
