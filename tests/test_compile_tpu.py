@@ -203,14 +203,16 @@ def _zeros(x):
 
 
 @pytest.fixture(scope="module")
-def listed(micro_config, spa_base, tmp_path_factory):
+def listed(micro_config, spa_config, tmp_path_factory):
     """Finished runs, then each of their programs as it is listed, called with zeros: the function, and how many more programs that
     compiled."""
     changes = {"eval.every": 100, "eval.episodes": 1, "eval.prm_as_policy_every": 0}
     istar = Runner(micro_config(changes), tmp_path_factory.mktemp("istar") / "run")
+    spa = Runner(spa_config(), tmp_path_factory.mktemp("spa") / "run")  # a new one, since programs are forgotten between test files
     istar.run()
+    spa.run()
     found = {}
-    for runner in (istar, spa_base):
+    for runner in (istar, spa):
         for stage, program, _ in plan.programs(runner.c, runner.mesh, vocabulary=runner.parts.model_config.vocab_size):
             if not program.name.startswith("rollout"):
                 before = program.function._cache_size()

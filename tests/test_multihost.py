@@ -184,7 +184,7 @@ def job(root, folder, *runs, count):
         started.append(subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), *runs], cwd=root, env=environment,
                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))  # fmt: skip
     try:
-        said = [process.communicate(timeout=240)[0] for process in started]
+        said = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

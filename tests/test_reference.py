@@ -211,13 +211,13 @@ def truths(chat, model, episodes, context):
     return [float(found[len(row) - count : len(row)].mean()) for found, (row, count) in zip(log_prob, rows)]
 
 
-def same(ours, theirs):
+def same(ours, theirs, atol=0.0):
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs):
         assert [s.action for s in one.steps] == [s.action for s in other.steps]
         for a, b in zip(one.steps, other.steps):
             for name in ("prompt_tokens", "action_tokens", "log_prob", "entropy"):
-                np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+                np.testing.assert_allclose(getattr(a, name), getattr(b, name), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("context", ["step", "episode"])
@@ -239,10 +239,10 @@ def test_an_episode_that_starts_in_the_middle_keeps_its_values(chat, model, cont
     whole = collector.play(model[2], [Start(task) for task in TASKS], KEY, keep=keep, score_answers=True)
     starts = [Start.before(episode, len(episode.steps) - 1) for episode in whole]
     again = collector.play(model[2], starts, KEY, score_answers=True)
-    same(whole, again)
+    same(whole, again, atol=1e-4)  # another number of rows may play at the same time, which rounds sums in another order
     for one, other in zip(whole, again):
         assert [s.answer_log_prob for s in one.steps[:-1]] == [s.answer_log_prob for s in other.steps[:-1]]
-        assert one.steps[-1].answer_log_prob == pytest.approx(other.steps[-1].answer_log_prob, abs=1e-5)
+        assert one.steps[-1].answer_log_prob == pytest.approx(other.steps[-1].answer_log_prob, abs=1e-4)
 
 
 def test_a_row_without_room_has_no_value_and_the_user_is_told(chat, model, caplog):

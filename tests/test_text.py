@@ -392,7 +392,7 @@ def test_a_rollout_takes_no_image_from_what_is_said(signs):
     game = Game(Episode(Task(1, "train", 0)), 0, 0)
     signs._begin([game])
     game.history.append((game.view, "<image>"))
-    signs._prompt(game)
+    signs._writer.write(game)
     start, pad, end = signs.chat.codec.image_ids
     said = signs.chat.codec.encode("<image>!<image><image>!").tolist()
     assert game.prompt_tokens.tolist()[1:-1] == [*said, start, pad, pad, end]
