@@ -22,6 +22,7 @@ HOST = {
     "offline": 9,  # the order of the explored tasks in an offline run
     "estimator_refresh": 10,  # episodes of a refresh of the estimator; index: iterations finished
     "sft_dropout": 11,  # the adapters' dropout in supervised updates
+    "discriminator": 30,  # demonstrations and mini-batches of the discriminator; index: iteration
 }
 # JAX keys, folded into the run's key.
 DEVICE = {
@@ -35,6 +36,7 @@ DEVICE = {
     "adapters": 7,
     "prm_weights": 8,  # of a PRM of its own shape
     "filter": 20,  # answers in the further groups of an iteration; index: iteration; with a second index, the round
+    "discriminator_head": 30,
 }
 # Seeds of tasks.
 TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6, "filter": 20}
