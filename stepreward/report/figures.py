@@ -27,6 +27,7 @@ _THEME = {
     "#030305": "var(--c5)",
     "#030306": "var(--c6)",
     "#030307": "var(--c7)",
+    "#030308": "var(--c8)",
 }
 _INK, _FAINT, _CARD, *_COLOURS = _THEME
 
