@@ -183,7 +183,7 @@ def base_config() -> ConfigDict:
     # The discriminator of StepAgent and reward phasing, which tells the expert's steps from the policy's.
     c.discriminator = ConfigDict()
     c.discriminator.head = "mlp"  # or "linear"
-    c.discriminator.learning_rate = 3e-4
+    c.discriminator.learning_rate = 1e-3
     c.discriminator.warmup_updates = 0
     c.discriminator.weight_decay = 0.0
     c.discriminator.max_grad_norm = 1.0
