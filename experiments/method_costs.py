@@ -41,7 +41,7 @@ SHORT = (
 )  # fmt: skip
 TITLES = ("method", "signals", "models beside the policy", "steps", "sampled", "read", "experiment", "released variant", "golden values")
 _GOLDEN = dict.fromkeys(("outcome", "actor_critic", "istar", "gigpo"), "test_credit_golden") | {
-    "potentials": "test_credit_spa", **dict.fromkeys(("vineppo", "spo", "trees"), "test_credit_branches"),
+    "potentials": "test_credit_spa", "temporal_phasing": "test_task_phasing", **dict.fromkeys(("vineppo", "spo", "trees"), "test_credit_branches"),
 }  # fmt: skip
 COSTS = {"steps": "env_steps", "sampled": "rollout/sampled_tokens", "read": "rollout/prompt_tokens"}
 

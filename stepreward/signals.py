@@ -108,6 +108,10 @@ SIGNALS: dict[str, Row] = {
         TOKEN, np.float32, "Log-probability under the policy that the training of that pair started from.", computed=True
     ),
     "process_score": Row(STEP, np.float32, "A judge's score of the step, in [0, 1]; NaN: none.", computed=True),
+    "discriminator_logit": Row(
+        STEP, np.float32, "The discriminator's logit of each step: log D − log(1 − D), D the probability of the expert.", computed=True
+    ),
+    "from_expert": Row(EPISODE, bool, "Whether the expert played the episode: the label of the discriminator's loss."),
     # Scalars of a batch; besides these, `scheduled_NAME` is the value of the scheduled coefficient NAME.
     "kl_coef": Row(SCALAR, np.float32, "Coefficient of the KL penalty in the reward.", computed=True),
     "automaton_distance": Row(

@@ -31,6 +31,7 @@ class Step:
     turn_reward: float = 0.0
     answer_log_prob: float = 0.0
     process_score: float = 0.0
+    discriminator_logit: float = 0.0
     rule_reward: float = 0.0
     tag_id: int = -1
     automaton_state: int = -1
@@ -66,6 +67,7 @@ STEP_SIGNALS = (
     "mc_value",
     "segment_value",
     "parent_value",
+    "discriminator_logit",
 )
 AUTOMATON_DISTANCE = ((3, 2, 1, 0), (4, 3.5, 1, 0))  # d_0 and d_k of four states
 TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
@@ -99,6 +101,8 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
         step.state = f"state {state}"
     grow_trees(episodes)
     add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
+    for step, logit in zip(steps_of_all, np.random.default_rng([len(steps_of_all), 2]).normal(size=len(steps_of_all))):
+        step.discriminator_logit = float(logit)
     return episodes
 
 

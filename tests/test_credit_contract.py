@@ -70,6 +70,10 @@ METHODS = {name: make(name) for name in names()} | {
     "treerpo-renormalised": make("treerpo", renormalise=True),
     "arpo-hard": make("arpo", advantage="hard", ddof=0),
     "arpo-raw": make("arpo", advantage="hard", singleton="raw"),
+    "stepagent-airl": make("stepagent", form="airl", outcome_weight=0.5, discount=0.9, trace=0.7),
+    "stepagent-group": make("stepagent", form="log", baseline="group", whiten=False),
+    "reward_phasing-env": make("reward_phasing", reward="env", phase=0.3, kl_in_reward=True),
+    "temporal_phasing-rloo": make("temporal_phasing", learner="rloo"),
 }
 RAW = {"rlvmr-released", "istar-uniform", "grpo-raw", "istar-released", "spa-released", "gigpo-released", "arpo-raw"}
 # They credit the outcome itself, and compare it with a critic, or from a step on that not all of the group reached; or they discount
@@ -102,6 +106,9 @@ NOT_CENTRED = RAW | {
     "ppr",
     "ppr-group",
     "ppr-kl",
+    "stepagent-airl",
+    "reward_phasing",
+    "temporal_phasing",
     "hcapo",
     "hcapo-index",
     "ard",

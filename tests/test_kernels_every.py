@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stepreward import kernels
-from stepreward.kernels import losses
+from stepreward.kernels import discrimination, losses
 
 E, S, R, L = 6, 3, 9, 5
 rng = np.random.default_rng(0)
@@ -107,6 +107,11 @@ MASKED = {
     "progress_reward": Case(lambda d, k: kernels.progress_reward(*STATES, MASK_S, d, k), (np.ones(4, bool),) * 2),
     "hybrid_reward": Case(lambda d, k: kernels.hybrid_reward(*STATES, MASK_S, d, k, eta=0.25), (np.ones(4, bool),) * 2),
     "dpo_pairs": episodes(lambda x: kernels.dpo_pairs(x, SUCCESS, GROUP, MASK_E)),
+    "discriminator_loss": steps(lambda x: kernels.discriminator_loss(x, SUCCESS, MASK_S)),
+    **{
+        f"discriminator_reward, {form}": steps(lambda x, form=form: jnp.where(MASK_S, kernels.discriminator_reward(x, form), 0.0))
+        for form in discrimination.REWARDS
+    },
     "implicit_reward_cross_entropy": episodes(lambda x: kernels.implicit_reward_cross_entropy(x, SUCCESS, MASK_E)),
     "ppo_clip of tokens": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, dual_clip=3.0), 3, size=0.3),
     "ppo_clip of steps": tokens(lambda *x: kernels.ppo_clip(*x, MASK_T, ratio="step", aggregation="step-mean", **LEVELS), 3, size=0.3),
@@ -236,6 +241,7 @@ NOTHING = {
     "steps_to_go": lambda n: kernels.steps_to_go(n(2, bool)),
     "dpo_pairs": lambda n: kernels.dpo_pairs(n(1), n(1, bool), n(1, int), n(1, bool)),
     "pairs": lambda n: (kernels.preference_pairs(n(1, bool), n(1, int), n(1, bool)), kernels.paired_winners(n(1, bool), n(1, int), n(1, bool))),
+    "discriminator_loss": lambda n: kernels.discriminator_loss(n(2), n(1, bool), n(2, bool)),
     "implicit_reward_cross_entropy": lambda n: kernels.implicit_reward_cross_entropy(n(1), n(1, bool), n(1, bool)),
     "kl": lambda n: (kernels.kl_k1(n(2), n(2)), kernels.kl_k3(n(2), n(2)), kernels.dpo(n(1))),
     "token_stream": lambda n: kernels.token_stream(n(2, int), n(2, bool), 3).take(n(2)),

@@ -22,13 +22,13 @@ LIMIT = 4  # steps of a walk
 
 
 def test_they_are_made_by_name():
-    assert strategies.names() == ("chain", "entropy_branch", "restore", "tree")
+    assert strategies.names() == ("chain", "entropy_branch", "handover", "restore", "tree")
     assert strategies.make("restore", k=2).k == 2 and strategies.make("chain").name == "chain"
     assert strategies.make("restore").restarts and not strategies.make("chain").restarts
 
 
 @pytest.mark.parametrize("name, options, words", [
-    ("bush", {}, "unknown rollout strategy .bush.; there are: chain, entropy_branch, restore, tree"),
+    ("bush", {}, "unknown rollout strategy .bush.; there are: chain, entropy_branch, handover, restore, tree"),
     ("restore", {"n": 2}, "'restore' has no option 'n'; its options are: k, outcome, at, below, tokens_per_cut, adaptive"),
     ("chain", {"k": 2}, "'chain' has no option 'k'; its options are: none"),
     ("restore", {"k": 0}, "k=0: play at least 1 episode"),

@@ -196,6 +196,16 @@ def base_config() -> ConfigDict:
     c.judge.history = 10  # earlier steps that a request shows
     c.judge.max_characters = 2000  # of an observation or an answer that a request shows; longer ones are cut in the middle
 
+    # The discriminator of StepAgent and reward phasing, which tells the expert's steps from the policy's.
+    c.discriminator = ConfigDict()
+    c.discriminator.head = "mlp"  # or "linear"
+    c.discriminator.learning_rate = 1e-3
+    c.discriminator.warmup_updates = 0
+    c.discriminator.weight_decay = 0.0
+    c.discriminator.max_grad_norm = 1.0
+    c.discriminator.minibatch_episodes = 64  # episodes an update, the policy's and demonstrations together
+    c.discriminator.epochs = 1  # passes over an iteration's episodes
+
     # The critic of PPO, SPA-RL and every other method that estimates advantages from values.
     c.critic = ConfigDict()
     c.critic.backbone = "separate"  # or "shared": a head on the policy's backbone, trained together with the policy
@@ -278,6 +288,7 @@ def use_model(c: ConfigDict, name: str) -> None:
     c.preference.update({"tasks": 128, "part_tasks": 32, "minibatch_pairs": 16, "learning_rate": 1e-6})
     c.prm.update({"learning_rate": 1e-6, "minibatch_groups": 8, "replay": 0})
     c.critic.update({"learning_rate": 1e-5, "minibatch_rows": 64})
+    c.discriminator.update({"learning_rate": 1e-5, "minibatch_episodes": 16})
     c.policy.update({"learning_rate": 5e-7, "warmup_updates": 0, "minibatch_rows": 64})
     c.train.update({"env_steps": 200 * 16 * 8 * 15, "chunk_rows": 8})
     c.eval.update({"episodes": 128, "every": 5, "final_episodes": min(c.eval.final_episodes, 512), "prm_as_policy_every": 0})

@@ -74,7 +74,11 @@ class Method:
 
     @property
     def strategy_options(self) -> dict[str, Any]:
-        """Options of the strategy, such as how many episodes it plays from each state."""
+        """Constant options of the strategy, such as how many episodes it plays from each state."""
+        return {}
+
+    def scheduled_strategy_options(self, standing: Standing) -> dict[str, Any]:
+        """Further options of the strategy, with the values that they have in an iteration: those that may follow a schedule."""
         return {}
 
     @property

@@ -6,6 +6,7 @@ affect neither results nor gradients. An empty input (no rows, or no True entry)
 
 from stepreward.kernels.advantages import dr_grpo, grpo, reinforce_plus_plus, reinforce_plus_plus_baseline, rloo
 from stepreward.kernels.automata import hybrid_reward, progress_reward
+from stepreward.kernels.discrimination import discriminator_loss, discriminator_reward
 from stepreward.kernels.levels import steps_to_tokens, tokens_to_steps
 from stepreward.kernels.losses import (
     aggregate,

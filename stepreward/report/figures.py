@@ -27,6 +27,7 @@ _THEME = {
     "#030305": "var(--c5)",
     "#030306": "var(--c6)",
     "#030307": "var(--c7)",
+    "#030308": "var(--c8)",
 }
 _INK, _FAINT, _CARD, *_COLOURS = _THEME
 
@@ -73,6 +74,10 @@ PANELS = (
           "Mean squared difference between its values and the returns."),
     Panel("Pair accuracy of the PRM", {"prm/pair_accuracy": "held-out pairs"},
           "Share of held-out pairs in which the better episode scores higher; 0.5 is chance.", rate=True),
+    Panel("Accuracy of the discriminator",
+          {"discriminator/accuracy_expert": "the expert's steps", "discriminator/accuracy_agent": "the policy's steps"},
+          "Share of steps that it puts on the right side while it learns from them; 0.5 is chance, and where the policy acts as the expert.",
+          rate=True),
     Panel("Spread of step rewards", {"credit/step_reward_std": "all steps", "credit/group_spread": "within groups"},
           "Standard deviation of the step rewards."),
     Panel("Entropy of the policy", {"rollout/entropy": "entropy"}, "Nats a sampled token."),
@@ -82,7 +87,7 @@ PANELS = (
           "How far the policy has moved from where reinforcement learning began."),
     Panel("Weight of the KL penalty", {"credit/kl_coef": "coefficient"},
           "The reward that each nat of KL to the supervised policy costs."),
-    Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "sft/loss": "SFT"}, "The loss that each optimizer minimises."),
+    Panel("Losses", {"policy/loss": "policy", "prm/loss": "PRM", "discriminator/loss": "discriminator", "sft/loss": "SFT"}, "The loss that each optimizer minimises."),
     Panel("Size of the policy's updates", {"policy/clip_fraction": "clipped", "policy/approx_kl": "approximate KL"},
           "Share of tokens whose ratio was clipped; KL from the policy that made the rollout, in nats a token."),
     Panel("Updates an iteration", {"policy/updates": "updates"},
@@ -97,6 +102,7 @@ TIMES = {
     "time/eval_s": "evaluation",
     "time/estimator_s": "estimator",
     "time/critic_s": "critic",
+    "time/discriminator_s": "discriminator",
 }
 
 

@@ -6,14 +6,14 @@ CSS = """
   --paper: #fbfbfa; --card: #ffffff; --ink: #1d2430; --soft: #5f6b7a; --faint: #a9b2bd; --line: #e3e6ea;
   --good: #1a8f4f; --bad: #c9364a; --warn: #fff4d6; --warn-ink: #6b4e00;
   --c1: #2563eb; --c2: #d9730d; --c3: #1a8f4f; --c4: #8b47c9; --c5: #8a94a3;
-  --c6: #0f8b99; --c7: #c2307f;
+  --c6: #0f8b99; --c7: #c2307f; --c8: #7a6a1f;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171c; --card: #1c2027; --ink: #e4e8ee; --soft: #9aa6b5; --faint: #5c6673; --line: #2c323b;
     --good: #4cc38a; --bad: #f2707f; --warn: #3a2f10; --warn-ink: #ffd98a;
     --c1: #7aa2ff; --c2: #f0a04b; --c3: #4cc38a; --c4: #bf8df2; --c5: #8a94a3;
-    --c6: #4fc0cc; --c7: #ee82b8;
+    --c6: #4fc0cc; --c7: #ee82b8; --c8: #c9b458;
   }
 }
 * { box-sizing: border-box; }

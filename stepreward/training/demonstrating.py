@@ -25,16 +25,25 @@ _WITHOUT = (
 NO_EXPERT = f"the environment has no expert to imitate: give it the capability 'expert' and an expert() method, or {_WITHOUT}."
 
 
-def load_demonstrations(c, pool: Pool, folder: Path) -> list[Demonstration]:
+def load_demonstrations(c, pool: Pool, folder: Path, wanted_by: str = "") -> list[Demonstration]:
     """Returns the expert's episodes, read from `folder` or played and written there.
 
-    A published model that starts without imitation needs none, and the list is empty. If a model starts from random weights without
-    imitation and the environment has no expert, the records are those of `look_around`: they only serve to train the tokenizer.
+    A published model that starts without imitation needs none, and the list is empty unless something else wants them. If a model starts
+    from random weights without imitation and the environment has no expert, the records are those of `look_around`: they only serve to
+    train the tokenizer.
+
+    Args:
+      wanted_by: what needs the demonstrations besides the warm start, for the error; "" if nothing does.
 
     Raises:
       ValueError: the demonstrations in `folder` were made with another config; or the environment has no expert.
     """
-    if c.model.path and not c.sft.updates:  # the model has its own tokenizer, so nothing uses them
+    if wanted_by and EXPERT not in pool.capabilities():
+        raise ValueError(
+            f"{wanted_by} learns from demonstrations, and the environment {pool.name()} has no expert: give it the capability 'expert' and "
+            "an expert() method, see docs/environments.md, or choose another method."
+        )
+    if c.model.path and not c.sft.updates and not wanted_by:  # the model has its own tokenizer, so nothing uses them
         return []
     environment = c.environment.to_dict()
     about = {name: environment[name] for name in ("preset", "data", "options")} | {

@@ -38,7 +38,8 @@ def check_groups(c, method: credit.Method, signals: frozenset[str]) -> None:
 def idle_settings(c, method: credit.Method) -> Iterator[str]:
     """Yields one sentence for each setting that keeps a model from learning."""
     trained = {"policy": preferring.reinforces(c), "sft": c.sft.updates > 0, "prm": method.has_prm and not method.prm_frozen,
-               "critic": method.has_critic and c.critic.backbone == "separate", "estimator": method.has_progress, "preference": bool(c.preference.method)}  # fmt: skip
+               "critic": method.has_critic and c.critic.backbone == "separate", "estimator": method.has_progress,
+               "discriminator": "discriminator_logit" in method.requires, "preference": bool(c.preference.method)}  # fmt: skip
     for name in (name for name, used in trained.items() if used):
         for key in ("learning_rate", "max_grad_norm"):
             if c[name][key] == 0:

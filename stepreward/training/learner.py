@@ -193,7 +193,7 @@ class Learner(Component):
         Returns:
           The scalar signals that the method requires, and the values of its scheduled coefficients, by name of the signal.
         """
-        signals, standing = {"kl_coef": np.float32(self.kl_coef)}, Standing(iteration, tuple(self.successes))
+        signals, standing = {"kl_coef": np.float32(self.kl_coef)}, self.standing(iteration)
         batch = batch.with_signals(**self.method.scheduled_values(standing))
         for auxiliary in self.auxiliaries.values():
             found, seen = auxiliary.look(batch)
@@ -201,6 +201,10 @@ class Learner(Component):
             signals |= found
             metrics |= seen
         return {name: x for name, x in signals.items() if name in self.method.requires}, self.method.scheduled_values(standing)
+
+    def standing(self, iteration: int) -> Standing:
+        """Returns what schedules read in an iteration, before the auxiliaries have seen its batch."""
+        return Standing(iteration, tuple(self.successes))
 
     def note_success(self, success: float) -> None:
         """Keeps the training success of a finished iteration for the schedules of coefficients."""

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from stepreward import credit, parallel, processes
 from stepreward.config import TrackedConfig
+from stepreward.credit.schedules import Standing
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
 from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
@@ -52,7 +53,7 @@ from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
     "exploration.tasks", "exploration.rollouts", "exploration.part_tasks", "estimator.minibatch_episodes", "estimator.epochs",
-    "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows",
+    "discriminator.minibatch_episodes", "discriminator.epochs", "prm.epochs", "critic.minibatch_rows", "critic.epochs", "policy.minibatch_rows", "policy.epochs", "train.chunk_rows",
     "eval.episodes", "eval.every",
     "checkpoint.every", "checkpoint.keep",
 )  # fmt: skip
@@ -64,6 +65,7 @@ _AT_LEAST_ZERO = (
     "eval.final_temperature", "rollout.max_image_tokens",
 )  # fmt: skip
 _NOT_BY_ROWS = ("token-mean", "step-mean")  # aggregations that do not depend on how tokens are packed into rows
+_AT_FIRST = Standing()
 OLD_LOG_PROBS = ("auto", "behaviour", "current")
 
 
@@ -148,7 +150,10 @@ def build(c, workdir: Path) -> Parts:
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
     pool = environment_pool(c, factory)
-    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations"))
+    method = make_method(c)
+    learners = [kind.title for kind in AUXILIARIES if kind.demonstrated and kind.wanted(method)]
+    wanted_by = f"the {learners[0]} of credit.method={method.name!r}" if learners else ""
+    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations", wanted_by))
     folder = processes.together(lambda: backbones.find_model(c.model.path, c.model.download))
     chat = load_words(c, folder, workdir / "tokenizer", demonstrations, prompt)
     codec = chat.codec
@@ -175,7 +180,6 @@ def build(c, workdir: Path) -> Parts:
         long_observation=c.rollout.long_observation,
         longest_answer=c.rollout.max_answer_tokens,
     )
-    method = make_method(c)
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
     if scores_answers(method):
         collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
@@ -299,7 +303,7 @@ def check(c) -> None:
         )
     choices = {"rollout.context": CONTEXTS, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
                "policy.old_log_prob": OLD_LOG_PROBS, "train.mode": ("online", "offline"), "critic.backbone": BACKBONES,
-               "critic.head": HEADS, "estimator.head": HEADS, "estimator.attention": ATTENTION}  # fmt: skip
+               "critic.head": HEADS, "estimator.head": HEADS, "discriminator.head": HEADS, "estimator.attention": ATTENTION}  # fmt: skip
     for key, known in choices.items():
         group, name = key.split(".")
         if c[group][name] not in known:
@@ -399,9 +403,13 @@ def make_method(c) -> credit.Method:
     return credit.make(c.credit.method, **options)
 
 
-def make_strategy(c, method: credit.Method) -> Strategy:
-    """Returns the strategy by which the method's episodes are played; what it calls the outcome of an episode is `credit.outcome`."""
-    found = strategies.make(method.strategy, **method.strategy_options)
+def make_strategy(c, method: credit.Method, standing: Standing = _AT_FIRST) -> Strategy:
+    """Returns the strategy by which the method's episodes are played; what it calls the outcome of an episode is `credit.outcome`.
+
+    Args:
+      standing: what the options that follow a schedule depend on; the default is the standing before the first iteration.
+    """
+    found = strategies.make(method.strategy, **method.strategy_options, **method.scheduled_strategy_options(standing))
     if hasattr(found, "outcome") and "outcome" not in method.strategy_options:
         return dataclasses.replace(found, outcome=c.credit.outcome)
     return found

@@ -23,6 +23,7 @@ HOST = {
     "estimator_refresh": 10,  # episodes of a refresh of the estimator; index: iterations finished
     "preference": 12,  # pairs of an epoch; index: round and epoch
     "sft_dropout": 11,  # the adapters' dropout in supervised updates
+    "discriminator": 30,  # demonstrations and mini-batches of the discriminator; index: iteration
 }
 # JAX keys, folded into the run's key.
 DEVICE = {
@@ -37,6 +38,7 @@ DEVICE = {
     "prm_weights": 8,  # of a PRM of its own shape
     "preference": 9,  # answers while pairs are collected; index: round and part
     "filter": 20,  # answers in the further groups of an iteration; index: iteration; with a second index, the round
+    "discriminator_head": 30,
 }
 # Seeds of tasks.
 TASKS = {"demonstrations": 1, "train": 2, "prm_warmup": 3, "held_out": 4, "explore": 5, "pictures": 6, "preference": 7, "filter": 20}

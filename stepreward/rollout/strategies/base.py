@@ -29,7 +29,7 @@ class Rollout(NamedTuple):
         `stepreward.signals`.
       cost: of every episode that was played, branches included. What several episodes share counts once.
       counts: numbers to log, by name: `failed_branches`, the branches whose environment failed, and `absent_leaves`, the episodes that
-        are padding, because an episode ended before the level where it would have branched.
+        are padding, because an episode ended before the level where it would have branched; and others that the strategy explains.
     """
 
     episodes: list[Episode]

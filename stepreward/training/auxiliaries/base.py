@@ -60,6 +60,7 @@ class Auxiliary(Component):
       shared: whether it is a head on the policy's backbone, trained in the policy's update.
       trains: whether it has parameters that it trains; if not, `begin` gets the policy's own backbone.
       reads_policy: whether it is a pass of the policy's own parameters, which `programs` then gets as a second argument.
+      demonstrated: whether it needs demonstrations of the environment's expert (`setup.Parts.demonstrations`).
       unscored: bool `[E]`, the episodes of the prepared batch that it has no signals for; they are masked. None: there are none.
     """
 
@@ -71,6 +72,7 @@ class Auxiliary(Component):
     configured: ClassVar[bool] = True
     trains: ClassVar[bool] = True
     reads_policy: ClassVar[bool] = False
+    demonstrated: ClassVar[bool] = False
     when: str | None = AFTER_CREDIT
     shared: bool = False
     unscored: Any = None

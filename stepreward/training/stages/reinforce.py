@@ -46,6 +46,8 @@ class Reinforce(Stage):
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
         "prm.minibatch_groups", "prm.epochs", "prm.resync", "prm.replay", "prm.warmup_batches",
         "frozen_pair.trained", "frozen_pair.start", "hindsight.text", "hindsight.max_tokens",
+        "discriminator.head", "discriminator.learning_rate", "discriminator.warmup_updates", "discriminator.weight_decay",
+        "discriminator.max_grad_norm", "discriminator.minibatch_episodes", "discriminator.epochs",
         "judge.kind", "judge.model", "judge.temperature", "judge.history", "judge.max_characters",
         "critic.backbone", "critic.head", "critic.clip", "critic.coef", "critic.learning_rate", "critic.warmup_updates",
         "critic.weight_decay", "critic.max_grad_norm", "critic.minibatch_rows", "critic.epochs",
@@ -146,7 +148,8 @@ class Reinforce(Stage):
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
             tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
-            return self.run.play(tasks, streams.device(self.run.key, stream, *index), setup.make_strategy(c, self.run.method))
+            strategy = setup.make_strategy(c, self.run.method, self.run.learner.standing(iteration))
+            return self.run.play(tasks, streams.device(self.run.key, stream, *index), strategy)
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
