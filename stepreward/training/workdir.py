@@ -205,7 +205,7 @@ def _forbids(stage: str, key: str) -> bool:
 def _remove_leftovers(workdir: Path) -> None:
     """Removes the temporary files of killed processes; the caller holds the lock, so no process is writing."""
     found = [path for path in workdir.iterdir() if _LEFTOVER.fullmatch(path.name)]
-    for name in ("stages", "exploration", "episodes"):
+    for name in ("stages", "exploration", "episodes", "demonstrations"):
         found += [path for path in (workdir / name).iterdir() if path.name.startswith(".")] if (workdir / name).is_dir() else []
     for path in found:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
