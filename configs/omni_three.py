@@ -53,7 +53,7 @@ def tiny(c: ConfigDict) -> None:
 def micro(c: ConfigDict) -> None:
     """A run of some seconds through every stage, for tests."""
     c.model.update({"preset": "tiny-micro", "pieces": 600})
-    c.rollout.update({"groups": 3, "group_size": 4, "max_rows": 8})
+    c.rollout.update({"groups": 6, "group_size": 4, "max_rows": 8, "invalid_penalty": 0.1})  # most answers hold no action
     c.sft.update({"episodes": 120, "updates": 80, "rows": 32, "log_every": 40, "learning_rate": 1e-2, "warmup_updates": 10})
     c.exploration.update({"tasks": 6, "rollouts": 4, "part_tasks": 3})
     c.estimator.update({"minibatch_episodes": 8, "epochs": 1, "warmup_updates": 0, "held_out": 0.34})
