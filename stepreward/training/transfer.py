@@ -6,7 +6,7 @@ total backward transfer
 
     F(π) = Σ_{a < b} B[π_a][π_b]
 
-and the order that forgets least has the largest F. Omni-Thinker (arXiv 2507.14783) orders its tasks by measured backward transfer.
+and the order that forgets least has the largest F. Omni-Thinker (arXiv 2507.14783) orders its tasks by measured backward transfer; how exactly was not checked, so F is this library's rule.
 """
 
 from __future__ import annotations
