@@ -67,8 +67,8 @@ def _print(rows, answers) -> None:
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     several = len({row.kind for row in rows}) > 1
-    for head in ("method", *(["kind"] if several else []), "signals", "models", "strategy", "the environment"):
-        table.add_column(head, no_wrap=head not in ("models", "the environment"))
+    for head in ("method", *(["kind"] if several else []), "signals", "models", "strategy", "environment"):
+        table.add_column(head, no_wrap=head not in ("models", "environment"))
     for index, row in enumerate(rows):
         needs = ", ".join(row.needs)
         if answers is not None:

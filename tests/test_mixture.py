@@ -257,6 +257,7 @@ def test_a_mixed_list_of_tasks_plays_as_each_environment_alone(two, tmp_path):
 def test_strategies_and_auxiliaries_work_on_mixed_tasks(two, tmp_path, method):
     changes = {
         "credit.method": method,
+        "credit.outcome": "success",
         "train.env_steps": 1,
         "estimator.held_out": 0.5,
         "exploration.tasks": 4,
@@ -289,9 +290,9 @@ def test_a_failing_environment_costs_its_own_episodes_only(two, tmp_path, monkey
 # --- Judged outcomes ---
 
 
-def step(**changes):
+def step(output="said", **changes):
     ids, zeros = np.arange(2, dtype=np.int32), np.zeros(2, np.float32)
-    return Step(ids, ids, zeros, zeros, "before", "said", "up", **({"reward": 5.0, "executed": True, "state_key": "s"} | changes))
+    return Step(ids, ids, zeros, zeros, "before", output, "up", **({"reward": 5.0, "executed": True, "state_key": "s"} | changes))
 
 
 def test_a_score_replaces_rewards_and_success():

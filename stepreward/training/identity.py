@@ -60,7 +60,7 @@ def of(c, parts=None) -> dict[str, Any]:
     if mixture := {name: facts for name, view in views(c).items() if name and (facts := of_environment(view))}:
         found["mixture.environments content"] = mixture
     if (group := c.get("mixture")) is not None and group.transfer:
-        found["mixture.transfer content"] = data(group.transfer)
+        found |= {"mixture.transfer": "(by content)", "mixture.transfer content": data(group.transfer)}
     if parts is not None:
         found["prompt words"] = said(parts)
     return found
