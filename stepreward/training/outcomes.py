@@ -17,15 +17,10 @@ DECIDES = ("kind", "model", "temperature", "history", "max_characters")
 
 
 class OutcomeJudge:
-    """Scores episodes with the judge of the config (`judge.*`); the writer asks it for all processes.
-
-    Attributes:
-      calls: requests that were sent to a model so far.
-    """
+    """Scores episodes with the judge of the config (`judge.*`); the writer asks it for all processes."""
 
     def __init__(self, c, workdir: Path | None):
         self._url, self._judge = c.judge.url, make_judge(c, workdir)
-        self.calls = 0
 
     def open(self) -> None:
         """Raises UserError unless the judge can be asked."""
@@ -41,8 +36,7 @@ class OutcomeJudge:
           NotReady: the judge answered none of the requests.
         """
         try:
-            verdict = processes.on_writer(lambda: self._judge.outcomes(episodes))
+            scores = processes.on_writer(lambda: self._judge.outcomes(episodes)).scores
         except judges.Unreachable as error:
             raise NotReady(advice(self._url, error)) from None
-        self.calls += verdict.calls
-        return [float(score[0]) for score in verdict.scores]
+        return [float(score[0]) for score in scores]

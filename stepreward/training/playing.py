@@ -63,9 +63,10 @@ def evaluate(run) -> dict:
     started, learner, key = time.monotonic(), run.learner, streams.device(run.key, "evaluate")
     played = run.parts.collector.collect(learner.actor, run.held_out, key)
     good, parts, metrics = healthy(played, "evaluation"), by_environment(run.parts, played), {}
-    found = {name: summary(healthy(those, f"evaluation{name and f' in {name}'}")) for name, those in parts.items()}
+    each = {name: healthy(those, f"evaluation{name and f' in {name}'}") for name, those in parts.items()}
+    found = {name: summary(those) for name, those in each.items()}
     for name in found if run.parts.mixture is not None else ():
-        metrics |= {f"eval/{name}/{k}": found[name][k] for k in _EVALUATED} | {f"eval/{name}/episodes": len(parts[name])}
+        metrics |= {f"eval/{name}/{k}": found[name][k] for k in _EVALUATED} | {f"eval/{name}/episodes": len(each[name])}
     whole = means(found.values())
     metrics |= {f"eval/{k}": whole[k] for k in _EVALUATED}
     metrics |= {f"eval/{k}": v for k, v in lost(good).items()}
@@ -77,8 +78,8 @@ def evaluate(run) -> dict:
             collector = setup.collector_of(run.c, run.parts, auxiliary.model)
             played = collector.collect(auxiliary.actor, run.held_out, key)
             what = f"evaluation of the {auxiliary.title}"
-            each = [healthy(those, what) for those in by_environment(run.parts, played).values()]
-            metrics[f"{name}/policy_success"] = float(np.mean([np.mean([e.success for e in good]) for good in each]))
+            rates = [np.mean([e.success for e in healthy(those, what)]) for those in by_environment(run.parts, played).values()]
+            metrics[f"{name}/policy_success"] = float(np.mean(rates))
     metrics["time/eval_s"] = time.monotonic() - started
     return metrics
 

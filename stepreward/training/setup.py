@@ -178,8 +178,8 @@ def build(c, workdir: Path) -> Parts:
             each[name] = make_collector(world.view, engine, world.pool, world.spoken.prompt, chat, reader)
     collector, method = each.get(""), make_method(c)
     if mixture is not None:
-        judge = OutcomeJudge(c, Path(workdir))
-        collector = MixedCollector(each, {entry.name: judge for entry in mixture.entries if entry.judged})
+        judged = [entry.name for entry in mixture.entries if entry.judged]
+        collector = MixedCollector(each, dict.fromkeys(judged, OutcomeJudge(c, Path(workdir))) if judged else {})
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
     if scores_answers(method):
         collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
