@@ -169,7 +169,7 @@ def whole(two, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("mixture") / "run"
     config = TrackedConfig(two({"eval.final_episodes": 4}))
     Runner(config, workdir).run()
-    assert unread_keys(config) == [] or all(not key.startswith(("mixture", "environment")) for key in unread_keys(config))
+    assert not [key for key in unread_keys(config) if key.startswith(("mixture", "environment", "sft", "rollout"))]
     return workdir
 
 
@@ -178,7 +178,7 @@ def test_an_iteration_plays_whole_groups_of_every_environment(whole):
     assert len(records) > 1
     for record in records:
         assert record["rollout/easy/episodes"] == record["rollout/hard/episodes"] == 8  # of 4 groups of 4
-        assert record["rollout/hard/steps_per_episode"] <= 5 < record["rollout/easy/steps_per_episode"] + 3
+        assert record["rollout/hard/steps_per_episode"] <= 5 and record["rollout/easy/steps_per_episode"] <= 8
         assert record["rollout/easy/failed"] == record["rollout/hard/failed"] == 0
     assert any(record["policy/grad_norm"] > 0 for record in records)
 
