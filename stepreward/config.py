@@ -32,7 +32,7 @@ from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
 # The environment or credit method that the config names checks their keys.
-OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules", "preference.options")
+OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules", "preference.options", "mixture.environments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -489,6 +489,10 @@ class TrackedConfig(Mapping):
     def untracked(self) -> ConfigDict:
         """The config itself; reads of it are not recorded."""
         return self._config
+
+    def of(self, config: ConfigDict) -> TrackedConfig:
+        """A view of another config with the same keys, or some of them, whose reads are recorded in the same record."""
+        return TrackedConfig(config, self._prefix, self._read)
 
     def __getitem__(self, name: str) -> Any:
         value, key = self._config[name], f"{self._prefix}{name}"

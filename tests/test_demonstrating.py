@@ -12,7 +12,7 @@ from stepreward.models.tokenizer import load_tokenizer
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.training import streams
 from stepreward.training.demonstrating import demonstration_episodes, load_demonstrations, look_around, make_demonstrations
-from stepreward.training.setup import make_codec
+from stepreward.training.words import make_codec
 
 
 class Doors:
@@ -125,7 +125,7 @@ def test_a_tokenizer_without_demonstrations_has_every_listed_action(tmp_path):
     prompt = types.SimpleNamespace(
         first=lambda view: view["text"], later=lambda view: view["text"], window=lambda view, history: view["text"], answer=lambda a: a
     )
-    make_codec(tmp_path / "t", records, prompt)
+    make_codec(tmp_path / "t", [(records, prompt)])
     codec = load_tokenizer(tmp_path / "t")
     assert [len(codec.encode(word)) for word in ("open", "shut", "wait")] == [1, 1, 4]
     assert codec.decode(codec.encode("Any ASCII text ~ {}")) == "Any ASCII text ~ {}"

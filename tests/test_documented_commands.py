@@ -183,11 +183,14 @@ def is_key(key):
     """Whether it is a key of a config, or a group of keys; an environment's options are its own, a method's the fields of its class."""
     if key.startswith("credit.schedules."):
         return any(key.removeprefix("credit.schedules.") in credit.make(name).schedulable() for name in credit.names())
+    if key.startswith("mixture.environments."):  # of an environment: the keys of the group `environment`, and its own
+        of_entry = key.split(".", 3)[3:]
+        return not of_entry or of_entry[0] in ("share", "outcome", "max_steps", "history") or is_key(f"environment.{of_entry[0]}")
     if key.startswith("credit.options."):
         return key.removeprefix("credit.options.") in {field.name for name in credit.names() for field in fields(credit.make(name))}
     return (
         key in KNOWN
-        or key in ("credit.options", "credit.schedules")
+        or key in ("credit.options", "credit.schedules", "mixture.environments")
         or any(known.startswith(f"{key}.") for known in KNOWN)
         or key.startswith("environment.options")
     )

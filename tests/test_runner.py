@@ -13,7 +13,7 @@ from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
 from stepreward.report.page import summarize
 from stepreward.report.tables import failed_episodes
-from stepreward.training import main_job, setup
+from stepreward.training import main_job, setup, words
 from stepreward.training.auxiliaries.prm import score
 from stepreward.training.auxiliaries.update import auxiliary_step
 from stepreward.training.evaluate import evaluate_workdir, load_checkpoint
@@ -412,17 +412,17 @@ def test_a_method_that_needs_what_no_run_computes_is_named(micro_config, tmp_pat
 
 
 def test_a_tokenizer_is_there_whole_or_not_at_all(micro_config, tmp_path, monkeypatch):
-    make = setup.train_symbol_tokenizer
+    make = words.train_symbol_tokenizer
 
-    def killed(texts, words, path, **more):
-        make(texts, words, path, **more)
+    def killed(texts, vocabulary, path, **more):
+        make(texts, vocabulary, path, **more)
         (path / "tokenizer.json").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(setup, "train_symbol_tokenizer", killed)
+    monkeypatch.setattr(words, "train_symbol_tokenizer", killed)
     with pytest.raises(KeyboardInterrupt):
         Runner(micro_config(), tmp_path / "run")
-    monkeypatch.setattr(setup, "train_symbol_tokenizer", make)
+    monkeypatch.setattr(words, "train_symbol_tokenizer", make)
     Runner(micro_config(), tmp_path / "run").close()
 
 

@@ -32,7 +32,7 @@ from stepreward import checkpoint, metrics
 from stepreward.config import load_config
 from stepreward.data import demonstrations
 from stepreward.report import page
-from stepreward.training import demonstrating, exploration, main_job, outputs, setup, workdir
+from stepreward.training import demonstrating, exploration, main_job, outputs, words, workdir
 
 config, folder, *wanted = sys.argv[1:]
 pipe, done = os.pipe(), []
@@ -50,7 +50,7 @@ def dies_after(place, name, told=lambda *a: ""):
 
 path = lambda path, *_: path.name
 for place, name, told in (
-    (workdir, "save_config", lambda *_: ""), (demonstrating, "write_demonstrations", lambda *_: ""), (setup, "make_codec", lambda *_: ""),
+    (workdir, "save_config", lambda *_: ""), (demonstrating, "write_demonstrations", lambda *_: ""), (words, "make_codec", lambda *_: ""),
     (exploration, "begin_recording", lambda *_: ""), (exploration, "write_part", lambda folder, index, *_: index),
     (outputs, "write_atomically", path), (outputs.StageOutput, "_clear", lambda self: self.stage),
     (workdir, "write_atomically", lambda path, text: path.name + text[-20:].strip() * (path.name == "begun.json")),

@@ -11,7 +11,7 @@ from stepreward.envs.protocol import Prompt, expert_answer
 from stepreward.envs.tags import CompactTags, kind_of
 from stepreward.rollout.pools import make_pool
 from stepreward.training.demonstrating import make_demonstrations
-from stepreward.training.setup import make_codec
+from stepreward.training.words import make_codec
 
 ENVIRONMENTS = ("sokoban", "alfworld", "scienceworld", "adapters")
 ACTION = {"sokoban": "left", "alfworld": "go to desk 1", "scienceworld": "go to kitchen", "adapters": "Open the door"}
@@ -98,11 +98,11 @@ def test_the_tags_are_words_of_a_tiny_tokenizer(tmp_path):
 
     record = Demonstration("0", "train", [VIEW["text"]] * 2, ["left", "up"], True, 1.0, events=[("new_state",)] * 2)
     prompt = prompts("sokoban", "compact_tags")
-    make_codec(tmp_path / "symbols", [record], prompt)
+    make_codec(tmp_path / "symbols", [([record], prompt)])
     codec = load_tokenizer(tmp_path / "symbols")
     for word in CompactTags.words:  # also those that no demonstration shows
         ids = codec.encode(f"{word}left")
         assert len(ids) == 2 and codec.decode(ids) == f"{word}left"
-    make_codec(tmp_path / "pieces", [record] * 4, prompt, pieces=300)
+    make_codec(tmp_path / "pieces", [([record] * 4, prompt)], pieces=300)
     codec = load_tokenizer(tmp_path / "pieces")
     assert max(len(codec.encode(word)) for word in CompactTags.words) <= 7 and np.all(codec.encode("<reflection>") >= 0)

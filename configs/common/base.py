@@ -33,6 +33,14 @@ def base_config() -> ConfigDict:
     c.environment.reset_timeout_s = 300.0  # the same limit for a reset, and for making the environment
     c.environment.ray_address = ""  # "HOST:PORT", "auto" (the cluster of this machine) or "local" (start one); "": the variable RAY_ADDRESS
 
+    # Several environments in one run (docs/runs.md). An entry of `environments` is a group: the keys of `environment`, of which it sets those
+    # that differ from the group above, and `share`, `outcome`, `max_steps` and `history`. Without entries, the group above is the environment.
+    c.mixture = ConfigDict()
+    c.mixture.environments = ConfigDict()  # each as mixture.environments.NAME.KEY
+    c.mixture.order = "joint"  # "joint": all in each iteration; "sequential": in the order of `sequence`; "transfer": in a measured order
+    c.mixture.sequence = ()  # "sequential": the names of the environments to train on, one after the other
+    c.mixture.transfer = ""  # "transfer": JSON file with the matrix of backward transfer, as experiments/transfer.py writes it
+
     c.model = ConfigDict()
     c.model.preset = "tiny-0.1m"
     c.model.path = ""  # folder of a Hugging Face model, or its name on the hub; "": random weights

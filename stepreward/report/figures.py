@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -116,7 +117,7 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
       One (title, note, svg) a panel; empty if nothing was recorded.
     """
     figures = []
-    for panel in PANELS:
+    for panel in (*PANELS[:1], *_by_environment(records), *PANELS[1:]):
         present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
         if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
             continue  # if every score equals success, the panel would repeat the success curves
@@ -128,6 +129,19 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
         note = "Mean seconds an iteration, by activity."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
     return figures
+
+
+def _by_environment(records: Records) -> list[Panel]:
+    """Returns the panels of a run of several environments, with a curve for each; none for a run of one."""
+    panels = []
+    for begin, title, note in (
+        ("eval", "Success on the held-out tasks of each environment", "Share of held-out tasks solved."),
+        ("rollout", "Success in the rollouts of each environment", "Share of sampled training episodes solved."),
+    ):
+        names = {m[1] for record in records for key in record if (m := re.fullmatch(rf"{begin}/(\w+)/success", key))}
+        if names:
+            panels.append(Panel(title, {f"{begin}/{name}/success": name for name in sorted(names)}, note, rate=True))
+    return panels
 
 
 def _times(records: Records) -> dict[str, str]:
@@ -157,7 +171,7 @@ def evaluations(records: Records) -> list[dict[str, Any]]:
 def _curve_panel(panel: Panel, present: Mapping[str, str]):
     def draw(axes, records: Records) -> None:
         for index, (key, label) in enumerate(present.items()):
-            colour = _COLOURS[index]
+            colour = _COLOURS[index % len(_COLOURS)]
             x, y = series(records, key)
             if key == "eval/success":
                 points = [(e["tick"], e["low"], e["high"]) for e in evaluations(records) if "low" in e and is_number(e.get("tick"))]

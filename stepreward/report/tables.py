@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,8 +88,7 @@ def evaluation_html(records: Records) -> str:
     graded = any("score" in found and found["score"] != found["success"] for found in table.values())
     heads = ("policy", "success", *(("score",) if graded else ()), "return", "grounding accuracy", "steps per episode", "episodes")
     rows = []
-    for name, label in POLICIES.items():
-        found = table[name]
+    for label, found in _policies(records, table):
         success = percent(found["success"])
         if "success_low" in found and "success_high" in found:
             success += f" <span>({100 * found['success_low']:.1f} to {100 * found['success_high']:.1f})</span>"
@@ -100,6 +100,17 @@ def evaluation_html(records: Records) -> str:
     head = "".join(f'<th scope="col">{name}</th>' for name in heads)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return _section("Evaluation", note, f'<table class="data"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>')
+
+
+def _policies(records: Records, table: Mapping[str, Mapping[str, float]]) -> list[tuple[str, Mapping[str, float]]]:
+    """Returns labels and measures of both policies; in a run of several environments, then those of each environment."""
+    found = [(label, table[name]) for name, label in POLICIES.items()]
+    names = {m[1] for record in records for key in record if (m := re.fullmatch(r"final/(\w+)/end_success", key))}
+    for each in sorted(names):
+        for name, label in POLICIES.items():
+            measured = [numbers for record in records if "success" in (numbers := _numbers(record, f"final/{each}/{name}_"))]
+            found += [(f"{label}, {each}", measured[-1])] if measured else []
+    return found
 
 
 def estimator_html(records: Records, config: Mapping[str, Any]) -> str:

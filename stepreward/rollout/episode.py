@@ -32,11 +32,13 @@ class Task:
       seed: the environment's task seed.
       split: "train" or "held_out".
       group: episodes of one group share task and initial state.
+      environment: in a run of several environments, the name of the one that the task is of.
     """
 
     seed: int
     split: str
     group: int
+    environment: str = ""
 
 
 class Snapshot(NamedTuple):
@@ -147,6 +149,7 @@ class Episode:
       cost: what it took to play the steps after the prefix.
       reference: a right final answer, if the environment has one.
       pause: the state after the last step, if the episode is `PAUSED`.
+      judged: a judge's score of the episode in [0, 1], which is its outcome then; None: the environment decides.
     """
 
     task: Task
@@ -164,6 +167,7 @@ class Episode:
     reference: str | None = None
     pause: Pause | None = None
     final_automaton_state: int = -1
+    judged: float | None = None
 
     @property
     def counts(self) -> bool:
@@ -184,6 +188,20 @@ class Episode:
     def automaton_states(self) -> list[int]:
         """The S + 1 states of the environment's automaton of subgoals, before each step and after the last; −1 if it has none."""
         return [*(step.automaton_state for step in self.steps), self.final_automaton_state]
+
+    def outcome(self, kind: str) -> float:
+        """The outcome: the judge's score if there is one; else for the kind "return" the sum of the rewards, and for "success" 0 or 1."""
+        if self.judged is not None:
+            return self.judged
+        return self.episode_return if kind == "return" else float(self.success)
+
+    def judge(self, score: float) -> None:
+        """Makes a judge's score in [0, 1] the outcome: the last step gets it as reward, the others 0; 0.5 and more is a success."""
+        for step in self.steps:
+            step.reward = 0.0
+        if self.steps:
+            self.steps[-1].reward = score
+        self.judged, self.score, self.success = score, score, score >= 0.5
 
     def progress(self, unreachable: float) -> np.ndarray:
         """True progress of each step, d(before) − d(after); `unreachable` replaces an infinite distance, and NaN means unknown."""
@@ -287,10 +305,10 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
         record |= {} if step.sampled else {"sampled": False}
         steps.append(record)
     return {
-        "task": f"{episode.task.split.replace('_', '-')} seed {episode.task.seed}",
+        "task": f"{episode.task.environment and f'{episode.task.environment}, '}{episode.task.split.replace('_', '-')} seed {episode.task.seed}",
         "success": episode.success,
         "score": number(episode.score),
-        "outcome": episode.episode_return,
+        "outcome": episode.outcome("return"),
         "truncated": episode.truncated,
         "end": episode.end,
         "needs": dict(episode.needs),

@@ -115,6 +115,8 @@ def _levels(episodes, max_steps, outcome, scale) -> dict:
             executed[index, :n] = [s.executed for s in episode.steps]
     success = np.array([e.success for e in episodes]) & valid
     value = env_reward.sum(axis=1) if outcome == "return" else success.astype(np.float32)
+    judged = np.array([e.judged is not None for e in episodes]) & valid
+    value = np.where(judged, np.array([e.judged or 0.0 for e in episodes], np.float32), value)
     groups: dict[int, int] = {}
     return dict(
         step_mask=step_mask,

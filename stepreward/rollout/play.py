@@ -170,6 +170,10 @@ class Collector:
         """`play` as a function of the starts, the key, `keep` and `turns`, for several calls: the parameters are prepared once."""
         return Player(self, self.engine.prepare(params), score_answers)
 
+    def with_engine(self, engine: Engine) -> Collector:
+        """A collector that samples with another engine."""
+        return dataclasses.replace(self, engine=engine)
+
     def check_offers(self, needed: frozenset[str], why: str) -> None:
         """Raises ValueError where the environment does not declare one of the capabilities `needed`; the message says `why` it must."""
         if missing := sorted(needed - self._able):

@@ -36,7 +36,7 @@ FREE = (
     "checkpoint.keep",
 )  # fmt: skip
 # Keys that name a folder or file, whose content is compared (`identity.py`) instead of its path.
-PATHS = ("model.path", "prm.path", "environment.data", "frozen_pair.trained", "frozen_pair.start")
+PATHS = ("model.path", "prm.path", "environment.data", "frozen_pair.trained", "frozen_pair.start", "mixture.transfer")
 # Keys that name another workdir, and the stage that reads its output: once that stage has begun, the key may not change.
 BORROWED_FOR: dict[str, str] = {key: stage.command for stage in _STAGES for key in stage.borrows}
 

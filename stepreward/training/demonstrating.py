@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
 from stepreward.text import clean
 from stepreward.training import identity, streams
+from stepreward.training.mixture import naming
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that run at the same time
@@ -191,6 +193,24 @@ def _round(pool, plays: list[_Play], call, then) -> list[_Play]:
         else:
             then(play, result)
     return [play for play in plays if play.failure is None]
+
+
+def all_episodes(parts) -> list[Episode]:
+    """Converts the demonstrations of all environments of a run; see `demonstration_episodes`, whose errors name the environment."""
+    episodes: list[Episode] = []
+    for name, each in parts.each.items():
+        with naming(name):
+            found = demonstration_episodes(each.demonstrations, each) if each.demonstrations or not name else []
+        for episode in found:
+            episodes.append(dataclasses.replace(episode, task=dataclasses.replace(episode.task, group=len(episodes), environment=name)))
+    return episodes
+
+
+def asked(c, parts) -> int:
+    """Returns the number of demonstrations that the config asks of the environments that have an expert."""
+    if parts.mixture is None:
+        return c.sft.episodes
+    return sum(entry.view.sft.episodes for entry in parts.mixture.entries if parts.parts_of[entry.name].demonstrations)
 
 
 def demonstration_episodes(records: list[Demonstration], parts) -> list[Episode]:

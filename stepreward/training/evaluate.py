@@ -23,7 +23,8 @@ from stepreward.training.backbones import Backbone
 from stepreward.training.counters import Counters
 from stepreward.training.learner import Learner
 from stepreward.training.main_job import use_compilation_cache
-from stepreward.training.tasks import held_out_tasks
+from stepreward.training.playing import by_environment
+from stepreward.training.tasks import held_out
 
 _GROUPS = ("environment", "model", "lora", "mesh", "rollout", "sft", "credit", "policy", "critic", "stages", "checkpoint")
 
@@ -131,8 +132,8 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     started = time.monotonic()
     if processes.is_writer():
         print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
-    with parts.collector.pool as pool:
-        tasks = held_out_tasks(config, pool, episodes)
+    with parts.collector.pool:
+        tasks = held_out(config, parts, episodes)
         collector = setup.collector_of(config, parts, found.model)
         played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), streams.DEVICE["evaluate"] + seed))
     good = [e for e in played if e.failure is None]
@@ -146,6 +147,11 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
     print(f"workdir     {workdir}")
     print(f"checkpoint  {step} ({counters['stage']}, {counters['env_steps']:,} environment steps), {which}")
     print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
+    for name, those in by_environment(parts, good).items() if parts.mixture is not None else ():
+        if those:
+            low, high = wilson_interval(successes := sum(e.success for e in those), len(those))
+            interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}, {successes} of {len(those)}"
+            print(f"  {name:<9} {100 * successes / len(those):.1f} %  ({interval})")
     print(f"score       {found['score']:.3f}")
     print(f"return      {found['return']:.3f} an episode, {found['steps_per_episode']:.1f} steps")
     if len(good) < len(played):

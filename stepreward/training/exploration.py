@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from stepreward.errors import UserError
 from stepreward.rollout.episode import Episode, Task
 from stepreward.rollout.recording import from_recording, to_recording
 from stepreward.training import outputs, streams
+from stepreward.training.mixture import Mixture
 from stepreward.training.tasks import training_tasks
 
 SCORED = "signal answer_log_prob"  # in the fingerprint of episodes whose reference answers were scored
@@ -42,7 +44,7 @@ class Exploration:
     """
 
     def __init__(self, c, workdir: Path, facts: dict):
-        self.c, self.borrowed = c, bool(c.stages.exploration)
+        self.c, self.borrowed, self._mixture = c, bool(c.stages.exploration), Mixture.of(c)
         self.folder = Path(c.stages.exploration or workdir) / "exploration"
         self.parts = -(-c.exploration.tasks // c.exploration.part_tasks)
         tokenizer = tokenizer_fingerprint(workdir / "tokenizer")
@@ -63,8 +65,8 @@ class Exploration:
         x = self.c.exploration
         first = part * x.part_tasks
         groups = min(x.part_tasks, x.tasks - first)
-        played = training_tasks(self.c.seed, "explore", part, groups, x.rollouts)
-        return [Task(task.seed, task.split, first + task.group) for task in played]
+        names = None if self._mixture is None else self._mixture.environments(first, groups)
+        return training_tasks(self.c.seed, "explore", part, groups, x.rollouts, first, names)
 
     def record(self, part: int, episodes: list[Episode]) -> None:
         """Writes one part atomically."""
@@ -82,7 +84,19 @@ class Exploration:
             raise UserError(str(error)) from error
         ignored = () if SCORED in self.metadata else (SCORED,)  # values that this run does not read
         outputs.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed, ignored=ignored)
-        return [from_recording(r) for r in recordings]
+        return self._named([from_recording(r) for r in recordings])
+
+    def _named(self, episodes: list[Episode]) -> list[Episode]:
+        """Adds what recordings do not store: the environment of each episode, and that a judge scored it."""
+        if self._mixture is None:
+            return episodes
+        names = self._mixture.environments(0, self.c.exploration.tasks)
+        judged = {entry.name for entry in self._mixture.entries if entry.judged}
+        for episode in episodes:
+            episode.task = dataclasses.replace(episode.task, environment=names[episode.task.group])
+            if episode.task.environment in judged and episode.counts:
+                episode.judged = episode.score
+        return episodes
 
 
 def by_task(episodes: list[Episode]) -> dict[int, list[Episode]]:

@@ -77,8 +77,7 @@ def select(found: Filter, rollout: Rollout, play_round: Callable[[int], Rollout]
 def outcomes(group: list[Episode], outcome: str, scale: float = 1.0) -> GroupOutcomes:
     """The outcomes and successes of a group's episodes whose environment did not fail."""
     good = [e for e in group if e.counts and e.steps]
-    value = lambda e: float(e.success) if outcome == "success" else e.episode_return
-    return GroupOutcomes(np.array([scale * value(e) for e in good]), np.array([e.success for e in good], bool))
+    return GroupOutcomes(np.array([scale * e.outcome(outcome) for e in good]), np.array([e.success for e in good], bool))
 
 
 def without_episodes(batch: Batch, dropped_E: np.ndarray) -> Batch:

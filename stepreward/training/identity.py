@@ -17,6 +17,7 @@ import numpy as np
 
 from stepreward.rollout.reference import spoken
 from stepreward.training import backbones, frozen
+from stepreward.training.mixture import views
 
 _DIGITS = 16
 _WHOLE = 1 << 16  # bytes; files up to this size are read whole
@@ -30,6 +31,7 @@ _NOT_CONTENT = ("name_or_path", "transformers_version", "_name_or_path", "torch_
 # The first stage whose output each digest decides.
 DECIDED_FROM = {
     "model.path tokenizer": "sft", "model.path weights": "sft", "environment.data content": "sft", "environment.options content": "sft",
+    "mixture.environments content": "sft", "mixture.transfer content": "train",
     "prompt words": "sft", "prm.path weights": "train", f"{frozen.TRAINED} weights": "train", f"{frozen.START} weights": "train",
 }  # fmt: skip
 
@@ -55,6 +57,10 @@ def of(c, parts=None) -> dict[str, Any]:
         for key, policy in zip((frozen.TRAINED, frozen.START), frozen.pair(c)):
             found |= {key: "(by content)", f"{key} weights": policy.digest() if policy.is_run else weights(policy.folder)}
     found |= of_environment(c)
+    if mixture := {name: facts for name, view in views(c).items() if name and (facts := of_environment(view))}:
+        found["mixture.environments content"] = mixture
+    if (group := c.get("mixture")) is not None and group.transfer:
+        found |= {"mixture.transfer": "(by content)", "mixture.transfer content": data(group.transfer)}
     if parts is not None:
         found["prompt words"] = said(parts)
     return found
@@ -102,6 +108,8 @@ def data(path: str | Path) -> str:
 
 def said(parts) -> str:
     """Digest of the first demonstrations' tokens, which depend on prompt, system message, chat template and tokenizer."""
+    if parts.parts_of:
+        return _digest(part.encode() for name, each in parts.parts_of.items() for part in (name, said(each)))
     prompt, chat, tokens = parts.prompt, parts.chat, []
     for record in parts.demonstrations[:4]:
         history: list = []

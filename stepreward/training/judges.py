@@ -1,6 +1,6 @@
-"""Judges: what a step of an episode is worth, in [0, 1], by rules or by a language model.
+"""Judges: what a step of an episode, or a whole episode, is worth, in [0, 1], by rules or by a language model.
 
-A judge scores the steps of finished episodes. A score that it cannot give is NaN.
+A judge scores finished episodes. A score that it cannot give is NaN.
 """
 
 from __future__ import annotations
@@ -37,14 +37,28 @@ not what later steps may make of it.
 End with one line <final_score>SCORE,MAX</final_score>. MAX is the most points that your principles allow, and SCORE the points of this step,
 from 0 to MAX."""
 
+REQUEST_OUTCOME = """You judge how well an agent solved a task in an environment. Each step of the agent is an answer, which holds one action.
+
+First write the principles by which a solution of this task should be judged, one a line. Then judge what the agent achieved in the end.
+
+End with one line <final_score>SCORE,MAX</final_score>. MAX is the most points that your principles allow, and SCORE the points of the agent,
+from 0 to MAX."""
+
+# A win counts 1, a tie 0.5, so the mean over tasks is the win rate against the reference.
+REQUEST_WIN = """You compare the last answer of an agent with a reference answer to the same task. The order in which you read them does not matter, and
+neither does their length.
+
+End with one line: <final_score>1,1</final_score> if the agent's answer is better or if both say the same, <final_score>0.5,1</final_score> if
+you cannot say which one is better, and <final_score>0,1</final_score> if the reference answer is better."""
+
 
 class Verdict(NamedTuple):
     """Scores of some episodes.
 
     Attributes:
-      scores: for each episode, the scores of its steps, float32 `[steps]`; NaN where the judge gave none.
+      scores: for each episode, the scores of its steps, float32 `[steps]`, or its own score, float32 `[1]`; NaN where the judge gave none.
       calls: requests that were sent to a model.
-      failures: steps without a score.
+      failures: steps, or episodes, without a score.
     """
 
     scores: list[np.ndarray]
@@ -61,13 +75,16 @@ class _NotAsked(Exception):
 
 
 class Judge(Protocol):
-    """Scores steps."""
+    """Scores steps and episodes."""
 
     def reach(self) -> None:
         """Raises `Unreachable` if the judge cannot be asked."""
 
     def judge(self, episodes: Sequence[Episode]) -> Verdict:
         """Scores every step of the episodes. Raises `Unreachable` if no request got an answer."""
+
+    def outcomes(self, episodes: Sequence[Episode]) -> Verdict:
+        """Scores each episode as a whole. Raises `Unreachable` if no request got an answer."""
 
 
 # --- By rules ---
@@ -92,6 +109,11 @@ class RuleJudge:
     def judge(self, episodes: Sequence[Episode]) -> Verdict:
         """Scores every step of the episodes."""
         found = [np.array([rule_score(step, events) for step, events in zip(e.steps, events_of(e))], np.float32) for e in episodes]
+        return Verdict(found, calls=0, failures=0)
+
+    def outcomes(self, episodes: Sequence[Episode]) -> Verdict:
+        """Scores each episode by the mean score of its steps; 0 if it has none."""
+        found = [np.array([scores.mean() if len(scores) else 0.0], np.float32) for scores in self.judge(episodes).scores]
         return Verdict(found, calls=0, failures=0)
 
 
@@ -151,7 +173,17 @@ class EndpointJudge:
         Raises:
           Unreachable: no request got an answer. Nothing is kept of these requests.
         """
-        requests = [[self._request(episode, index) for index in range(len(episode.steps))] for episode in episodes]
+        return self._verdict([[self._request(episode, index) for index in range(len(episode.steps))] for episode in episodes])
+
+    def outcomes(self, episodes: Sequence[Episode]) -> Verdict:
+        """Scores each episode as a whole: by a win against its reference answer if it has one, otherwise by the judge's own principles.
+
+        Raises:
+          Unreachable: no request got an answer. Nothing is kept of these requests.
+        """
+        return self._verdict([[self._request_outcome(episode)] for episode in episodes])
+
+    def _verdict(self, requests: list[list[str]]) -> Verdict:
         keys = [[self._key(request) for request in found] for found in requests]
         wanted = {key: request for row, found in zip(keys, requests) for key, request in zip(row, found) if self._known(key) is None}
         calls = self._ask(wanted) if wanted else 0
@@ -230,6 +262,20 @@ class EndpointJudge:
         step = steps[index]
         result = "The answer held no action." if step.action is None else f"The action {'took' if step.executed else 'had no'} effect."
         told.append(f"The step to judge, step {index + 1}\n{self._told(step)}\n{result}\nThe observation after it: {self._cut(after)}")
+        return "\n\n".join(told)
+
+    def _request_outcome(self, episode: Episode) -> str:
+        """Writes the request for an episode: what to do, the task, the last steps, how it ended, and the reference answer if there is one."""
+        steps = episode.steps
+        first = max(0, len(steps) - self._history)
+        told = [REQUEST_OUTCOME if episode.reference is None else REQUEST_WIN]
+        if steps:
+            told.append(f"The first observation, with the task:\n{self._cut(steps[0].observation)}")
+        if first:
+            told.append(f"({first} earlier {'steps are' if first > 1 else 'step is'} not shown.)")
+        told += [f"Step {place + 1}\n{self._told(steps[place])}" for place in range(first, len(steps))]
+        told.append(f"The last observation: {self._cut(episode.final_observation)}")
+        told += [] if episode.reference is None else [f"The reference answer: {self._cut(episode.reference)}"]
         return "\n\n".join(told)
 
     def _told(self, step: Any) -> str:

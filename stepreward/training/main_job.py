@@ -12,6 +12,7 @@ from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number, read_metrics
 from stepreward.report import write_report
 from stepreward.report.tables import estimator_quality, failed_episodes, final_evaluation
+from stepreward.training.mixture import views
 
 
 def use_compilation_cache() -> None:
@@ -93,7 +94,8 @@ def _say(display: RunDisplay, text: str) -> None:
 
 
 def _report(config, workdir: Path) -> Path:
-    module = environment_module(config.environment.name)
+    modules = {view.environment.name: environment_module(view.environment.name) for view in views(config).values()}
+    module = next(iter(modules.values())) if len(modules) == 1 else None  # boards of several environments are shown as text
     options = {"board_renderer": module.board_html} if hasattr(module, "board_html") else {}
     return write_report(workdir, **options)
 

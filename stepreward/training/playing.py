@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 
 import numpy as np
 
 from stepreward.errors import UserError
 from stepreward.rollout.episode import cuts, lost, summary
+from stepreward.rollout.mixed import UNJUDGED
 from stepreward.rollout.reference import unscored
 from stepreward.rollout.strategies import Chain, Rollout, Strategy
 from stepreward.training import setup, streams
+
+_EVALUATED = ("success", "score", "return", "steps_per_episode", "executed")  # of `summary`, in evaluations
+_PLAYED = ("success", "score", "return", "steps_per_episode")  # in the training episodes of each environment
+_MEASURES = (*_EVALUATED, "invalid", "answer_tokens", "entropy")  # all of `summary`
 
 
 def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
@@ -27,12 +33,17 @@ def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, di
     rollout = strategy(player, tasks, key)
     seconds, cost = time.monotonic() - started, rollout.cost
     good = healthy(rollout.episodes, "batch")
+    several = {} if run.parts.mixture is None else environment_metrics(run.parts, rollout.episodes)
     run.counters.failed_episodes += sum(episode.failure is not None for episode in rollout.episodes)
-    metrics = rollout_metrics(run, good) | {
-        "rollout/failed_episodes": run.counters.failed_episodes,
-        "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
-        "time/rollout_s": seconds,
-    }
+    metrics = (
+        rollout_metrics(run, good)
+        | {
+            "rollout/failed_episodes": run.counters.failed_episodes,
+            "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
+            "time/rollout_s": seconds,
+        }
+        | several
+    )
     if strategy.restarts:
         metrics |= {"rollout/branch_steps": rollout.branch_steps, "rollout/replayed_steps": cost.replayed_steps}
         metrics |= {f"rollout/{name}": count for name, count in rollout.counts.items()}
@@ -51,9 +62,13 @@ def evaluate(run) -> dict:
     """Plays the fixed held-out set with the settings of training and the same random draws each time; returns metrics."""
     started, learner, key = time.monotonic(), run.learner, streams.device(run.key, "evaluate")
     played = run.parts.collector.collect(learner.actor, run.held_out, key)
-    good = healthy(played, "evaluation")
-    found = summary(good)
-    metrics = {f"eval/{k}": found[k] for k in ("success", "score", "return", "steps_per_episode", "executed")}
+    good, parts, metrics = healthy(played, "evaluation"), by_environment(run.parts, played), {}
+    each = {name: healthy(those, f"evaluation{name and f' in {name}'}") for name, those in parts.items()}
+    found = {name: summary(those) for name, those in each.items()}
+    for name in found if run.parts.mixture is not None else ():
+        metrics |= {f"eval/{name}/{k}": found[name][k] for k in _EVALUATED} | {f"eval/{name}/episodes": len(each[name])}
+    whole = means(found.values())
+    metrics |= {f"eval/{k}": whole[k] for k in _EVALUATED}
     metrics |= {f"eval/{k}": v for k, v in lost(good).items()}
     metrics["eval/episodes"] = len(good)
     if len(good) < len(played):
@@ -63,8 +78,35 @@ def evaluate(run) -> dict:
             collector = setup.collector_of(run.c, run.parts, auxiliary.model)
             played = collector.collect(auxiliary.actor, run.held_out, key)
             what = f"evaluation of the {auxiliary.title}"
-            metrics[f"{name}/policy_success"] = float(np.mean([e.success for e in healthy(played, what)]))
+            rates = [np.mean([e.success for e in healthy(those, what)]) for those in by_environment(run.parts, played).values()]
+            metrics[f"{name}/policy_success"] = float(np.mean(rates))
     metrics["time/eval_s"] = time.monotonic() - started
+    return metrics
+
+
+def by_environment(parts, episodes: list) -> dict[str, list]:
+    """Returns the episodes of each environment of a mixture, in order; in a run of one environment, all of them under ""."""
+    found: dict[str, list] = {name: [] for name in parts.each}
+    for episode in episodes:
+        found[episode.task.environment].append(episode)
+    return found
+
+
+def means(found: Iterable[dict]) -> dict[str, float]:
+    """Returns the means of the measures of `summary` over environments, each of which counts once."""
+    found = list(found)
+    return {name: float(np.mean([each[name] for each in found])) for name in _MEASURES}
+
+
+def environment_metrics(parts, episodes: list) -> dict[str, float]:
+    """Returns measures of the training episodes of each environment that was played: how many, how many failed, and means over the others."""
+    metrics = {}
+    for name, those in by_environment(parts, episodes).items():
+        good = [e for e in those if e.counts]
+        counts = {"episodes": len(those), "failed": sum(e.failure is not None for e in those)}
+        counts |= {"unjudged": sum(e.failure == UNJUDGED for e in those)} if name in parts.collector.judges else {}
+        found = {k: v for k, v in summary(good).items() if k in _PLAYED} if good else {}
+        metrics |= {f"rollout/{name}/{k}": v for k, v in (counts | found).items()} if those else {}
     return metrics
 
 

@@ -25,7 +25,7 @@ from stepreward.training.exploration import Exploration
 from stepreward.training.idle import Stillness, warn_of_idle_settings
 from stepreward.training.learner import Learner
 from stepreward.training.stages import STAGES, Progress, Stage
-from stepreward.training.tasks import held_out_tasks
+from stepreward.training.tasks import held_out
 from stepreward.training.workdir import Workdir, check_not_lost
 
 DONE = "done"  # the name of the stage in a finished run
@@ -74,10 +74,12 @@ class Run:
         self.counters = Counters(stage=STAGES[0].name)
         self.learner = Learner(c, self.parts, self.key)
         self.learner.open()
+        for judge in getattr(self.parts.collector, "judges", {}).values():
+            judge.open()
         self.stages: dict[str, Stage] = {stage.name: stage(self) for stage in STAGES}
         explores = self.stages["explore"].wanted()
         self.exploration = Exploration(c, self.workdir, self.fingerprint("explore")) if explores else None
-        self.held_out = held_out_tasks(c, self.parts.collector.pool, c.eval.episodes)
+        self.held_out = held_out(c, self.parts, c.eval.episodes)
         self.checkpoints = self.folder.checkpoints()
         resumed = self._restore()
         self.metrics = self.folder.open_metrics(self.counters.tick if resumed else None)
@@ -131,6 +133,17 @@ class Run:
     def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
         """Plays training episodes with the policy; returns them, and metrics."""
         return playing.play(self, tasks, key, strategy)
+
+    def environments(self, first: int, groups: int, *, scheduled: bool = False) -> list[str] | None:
+        """Returns the environment of each of some groups, by its name in the mixture; None if the run has one environment.
+
+        Args:
+          first, groups: see `Mixture.environments`.
+          scheduled: whether the groups are those of reinforcement learning, which `mixture.order` orders.
+        """
+        if self.parts.mixture is None:
+            return None
+        return self.parts.mixture.environments(first, groups, self.counters.env_steps / self.c.train.env_steps if scheduled else None)
 
     def evaluate(self) -> dict:
         """Plays the fixed held-out set; returns metrics."""

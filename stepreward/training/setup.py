@@ -5,10 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
-import json
 import math
-import os
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,35 +17,37 @@ from stepreward.config import TrackedConfig
 from stepreward.credit.schedules import Standing
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
-from stepreward.envs.protocol import IMAGE, REFERENCE, Prompt
-from stepreward.models import decoder, presets
+from stepreward.envs.protocol import EXPERT, IMAGE, REFERENCE, Prompt
+from stepreward.models import decoder
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
-from stepreward.models.published import MODELS
-from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.preference import Preference
 from stepreward.rollout import strategies
-from stepreward.rollout.chat import Chat, Dialogue
+from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.checked import checked
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
+from stepreward.rollout.mixed import MixedCollector
 from stepreward.rollout.play import CONTEXTS, Collector
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
-from stepreward.rollout.template_chat import load_chat
 from stepreward.signals import computed
 from stepreward.training import backbones, preferring, streams
 from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
-from stepreward.training.demonstrating import load_demonstrations
+from stepreward.training.auxiliaries.judge import Judge
+from stepreward.training.demonstrating import NO_EXPERT, load_demonstrations
 from stepreward.training.filtering import make_filter
 from stepreward.training.held_out import first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
+from stepreward.training.mixture import Mixture, naming, views, without_imitation
+from stepreward.training.outcomes import OutcomeJudge
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
+from stepreward.training.words import Spoken, load_words
 
 _AT_LEAST_ONE = (
     "rollout.groups", "rollout.group_size", "rollout.max_steps", "rollout.max_rows", "sft.episodes", "sft.rows", "sft.log_every",
@@ -71,15 +70,23 @@ OLD_LOG_PROBS = ("auto", "behaviour", "current")
 
 @dataclasses.dataclass
 class Parts:
-    """The parts of a run, without model parameters."""
+    """The parts of a run, without model parameters.
 
-    factory: Callable[[], Any]
-    prompt: Prompt
+    Attributes:
+      collector: plays in the environment, or in those of the mixture.
+      demonstrations: of all environments.
+      mixture: the environments of the run; None if it has one.
+      parts_of: for each environment of the mixture, the parts of a run of it alone. The factory and the prompt of a run of several
+        environments are in these only.
+    """
+
+    factory: Callable[[], Any] | None
+    prompt: Prompt | None
     chat: Dialogue
     mesh: Mesh
     graphdef: Any
     model_config: decoder.DecoderConfig
-    collector: Collector
+    collector: Collector | MixedCollector
     method: credit.Method
     policy_loss: PolicyLoss
     demonstrations: list[Demonstration]
@@ -87,6 +94,13 @@ class Parts:
     abstract: bool = False  # models consist of shapes, not arrays
     workdir: Path | None = None  # the run's folder, where auxiliaries may keep files
     collectors: dict[decoder.DecoderConfig, Collector] = dataclasses.field(default_factory=dict)  # see `collector_of`
+    mixture: Mixture | None = None
+    parts_of: dict[str, Parts] = dataclasses.field(default_factory=dict)
+
+    @property
+    def each(self) -> dict[str, Parts]:
+        """The parts for each environment by its name in the mixture; in a run of one environment, these parts under ""."""
+        return self.parts_of or {"": self}
 
 
 def environment_factory(c) -> tuple[Callable[[], Any], Prompt]:
@@ -146,16 +160,14 @@ def build(c, workdir: Path) -> Parts:
     Raises:
       ValueError: the config is inconsistent in itself, with this machine, or with the content of the workdir.
     """
-    factory, prompt = environment_factory(c)
     mesh = parallel.make_mesh(c.mesh.data, c.mesh.fsdp, c.mesh.tensor)
     parallel.check_rows(mesh, rollout__max_rows=c.rollout.max_rows, train__chunk_rows=c.train.chunk_rows)
-    pool = environment_pool(c, factory)
     method = make_method(c)
     learners = [kind.title for kind in AUXILIARIES if kind.demonstrated and kind.wanted(method)]
     wanted_by = f"the {learners[0]} of credit.method={method.name!r}" if learners else ""
-    demonstrations = processes.on_writer(lambda: load_demonstrations(c, pool, workdir / "demonstrations", wanted_by))
+    mixture, worlds = Mixture.of(c), _worlds(c, workdir / "demonstrations", wanted_by)
     folder = processes.together(lambda: backbones.find_model(c.model.path, c.model.download))
-    chat = load_words(c, folder, workdir / "tokenizer", demonstrations, prompt)
+    chat = load_words(c, folder, workdir / "tokenizer", [world.spoken for world in worlds.values()])
     codec = chat.codec
     model_config = backbones.model_config(c, mesh, round_up(codec.vocab_size, 8))
     if codec.vocab_size > model_config.vocab_size:
@@ -164,9 +176,75 @@ def build(c, workdir: Path) -> Parts:
             f"{model_config.vocab_size}: use a tokenizer and a model that belong together."
         )
     graphdef = decoder.graph(model_config)
-    reader = image_reader(model_config, folder, pool, c.rollout.max_image_tokens, c.rollout.max_prompt_tokens)
+    pools = {name: world.pool for name, world in worlds.items()}
+    reader = _reader(c, model_config, folder, pools)
     engine = make_engine(c, graphdef, model_config, mesh, chat.stop_ids, codec.pad_id, reader)
-    collector = Collector(
+    each = {}
+    for name, world in worlds.items():
+        with naming(name):
+            each[name] = make_collector(world.view, engine, world.pool, world.spoken.prompt, chat, reader)
+    collector = each.get("")
+    if mixture is not None:
+        judged = [entry.name for entry in mixture.entries if entry.judged]
+        collector = MixedCollector(each, dict.fromkeys(judged, OutcomeJudge(c, Path(workdir))) if judged else {})
+    collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
+    if scores_answers(method):
+        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
+    strategy = make_strategy(c, method)
+    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
+    if strategy.restarts:
+        collector.check_restarts()
+    prefers = preferring.make_preference(c)
+    if prefers is not None and not c.stages.preference:
+        collector.check_offers(prefers.needs, f"preference.method={prefers.name!r}")
+        if prefers.restarts:
+            collector.check_restarts()
+
+    def parts(factory, prompt, collector, demonstrations, **more) -> Parts:
+        made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations, prefers)
+        return Parts(*made, workdir=Path(workdir), **more)
+
+    alone = {name: parts(world.factory, world.spoken.prompt, each[name], world.imitated) for name, world in worlds.items()}
+    if mixture is None:
+        return alone[""]
+    demonstrations = [record for world in worlds.values() for record in world.imitated]
+    return parts(None, None, collector, demonstrations, mixture=mixture, parts_of=alone)
+
+
+@dataclasses.dataclass(frozen=True)
+class _World:
+    """One environment of a run: its config, factory and pool, what is said in it, and the demonstrations that are imitated."""
+
+    view: Any
+    factory: Callable[[], Any]
+    pool: Pool
+    spoken: Spoken
+    imitated: list[Demonstration]
+
+
+def _worlds(c, folder: Path, wanted_by: str) -> dict[str, _World]:
+    """Makes the environments of a run, by their name in the mixture, and their demonstrations in `folder`; see `mixture.views`.
+
+    Args:
+      wanted_by: see `load_demonstrations`.
+    """
+    found, able = {}, False
+    for name, view in views(c).items():
+        with naming(name):
+            factory, prompt = environment_factory(view)
+            pool = environment_pool(view, factory)
+            imitates = not name or EXPERT in pool.capabilities()
+            able, view = able or imitates, view if imitates else without_imitation(view)
+            records = processes.on_writer(lambda: load_demonstrations(view, pool, folder / name, wanted_by))
+            found[name] = _World(view, factory, pool, Spoken(records, prompt), records if imitates else [])
+    if c.sft.updates and not able:
+        raise ValueError(f"in none of mixture.environments is anybody to imitate: {NO_EXPERT}")
+    return found
+
+
+def make_collector(c, engine: Engine, pool: Pool, prompt: Prompt, chat: Dialogue, reader: ImageReader | None) -> Collector:
+    """Returns the collector of one environment."""
+    return Collector(
         engine,
         pool,
         prompt,
@@ -180,20 +258,20 @@ def build(c, workdir: Path) -> Parts:
         long_observation=c.rollout.long_observation,
         longest_answer=c.rollout.max_answer_tokens,
     )
-    collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
-    if scores_answers(method):
-        collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
-    strategy = make_strategy(c, method)
-    collector.check_offers(strategy.capabilities, f"the rollout strategy of credit.method={method.name!r}")
-    if strategy.restarts:
-        collector.check_restarts()
-    prefers = preferring.make_preference(c)
-    if prefers is not None and not c.stages.preference:
-        collector.check_offers(prefers.needs, f"preference.method={prefers.name!r}")
-        if prefers.restarts:
-            collector.check_restarts()
-    made = (factory, prompt, chat, mesh, graphdef, model_config, collector, method, make_policy_loss(c), demonstrations, prefers)
-    return Parts(*made, workdir=Path(workdir))
+
+
+def _reader(c, model_config: decoder.DecoderConfig, folder, pools: dict[str, Pool]) -> ImageReader | None:
+    """Returns the reader of a run's pictures; a mixture has text only."""
+    most = c.rollout.max_image_tokens, c.rollout.max_prompt_tokens
+    if "" in pools:
+        return image_reader(model_config, folder, pools[""], *most)
+    for name, pool in pools.items():
+        if model_config.vision is not None and IMAGE in pool.capabilities():
+            raise ValueError(
+                f"mixture.environments.{name} has pictures, and a run of several environments shows text only: choose a model that reads text "
+                "(model.preset), or a preset of the environment without pictures."
+            )
+    return None
 
 
 def image_reader(model_config: decoder.DecoderConfig, folder, pool: Pool, most: int, most_prompt: int) -> ImageReader | None:
@@ -263,7 +341,7 @@ def collector_of(c, parts: Parts, model: backbones.Backbone) -> Collector:
     if shape not in parts.collectors:
         chat = parts.chat
         engine = make_engine(c, model.graphdef, shape, parts.mesh, chat.stop_ids, chat.codec.pad_id, parts.collector.reader)
-        parts.collectors[shape] = dataclasses.replace(parts.collector, engine=engine)
+        parts.collectors[shape] = parts.collector.with_engine(engine)
     return parts.collectors[shape]
 
 
@@ -281,13 +359,9 @@ def check(c) -> None:
         group, name = key.split(".")
         if c[group][name] < 1:
             raise ValueError(f"{key}={c[group][name]} must be at least 1.")
-    environment_factory(c)
-    e = c.environment
-    if e.pool not in ("auto", *KINDS):
-        raise ValueError(f"environment.pool={e.pool!r} is not one of auto, {', '.join(KINDS)}.")
-    for name in ("timeout_s", "reset_timeout_s"):
-        if not 0 < e[name] < math.inf:
-            raise ValueError(f"environment.{name}={e[name]} must be a positive, finite number of seconds.")
+    for name, view in views(c).items():
+        with naming(name):
+            _check_environment(view)
     backbones.check(c)
     for path in (c.model.path, c.prm.path):
         backbones.find_model(path, c.model.download)
@@ -310,7 +384,9 @@ def check(c) -> None:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
     strategy = make_strategy(c, method)
-    strategy.check(c.rollout.group_size, c.rollout.max_steps)
+    for name, view in views(c).items():
+        with naming(name):
+            strategy.check(c.rollout.group_size, view.rollout.max_steps)
     signals = computed() | strategy.provides
     missing = sorted((method.requires | method.label_signals) - signals)
     if missing:
@@ -322,8 +398,10 @@ def check(c) -> None:
     preferring.check(c)
     check_groups(c, method, signals)
     make_filter(c, method)
+    _check_alone(c, method)
+    judged = any(entry.judged for entry in (Mixture.of(c) or Mixture(())).entries)
     for kind in AUXILIARIES:
-        if kind.wanted(method):
+        if kind.wanted(method) or (kind is Judge and judged):
             kind.check(c, method)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:
@@ -347,6 +425,28 @@ def check(c) -> None:
             )
     if c.train.mode == "offline":
         _check_offline(c, method)
+
+
+def _check_environment(c) -> None:
+    environment_factory(c)
+    e = c.environment
+    if e.pool not in ("auto", *KINDS):
+        raise ValueError(f"environment.pool={e.pool!r} is not one of auto, {', '.join(KINDS)}.")
+    for name in ("timeout_s", "reset_timeout_s"):
+        if not 0 < e[name] < math.inf:
+            raise ValueError(f"environment.{name}={e[name]} must be a positive, finite number of seconds.")
+
+
+def _check_alone(c, method) -> None:
+    """Raises ValueError if a run of several environments asks for what is built for one."""
+    if Mixture.of(c) is None:
+        return
+    learners = [f"credit.method={method.name!r}" for kind in AUXILIARIES if kind.demonstrated and kind.wanted(method)]
+    learners += [f"preference.method={c.preference.method!r}"] if c.preference.method else []
+    if learners:
+        raise ValueError(
+            f"{learners[0]} compares with the expert of one environment: leave mixture.environments empty, or choose another method."
+        )
 
 
 def _check_offline(c, method) -> None:
@@ -429,62 +529,3 @@ def make_policy_loss(c) -> PolicyLoss:
     """Returns the policy's objective."""
     p = c.policy
     return PolicyLoss(p.ratio, p.clip_low, p.clip_high, p.dual_clip or None, p.aggregation, p.constant, p.entropy_coef, p.kl_coef, p.kl)
-
-
-# --- Demonstrations and tokenizer ---
-
-
-def load_words(c, model_folder: Path | None, folder: Path, demonstrations: list[Demonstration], prompt: Prompt) -> Dialogue:
-    """Returns the run's dialogue: the chat template of its pretrained model, or a plain chat with a tokenizer trained for the environment.
-
-    Args:
-      model_folder: the pretrained model; None trains a tokenizer in `folder`, or reads the one there.
-
-    Raises:
-      ValueError: without a model folder, the config sets a key that needs one.
-    """
-    system, thinking = c.model.system or None, c.model.thinking
-    if model_folder is not None:
-        return load_chat(model_folder, system, thinking)
-    if system is not None or thinking is not None:
-        raise ValueError("model.system and model.thinking need the chat template of a pretrained model: set model.path too.")
-    if c.model.preset in presets.PUBLISHED:
-        raise ValueError(
-            f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: set --config.model.path=FOLDER, or "
-            f"--config.model.path={MODELS[c.model.preset]} if the hub cache has it (--config.model.download=True downloads it)."
-        )
-    sees = presets.PRESETS[c.model.preset].vision is not None
-    processes.on_writer(lambda: make_codec(folder, demonstrations, prompt, c.model.pieces, images=sees))
-    return Chat(processes.together(lambda: load_tokenizer(folder)))
-
-
-def make_codec(folder: Path, demonstrations: list[Demonstration], prompt: Prompt, pieces: int = 0, *, images: bool = False) -> None:
-    """Trains the workdir's tokenizer on the texts of the environment and its prompt, unless there is one.
-
-    Args:
-      pieces: size of a vocabulary of word pieces; 0 makes one token per action and one for each other character.
-      images: whether messages may contain images.
-    """
-    if folder.exists():
-        return
-    views = {json.dumps(view, sort_keys=True): view for d in demonstrations for view in map(d.view, range(len(d.observations)))}
-    words = {a for d in demonstrations for a in d.actions}
-    shown = [views[key] for key in sorted(views)]
-    texts = {say(view) for view in shown for say in (prompt.first, prompt.later)} | {view["text"] for view in shown}
-    if not any(d.success for d in demonstrations):  # no example of a good answer: allow every listed action, and any text
-        words |= {action for view in shown for action in view.get("admissible", ()) if action}
-        texts.add(string.printable)
-    words, fixed = sorted(words), tuple(getattr(prompt, "words", ()))
-    if getattr(prompt, "reference", None) is not None:
-        texts |= {part for word in words for part in prompt.reference(word)}
-    history = [(shown[0], prompt.answer(words[0] if words else shown[0]["text"]))]
-    texts |= {prompt.window(view, history) for view in shown[:200]}
-    said = [d.answer(prompt, index) for d in demonstrations for index in range(len(d.actions))]
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")  # a killed run must not leave a partial tokenizer
-    if pieces:
-        # With repetitions: pieces are learnt from frequencies. No demonstration may show some of the prompt's words.
-        train_piece_tokenizer([*sorted(texts), *said, *fixed * len(demonstrations)], pieces, temporary, images=images)
-    else:
-        answers = {*said, *(prompt.answer(word) for word in words)}
-        train_symbol_tokenizer(sorted(texts | answers), [*words, *fixed], temporary, images=images)
-    temporary.rename(folder)

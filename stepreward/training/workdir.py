@@ -206,7 +206,7 @@ def _remove_leftovers(workdir: Path) -> None:
     """Removes the temporary files of killed processes; the caller holds the lock, so no process is writing."""
     found = [path for path in workdir.iterdir() if _LEFTOVER.fullmatch(path.name)]
     rounds = [f"preference/{path.name}" for path in (workdir / "preference").glob("round-*")]
-    for name in ("stages", "exploration", "episodes", "preference", *rounds):
+    for name in ("stages", "exploration", "episodes", "demonstrations", "preference", *rounds):
         found += [path for path in (workdir / name).iterdir() if path.name.startswith(".")] if (workdir / name).is_dir() else []
     for path in found:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -127,8 +127,8 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def outcome_of(episode: Episode, outcome: str) -> float:
-    """The outcome of an episode: "return" is the sum of its rewards, "success" is 0 or 1."""
-    return episode.episode_return if outcome == "return" else float(episode.success)
+    """The outcome of an episode: "return" is the sum of its rewards, "success" is 0 or 1; a judge's score replaces either."""
+    return episode.outcome(outcome)
 
 
 def by_group(tasks: Sequence[Task]) -> list[list[Task]]:

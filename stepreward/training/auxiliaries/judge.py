@@ -70,7 +70,7 @@ class Judge(Auxiliary):
         try:
             processes.on_writer(self._judge.reach)
         except judges.Unreachable as error:
-            raise UserError(self._advice(error)) from None
+            raise UserError(advice(self._url, error)) from None
 
     def prepare(self, batch: Batch, episodes: list) -> dict:
         """Scores the episodes that are not masked; returns metrics.
@@ -82,7 +82,7 @@ class Judge(Auxiliary):
         try:
             verdict = processes.on_writer(lambda: self._judge.judge([episodes[i] for i in those]))
         except judges.Unreachable as error:
-            raise NotReady(self._advice(error)) from None
+            raise NotReady(advice(self._url, error)) from None
         self._scores = np.zeros(batch.step_mask.shape, np.float32)
         self.unscored = np.zeros(batch.num_episodes, bool)
         for place, scores in zip(those, verdict.scores):
@@ -98,11 +98,13 @@ class Judge(Auxiliary):
     def programs(self, stage: str) -> Iterator[Program]:
         return iter(())
 
-    def _advice(self, error: Exception) -> str:
-        return (
-            f"{error}. Start the server of judge.url={self._url!r} again, or set judge.url to the address of a running one, and repeat the "
-            "command: the run resumes, and scores that it has are not asked for again. judge.kind=rules needs no server."
-        )
+
+def advice(url: str, error: Exception) -> str:
+    """Returns the error of a judge at an address that does not answer, and what to do."""
+    return (
+        f"{error}. Start the server of judge.url={url!r} again, or set judge.url to the address of a running one, and repeat the "
+        "command: the run resumes, and scores that it has are not asked for again. judge.kind=rules needs no server."
+    )
 
 
 def make_judge(c, workdir: Path | None) -> judges.Judge:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from stepreward.training import setup, streams
+from stepreward.training import outcomes, setup, streams
 from stepreward.training.auxiliaries import estimator as estimating
 from stepreward.training.exploration import SCORED
 from stepreward.training.stages.base import Progress, Stage
@@ -27,7 +27,10 @@ class Explore(Stage):
         return self.run.method.has_progress or self.c.train.mode == "offline"
 
     def facts(self) -> dict:
-        return {SCORED: True} if setup.scores_answers(self.run.method) else {}
+        mixture, found = self.run.parts.mixture, {SCORED: True} if setup.scores_answers(self.run.method) else {}
+        if mixture is not None and any(entry.judged for entry in mixture.entries):
+            found |= {f"judge.{name}": self.c.judge[name] for name in outcomes.DECIDES}  # they decide the outcomes of explored episodes
+        return found
 
     @property
     def finished(self) -> bool:

@@ -27,7 +27,8 @@ class PRMWarmup(Stage):
 
     def tick(self) -> dict:
         c, counters, learner, number = self.c, self.counters, self.run.learner, self.counters.of("prm_batches")
-        tasks = training_tasks(c.seed, "prm_warmup", number, c.rollout.groups, c.rollout.group_size)
+        names = self.run.environments(number * c.rollout.groups, c.rollout.groups)
+        tasks = training_tasks(c.seed, "prm_warmup", number, c.rollout.groups, c.rollout.group_size, environments=names)
         rollout, metrics = self.run.play(tasks, streams.device(self.run.key, "prm_warmup", number))
         batch = self.run.pack(rollout)
         metrics |= learner.prepare(batch, rollout.episodes)

@@ -35,7 +35,7 @@ class Reinforce(Stage):
     decides = (
         # These change an earlier stage's output only by rounding errors, so its output can be reused on another machine.
         "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
-        "rollout.max_rows",
+        "rollout.max_rows", "mixture.order", "mixture.sequence", "mixture.transfer",
         # Borrowed outputs have their own fingerprints.
         "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
@@ -147,7 +147,8 @@ class Reinforce(Stage):
         c, iteration = self.c, self.counters.iteration
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
-            tasks = training_tasks(c.seed, stream, index, c.rollout.groups, c.rollout.group_size, first=number * c.rollout.groups)
+            groups, names = c.rollout.groups, self.run.environments(iteration * c.rollout.groups, c.rollout.groups, scheduled=True)
+            tasks = training_tasks(c.seed, stream, index, groups, c.rollout.group_size, number * groups, names)
             strategy = setup.make_strategy(c, self.run.method, self.run.learner.standing(iteration))
             return self.run.play(tasks, streams.device(self.run.key, stream, *index), strategy)
         tasks = by_task(self.run.explored()[0])

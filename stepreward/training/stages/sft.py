@@ -18,6 +18,7 @@ class SupervisedStart(Stage):
     name = "sft"
     decides = (
         "seed", "environment.name", "environment.preset", "environment.prompt", "environment.data", "environment.options.",
+        "mixture.environments.",
         "model.preset", "model.path", "model.pieces", "model.system", "model.thinking", "model.compute_dtype", "model.param_dtype",
         "model.moment_dtype", "lora.sft", "rollout.context", "rollout.history", "rollout.max_steps",
         "rollout.long_observation", "rollout.max_image_tokens",
@@ -69,11 +70,11 @@ class SupervisedStart(Stage):
 
     def _pack_demonstrations(self) -> None:
         parts = self.run.parts
-        episodes = demonstrating.demonstration_episodes(parts.demonstrations, parts)
+        episodes = demonstrating.all_episodes(parts)
         self._fit = demonstrating.fit(episodes, len(parts.demonstrations), parts)
         self._batch = self.run.learner.layout.pack(episodes, row_multiple=1)
         cut = sum(step.cut > 0 for episode in episodes for step in episode.steps)
-        self._left_out = {"demonstrations_left_out": max(0, self.c.sft.episodes - len(episodes))}
+        self._left_out = {"demonstrations_left_out": max(0, demonstrating.asked(self.c, parts) - len(episodes))}
         self._left_out |= {"observations_cut": cut} if cut else {}
 
 
