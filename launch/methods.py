@@ -62,20 +62,25 @@ def _prompt(c) -> None:
 
 
 def _print(rows, answers) -> None:
+    """Prints a table for each registry, whose first column is headed by the config key that names its methods."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    several = len({row.kind for row in rows}) > 1
-    for head in ("method", *(["kind"] if several else []), "signals", "models", "strategy", "environment"):
-        table.add_column(head, no_wrap=head not in ("models", "environment"))
-    for index, row in enumerate(rows):
-        needs = ", ".join(row.needs)
-        if answers is not None:
-            needs = f"{answers[index]}: {needs}" if answers[index] == "yes" and needs else answers[index]
-        cells = (row.name, *([row.kind] if several else []), "\n".join(row.signals), ", ".join(row.models), row.strategy, needs)
-        table.add_row(*(cell or "–" for cell in cells))
-    Console(width=WIDTH, highlight=False, markup=False).print(table)
+    console = Console(width=WIDTH, highlight=False, markup=False)
+    for kind in dict.fromkeys(row.kind for row in rows):
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        for head in (f"{kind}.method", "signals", "models", "strategy", "environment"):
+            table.add_column(head, no_wrap=head not in ("models", "environment"))
+        for index, row in enumerate(rows):
+            if row.kind != kind:
+                continue
+            needs = ", ".join(row.needs)
+            if answers is not None:
+                needs = f"{answers[index]}: {needs}" if answers[index] == "yes" and needs else answers[index]
+            cells = (row.name, "\n".join(row.signals), ", ".join(row.models), row.strategy, needs)
+            table.add_row(*(cell or "–" for cell in cells))
+        console.print(table)
+        console.print()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from stepreward import cli, credit
+from stepreward import cli, credit, preference
 from stepreward.configs.common.base import base_config
 from stepreward.launch import methods
 from stepreward.training import needs
@@ -14,7 +14,7 @@ from stepreward.training.needs import Offer, Row
 
 @pytest.fixture(scope="module")
 def rows():
-    return {row.name: row for row in needs.rows()}
+    return {row.name: row for row in needs.rows() if row.kind == "credit"}
 
 
 def test_every_credit_method_has_a_row(rows):
@@ -58,11 +58,19 @@ def test_an_option_of_the_environment_is_found():
     assert needs.answer(TURNS, needs.offers(c)) == "yes"
 
 
-def test_another_registry_joins_the_table(monkeypatch, capsys):
-    monkeypatch.setattr(needs, "SOURCES", [*needs.SOURCES, lambda: [Row("eto", "preference", models=("reference",))]])
+def test_each_registry_has_its_table(monkeypatch, capsys):
+    monkeypatch.setattr(needs, "SOURCES", [*needs.SOURCES, lambda: [Row("mine", "other", models=("reference",))]])
     lines = said(monkeypatch, capsys)
-    assert lines[0].split()[:2] == ["method", "kind"]
-    assert any(line.split()[:2] == ["eto", "preference"] for line in lines)
+    heads = [line.split()[0] for line in lines if line.split()[1:2] == ["signals"]]
+    assert heads == ["credit.method", "preference.method", "other.method"]
+    assert any(line.split()[0] == "mine" for line in lines if line.strip())
+
+
+@pytest.mark.parametrize("name", preference.names())
+def test_preference_methods_have_rows(name):
+    (row,) = [row for row in needs.rows() if (row.name, row.kind) == (name, "preference")]
+    method = preference.make(name)
+    assert set(row.capabilities) == method.needs and row.restarts == method.restarts and row.models == ("reference",)
 
 
 def said(monkeypatch, capsys, *arguments):
@@ -81,8 +89,8 @@ def test_the_table_fits_a_hundred_columns(monkeypatch, capsys, arguments):
 
 def test_json_holds_the_same(monkeypatch, capsys, rows):
     table = json.loads("\n".join(said(monkeypatch, capsys, "--json", "--environment=sokoban")))
-    assert [row["name"] for row in table] == list(rows)
-    found = {row["name"]: row for row in table}
+    assert [row["name"] for row in table] == [row.name for row in needs.rows()]
+    found = {row["name"]: row for row in table if row["kind"] == "credit"}
     assert found["igpo"]["offered"] == "no: reference_answer" and found["treerpo"]["offered"] == "yes"
     assert found["igpo"]["capabilities"] == ["reference_answer"]
 

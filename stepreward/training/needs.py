@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 
-from stepreward import credit
+from stepreward import credit, preference
 from stepreward.config import TrackedConfig
-from stepreward.envs.protocol import EVENTS, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD
+from stepreward.envs.protocol import AUTOMATON, EVENTS, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD
 from stepreward.rollout import strategies
 from stepreward.training import setup
 from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.mixture import naming, views
 
-_OPTIONAL = (EVENTS, TURN_REWARD)  # capabilities that some environments have with the option of the same name only
+_OPTIONAL = (AUTOMATON, EVENTS, TURN_REWARD)  # capabilities that some environments have with the option of the same name only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Row:
 
     Attributes:
       name: what it is made by.
-      kind: the registry that it is in: "credit".
+      kind: the registry that it is in: "credit" (`credit.method`) or "preference" (`preference.method`).
       signals: names of the arrays that it reads besides a batch's own (`stepreward/signals.py`).
       models: titles of the models that learn or answer beside the policy.
       strategy: how its episodes are rolled out.
@@ -66,7 +66,13 @@ def _of(name: str, kind: str, method: credit.Method) -> Row:
     return Row(name, kind, tuple(sorted(method.requires)), models, method.strategy, tuple(sorted(needed)), strategy.restarts)
 
 
-SOURCES: list[Callable[[], Iterable[Row]]] = [credit_rows]  # another registry of methods adds its function here
+def preference_rows() -> list[Row]:
+    """Returns a row for each preference method."""
+    found = [preference.make(name) for name in preference.names()]
+    return [Row(m.name, "preference", models=("reference",), capabilities=tuple(sorted(m.needs)), restarts=m.restarts) for m in found]
+
+
+SOURCES: list[Callable[[], Iterable[Row]]] = [credit_rows, preference_rows]  # another registry of methods adds its function here
 
 
 def rows() -> list[Row]:
