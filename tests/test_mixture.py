@@ -272,6 +272,28 @@ def test_strategies_and_auxiliaries_work_on_mixed_tasks(two, tmp_path, method):
         assert [episodes[4 * group].task.environment for group in range(4)] == ["easy", "hard", "easy", "hard"]
 
 
+def test_the_expert_plays_and_advises_in_every_environment(two, tmp_path):
+    runner = Runner(two(), tmp_path / "run")
+    try:
+        tasks = [Task(seed, "train", seed, name) for seed in (1, 2) for name in ("hard", "easy")]
+        player = runner.parts.collector.player(runner.learner.actor)
+        played = player.expert(tasks, keep=True)
+        assert [episode.task for episode in played] == tasks and all(len(episode.steps) > 1 for episode in played)
+        advised = player.advise([Start.before(episode, 1) for episode in played], draws=[0, 1, 2, 3])
+        assert [len(episode.steps) for episode in advised] == [2] * 4 and [episode.task for episode in advised] == tasks
+    finally:
+        runner.close()
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"preference.method": "eto"}, "preference.method='eto' compares with the expert of one environment"),
+    ({"credit.method": "stepagent"}, "credit.method='stepagent' compares with the expert of one environment"),
+])  # fmt: skip
+def test_what_is_built_for_one_environment_is_refused(two, tmp_path, changes, words):
+    with pytest.raises(ValueError, match=words):
+        Runner(two(changes), tmp_path / "run")
+
+
 def test_a_failing_environment_costs_its_own_episodes_only(two, tmp_path, monkeypatch):
     runner = Runner(two({"sft.updates": 0}), tmp_path / "run")
     pool = runner.parts.collector.collectors["hard"].pool

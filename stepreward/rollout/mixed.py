@@ -143,11 +143,16 @@ class MixedCollector:
                 episodes[place] = episode
         return episodes
 
-    def _demonstrate(self, tasks: Sequence[Task], keep: bool) -> list[Episode]:
-        """See `Player.expert`."""
-        episodes: list[Episode | None] = [None] * len(tasks)
-        for collector, _, places in self._routes(tasks):
-            for place, episode in zip(places, collector._demonstrate([tasks[place] for place in places], keep), strict=True):
+    def _demonstrate(
+        self, starts: Sequence[Start], keep: bool, turns: int | None = None, draws: Sequence[int] | None = None
+    ) -> list[Episode]:
+        """See `Player.expert` and `Player.advise`."""
+        episodes: list[Episode | None] = [None] * len(starts)
+        for collector, _, places in self._routes([start.task for start in starts]):
+            chosen = None if draws is None else [draws[place] for place in places]
+            for place, episode in zip(
+                places, collector._demonstrate([starts[place] for place in places], keep, turns, chosen), strict=True
+            ):
                 episodes[place] = episode
         return episodes
 
