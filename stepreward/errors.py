@@ -1,12 +1,13 @@
-"""`UserError`, and the wrapper that shows an expected error as one line instead of a traceback."""
+"""`UserError`, the wrapper that shows an expected error as one line instead of a traceback, and a part of many messages."""
 
 from __future__ import annotations
 
+import difflib
 import linecache
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 # A ValueError raised by code in these folders is one of our own checks; any other is a bug whose traceback is needed.
@@ -63,6 +64,12 @@ def describe(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"no such file: {str(error.filename)!r}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns " (did you mean 'NAME'?)" with the nearest known name, or "" if none is near; to be put into an error message."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _raised_here(error: BaseException) -> bool:

@@ -15,10 +15,11 @@ here, or calls `add` in its own module.
 
 from __future__ import annotations
 
-import difflib
 from typing import NamedTuple
 
 import numpy as np
+
+from stepreward.errors import did_you_mean
 
 TOKEN, STEP, EPISODE, SCALAR = LEVELS = ("token", "step", "episode", "scalar")
 
@@ -155,9 +156,9 @@ def row(name: str) -> Row:
         return SIGNALS[name]
     if name.startswith(SCHEDULED):
         return _SCHEDULED_ROW
-    near = difflib.get_close_matches(name, SIGNALS, n=1)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"there is no signal {name!r}{hint}; add it with stepreward.signals.add(name, level, dtype, meaning)")
+    raise ValueError(
+        f"there is no signal {name!r}{did_you_mean(name, SIGNALS)}; add it with stepreward.signals.add(name, level, dtype, meaning)"
+    )
 
 
 def computed() -> frozenset[str]:

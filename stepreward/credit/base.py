@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from stepreward import registry
 from stepreward.batch import Batch
 from stepreward.credit.schedules import Schedule, Standing, parse
 from stepreward.envs.choosing import misfit
+from stepreward.errors import did_you_mean
 from stepreward.kernels import steps_to_tokens, token_stream, tokens_to_steps
 from stepreward.signals import SCHEDULED
 
@@ -241,22 +242,12 @@ class Method:
 
 
 _METHODS: dict[str, type[Method]] = {}
+_KIND = "credit method"
 
 
 def register(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Class decorator that makes a method known to `make` under `name`.
-
-    Raises:
-      ValueError: if the name is taken.
-    """
-
-    def add(method: type[Method]) -> type[Method]:
-        if name in _METHODS:
-            raise ValueError(f"a credit method named '{name}' is registered already")
-        _METHODS[name] = method
-        return method
-
-    return add
+    """Class decorator that makes a method known to `make` under `name`. Raises ValueError if the name is taken."""
+    return registry.adding(_METHODS, _KIND, name)
 
 
 def names() -> tuple[str, ...]:
@@ -281,17 +272,10 @@ def make(name: str, **options: Any) -> Method:
     Raises:
       ValueError: on an unknown name, variant, option or schedule, or a wrong value; the message lists what there is.
     """
-    if name not in _METHODS:
-        raise ValueError(f"unknown credit method '{name}'; there are: {', '.join(names())}")
-    method = _METHODS[name]
+    method = registry.find(_METHODS, _KIND, name)
     fields = [f.name for f in dataclasses.fields(method) if f.init and f.name != "schedules"]
     known = fields + (["variant"] if method.variants else [])
-    unknown = [option for option in options if option not in (*known, "schedules")]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f" (did you mean '{close[0]}'?)" if close else ""
-        listed = ", ".join(known) or "none"
-        raise ValueError(f"credit method '{name}' has no option '{unknown[0]}'{hint}; its options are: {listed}")
+    registry.check_options(_KIND, name, (option for option in options if option != "schedules"), known)
     variant = options.pop("variant", None)
     if variant is not None and variant not in method.variants:
         raise ValueError(f"unknown variant '{variant}' of '{name}'; there are: {', '.join(sorted(method.variants))}")
@@ -309,10 +293,10 @@ def _with_schedules(method: Method, schedules: dict[str, Schedule | str], option
     for field, schedule in schedules.items():
         what = f"the schedule of '{field}' of credit method '{method.name}'"
         if field not in can:
-            near = difflib.get_close_matches(field, can, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
             why = "it is constant" if field in {f.name for f in dataclasses.fields(method)} else "there is no such coefficient"
-            raise ValueError(f"{what}: {why}{hint}; its coefficients that may be scheduled are: {', '.join(can) or 'none'}")
+            raise ValueError(
+                f"{what}: {why}{did_you_mean(field, can)}; its coefficients that may be scheduled are: {', '.join(can) or 'none'}"
+            )
         if field in options:
             raise ValueError(f"{what}: the option {field}={options[field]!r} sets the coefficient too; leave out one of the two")
         try:

@@ -7,10 +7,10 @@ images; 16 × 16 pixels become one embedding.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 
 import jax.numpy as jnp
 
+from stepreward.errors import did_you_mean
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.rotary import RopeScaling
 from stepreward.models.tokenizer import PLACEHOLDER_ID
@@ -126,6 +126,4 @@ def dtype(name: str, of: str = "compute"):
 def check_known(key: str, name: str, known) -> None:
     """Raises ValueError if the value of a config key is not one of the known names."""
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {close[0]!r}?)" if close else ""
-        raise ValueError(f"{key}={name!r} is unknown{hint}; choose one of {', '.join(known)}.")
+        raise ValueError(f"{key}={name!r} is unknown{did_you_mean(name, known)}; choose one of {', '.join(known)}.")

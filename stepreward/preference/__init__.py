@@ -4,7 +4,7 @@
 `preference` of a run trains the policy on the pairs (`training/preferring.py`).
 """
 
-from stepreward.preference.base import Collected, Pairs, Preference, capabilities, make, names, register
+from stepreward.preference.base import Collected, Pairs, Preference, make, names, register
 from stepreward.preference.cso import CSO
 from stepreward.preference.eto import ETO
 from stepreward.preference.ipr import IPR
@@ -22,7 +22,6 @@ __all__ = [
     "Pairs",
     "Preference",
     "StepAgent",
-    "capabilities",
     "make",
     "names",
     "register",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,11 +11,10 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
-from stepreward.envs.protocol import REPLAY, SNAPSHOT
+from stepreward import registry
 from stepreward.rollout.episode import NO_WAY, NOT_ENDED, Cost, Episode, Start, total_cost
 from stepreward.rollout.player import Player
-
-OUTCOMES = ("return", "success")
+from stepreward.rollout.strategies.base import OUTCOMES, check_choice
 
 
 class Pairs(NamedTuple):
@@ -149,8 +147,7 @@ class Preference(abc.ABC):
             raise ValueError(f"rounds={self.rounds}: explore and train at least once.")
         if not 0 <= self.sft < math.inf:
             raise ValueError(f"sft={self.sft} must be at least 0 and finite.")
-        if self.outcome not in OUTCOMES:
-            raise ValueError(f"outcome={self.outcome!r} is not one of {', '.join(OUTCOMES)}.")
+        check_choice("outcome", self.outcome, OUTCOMES)
 
     def beta_of(self, number: int) -> float:
         """β of a round, counted from 0."""
@@ -162,9 +159,7 @@ class Preference(abc.ABC):
 
     def value(self, episode: Episode) -> float:
         """What an episode is worth; NaN if its environment failed."""
-        if episode.failure is not None:
-            return math.nan
-        return episode.episode_return if self.outcome == "return" else float(episode.success)
+        return math.nan if episode.failure is not None else episode.outcome(self.outcome)
 
     @abc.abstractmethod
     def collect(self, player: Player, tasks: Sequence, key: jax.Array) -> Collected:
@@ -219,19 +214,12 @@ def same_answers(one: Episode, other: Episode, first: int, end: tuple[int, int])
 
 
 _METHODS: dict[str, type[Preference]] = {}
+_KIND = "preference method"
 
 
 def register(name: str) -> Callable[[type[Preference]], type[Preference]]:
     """Class decorator that makes a method known to `make` under `name`. Raises ValueError if the name is taken."""
-
-    def add(method: type[Preference]) -> type[Preference]:
-        if name in _METHODS:
-            raise ValueError(f"a preference method named '{name}' is registered already")
-        method.name = name
-        _METHODS[name] = method
-        return method
-
-    return add
+    return registry.adding(_METHODS, _KIND, name)
 
 
 def names() -> tuple[str, ...]:
@@ -241,20 +229,9 @@ def names() -> tuple[str, ...]:
 
 def make(name: str, **options: Any) -> Preference:
     """Builds a method by name. Raises ValueError that lists what there is when the name or an option is unknown."""
-    if name not in _METHODS:
-        raise ValueError(f"unknown preference method '{name}'; there are: {', '.join(names())}")
-    known = [field.name for field in dataclasses.fields(_METHODS[name])]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            raise ValueError(f"preference method '{name}' has no option '{option}'{hint}; its options are: {', '.join(known)}")
-    return _METHODS[name](**options)
-
-
-def capabilities(method: Preference) -> frozenset[str]:
-    """What an environment must declare; of snapshots and replays one is enough."""
-    return method.needs | ({f"{SNAPSHOT} or {REPLAY}"} if method.restarts else frozenset())
+    found = registry.find(_METHODS, _KIND, name)
+    registry.check_options(_KIND, name, options, [field.name for field in dataclasses.fields(found)])
+    return found(**options)
 
 
 def check_count(name: str, value: int, least: int = 1) -> None:

@@ -14,6 +14,7 @@ from stepreward.preference.base import Collected, Preference, check_count, colle
 from stepreward.preference.rules import better, ipr_better
 from stepreward.rollout.episode import Start
 from stepreward.rollout.player import Player
+from stepreward.rollout.strategies.base import check_choice
 
 LEVELS = ("rest", "step")
 
@@ -54,8 +55,7 @@ class IPR(Preference):
         for name in ("final_threshold", "value_threshold"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0 and finite.")
-        if self.level not in LEVELS:
-            raise ValueError(f"level={self.level!r} is not one of {', '.join(LEVELS)}.")
+        check_choice("level", self.level, LEVELS)
 
     def collect(self, player: Player, tasks: Sequence, key: jax.Array) -> Collected:
         to_the_end, continued = jax.random.split(key)

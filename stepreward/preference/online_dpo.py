@@ -11,6 +11,7 @@ from stepreward.preference.base import Collected, Preference, check_count, colle
 from stepreward.preference.rules import better
 from stepreward.rollout.episode import Start
 from stepreward.rollout.player import Player
+from stepreward.rollout.strategies.base import check_choice
 
 PAIRS = ("best_worst", "all")
 
@@ -37,8 +38,7 @@ class OnlineDPO(Preference):
     def __post_init__(self):
         super().__post_init__()
         check_count("samples", self.samples, 2)
-        if self.pairs not in PAIRS:
-            raise ValueError(f"pairs={self.pairs!r} is not one of {', '.join(PAIRS)}.")
+        check_choice("pairs", self.pairs, PAIRS)
 
     def collect(self, player: Player, tasks: Sequence, key: jax.Array) -> Collected:
         agents = player([Start(task) for task in tasks for _ in range(self.samples)], key)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from stepreward.config import TrackedConfig
+from stepreward.errors import did_you_mean
 from stepreward.training.transfer import order_by_transfer, read_transfer
 
 ORDERS = ("joint", "sequential", "transfer")
@@ -82,7 +82,7 @@ class Mixture:
             sequence = order_by_transfer(names, read_transfer(path, names))
         for name in sequence:
             if name not in names:
-                raise ValueError(f"mixture.sequence names {name!r}{_near(name, names)}; the environments are {', '.join(names)}.")
+                raise ValueError(f"mixture.sequence names {name!r}{did_you_mean(name, names)}; the environments are {', '.join(names)}.")
         if len(set(sequence)) < len(sequence):
             raise ValueError(f"mixture.sequence={','.join(sequence)} names an environment twice.")
         if sequence and c.train.mode == "offline":
@@ -189,7 +189,7 @@ def _entry(c, name: str, found: dict, episodes: int) -> Entry:
     for key, value in found.items():
         known = default | _OWN
         if key not in known:
-            raise ValueError(f"{where} has no key {key!r}{_near(key, known)}; its keys are {', '.join(known)}.")
+            raise ValueError(f"{where} has no key {key!r}{did_you_mean(key, known)}; its keys are {', '.join(known)}.")
         kind = (int, float) if isinstance(known[key], float) else type(known[key])
         if isinstance(value, bool) or not isinstance(value, kind):
             what = kind.__name__ if isinstance(kind, type) else "float"
@@ -223,8 +223,3 @@ def without_imitation(view):
     with plain.unlocked():
         plain.sft.updates = 0
     return view.of(plain) if isinstance(view, TrackedConfig) else plain
-
-
-def _near(name: str, known) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

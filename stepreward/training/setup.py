@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 import math
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from stepreward.credit.schedules import Standing
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
 from stepreward.envs.protocol import EXPERT, IMAGE, REFERENCE, Prompt
+from stepreward.errors import did_you_mean
 from stepreward.models import decoder
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -134,11 +134,11 @@ def _check_takes(module, settings: dict[str, Any]) -> None:
     known = [name for name in parameters if name != "preset"]
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             key = {"max_steps": "the argument max_steps (rollout.max_steps)", "data": "the argument data (environment.data)"}
             what = key.get(name, f"environment.options.{name}")
-            raise ValueError(f"{module.__name__}.make does not take {what}{hint}; it takes {', '.join(known) or 'none'}")
+            raise ValueError(
+                f"{module.__name__}.make does not take {what}{did_you_mean(name, known)}; it takes {', '.join(known) or 'none'}"
+            )
 
 
 def environment_pool(c, factory) -> Pool:

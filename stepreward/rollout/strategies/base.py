@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import difflib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
@@ -12,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import numpy as np
 
+from stepreward import registry
 from stepreward import signals as table
 from stepreward.rollout.episode import Cost, Episode, Task
 
@@ -86,19 +86,12 @@ class Strategy(abc.ABC):
 
 
 _STRATEGIES: dict[str, type[Strategy]] = {}
+_KIND = "rollout strategy"
 
 
 def register(name: str) -> Callable[[type[Strategy]], type[Strategy]]:
     """Class decorator that makes a strategy known to `make` under `name`. Raises ValueError if the name is taken."""
-
-    def add(strategy: type[Strategy]) -> type[Strategy]:
-        if name in _STRATEGIES:
-            raise ValueError(f"a strategy named '{name}' is registered already")
-        strategy.name = name
-        _STRATEGIES[name] = strategy
-        return strategy
-
-    return add
+    return registry.adding(_STRATEGIES, _KIND, name)
 
 
 def names() -> tuple[str, ...]:
@@ -108,16 +101,9 @@ def names() -> tuple[str, ...]:
 
 def make(name: str, **options: Any) -> Strategy:
     """Builds a strategy by name. Raises ValueError that lists what there is when the name or an option is unknown."""
-    if name not in _STRATEGIES:
-        raise ValueError(f"unknown rollout strategy '{name}'; there are: {', '.join(names())}")
-    known = [field.name for field in dataclasses.fields(_STRATEGIES[name])]
-    for option in options:
-        if option not in known:
-            near = difflib.get_close_matches(option, known, n=1)
-            hint = f" (did you mean '{near[0]}'?)" if near else ""
-            listed = ", ".join(known) or "none"
-            raise ValueError(f"rollout strategy '{name}' has no option '{option}'{hint}; its options are: {listed}")
-    return _STRATEGIES[name](**options)
+    found = registry.find(_STRATEGIES, _KIND, name)
+    registry.check_options(_KIND, name, options, [field.name for field in dataclasses.fields(found)])
+    return found(**options)
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
