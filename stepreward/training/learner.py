@@ -107,8 +107,12 @@ class Learner(Component):
         self.policy = create(params, preferring.optimizer(self.c, self.parts.preference, 0))
 
     def begin_round(self, number: int) -> None:
-        """Begins a round of preference learning: a new optimizer, and a new reference if the config says so."""
-        if number and self.c.preference.reference == "round":
+        """Begins a later round of preference learning: a new optimizer, and a new reference if the config says so.
+
+        Args:
+          number: the round, at least 1; the first one begins with the stage.
+        """
+        if self.c.preference.reference == "round":
             self.initial = parallel.copy(self.policy.params)
         self.policy = create(self.policy.params, preferring.optimizer(self.c, self.parts.preference, number))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import ClassVar
@@ -36,6 +37,7 @@ class _Tree:
 
     Attributes:
       task: of the group.
+      number: of the group.
       leaves: its episodes, as far as they were played; None: not played yet.
       born: the turn before which each episode left another; 0: played from the root.
       turn: before which branches are decided on next.
@@ -43,6 +45,7 @@ class _Tree:
     """
 
     task: Task
+    number: int
     leaves: list[Episode | None]
     born: list[int]
     turn: int = 1
@@ -121,14 +124,14 @@ class EntropyBranch(Strategy):
             if len(group) != m:
                 raise ValueError(f"the groups have {m} and {len(group)} tasks: give each the same number.")
         n0, draws = self.n0 or -(-m // 2), jax.random.fold_in(key, BRANCHES)
-        uniform = lambda turn: np.asarray(jax.random.uniform(jax.random.fold_in(draws, turn), (len(groups), m)))
-        trees = [_Tree(group[0], [None] * n0, [0] * n0) for group in groups]
+        uniform = functools.cache(lambda turn: np.asarray(jax.random.uniform(jax.random.fold_in(draws, turn), (len(groups), m))))
+        trees = [_Tree(group[0], number, [None] * n0, [0] * n0) for number, group in enumerate(groups)]
         todo = [(tree, place, Start(tree.task)) for tree in trees for place in range(n0)]
         played: list[Episode] = []
         while todo:
             full = all(len(tree.leaves) == m for tree in trees)
             turns = 1 if play.pauses_freely and not full else None
-            indices = [trees.index(tree) * m + place for tree, place, _ in todo]
+            indices = [tree.number * m + place for tree, place, _ in todo]
             found = play([start for *_, start in todo], key, keep=not full, turns=turns, indices=indices)
             played += found
             for (tree, place, _), episode in zip(todo, found, strict=True):
@@ -136,8 +139,8 @@ class EntropyBranch(Strategy):
             todo = [
                 (tree, place, Start.after(episode)) for tree in trees for place, episode in enumerate(tree.leaves) if episode.end == PAUSED
             ]
-            for index, tree in enumerate(trees):
-                todo += [(tree, place, start) for place, start in self._grow(tree, m, play.vocab_size, lambda turn: uniform(turn)[index])]
+            for tree in trees:
+                todo += [(tree, place, start) for place, start in self._grow(tree, m, play.vocab_size, uniform)]
         firsts = set()
         for tree in trees:
             firsts |= tree.parted
@@ -152,13 +155,17 @@ class EntropyBranch(Strategy):
         return Rollout(episodes, signals, total_cost(played), counts)
 
     def _grow(self, tree: _Tree, m: int, vocab_size: int, uniform: Callable[[int], np.ndarray]) -> list[tuple[int, Start]]:
-        """Adds the branches that can be decided on, as leaves that are yet to be played; returns their places and starts."""
+        """Adds the branches that can be decided on, as leaves that are yet to be played; returns their places and starts.
+
+        Args:
+          uniform: the draws of a turn, `[groups, m]`.
+        """
         new: list[tuple[int, Start]] = []
         while len(tree.leaves) < m and all(tree.knows(episode) for episode in tree.leaves):
             if all(tree.turn >= len(episode.steps) for episode in tree.leaves):  # the last turn is over
                 starts, born = [Start(tree.task)] * (m - len(tree.leaves)), 0
             else:
-                parents = self._branching(tree, uniform(tree.turn), m, vocab_size)
+                parents = self._branching(tree, uniform(tree.turn)[tree.number], m, vocab_size)
                 starts, born = [Start.before(parent, tree.turn) for parent in parents], tree.turn
                 tree.parted |= {id(parent.steps[tree.turn]) for parent in parents}
             new += [(len(tree.leaves) + i, start) for i, start in enumerate(starts)]

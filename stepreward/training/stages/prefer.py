@@ -100,7 +100,7 @@ class Prefer(Stage):
     def _train(self, data: PairData) -> dict:
         counters, learner, started = self.counters, self.run.learner, time.monotonic()
         epoch, metrics = counters.of("preference_epochs"), {}
-        if epoch == 0:
+        if epoch == 0 and self._round:
             learner.begin_round(self._round)
         if self._batch is None:
             self._read(data)
