@@ -1,13 +1,14 @@
-"""`UserError`, the wrapper that shows an expected error as one line instead of a traceback, and a part of many messages."""
+"""`UserError`, the wrapper that shows an expected error as one line instead of a traceback, and parts of messages."""
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import linecache
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 # A ValueError raised by code in these folders is one of our own checks; any other is a bug whose traceback is needed.
@@ -64,6 +65,17 @@ def describe(error: BaseException) -> str:
     if isinstance(error, FileNotFoundError) and error.filename is not None:
         return f"no such file: {str(error.filename)!r}"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+@contextlib.contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Names the environment of a mixture in a ValueError; `name` is "" in a run of one environment, whose errors do not change."""
+    try:
+        yield
+    except ValueError as error:
+        if not name:
+            raise
+        raise ValueError(f"mixture.environments.{name}: {error}") from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
+from stepreward.errors import naming
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.engine import Engine
@@ -117,10 +118,8 @@ class MixedCollector:
 
     def _check(self, check: Callable[[Collector], None]) -> None:
         for name, collector in self.collectors.items():
-            try:
+            with naming(name):
                 check(collector)
-            except ValueError as error:
-                raise ValueError(f"mixture.environments.{name}: {error}") from error
 
     def _play(
         self,
@@ -133,36 +132,37 @@ class MixedCollector:
         indices: Sequence[int] | None = None,
     ) -> list[Episode]:
         indices = range(len(starts)) if indices is None else indices
-        episodes: list[Episode | None] = [None] * len(starts)
-        for collector, name, places in self._routes([start.task for start in starts]):
+
+        def play(collector: Collector, name: str, places: list[int]) -> list[Episode]:
             chosen, those = [starts[place] for place in places], [indices[place] for place in places]
             played = collector._play(params, chosen, key, keep, turns, score_answers, those)
             if name in self.judges:
                 judge_outcomes(played, self.judges[name])
-            for place, episode in zip(places, played, strict=True):
-                episodes[place] = episode
-        return episodes
+            return played
+
+        return self._routed(starts, play)
 
     def _demonstrate(
         self, starts: Sequence[Start], keep: bool, turns: int | None = None, draws: Sequence[int] | None = None
     ) -> list[Episode]:
         """See `Player.expert` and `Player.advise`."""
-        episodes: list[Episode | None] = [None] * len(starts)
-        for collector, _, places in self._routes([start.task for start in starts]):
-            chosen = None if draws is None else [draws[place] for place in places]
-            for place, episode in zip(
-                places, collector._demonstrate([starts[place] for place in places], keep, turns, chosen), strict=True
-            ):
-                episodes[place] = episode
-        return episodes
 
-    def _routes(self, tasks: Sequence[Task]) -> Iterator[tuple[Collector, str, list[int]]]:
-        """Yields the collectors that have tasks, with their names and the places of their tasks."""
-        if unknown := {task.environment for task in tasks} - set(self.collectors):
+        def demonstrate(collector: Collector, name: str, places: list[int]) -> list[Episode]:
+            chosen = None if draws is None else [draws[place] for place in places]
+            return collector._demonstrate([starts[place] for place in places], keep, turns, chosen)
+
+        return self._routed(starts, demonstrate)
+
+    def _routed(self, starts: Sequence[Start], play: Callable[[Collector, str, list[int]], list[Episode]]) -> list[Episode]:
+        """Calls `play` for each environment with its collector, its name and the places of its starts; returns all episodes in order."""
+        names = [start.task.environment for start in starts]
+        if unknown := set(names) - set(self.collectors):
             raise ValueError(f"a task is of the environment {min(unknown)!r}; the environments are {', '.join(self.collectors)}.")
+        episodes: dict[int, Episode] = {}
         for name, collector in self.collectors.items():
-            if places := [place for place, task in enumerate(tasks) if task.environment == name]:
-                yield collector, name, places
+            if places := [place for place, other in enumerate(names) if other == name]:
+                episodes.update(zip(places, play(collector, name, places), strict=True))
+        return [episodes[place] for place in range(len(starts))]
 
 
 def judge_outcomes(episodes: Sequence[Episode], judge: Judge) -> None:

@@ -11,12 +11,12 @@ import numpy as np
 from stepreward.data.demonstrations import Demonstration, check_metadata, read_demonstrations, write_demonstrations
 from stepreward.envs.events import Events
 from stepreward.envs.protocol import EXPERT, IMAGE, prompt_view
+from stepreward.errors import naming
 from stepreward.rollout.environments import Call, EnvironmentFailure, Pool
 from stepreward.rollout.episode import Episode, Step, Task
 from stepreward.rollout.fitting import prompt_writer, room_of_a_turn, shorten
 from stepreward.text import clean
 from stepreward.training import identity, streams
-from stepreward.training.mixture import naming
 
 _log = logging.getLogger(__name__)
 _AT_ONCE = 32  # environments that run at the same time

@@ -6,10 +6,9 @@ code that makes an environment, its demonstrations or its tasks reads the view a
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -154,17 +153,6 @@ def active(done: float, shares: Sequence[float]) -> int:
 
 
 # --- Entries ---
-
-
-@contextlib.contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Names the environment of a mixture in a ValueError; `name` is "" in a run of one environment, whose errors do not change."""
-    try:
-        yield
-    except ValueError as error:
-        if not name:
-            raise
-        raise ValueError(f"mixture.environments.{name}: {error}") from error
 
 
 def views(c) -> dict[str, Any]:

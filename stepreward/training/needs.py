@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from stepreward import credit, preference
 from stepreward.config import TrackedConfig
 from stepreward.envs.protocol import AUTOMATON, EVENTS, REFERENCE, REPLAY, SNAPSHOT, TURN_REWARD
+from stepreward.errors import naming
 from stepreward.rollout import strategies
 from stepreward.training import setup
 from stepreward.training.auxiliaries import AUXILIARIES
-from stepreward.training.mixture import naming, views
+from stepreward.training.mixture import views
 
 _OPTIONAL = (AUTOMATON, EVENTS, TURN_REWARD)  # capabilities that some environments have with the option of the same name only
 

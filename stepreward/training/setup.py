@@ -17,7 +17,7 @@ from stepreward.credit.schedules import Standing
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.choosing import environment_module
 from stepreward.envs.protocol import EXPERT, IMAGE, REFERENCE, Prompt
-from stepreward.errors import did_you_mean
+from stepreward.errors import did_you_mean, naming
 from stepreward.models import decoder
 from stepreward.models.heads import HEADS
 from stepreward.models.images import ImageReader, native_settings
@@ -44,7 +44,7 @@ from stepreward.training.filtering import make_filter
 from stepreward.training.held_out import first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
-from stepreward.training.mixture import Mixture, naming, views, without_imitation
+from stepreward.training.mixture import Mixture, views, without_imitation
 from stepreward.training.outcomes import OutcomeJudge
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 from stepreward.training.words import Spoken, load_words

@@ -7,11 +7,11 @@ import json
 from collections.abc import Sequence
 
 from stepreward import processes
+from stepreward.errors import naming
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.episode import Task
 from stepreward.training import streams
 from stepreward.training.held_out import choose_held_out
-from stepreward.training.mixture import naming
 
 _SETS: dict[str, tuple[Task, ...]] = {}  # by environment; cached, since choosing held-out tasks resets environments
 
