@@ -162,6 +162,12 @@ def automaton(data: Mapping[str, Any]) -> Automaton:
     return made
 
 
+def check_enabled(enabled: bool) -> None:
+    """Raises ValueError unless an environment was made with its option `automaton`."""
+    if not enabled:
+        raise ValueError("the environment has an automaton only with automaton=True")
+
+
 def _check_keys(what: str, data: Any, needed: Sequence[str], optional: Sequence[str] = ()) -> None:
     if not isinstance(data, Mapping) or set(needed) - set(data) or set(data) - {*needed, *optional}:
         keys = ", ".join(map(repr, data)) if isinstance(data, Mapping) else type(data).__name__

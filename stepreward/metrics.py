@@ -55,13 +55,13 @@ def to_json(value: Any, name: str = "value") -> Any:
     raise TypeError(f"{name} is a {type(value).__name__}, which JSON cannot represent; give a number or a string.")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes `text` (UTF-8) to `path` so that a reader sees either the old file or the new one, never a part of it."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes text (UTF-8) or bytes to `path` so that a reader sees either the old file or the new one, never a part of it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -309,6 +309,22 @@ def gae_loop(reward, value, mask, discount, trace):
     return advantage, returns
 
 
+def advantages_loop(episodes, rewards, *, baseline="critic", discount=1.0, trace=1.0) -> dict:
+    """Advantages of counted steps from step rewards: by GAE over steps, or as return-to-go minus that of the others of the group.
+
+    Args:
+      rewards: by episode, the rewards of its steps; for every counted episode.
+    """
+    rows = {}
+    for group in counted_groups(episodes).values():
+        if baseline == "group":
+            rows |= dict(zip(group, leave_one_out_loop([returns_loop(rewards[e], discount) for e in group])))
+        else:
+            first = lambda e: [step.value[0] for step in episodes[e].steps]
+            rows |= {e: gae_loop(rewards[e], first(e), [True] * len(rewards[e]), discount, trace)[0] for e in group}
+    return {(e, t): value for e, row in rows.items() for t, value in enumerate(row)}
+
+
 def normalise_loop(values, *, scale, eps=1e-6):
     """Deviations of some numbers from their mean, divided by their standard deviation (ddof 1) plus eps with the scale "std"."""
     values = np.asarray(values, np.float64)

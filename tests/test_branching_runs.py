@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_resume import measured
+from resuming import measured
 
 from stepreward.config import save_config
 from stepreward.credit import base as credit_base

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from references import AUTOMATON_DISTANCE, assert_steps, literal, pack, random_episodes
-from test_resume import measured
+from resuming import measured
 
 from stepreward import kernels
 from stepreward.config import override

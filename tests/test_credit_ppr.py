@@ -3,7 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from references import assert_steps, counted_groups, gae_loop, leave_one_out_loop, literal, pack, random_episodes, returns_loop
+from references import (
+    advantages_loop,
+    assert_steps,
+    counted_groups,
+    literal,
+    pack,
+    random_episodes,
+)
 
 from stepreward.credit import make
 
@@ -49,16 +56,8 @@ def test_advantages_are_those_of_the_definition(packing, options):
     episodes = random_episodes(np.random.default_rng(1), groups=(4, 3, 4, 1), failed=(5,), uniform=(2,))
     assert any(np.isnan(step.process_score) for episode in episodes for step in episode.steps)
     found = jax.jit(make("ppr", whiten=False, **options).credit)(pack(episodes, packing)).step_advantage
-    discount, trace = options.get("discount", 1.0), options.get("trace", 1.0)
     rewards = {e: rewards_loop(episodes[e], options.get("final", "outcome")) for g in counted_groups(episodes).values() for e in g}
-    rows = {}
-    for group in counted_groups(episodes).values():
-        if options.get("baseline") == "group":
-            rows |= dict(zip(group, leave_one_out_loop([returns_loop(rewards[e], discount) for e in group])))
-        else:
-            first = lambda e: [step.value[0] for step in episodes[e].steps]
-            rows |= {e: gae_loop(rewards[e], first(e), [True] * len(rewards[e]), discount, trace)[0] for e in group}
-    assert_steps(found, {(e, t): a for e, row in rows.items() for t, a in enumerate(row)})
+    assert_steps(found, advantages_loop(episodes, rewards, **{name: value for name, value in options.items() if name != "final"}))
 
 
 @pytest.mark.parametrize("unknown", [np.nan, np.inf])

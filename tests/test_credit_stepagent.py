@@ -3,7 +3,14 @@
 import jax
 import numpy as np
 import pytest
-from references import assert_steps, counted_groups, gae_loop, leave_one_out_loop, literal, pack, random_episodes, returns_loop
+from references import (
+    advantages_loop,
+    assert_steps,
+    counted_groups,
+    literal,
+    pack,
+    random_episodes,
+)
 
 from stepreward.credit import make
 
@@ -66,14 +73,7 @@ def test_advantages_are_those_of_the_definition(packing, name, options):
     weight = options.get("weight", options.get("phase", 1.0))
     given = (name, options.get("form", "gail"), weight, options.get("reward", "outcome"))
     rewards = {e: rewards_loop(episodes[e], *given) for group in counted_groups(episodes).values() for e in group}
-    discount, trace, rows = options.get("discount", 1.0), options.get("trace", 1.0), {}
-    for group in counted_groups(episodes).values():
-        if options.get("baseline") == "group":
-            rows |= dict(zip(group, leave_one_out_loop([returns_loop(rewards[e], discount) for e in group])))
-        else:
-            first = lambda e: [step.value[0] for step in episodes[e].steps]
-            rows |= {e: gae_loop(rewards[e], first(e), [True] * len(rewards[e]), discount, trace)[0] for e in group}
-    assert_steps(found, {(e, t): value for e, row in rows.items() for t, value in enumerate(row)})
+    assert_steps(found, advantages_loop(episodes, rewards, **{k: v for k, v in options.items() if k in ("baseline", "discount", "trace")}))
 
 
 def test_without_the_discriminator_s_reward_it_is_step_ppo():

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import VOCABULARY
+from resuming import measured
 
 from stepreward import credit, kernels, parallel
 from stepreward.config import save_config
@@ -212,12 +213,6 @@ def update_and_kill(*args):
 runner.learner.update_policy = update_and_kill
 runner.run()
 """
-
-
-def measured(workdir):
-    """The metrics that must not depend on when a run was stopped."""
-    clock = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not clock(k)} for record in read_metrics(workdir)]
 
 
 def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path):

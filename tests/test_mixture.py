@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from resuming import measured
 
 from stepreward.config import TrackedConfig, load_config, override, save_config, unread_keys
 from stepreward.errors import UserError
@@ -40,11 +41,6 @@ def two(micro_config):
         return config
 
     return make
-
-
-def measured(workdir):
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 # --- Shares ---

@@ -9,6 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from resuming import measured
 
 from stepreward import parallel, processes
 from stepreward.config import save_config
@@ -205,12 +206,6 @@ def folder(root, micro_config, spa_config, tmp_path_factory):
     (one,) = job(root, folder, "istar:istar-1", "spa:spa-1", "istar:half", count=1)
     assert one[0] == 0, one[1][-3000:]
     return folder
-
-
-def measured(workdir):
-    """What must not depend on the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name.endswith("_per_s")
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 def assert_same(found, expected):

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from resuming import measured
 
 from stepreward.checkpoint import Checkpoints
 from stepreward.errors import Terminated, UserError, launcher
@@ -14,12 +15,6 @@ from stepreward.training.train import Runner
 
 RUN = ("--config=configs/istar_sokoban.py:micro", "--config.checkpoint.every=100", "--config.train.env_steps=100", "--quiet")
 CHANGES = {"checkpoint.every": 100, "train.env_steps": 100}  # no checkpoint but the last and the asked one
-
-
-def measured(workdir):
-    """What must not depend on when a run was stopped: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 def start(root, workdir, *arguments):

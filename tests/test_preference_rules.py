@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_branching import Guided, Telling
 from test_collect import KEY, chat  # noqa: F401  (a fixture)
-from test_strategies import LIMIT, Drawing, walk
+from test_strategies import LIMIT, walk
 
 from stepreward import preference
 from stepreward.preference import rules
@@ -31,7 +31,6 @@ def test_the_golden_pairs():
 
 
 def test_rules_are_strict_and_know_no_nan():
-    assert rules.better(0.5, 0.4, 0.1) == 0 or 0.5 - 0.4 > 0.1
     assert rules.better(1.0, 0.5, 0.5) == 0 and rules.better(NAN, 0.5) == 0
     assert rules.ipr_better((1.0, 0.2), (0.3, 0.8), 0.2, 0.35) == 0 and rules.ipr_better((0.2, 1.0), (0.3, 0.8), 0.2, 0.35) == -1
     assert rules.rising(0.5, [0.5, NAN, 0.51]) == 2 and rules.rising(NAN, [1.0]) is None
@@ -171,5 +170,10 @@ def test_the_expert_advises_one_action_from_any_state(chat):  # noqa: F811
     assert none.failure == NO_WAY
 
 
-def test_a_scripted_engine_draws_by_key(chat):  # noqa: F811
-    assert isinstance(guided(chat, 0.5).engine, Drawing)
+@pytest.mark.parametrize("name", preference.names())
+def test_the_pairs_come_from_the_key(chat, name):  # noqa: F811
+    def collected(key):
+        found = preference.make(name).collect(guided(chat, 0.5).player(None), TASKS * 3, key)
+        return [said(found, pair, side) for pair in range(found.pairs.number) for side in ("chosen", "rejected")], found.cost
+
+    assert collected(KEY) == collected(KEY) != collected(jax.random.key(1))

@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
+from resuming import measured
 
 from stepreward import preference
 from stepreward.config import save_config
 from stepreward.errors import UserError
-from stepreward.metrics import read_metrics
 from stepreward.training.train import Runner
 
 DRIVER = """
@@ -85,12 +85,6 @@ def test_a_method_runs_by_its_name(name, micro_config, tmp_path):
     if name in ("eto", "stepagent"):  # against the expert there is always something to learn
         assert len(trained) == 2 * rounds and all(np.isfinite(record["preference/grad_norm"]) for record in trained)
         assert trained[1]["preference/loss"] < trained[0]["preference/loss"]
-
-
-def measured(workdir):
-    """What must not depend on when a run was stopped: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 @pytest.fixture(scope="module")

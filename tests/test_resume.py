@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from resuming import measured
 
 from stepreward.config import save_config
 from stepreward.errors import UserError
@@ -41,12 +42,6 @@ elif when == "in an evaluation":
 runner.run()
 """
 WHEN = ("after the first sft tick", "in the prm warm-up", "while a checkpoint is written", "in an evaluation")
-
-
-def measured(workdir):
-    """What must not depend on when a run was stopped: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from references import pack, random_episodes
+from resuming import stop_after
 
 from stepreward.credit import Method, make, names
 from stepreward.credit.schedules import KINDS, Linear, PairAccuracy, Schedule, Standing, Success, parse
@@ -216,10 +217,7 @@ def test_a_run_follows_its_schedules_and_resumes_exactly(micro_config, tmp_path)
     np.testing.assert_allclose([r["credit/coefficient_alpha"] for r in records], expected, rtol=1e-5)
     np.testing.assert_allclose([r["credit/coefficient_nll_coef"] for r in records], [0.5 - 0.125 * i for i in range(len(records))])
     cut = Runner(micro_config(config), tmp_path / "cut")
-    while cut.counters.iteration < 2:
-        cut.tick()
-    cut.save(wait=True)
-    cut.close()
+    stop_after(cut, 2)
     Runner(micro_config(config), tmp_path / "cut").run()
     same = lambda r: {k: v for k, v in r.items() if not k.startswith("time/") and k not in ("wall_s", "rollout/tokens_per_s")}
     assert [same(r) for r in records] == [same(r) for r in trained(cut)]

@@ -7,10 +7,10 @@ import sys
 
 import chex
 import pytest
+from resuming import measured
 
 from stepreward.checkpoint import Checkpoints
 from stepreward.config import save_config
-from stepreward.metrics import read_metrics
 
 SHORT = {"sft.episodes": 20, "sft.updates": 40, "sft.log_every": 40, "eval.episodes": 4, "eval.every": 1, "checkpoint.every": 1}
 ISTAR = SHORT | {"train.env_steps": 160, "prm.replay": 1, "checkpoint.every": 3}
@@ -72,12 +72,6 @@ while True:
     done.append(os.read(pipe[0], 1000).decode())
 print(json.dumps(done))
 """
-
-
-def measured(workdir):
-    """What must not depend on when a run was stopped: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name in ("rollout/tokens_per_s", "estimator/steps_per_s")
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 def parameters(workdir):

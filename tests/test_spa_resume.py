@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from resuming import measured
 
 from stepreward.config import save_config
 from stepreward.metrics import read_metrics
@@ -48,12 +49,6 @@ elif when == "after a refresh":
 runner.run()
 """
 WHEN = ("a part is written and no checkpoint after it", "in the second epoch of the estimator", "after a refresh")
-
-
-def measured(workdir):
-    """What must not depend on when a run was stopped: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name in ("rollout/tokens_per_s", "estimator/steps_per_s")
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 @pytest.fixture(scope="module")

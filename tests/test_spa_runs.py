@@ -5,9 +5,9 @@ import json
 import jax
 import numpy as np
 import pytest
+from resuming import measured
 
 from stepreward.errors import UserError
-from stepreward.metrics import read_metrics
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.rollout.episode import summary
 from stepreward.training import main_job, setup
@@ -41,12 +41,6 @@ POLICY = {"policy/loss", "policy/grad_norm", "policy/clip_fraction", "policy/app
 HEALTH = {"health/reward_std", "health/flat_groups"}
 FINAL = {f"final/{end}_{k}" for end in ("start", "end") for k in SUMMARY | {"success_low", "success_high", "episodes", "failed_episodes"}}
 STAGES = ("sft", "explore", "estimator", "train", "evaluate")
-
-
-def measured(workdir):
-    """What must not depend on when and where a run was made: everything but the clock."""
-    drop = lambda name: name == "wall_s" or name.startswith("time/") or name in ("rollout/tokens_per_s", "estimator/steps_per_s")
-    return [{k: v for k, v in record.items() if not drop(k)} for record in read_metrics(workdir)]
 
 
 def borrow(runner, *names):

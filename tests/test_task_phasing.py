@@ -4,13 +4,13 @@ import jax
 import numpy as np
 import pytest
 from references import pack, random_episodes
+from resuming import measured, stop_after
 from test_collect import KEY, chat, params  # noqa: F401  (fixtures)
 from test_play import GROUPED, on_sokoban
 
 from stepreward.credit import make
 from stepreward.credit.schedules import Standing
 from stepreward.envs.sokoban.env import SokobanEnv
-from stepreward.metrics import read_metrics
 from stepreward.rollout import strategies
 from stepreward.rollout.strategies.handover import handover_turn
 from stepreward.training import setup
@@ -126,17 +126,12 @@ def test_reward_phasing_follows_its_schedule():
 # --- Runs ---
 
 
-def trained(workdir):
-    clock = lambda name: name == "wall_s" or name.startswith("time/") or name == "rollout/tokens_per_s"
-    return [{k: v for k, v in record.items() if not clock(k)} for record in read_metrics(workdir) if record["stage"] == "train"]
-
-
 @pytest.mark.parametrize("schedule", ["linear(1, 0, 3)", "success(1, 0, 0, 1, 2)"])
 def test_a_run_hands_over_earlier_and_resumes_exactly(micro_config, tmp_path, schedule):
     config = SMALL | {"credit.schedules.share": schedule, "train.env_steps": 70, "checkpoint.every": 1}
     whole = Runner(micro_config(config), tmp_path / "whole")
     whole.run()
-    lines = trained(tmp_path / "whole")
+    lines = measured(tmp_path / "whole", "train")
     successes = [line["rollout/success"] for line in lines]
     if schedule.startswith("linear"):
         expected = [max(0.0, 1 - i / 3) for i in range(len(lines))]
@@ -147,12 +142,9 @@ def test_a_run_hands_over_earlier_and_resumes_exactly(micro_config, tmp_path, sc
     np.testing.assert_allclose([line["credit/coefficient_share"] for line in lines], expected, atol=1e-6)
     assert lines[0]["rollout/expert_steps"] > 0 and lines[0]["rollout/replayed_steps"] > 0 and lines[0]["rollout/branch_steps"] == 0
     cut = Runner(micro_config(config), tmp_path / "cut")
-    while cut.counters.iteration < 2:
-        cut.tick()
-    cut.save(wait=True)
-    cut.close()
+    stop_after(cut, 2)
     Runner(micro_config(config), tmp_path / "cut").run()
-    assert trained(tmp_path / "cut") == lines
+    assert measured(tmp_path / "cut", "train") == lines
 
 
 def test_the_expert_s_steps_are_not_trained_on(micro_config, tmp_path):

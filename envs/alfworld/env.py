@@ -20,7 +20,7 @@ from stepreward.envs.alfworld.oracle import goal_of, plan
 from stepreward.envs.alfworld.presets import Settings
 from stepreward.envs.alfworld.presets import settings as preset_settings
 from stepreward.envs.alfworld.subgoals import facts_of, subgoals
-from stepreward.envs.automata import Automaton
+from stepreward.envs.automata import Automaton, check_enabled
 from stepreward.envs.events import Events, Memory
 from stepreward.envs.protocol import (
     ADMISSIBLE,
@@ -151,8 +151,7 @@ class AlfworldEnv:
 
     def automaton(self) -> Automaton:
         """Returns the automaton of subgoals (subgoals.py). Raises ValueError unless settings.automaton is set."""
-        if not self.settings.automaton:
-            raise ValueError("the environment has an automaton only with automaton=True")
+        check_enabled(self.settings.automaton)
         return subgoals()
 
     def distance(self) -> float:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.automata import Automaton, countdown
+from stepreward.envs.automata import Automaton, check_enabled, countdown
 from stepreward.envs.events import Events, Memory
 from stepreward.envs.protocol import (
     AUTOMATON,
@@ -169,8 +169,7 @@ class SokobanEnv:
     def automaton(self) -> Automaton:
         """Returns the automaton of subgoals, whose state "k left" means that k boxes are not on targets. Raises ValueError unless
         settings.automaton is set."""
-        if self._automaton is None:
-            raise ValueError("the environment has an automaton only with automaton=True")
+        check_enabled(self.settings.automaton)
         return self._automaton
 
     def distance(self) -> float:

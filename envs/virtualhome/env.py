@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.automata import Automaton, countdown
+from stepreward.envs.automata import Automaton, check_enabled, countdown
 from stepreward.envs.events import Events, Memory
 from stepreward.envs.protocol import (
     ADMISSIBLE,
@@ -190,8 +190,7 @@ class VirtualHomeEnv:
     def automaton(self) -> Automaton:
         """Returns the automaton of subgoals: in state "k left", k of the goal's parts are not reached, in "12 left" 12 or more. Raises
         ValueError unless settings.automaton is set."""
-        if not self.settings.automaton:
-            raise ValueError("the environment has an automaton only with automaton=True")
+        check_enabled(self.settings.automaton)
         return countdown(COUNTED)
 
     def distance(self) -> float:

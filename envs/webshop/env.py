@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from stepreward.envs.automata import Automaton
+from stepreward.envs.automata import Automaton, check_enabled
 from stepreward.envs.events import Events, Memory
 from stepreward.envs.protocol import (
     ADMISSIBLE,
@@ -149,8 +149,7 @@ class WebShopEnv:
 
     def automaton(self) -> Automaton:
         """Returns the automaton of subgoals (subgoals.py). Raises ValueError unless settings.automaton is set."""
-        if not self.settings.automaton:
-            raise ValueError("the environment has an automaton only with automaton=True")
+        check_enabled(self.settings.automaton)
         return subgoals()
 
     def distance(self) -> float:

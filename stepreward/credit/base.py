@@ -149,7 +149,12 @@ class Method:
     @property
     def coefficients(self) -> dict[str, Schedule]:
         """The schedules of the coefficients that have one, by name."""
-        return dict(self.schedules)
+        return self.default_schedules | dict(self.schedules)
+
+    @property
+    def default_schedules(self) -> dict[str, Schedule]:
+        """The schedules that options of the method are short for; one in `schedules` takes the place of one here."""
+        return {}
 
     @classmethod
     def schedulable(cls) -> tuple[str, ...]:

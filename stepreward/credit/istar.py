@@ -167,11 +167,8 @@ class IStar(Method):
         return frozenset(needed)
 
     @property
-    def coefficients(self) -> dict[str, Schedule]:
-        scheduled = super().coefficients
-        if self.alpha_scaled and "alpha" not in scheduled:
-            scheduled["alpha"] = PairAccuracy(0.0, self.alpha)
-        return scheduled
+    def default_schedules(self) -> dict[str, Schedule]:
+        return {"alpha": PairAccuracy(0.0, self.alpha)} if self.alpha_scaled else {}
 
     @property
     def losses(self) -> dict:

@@ -131,11 +131,8 @@ class RewardPhasing(_Discriminated):
         check_at_least(self, 0, "fade_iterations")
 
     @property
-    def coefficients(self) -> dict[str, Schedule]:
-        scheduled = super().coefficients
-        if self.fade_iterations and "phase" not in scheduled:
-            scheduled["phase"] = Linear(self.phase, 0.0, self.fade_iterations)
-        return scheduled
+    def default_schedules(self) -> dict[str, Schedule]:
+        return {"phase": Linear(self.phase, 0.0, self.fade_iterations)} if self.fade_iterations else {}
 
     def reward_of_steps(self, batch: Batch) -> Array:
         """r_t = r_env + b·r_D."""

@@ -57,11 +57,8 @@ class TemporalPhasing(PPO):
             raise ValueError(f"kl_in_reward of '{self.name}' changes the rewards of PPO: set learner='ppo', or policy.kl_reward_coef=0")
 
     @property
-    def coefficients(self) -> dict[str, Schedule]:
-        scheduled = super().coefficients
-        if self.fade_iterations and "share" not in scheduled:
-            scheduled["share"] = Linear(self.share, 0.0, self.fade_iterations)
-        return scheduled
+    def default_schedules(self) -> dict[str, Schedule]:
+        return {"share": Linear(self.share, 0.0, self.fade_iterations)} if self.fade_iterations else {}
 
     def scheduled_strategy_options(self, standing: Standing) -> dict[str, Any]:
         schedule = self.coefficients.get("share")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,30 @@ def tokenizer_fingerprint(folder: Path) -> str:
     for path in sorted(p for p in Path(folder).rglob("*") if p.is_file()):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def read_episodes(
+    folder: Path, expected: dict, where: str, *, borrowed: bool, ignored: Iterable[str] = (), prefix: str = ""
+) -> list[Episode]:
+    """Reads recorded episodes, in every process.
+
+    Args:
+      folder: the recordings.
+      expected: the fingerprint that this run expects of them.
+      where, borrowed, ignored: see `outputs.check`. A key of `ignored` that ends in a dot stands for a group of keys.
+      prefix: what an error about the folder begins with.
+
+    Raises:
+      UserError: they are missing, unfinished or damaged, or were made with another config or tokenizer.
+    """
+    try:
+        recordings, metadata = processes.together(lambda: read_recordings(folder))
+    except (ValueError, FileNotFoundError) as error:
+        raise UserError(f"{prefix}{error}") from error
+    groups = tuple(key for key in ignored if key.endswith("."))
+    ignored = [key for key in {*metadata, *expected} if key in ignored or key.startswith(groups)]
+    outputs.check(metadata, expected, where, borrowed=borrowed, ignored=ignored)
+    return [from_recording(recording) for recording in recordings]
 
 
 class Exploration:
@@ -78,13 +103,9 @@ class Exploration:
         Raises:
           UserError: the recordings are missing, unfinished or damaged, or were made with another config or tokenizer.
         """
-        try:
-            recordings, metadata = processes.together(lambda: read_recordings(self.folder))
-        except (ValueError, FileNotFoundError) as error:
-            raise UserError(str(error)) from error
         ignored = () if SCORED in self.metadata else (SCORED,)  # values that this run does not read
-        outputs.check(metadata, self.metadata, f"the exploration in {str(self.folder)!r}", borrowed=self.borrowed, ignored=ignored)
-        return self._named([from_recording(r) for r in recordings])
+        where = f"the exploration in {str(self.folder)!r}"
+        return self._named(read_episodes(self.folder, self.metadata, where, borrowed=self.borrowed, ignored=ignored))
 
     def _named(self, episodes: list[Episode]) -> list[Episode]:
         """Adds what recordings do not store: the environment of each episode, and that a judge scored it."""

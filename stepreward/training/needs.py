@@ -52,7 +52,7 @@ class Row:
 
 def credit_rows() -> list[Row]:
     """Returns a row for each credit method, with the variant that a run uses by default."""
-    return [_of(name, "credit", credit.make(name, **_variant(name))) for name in credit.names()]
+    return [_of(credit.make(name, **_variant(name))) for name in credit.names()]
 
 
 def _variant(name: str) -> dict[str, str]:
@@ -60,11 +60,11 @@ def _variant(name: str) -> dict[str, str]:
     return {"variant": variant} if variant else {}
 
 
-def _of(name: str, kind: str, method: credit.Method) -> Row:
+def _of(method: credit.Method) -> Row:
     strategy = strategies.make(method.strategy, **method.strategy_options)
     needed = method.capabilities | strategy.capabilities | (frozenset({REFERENCE}) if setup.scores_answers(method) else frozenset())
     models = tuple(auxiliary.title for auxiliary in AUXILIARIES if auxiliary.wanted(method))
-    return Row(name, kind, tuple(sorted(method.requires)), models, method.strategy, tuple(sorted(needed)), strategy.restarts)
+    return Row(method.name, "credit", tuple(sorted(method.requires)), models, method.strategy, tuple(sorted(needed)), strategy.restarts)
 
 
 def preference_rows() -> list[Row]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from stepreward import processes
-from stepreward.data.recordings import begin_recording, read_recordings, write_part
+from stepreward.data.recordings import begin_recording, write_part
 from stepreward.errors import UserError
+from stepreward.metrics import write_atomically
 from stepreward.preference import Collected, Pairs
 from stepreward.preference.base import joined
 from stepreward.rollout.episode import Episode
-from stepreward.rollout.recording import from_recording, to_recording
-from stepreward.training import outputs
-from stepreward.training.exploration import tokenizer_fingerprint
+from stepreward.rollout.recording import to_recording
+from stepreward.training.exploration import read_episodes, tokenizer_fingerprint
 
 # Keys that do not matter to a run that borrows pairs: how the policy that played was trained, and how pairs are trained on.
 _FREE = ("preference.", "sft.", "lora.", "exploration.", "estimator.", "credit.", "stages.", "seed", "round")
@@ -56,11 +56,9 @@ class PairData:
         processes.on_writer(lambda: self._record(part, found))
 
     def _record(self, part: int, found: Collected) -> None:
-        path = self._pairs(part)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            np.savez(file, episodes=len(found.episodes), **found.pairs._asdict())
-        temporary.rename(path)
+        arrays = io.BytesIO()
+        np.savez(arrays, episodes=len(found.episodes), **found.pairs._asdict())
+        write_atomically(self.folder / f"pairs-{part:05d}.npz", arrays.getvalue())
         write_part(self.folder, part, [to_recording(episode) for episode in found.episodes])
 
     def read(self) -> tuple[list[Episode], Pairs]:
@@ -69,15 +67,9 @@ class PairData:
         Raises:
           UserError: they are missing, unfinished or damaged, or were made with another config or tokenizer.
         """
-        try:
-            recordings, metadata = processes.together(lambda: read_recordings(self.folder))
-        except (ValueError, FileNotFoundError) as error:
-            raise UserError(f"the pairs of round {self._metadata['round'] + 1}: {error}") from error
-        where = f"the recorded pairs in {str(self.folder)!r}"
-        keys = {*metadata, *self._metadata}
-        ignored = [key for key in keys if key.startswith(_FREE)] if self.borrowed else ()
-        outputs.check(metadata, self._metadata, where, borrowed=self.borrowed, ignored=ignored)
-        episodes = [from_recording(recording) for recording in recordings]
+        where, prefix = f"the recorded pairs in {str(self.folder)!r}", f"the pairs of round {self._metadata['round'] + 1}: "
+        ignored = _FREE if self.borrowed else ()
+        episodes = read_episodes(self.folder, self._metadata, where, borrowed=self.borrowed, ignored=ignored, prefix=prefix)
         pairs = processes.together(lambda: self._read_pairs(len(episodes)))
         return episodes, pairs
 
@@ -99,6 +91,3 @@ class PairData:
         if before != episodes or (pairs.number and max(pairs.chosen[:, 0].max(), pairs.rejected[:, 0].max()) >= episodes):
             raise UserError(f"the pairs in {str(self.folder)!r} do not fit the episodes beside them: delete the folder and explore again.")
         return pairs
-
-    def _pairs(self, part: int) -> Path:
-        return self.folder / f"pairs-{part:05d}.npz"

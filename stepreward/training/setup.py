@@ -359,7 +359,8 @@ def check(c) -> None:
         group, name = key.split(".")
         if c[group][name] < 1:
             raise ValueError(f"{key}={c[group][name]} must be at least 1.")
-    for name, view in views(c).items():
+    mixture, each = Mixture.of(c), views(c)
+    for name, view in each.items():
         with naming(name):
             _check_environment(view)
     backbones.check(c)
@@ -384,7 +385,7 @@ def check(c) -> None:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
     method = make_method(c)
     strategy = make_strategy(c, method)
-    for name, view in views(c).items():
+    for name, view in each.items():
         with naming(name):
             strategy.check(c.rollout.group_size, view.rollout.max_steps)
     signals = computed() | strategy.provides
@@ -398,8 +399,9 @@ def check(c) -> None:
     preferring.check(c)
     check_groups(c, method, signals)
     make_filter(c, method)
-    _check_alone(c, method)
-    judged = any(entry.judged for entry in (Mixture.of(c) or Mixture(())).entries)
+    if mixture is not None:
+        _check_alone(c, method)
+    judged = mixture is not None and any(entry.judged for entry in mixture.entries)
     for kind in AUXILIARIES:
         if kind.wanted(method) or (kind is Judge and judged):
             kind.check(c, method)
@@ -439,8 +441,6 @@ def _check_environment(c) -> None:
 
 def _check_alone(c, method) -> None:
     """Raises ValueError if a run of several environments asks for what is built for one."""
-    if Mixture.of(c) is None:
-        return
     learners = [f"credit.method={method.name!r}" for kind in AUXILIARIES if kind.demonstrated and kind.wanted(method)]
     learners += [f"preference.method={c.preference.method!r}"] if c.preference.method else []
     if learners:

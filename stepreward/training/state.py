@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
@@ -110,6 +112,11 @@ def apply_gradients(state: TrainState, grads, optimizer) -> tuple[TrainState, di
     if state.mesh is not None:  # otherwise the compiler may choose other shardings, and the next update is compiled again
         new = jax.lax.with_sharding_constraint(new, parallel.parameter_sharding(new, state.mesh))
     return new, {"grad_norm": norm}
+
+
+def mean_metrics(outs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the means of the metrics of several updates, at least one."""
+    return {name: float(np.mean([out[name] for out in outs])) for name in outs[0]}
 
 
 def _add(params, updates, key: jax.Array):

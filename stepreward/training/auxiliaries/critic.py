@@ -23,7 +23,7 @@ from stepreward.training import chunks, streams
 from stepreward.training.auxiliaries.base import AFTER_CREDIT, Auxiliary, Lesson
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
-from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer
+from stepreward.training.state import TrainState, apply_gradients, create, make_optimizer, mean_metrics
 
 Array = jax.Array
 
@@ -163,7 +163,7 @@ class Critic(Auxiliary):
         for part in self.layout.minibatches(batch, self.c.minibatch_rows, self.c.epochs, rng):
             self.state, out = critic_step(self.state, part, **self._update(seed, len(outs)))
             outs.append(out)
-        metrics = {f"critic/{k}": float(np.mean([o[k] for o in outs])) for k in outs[0]}
+        metrics = {f"critic/{name}": value for name, value in mean_metrics(outs).items()}
         return metrics | {"time/critic_s": time.monotonic() - started}
 
     def saved(self) -> tuple[dict, dict]:

@@ -27,7 +27,7 @@ from stepreward.training.auxiliaries.update import StepOutputs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import row_episodes, take_episodes
-from stepreward.training.state import create, make_optimizer
+from stepreward.training.state import create, make_optimizer, mean_metrics
 
 Array = jax.Array
 
@@ -143,7 +143,7 @@ class Estimator(Auxiliary):
         mine = self.episodes(batch, held_out, among=False)
         for part, _ in self._parts(batch, rng.permutation(mine)):
             outs.append(self._step(part, seed, len(outs)))
-        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]}
+        metrics = {f"estimator/{name}": value for name, value in mean_metrics(outs).items()}
         seconds = time.monotonic() - started
         loss = self.loss(batch, self.episodes(batch, held_out) if len(held_out) else mine)
         if loss < self.best_loss:
@@ -215,7 +215,7 @@ class Estimator(Auxiliary):
         parts = [p for b in self.replay for p, _ in self._parts(b, rng.permutation(np.flatnonzero(b.episode_mask)))]
         outs = [self._step(parts[i], seed, n) for n, i in enumerate(rng.permutation(len(parts)))]
         self.best = jax.tree.map(jnp.copy, self.state.params)
-        metrics = {f"estimator/{name}": float(np.mean([o[name] for o in outs])) for name in outs[0]} if outs else {}
+        metrics = {f"estimator/{name}": value for name, value in mean_metrics(outs).items()} if outs else {}
         return metrics | {"time/estimator_s": time.monotonic() - started}
 
     def saved(self) -> tuple[dict, dict]:

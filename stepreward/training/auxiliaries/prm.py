@@ -22,7 +22,7 @@ from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import group_minibatches
 from stepreward.training.scoring import needs_initial, score
-from stepreward.training.state import TrainState, create, make_optimizer
+from stepreward.training.state import TrainState, create, make_optimizer, mean_metrics
 
 Array = jax.Array
 
@@ -130,7 +130,7 @@ class ProcessRewardModel(Auxiliary):
         if c.replay:
             self.replay = [batch, *self.replay][: c.replay]
         if outs:  # empty if no group has a pair
-            means = {name: float(np.mean([o[name] for o in outs])) for name in outs[0]}
+            means = mean_metrics(outs)
             metrics["prm/grad_norm"] = means.pop("grad_norm")
             metrics |= {f"prm/train_{name}": value for name, value in means.items()}
         metrics["time/prm_s"] = time.monotonic() - started

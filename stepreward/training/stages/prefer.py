@@ -15,6 +15,7 @@ from stepreward.training import preferring, streams
 from stepreward.training.auxiliaries.update import auxiliary_step
 from stepreward.training.pair_data import PairData
 from stepreward.training.stages.base import Progress, Stage
+from stepreward.training.state import mean_metrics
 from stepreward.training.tasks import training_tasks
 
 _log = logging.getLogger(__name__)
@@ -134,5 +135,4 @@ class Prefer(Stage):
             placed = learner.layout.place_for_training(learner.model.reads(part))
             learner.policy, out = auxiliary_step(learner.policy, placed, **learner.preference_arguments(self._round, seed, len(outs)))
             outs.append(out)
-        means = {name: float(np.mean([out[name] for out in outs])) for name in outs[0]}
-        return {f"preference/{name}": value for name, value in means.items()} | {"preference/updates": float(len(outs))}
+        return {f"preference/{name}": value for name, value in mean_metrics(outs).items()} | {"preference/updates": float(len(outs))}

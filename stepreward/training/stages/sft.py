@@ -10,6 +10,7 @@ from stepreward.training import demonstrating, streams
 from stepreward.training.outputs import FIT
 from stepreward.training.policy import sft_step
 from stepreward.training.stages.base import Progress, Stage
+from stepreward.training.state import mean_metrics
 
 
 class SupervisedStart(Stage):
@@ -51,7 +52,7 @@ class SupervisedStart(Stage):
             learner.policy, out = sft_step(learner.policy, part, **learner.sft_arguments(update))
             losses.append(out)
             counters.add("sft_updates")
-        metrics = {f"sft/{name}": float(np.mean([o[name] for o in losses])) for name in losses[0]} if losses else {}
+        metrics = {f"sft/{name}": value for name, value in mean_metrics(losses).items()} if losses else {}
         metrics |= {f"sft/{name}": float(count) for name, count in self._left_out.items()}
         metrics["time/sft_s"] = time.monotonic() - started
         self._learnt = metrics.get("sft/loss", np.inf) < c.stop_loss
