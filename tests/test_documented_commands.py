@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from documented_commands import in_markdown, in_repository
 
-from stepreward import cli, config, credit
+from stepreward import cli, config, credit, preference
 from stepreward.config import installed_configs, leaves, load_config_file
 from stepreward.configs.common.base import base_config
 from stepreward.errors import UserError
@@ -188,6 +188,8 @@ def is_key(key):
         return not of_entry or of_entry[0] in ("share", "outcome", "max_steps", "history") or is_key(f"environment.{of_entry[0]}")
     if key.startswith("credit.options."):
         return key.removeprefix("credit.options.") in {field.name for name in credit.names() for field in fields(credit.make(name))}
+    if key.startswith("preference.options."):
+        return key.removeprefix("preference.options.") in {f.name for name in preference.names() for f in fields(preference.make(name))}
     return (
         key in KNOWN
         or key in ("credit.options", "credit.schedules", "mixture.environments")

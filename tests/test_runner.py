@@ -269,7 +269,7 @@ def test_every_config_key_is_read(micro_config, spa_config, tmp_path):
         assert main_job.train(config, tmp_path / name, quiet=True) == 0
         unread.append(set(unread_keys(config)))
     # Groups of auxiliaries that neither method has; their own tests set every key.
-    others = {key for key in keys if key.startswith(("judge.", "hindsight.", "frozen_pair.", "discriminator.", "preference."))}
+    others = {key for key in keys if key.startswith(("judge.", "hindsight.", "frozen_pair.", "discriminator.", "preference.", "expert."))}
     assert set.intersection(*unread) == others - {"preference.method"} | {"stages.preference"} and len(keys) > 100
     assert "critic.learning_rate" in unread[0] - unread[1] and "prm.learning_rate" in unread[1] - unread[0]
 

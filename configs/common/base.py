@@ -191,7 +191,19 @@ def base_config() -> ConfigDict:
     c.hindsight.text = "\n(hindsight) The task was solved. The final state:\n{state}\n"  # {state}: the final observation
     c.hindsight.max_tokens = 128  # tokens that a row may have beside rollout.max_row_tokens; a step that needs more has no hindsight
 
-    # The judge of PPR, which scores every step (training/judges.py).
+    # The expert that proposes single actions to a preference method such as CSO (training/experts.py).
+    c.expert = ConfigDict()
+    c.expert.kind = "environment"  # the environment's own; or "endpoint": a language model behind an OpenAI-compatible address
+    c.expert.url = ""  # that address, up to and including /v1
+    c.expert.model = "default"  # name of the model there
+    c.expert.instruction = ""  # system message of each request; "": none
+    c.expert.key_variable = "OPENAI_API_KEY"  # environment variable that holds the key, if the server wants one
+    c.expert.temperature = 1.0
+    c.expert.timeout_s = 60.0  # seconds for one request
+    c.expert.retries = 3  # tries after a request that got no answer
+    c.expert.parallel = 8  # requests that wait at the same time
+
+    # The judge, which scores the steps of PPR and CSO, and the outcomes of a mixture (training/judges.py).
     c.judge = ConfigDict()
     c.judge.kind = "rules"  # or "endpoint": a language model behind an OpenAI-compatible address
     c.judge.url = ""  # that address, up to and including /v1

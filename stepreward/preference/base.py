@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from stepreward import registry
-from stepreward.rollout.episode import NO_WAY, NOT_ENDED, Cost, Episode, Start, total_cost
+from stepreward.rollout.episode import UNSOLVED, Cost, Episode, Start, total_cost
 from stepreward.rollout.player import Player
 from stepreward.rollout.strategies.base import OUTCOMES, check_choice
 
@@ -61,7 +61,7 @@ class Collected(NamedTuple):
       cost: of everything that was played.
       played: number of episodes that were played, continuations included.
       failed: number of these whose environment failed.
-      metrics: further numbers to log; `unsolved` is how often the expert knew no way.
+      metrics: further numbers to log; `unsolved` is how often the expert knew no way, or gave no answer.
     """
 
     episodes: list[Episode]
@@ -94,7 +94,7 @@ def collected(pairs: Sequence[tuple], played: Sequence[Episode], **metrics: floa
     if not episodes:
         episodes = [trainable(episode) for episode in played if episode.failure is None and episode.steps][:1]
     failures = [episode.failure for episode in played if episode.failure is not None]
-    unsolved = sum(failure in (NO_WAY, NOT_ENDED) for failure in failures)
+    unsolved = sum(failure in UNSOLVED for failure in failures)
     counts = {"unsolved": float(unsolved)} | metrics
     return Collected(episodes, found, total_cost(played), len(played), len(failures) - unsolved, counts)
 
@@ -119,6 +119,7 @@ class Preference(abc.ABC):
       name: what `make` knows it by.
       needs: capabilities that the environment must declare.
       restarts: it starts episodes in the middle, so the environment must offer snapshots or replays.
+      advised: its expert proposes single actions, so that a language model may take the place of the environment's (`Player.adviser`).
       rounds: how often it explores and then trains.
       beta: β of each round; the last one also serves later rounds.
       rate: factors of `preference.learning_rate`, of each round, as `beta`.
@@ -129,6 +130,7 @@ class Preference(abc.ABC):
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset()
     restarts: ClassVar[bool] = False
+    advised: ClassVar[bool] = False
 
     rounds: int = 1
     beta: tuple[float, ...] = (0.1,)
@@ -148,6 +150,11 @@ class Preference(abc.ABC):
         if not 0 <= self.sft < math.inf:
             raise ValueError(f"sft={self.sft} must be at least 0 and finite.")
         check_choice("outcome", self.outcome, OUTCOMES)
+
+    @property
+    def judged(self) -> bool:
+        """Whether it asks a judge for the scores of steps (`Player.judge`)."""
+        return False
 
     def beta_of(self, number: int) -> float:
         """β of a round, counted from 0."""

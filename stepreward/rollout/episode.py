@@ -19,8 +19,11 @@ TOO_LONG = "too_long"  # the next prompt was longer than rollout.max_prompt_toke
 ROW_FULL = "row_full"  # the conversation had no room left in rollout.max_row_tokens
 PAUSED = "paused"  # `play` was asked for no more turns; it can be played on (`Start.after`)
 ABSENT = "absent"  # it was not played: padding, where a strategy played fewer episodes than a batch holds
-# Why an episode of the environment's expert failed, although its environment did not.
+# Why an episode of the expert failed, although its environment did not.
 NO_WAY, NOT_ENDED = "the expert knows no way to solve the task", "the expert's actions do not end the episode"
+NO_ANSWER = "the model that is the expert gave no answer"
+LONG_ANSWER = "the answer of the model that is the expert has more than rollout.max_answer_tokens"
+UNSOLVED = (NO_WAY, NOT_ENDED, NO_ANSWER, LONG_ANSWER)
 CUT_SHORT = (STEP_LIMIT, ENVIRONMENT_LIMIT, TOO_LONG, ROW_FULL)
 
 

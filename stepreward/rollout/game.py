@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from stepreward import processes
 from stepreward.envs.protocol import prompt_view
 from stepreward.models.vision_inputs import Images
 from stepreward.rollout.episode import PAUSED, Cost, Episode, Pause, Snapshot, Start, Step
@@ -109,3 +110,8 @@ class Game:
 def view_of(step: Step) -> Mapping[str, Any]:
     """What prompts saw of the observation before a step; its text alone where it was not kept."""
     return {"text": step.observation} if step.snapshot is None else prompt_view(step.snapshot.observation, step.snapshot.info)
+
+
+def gathered(games: Sequence[Game]) -> list[Episode]:
+    """The episodes of all processes."""
+    return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]

@@ -16,7 +16,7 @@ from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.episode import PAUSED, Episode, Start, Task
 from stepreward.rollout.play import Collector
-from stepreward.rollout.player import Player
+from stepreward.rollout.player import Adviser, Player
 
 UNJUDGED = "the judge gave this episode no score"  # the failure of such an episode
 Judge = Callable[[Sequence[Episode]], Sequence[float]]  # a score in [0, 1] for each episode, NaN where there is none
@@ -143,13 +143,18 @@ class MixedCollector:
         return self._routed(starts, play)
 
     def _demonstrate(
-        self, starts: Sequence[Start], keep: bool, turns: int | None = None, draws: Sequence[int] | None = None
+        self,
+        starts: Sequence[Start],
+        keep: bool,
+        turns: int | None = None,
+        draws: Sequence[int] | None = None,
+        adviser: Adviser | None = None,
     ) -> list[Episode]:
         """See `Player.expert` and `Player.advise`."""
 
         def demonstrate(collector: Collector, name: str, places: list[int]) -> list[Episode]:
             chosen = None if draws is None else [draws[place] for place in places]
-            return collector._demonstrate([starts[place] for place in places], keep, turns, chosen)
+            return collector._demonstrate([starts[place] for place in places], keep, turns, chosen, adviser)
 
         return self._routed(starts, demonstrate)
 

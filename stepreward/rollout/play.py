@@ -31,7 +31,6 @@ from stepreward.envs.protocol import (
     AUTOMATON_STATE,
     DISTANCE,
     EVENTS,
-    EXPERT,
     IMAGE,
     REFERENCE,
     REPLAY,
@@ -43,16 +42,14 @@ from stepreward.envs.protocol import (
 )
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
+from stepreward.rollout.demonstrating import demonstrate
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.environments import Call, Pool
 from stepreward.rollout.episode import (
     ENVIRONMENT_LIMIT,
-    NO_WAY,
-    NOT_ENDED,
     STEP_LIMIT,
     TERMINATED,
-    Cost,
     Episode,
     Snapshot,
     Start,
@@ -60,13 +57,13 @@ from stepreward.rollout.episode import (
     Task,
 )
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
-from stepreward.rollout.game import Game, view_of
+from stepreward.rollout.game import Game, gathered, view_of
 from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
-from stepreward.rollout.player import Player
+from stepreward.rollout.player import Adviser, Player
 from stepreward.rollout.prompting import PromptWriter
 from stepreward.rollout.reference import score_rows
 from stepreward.rollout.starts import Seats, batches, check_starts
-from stepreward.text import clean, cleaned
+from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
 _KEPT = ("won", "score", "executed", "state_key", REFERENCE, AUTOMATON_STATE, *VIEWED)  # of info, what a snapshot keeps
@@ -89,7 +86,7 @@ class Collector:
       invalid_penalty: subtracted from the reward of a step whose answer held no action.
       long_observation: what happens if an observation makes a prompt too long: "cut" shortens the observation visibly, "end" ends
         the episode.
-      longest_answer: tokens of the longest answer, for messages about lengths.
+      longest_answer: tokens of the longest answer, for messages about lengths and for the answers of a model that is the expert; 0: any.
       warned: the kinds of loss that were warned of already; each kind is warned of once.
       reuse_cache: with `context="episode"`, False prefills the whole conversation in every turn (for benchmarks).
     """
@@ -263,7 +260,7 @@ class Collector:
         for game in games:
             game.episode.cost = game.cost()
             del game.episode.steps[: game.episode.prefix]  # every process has them
-        episodes = _gathered(games)
+        episodes = gathered(games)
         for episode, start in zip(episodes, starts.values()):
             episode.steps[:0] = start.prefix
         return episodes
@@ -305,44 +302,15 @@ class Collector:
         return state
 
     def _demonstrate(
-        self, starts: Sequence[Start], keep: bool, turns: int | None = None, draws: Sequence[int] | None = None
+        self,
+        starts: Sequence[Start],
+        keep: bool,
+        turns: int | None = None,
+        draws: Sequence[int] | None = None,
+        adviser: Adviser | None = None,
     ) -> list[Episode]:
         """See `Player.expert` and `Player.advise`."""
-        self.check_offers(frozenset({EXPERT}), "a strategy that plays the expert")
-        if keep or any(start.prefix for start in starts):
-            self.check_restarts()
-        asks, episodes = self._asks(keep and SNAPSHOT in self._able), []
-        for first in range(0, len(starts), self.max_rows):
-            some = range(first, min(first + self.max_rows, len(starts)))
-            mine = [some[place] for place in processes.share(len(some))]
-            games = [Game.at(starts[index], slot, index, asks, turns) for slot, index in enumerate(mine)]
-            self._begin(games)
-            self._plan([game for game in games if not game.done], draws)
-            while acting := [game for game in games if not game.done]:
-                for game in acting:
-                    tokens = self.chat.answer(clean(self.prompt.answer(game.plan.pop(0))))
-                    zeros = np.zeros(len(tokens), np.float32)
-                    game.step = dataclasses.replace(self._answered(game, tokens, zeros, zeros), sampled=False)
-                self._act(acting)
-                for game in acting:
-                    if not game.done and not game.plan:
-                        game.fail(NOT_ENDED)
-            for game in games:
-                game.episode.cost = Cost(replayed_steps=game.replayed + len(game.episode.steps) - game.episode.prefix)
-                del game.episode.steps[: game.episode.prefix]  # every process has them
-            found = _gathered(games)
-            for index, episode in zip(some, found, strict=True):
-                episode.steps[:0] = starts[index].prefix
-            episodes += found
-        return episodes
-
-    def _plan(self, games: list[Game], draws: Sequence[int] | None) -> None:
-        """Asks every game's environment for its expert's actions; without `draws`, the expert chooses as it does by itself."""
-        chosen = lambda game: () if draws is None else (np.random.default_rng(draws[game.index]),)
-        for game, found in zip(games, self.pool.call_all([Call(game.slot, "expert", chosen(game)) for game in games])):
-            game.plan = [] if isinstance(found, EnvironmentFailure) or found is None else list(found)
-            if not game.plan:
-                game.fail(str(found) if isinstance(found, EnvironmentFailure) else NO_WAY)
+        return demonstrate(self, starts, keep, turns, draws, adviser)
 
     def _asks(self, keep: bool) -> tuple[str, ...]:
         """The environment's methods that are called in each new state."""
@@ -514,11 +482,6 @@ class Collector:
 
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
-
-
-def _gathered(games: list[Game]) -> list[Episode]:
-    """The episodes of all processes."""
-    return [episode for share in processes.gather_objects([game.episode for game in games]) for episode in share]
 
 
 @jax.jit

@@ -66,6 +66,17 @@ class PromptWriter:
         self._say(game, said)
         return self._short_of(game)
 
+    def messages(self, game: Game) -> list[dict[str, str]]:
+        """The conversation of the next turn as chat messages, for a model behind an address; observations are shown whole."""
+        user = lambda text: {"role": "user", "content": text}
+        if self.by_step:
+            return [user(self.prompt.window(game.view, game.history[-self.history :] if self.history else []))]
+        views = [*(view for view, _ in game.history), game.view]
+        said = [user(self.prompt.later(view) if place else self.prompt.first(view)) for place, view in enumerate(views)]
+        for place, (_, answer) in reversed(list(enumerate(game.history))):
+            said.insert(place + 1, {"role": "assistant", "content": answer})
+        return said
+
     def _say(self, game: Game, said: np.ndarray) -> None:
         """Sets the tokens of the row: the conversation and the prompt, or the prompt alone."""
         game.tokens = game.prompt_tokens if self.by_step else np.concatenate([said, game.prompt_tokens])

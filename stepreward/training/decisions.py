@@ -32,6 +32,7 @@ DECIDED_FROM: dict[str, tuple[str, ...]] = {
 FREE = (
     "environment.pool", "environment.timeout_s", "environment.reset_timeout_s", "environment.ray_address", "model.download",
     "judge.url", "judge.key_variable", "judge.timeout_s", "judge.retries", "judge.parallel",
+    "expert.url", "expert.key_variable", "expert.timeout_s", "expert.retries", "expert.parallel",
     "train.check_batches", "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every",
     "checkpoint.keep",
 )  # fmt: skip

@@ -5,11 +5,8 @@ A judge scores finished episodes. A score that it cannot give is NaN.
 
 from __future__ import annotations
 
-import concurrent.futures
-import logging
 import math
 import re
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -20,9 +17,9 @@ from stepreward.envs import entries
 from stepreward.envs.endpoint import Endpoint, EndpointError
 from stepreward.envs.events import Events
 from stepreward.rollout.episode import Episode, Step
+from stepreward.training.asking import Unreachable, ask_all
 
 KINDS = ("rules", "endpoint")
-_log = logging.getLogger(__name__)
 
 _NUMBER = r"\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*"
 _SCORE = re.compile(f"<final_score>{_NUMBER},{_NUMBER}</final_score>", re.IGNORECASE)
@@ -64,14 +61,6 @@ class Verdict(NamedTuple):
     scores: list[np.ndarray]
     calls: int
     failures: int
-
-
-class Unreachable(Exception):
-    """No request to the judge got an answer; the message says why."""
-
-
-class _NotAsked(Exception):
-    """A request was not sent, because earlier ones got no answer."""
 
 
 class Judge(Protocol):
@@ -192,11 +181,9 @@ class EndpointJudge:
 
     def _ask(self, wanted: dict[str, str]) -> int:
         """Asks for the scores of requests by key, and keeps them; returns the number of calls."""
-        calls, unanswered, not_asked, answered, stop = 0, {}, {}, False, threading.Event()
+        calls = 0
 
         def ask(request: str) -> tuple[float, str, int]:
-            if stop.is_set():
-                raise _NotAsked
             for tries in (1, 2):
                 said = self._endpoint.complete([{"role": "user", "content": request}], str)
                 try:
@@ -205,33 +192,16 @@ class EndpointJudge:
                     pass
             return math.nan, said, tries
 
-        with concurrent.futures.ThreadPoolExecutor(self._parallel, thread_name_prefix="judge") as threads:
-            asked = {threads.submit(ask, request): key for key, request in wanted.items()}
-            try:
-                for future in concurrent.futures.as_completed(asked):
-                    key = asked[future]
-                    try:
-                        score, said, tries = future.result()
-                    except _NotAsked:
-                        not_asked[key] = wanted[key]
-                        continue
-                    except EndpointError as error:
-                        calls += 1
-                        unanswered[key] = str(error)
-                        if not answered and len(unanswered) >= 2 * self._parallel:
-                            stop.set()  # nobody answers
-                        continue
-                    answered, calls = True, calls + tries
-                    self._keep(key, score, said)
-            finally:
-                stop.set()
-        if unanswered and not answered:
-            raise Unreachable(next(iter(unanswered.values())))
+        def keep(key: str, answer: tuple[float, str, int]) -> None:
+            nonlocal calls
+            score, said, tries = answer
+            calls += tries
+            self._keep(key, score, said)
+
+        unanswered = ask_all(ask, wanted, keep, parallel=self._parallel, whom="the judge")
         for key in unanswered:
             self._keep(key, math.nan, None)
-        if unanswered:
-            _log.warning("%d of %d requests to the judge got no answer: %s", len(unanswered), len(wanted), next(iter(unanswered.values())))
-        return calls + (self._ask(not_asked) if not_asked else 0)
+        return calls + len(unanswered)
 
     def _known(self, key: str) -> float | None:
         """Returns a kept score, NaN where the judge gave none; None if it was never asked."""

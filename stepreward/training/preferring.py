@@ -13,8 +13,10 @@ from stepreward import preference
 from stepreward import signals as table
 from stepreward.batch import Batch
 from stepreward.credit.base import step_sum
+from stepreward.envs.protocol import EXPERT
 from stepreward.kernels import dpo_with_sft
 from stepreward.preference import Pairs, Preference
+from stepreward.training import experts
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import filled_rows, pad_rows, row_episodes, take_rows
 from stepreward.training.scoring import score
@@ -45,7 +47,15 @@ def check(c) -> None:
     p = c.preference
     if not p.method and c.stages.preference:
         raise ValueError(f"stages.preference={c.stages.preference!r} names recorded pairs: set preference.method, which trains on them.")
-    make_preference(c)
+    method = make_preference(c)
+    if method is not None:
+        experts.check(c)
+    if method is not None and c.expert.kind == "endpoint" and not method.advised:
+        able = ", ".join(name for name in preference.names() if preference.make(name).advised)
+        raise ValueError(
+            f"expert.kind='endpoint' is for preference methods whose expert proposes single actions ({able}), and preference.method="
+            f"{p.method!r} is none: set expert.kind=environment, or choose another method."
+        )
     for name in ("tasks", "part_tasks", "epochs", "minibatch_pairs"):
         if p[name] < 1:
             raise ValueError(f"preference.{name}={p[name]} must be at least 1.")
@@ -53,6 +63,17 @@ def check(c) -> None:
         raise ValueError(f"preference.reference={p.reference!r} is not one of {', '.join(REFERENCES)}.")
     if p.method and c.train.mode == "offline" and p.then_train:
         raise ValueError("preference.then_train=True goes on with episodes of its own policy, so train.mode must be online.")
+
+
+def needed(c, method: Preference) -> frozenset[str]:
+    """The capabilities that the environment must declare."""
+    return method.needs - {EXPERT} if experts.asks_endpoint(c) else method.needs
+
+
+def judged(c) -> bool:
+    """Whether the preference method asks the judge of the config."""
+    method = make_preference(c)
+    return method is not None and method.judged and not c.stages.preference
 
 
 def optimizer(c, method: Preference, number: int):

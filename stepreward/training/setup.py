@@ -34,7 +34,7 @@ from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.signals import computed
-from stepreward.training import backbones, preferring, streams
+from stepreward.training import backbones, experts, preferring, streams
 from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
@@ -45,7 +45,7 @@ from stepreward.training.held_out import first_pictures
 from stepreward.training.idle import check_groups
 from stepreward.training.minibatches import round_up
 from stepreward.training.mixture import Mixture, views, without_imitation
-from stepreward.training.outcomes import OutcomeJudge
+from stepreward.training.outcomes import RunJudge
 from stepreward.training.policy import ADVANTAGE_NORMS, PolicyLoss
 from stepreward.training.words import Spoken, load_words
 
@@ -186,7 +186,7 @@ def build(c, workdir: Path) -> Parts:
     collector = each.get("")
     if mixture is not None:
         judged = [entry.name for entry in mixture.entries if entry.judged]
-        collector = MixedCollector(each, dict.fromkeys(judged, OutcomeJudge(c, Path(workdir))) if judged else {})
+        collector = MixedCollector(each, dict.fromkeys(judged, RunJudge(c, Path(workdir))) if judged else {})
     collector.check_offers(method.capabilities, f"credit.method={method.name!r}")
     if scores_answers(method):
         collector.check_offers(frozenset({REFERENCE}), f"the signal answer_log_prob of credit.method={method.name!r}")
@@ -196,7 +196,9 @@ def build(c, workdir: Path) -> Parts:
         collector.check_restarts()
     prefers = preferring.make_preference(c)
     if prefers is not None and not c.stages.preference:
-        collector.check_offers(prefers.needs, f"preference.method={prefers.name!r}")
+        collector.check_offers(preferring.needed(c, prefers), f"preference.method={prefers.name!r}")
+        if reader is not None and experts.asks_endpoint(c):
+            raise ValueError("expert.kind='endpoint' shows an expert no pictures: use the environment's text prompt, or its own expert.")
         if prefers.restarts:
             collector.check_restarts()
 
@@ -403,7 +405,7 @@ def check(c) -> None:
         _check_alone(c, method)
     judged = mixture is not None and any(entry.judged for entry in mixture.entries)
     for kind in AUXILIARIES:
-        if kind.wanted(method) or (kind is Judge and judged):
+        if kind.wanted(method) or (kind is Judge and (judged or preferring.judged(c))):
             kind.check(c, method)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:

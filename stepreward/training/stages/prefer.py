@@ -11,8 +11,9 @@ from stepreward import processes
 from stepreward.errors import UserError
 from stepreward.report import telling
 from stepreward.rollout.episode import to_record
-from stepreward.training import preferring, streams
+from stepreward.training import experts, preferring, streams
 from stepreward.training.auxiliaries.update import auxiliary_step
+from stepreward.training.outcomes import RunJudge
 from stepreward.training.pair_data import PairData
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.state import mean_metrics
@@ -31,7 +32,7 @@ class Prefer(Stage):
     decides = (
         "preference.method", "preference.options.", "preference.tasks", "preference.part_tasks", "preference.epochs",
         "preference.minibatch_pairs", "preference.learning_rate", "preference.warmup_updates", "preference.weight_decay",
-        "preference.max_grad_norm", "preference.reference", "preference.then_train",
+        "preference.max_grad_norm", "preference.reference", "preference.then_train", *experts.DECIDES,
     )  # fmt: skip
     borrows = ("stages.preference",)
     saves_every_tick = True
@@ -40,9 +41,16 @@ class Prefer(Stage):
         super().__init__(run)
         self.method = run.parts.preference
         self._batch, self._pairs = None, None
+        self._expert = experts.make_expert(run.c, run.workdir)
+        self._judge = RunJudge(run.c, run.workdir) if preferring.judged(run.c) else None
 
     def wanted(self) -> bool:
         return self.method is not None
+
+    def begin(self) -> None:
+        for asked in (self._expert, self._judge):
+            if asked is not None:
+                asked.open()
 
     @staticmethod
     def absent(c) -> str:
@@ -76,7 +84,8 @@ class Prefer(Stage):
         recorded = data.finished_parts()
         count, index = min(c.part_tasks, c.tasks - part * c.part_tasks), (self._round, part)
         tasks = training_tasks(self.c.seed, self.name, index, count, 1)
-        player = self.run.parts.collector.player(self.run.learner.actor)
+        judge = None if self._judge is None else self._judge.steps
+        player = self.run.parts.collector.player(self.run.learner.actor)._replace(adviser=self._expert, judge=judge)
         found = self.method.collect(player, tasks, streams.device(self.run.key, self.name, *index))
         counters.failed_episodes += found.failed
         if not found.episodes:
