@@ -40,6 +40,8 @@ TURN_REWARD = "turn_reward"  # info["turn_reward"] after a step: the partial pro
 # automaton() -> `automata.Automaton` of subgoals, the same for all tasks; info["automaton_state"] (int): its state now, at reset and after each step
 AUTOMATON = "automaton"
 AUTOMATON_STATE = "automaton_state"
+# transitions() -> `graphs.StateGraph` of all states that can be reached from here; raises ValueError if there are too many to list
+TRANSITIONS = "transitions"
 
 # A state that the episode had not reached before; an action that failed; an action that took effect right after one that failed.
 EVENT_NAMES = ("new_state", "error", "recovered")

@@ -138,6 +138,7 @@ def base_config() -> ConfigDict:
     c.credit.variant = "auto"
     c.credit.outcome = "success"  # or "return", the sum of the environment's rewards
     c.credit.outcome_scale = 1.0  # the outcome is multiplied by this
+    c.credit.exact = False  # compute exact advantages, where the environment knows its transitions, and compare the credit with them
     c.credit.options = ConfigDict()
     # Coefficients of the method that change during a run, each as credit.schedules.NAME: "linear(1.0, 0.1, 100)" over iterations,
     # "success(1, 0, 0.2, 0.8)" by the training success, or "pair_accuracy(0, 1)" by that of the PRM (docs/methods.md).

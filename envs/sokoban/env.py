@@ -11,6 +11,7 @@ import numpy as np
 
 from stepreward.envs.automata import Automaton, check_enabled, countdown
 from stepreward.envs.events import Events, Memory
+from stepreward.envs.graphs import StateGraph, explore
 from stepreward.envs.protocol import (
     AUTOMATON,
     AUTOMATON_STATE,
@@ -20,6 +21,7 @@ from stepreward.envs.protocol import (
     IMAGE,
     REPLAY,
     SNAPSHOT,
+    TRANSITIONS,
     TURN_REWARD,
     Observation,
 )
@@ -77,7 +79,7 @@ class SokobanEnv:
     * info: won, score (1.0 when won), executed (the state changed), state_key (the board's text); after a step also events with
       settings.events, and turn_reward (the change of the share of boxes on targets) with settings.turn_reward; with settings.automaton
       also automaton_state, which counts the boxes that are not on targets.
-    * capabilities: snapshot, replay and expert; distance if the room is small enough for exact tables; image with
+    * capabilities: snapshot, replay and expert; distance and transitions if the room is small enough for exact tables; image with
       settings.observation "image"; events, turn_reward and automaton with the settings of these names.
     """
 
@@ -87,7 +89,7 @@ class SokobanEnv:
         offered = {SNAPSHOT, EXPERT, REPLAY}
         inside = (self.settings.height - 2) * (self.settings.width - 2)
         if self._levels is None and solve.placements(inside, self.settings.boxes) <= solve.TABLE_STATES:
-            offered.add(DISTANCE)
+            offered |= {DISTANCE, TRANSITIONS}
         self._image = self.settings.observation == "image"
         if self._image:
             offered.add(IMAGE)
@@ -179,6 +181,24 @@ class SokobanEnv:
         """
         self._require_room()
         return solve.distance(self._room, self._node.state)
+
+    def transitions(self) -> StateGraph:
+        """Returns all states that can be reached from here, with what each action leads to.
+
+        Raises:
+          TooManyStates: there are more than exact tables may hold (`solve.TABLE_STATES`).
+        """
+        self._require_room()
+        room = self._room
+
+        def follow(state: State, action: str) -> tuple[State, float, bool, bool]:
+            after, reward, done, _ = core.step(room, state, action)
+            return after, reward, done, done
+
+        states, *arrays = explore(self._node.state, ACTIONS, follow, solve.TABLE_STATES)
+        texts = tuple(self._at(state).text for state in states)
+        left = self.settings.max_steps - self._steps
+        return StateGraph(ACTIONS, texts, tuple({"text": text} for text in texts), *arrays, self.settings.invalid_reward, left)
 
     def expert(self, rng: np.random.Generator | None = None) -> list[str] | None:
         """Returns a shortest solution from here; with `rng`, draws each action among the optimal ones.

@@ -23,7 +23,7 @@ from stepreward.credit.istar import PRIME, IStar
 from stepreward.credit.outcome import GRPO, RLOO, DrGRPO, ReinforcePlusPlus, ReinforcePlusPlusBaseline
 from stepreward.credit.potentials import RUDDER, ProgRM, lcs_progress_labels
 from stepreward.credit.progress_advantage import episode_score, failure_step, step_progress
-from stepreward.credit.quality import credit_quality, outcome_fit, rank_correlation
+from stepreward.credit.quality import credit_quality, exact_quality, outcome_fit, rank_correlation
 from stepreward.credit.spa import RBT, SPA
 from stepreward.credit.spo import SPO
 from stepreward.credit.trees import ARPO, TreeRPO

@@ -47,6 +47,35 @@ def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
     return {name: value for name, value in measures.items() if not np.isnan(value)}
 
 
+def exact_quality(credit, batch) -> dict[str, float]:
+    """Compares the credit of each step with its exact advantage, over all steps whose exact advantage is known.
+
+    Args:
+      credit: a `Credit` on the host.
+      batch: with the signal `exact_advantage`.
+
+    Returns:
+      For x = "reward" (`step_reward`) and x = "advantage" (`step_advantage`): `exact_pearson_x` and `exact_spearman_x`, correlations over
+      all steps; `exact_sign_x`, the share of steps with an exact advantage beyond ±0.001 whose credit has the same sign, where a credit of
+      0 counts as half; and `exact_top_x`, the share of episodes whose step of highest credit is also one of highest exact advantage.
+      `exact_std`, the standard deviation of the exact advantages. NaN where a measure is not defined.
+    """
+    mask = np.asarray(batch.step_mask & batch.episode_mask[:, None], bool)
+    found = {}
+    for name, given in (("reward", credit.step_reward), ("advantage", credit.step_advantage)):
+        x, exact, known = _arrays(given, batch.signals["exact_advantage"], mask)
+        found[f"exact_pearson_{name}"] = _pearson(x[known], exact[known])
+        found[f"exact_spearman_{name}"] = _spearman(x[known], exact[known])
+        clear = known & (np.abs(exact) > 1e-3)
+        agreement = np.sign(x[clear]) * np.sign(exact[clear])
+        found[f"exact_sign_{name}"] = float(np.mean((agreement + 1) / 2)) if clear.any() else float("nan")
+        rows = [(x[e][known[e]], exact[e][known[e]]) for e in np.flatnonzero(known.any(axis=1))]
+        best = [truth[np.argmax(mine)] >= truth.max() - 1e-6 for mine, truth in rows if np.ptp(truth) > 1e-3]
+        found[f"exact_top_{name}"] = float(np.mean(best)) if best else float("nan")
+    found["exact_std"] = float(exact[known].std()) if known.any() else float("nan")
+    return found
+
+
 def outcome_fit(prediction, outcome, reference: float, *, bins: int = 10) -> dict[str, float]:
     """Measures how well the sum of an episode's contributions predicts its outcome.
 
@@ -86,6 +115,12 @@ def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, n
             f"step_reward, true_progress and mask must share one shape [E, S], not {reward.shape}, {progress.shape}, {mask.shape}"
         )
     return reward, progress, mask & np.isfinite(progress) & np.isfinite(reward)
+
+
+def _pearson(x: np.ndarray, y: np.ndarray) -> float:
+    if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
+        return float("nan")
+    return float(stats.pearsonr(x, y).statistic)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -14,7 +14,10 @@ import pickle
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from stepreward.envs.automata import Automaton
+from stepreward.envs.graphs import StateGraph
 from stepreward.envs.protocol import AUTOMATON_STATE, EVENT_NAMES, EVENTS, IMAGE, REFERENCE, TURN_REWARD, Environment
 from stepreward.rollout.environment_host import EnvironmentFailure
 
@@ -104,6 +107,15 @@ class CheckedEnvironment:
         found = self._environment.automaton()
         if not isinstance(found, Automaton):
             raise EnvironmentFailure(f"automaton returned {_shown(found)}, not an automaton: make one with envs.automata.automaton(data)")
+        return found
+
+    def transitions(self) -> StateGraph:
+        """The environment's `transitions`."""
+        found = self._environment.transitions()
+        if not isinstance(found, StateGraph):
+            raise EnvironmentFailure(f"transitions returned {_shown(found)}, not a state graph: make an envs.graphs.StateGraph")
+        if not np.isfinite(found.reward).all() or not math.isfinite(found.idle_reward):
+            raise EnvironmentFailure("a reward of transitions is not finite")
         return found
 
     def snapshot(self) -> bytes:

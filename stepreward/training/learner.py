@@ -16,7 +16,7 @@ import numpy as np
 
 from stepreward import parallel
 from stepreward.batch import Batch, validate
-from stepreward.credit import credit_quality, rank_correlation
+from stepreward.credit import credit_quality, exact_quality, rank_correlation
 from stepreward.credit.schedules import Standing
 from stepreward.kernels import adaptive_kl_coefficient
 from stepreward.models.heads import decoder_of
@@ -58,7 +58,7 @@ class Learner(Component):
         self.needs_initial = needs_initial(c, self.method)
         self.initial = None
         self.auxiliaries: dict[str, Auxiliary] = {
-            kind.name: kind(c, parts, self.layout, key) for kind in AUXILIARIES if kind.wanted(self.method)
+            kind.name: kind(c, parts, self.layout, key) for kind in AUXILIARIES if kind.wanted(self.method) or kind.asked(c)
         }
         self.kl_coef = c.policy.kl_reward_coef
         self.successes: list[float] = []
@@ -239,14 +239,18 @@ class Learner(Component):
         return credited
 
     def _quality(self, credited, batch, episodes) -> dict:
-        """Metrics that compare credit with true progress; empty if the environment does not know it."""
+        """Metrics that compare credit with exact advantages and with true progress, as far as they are known."""
+        found = {} if "exact_advantage" not in batch.signals else exact_quality(credited, batch)
+        return {f"credit/{k}": v for k, v in (found | self._progress_quality(credited, batch, episodes)).items() if math.isfinite(v)}
+
+    def _progress_quality(self, credited, batch, episodes) -> dict:
         truth = true_progress(episodes, self.c.rollout.max_steps)
         if not np.isfinite(truth).any():
             return {}
         found = {"advantage_rank_correlation": rank_correlation(credited.step_advantage, truth, batch.step_mask)}
         if self.auxiliaries:
             found |= credit_quality(credited.step_reward, truth, batch.step_mask)
-        return {f"credit/{k}": v for k, v in found.items() if math.isfinite(v)}
+        return found
 
     def update_policy(self, batch, credited, metrics: dict, seed) -> None:
         """Trains the policy, and adapts the coefficient of the KL penalty in the reward to the measured KL."""

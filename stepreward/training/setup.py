@@ -405,7 +405,7 @@ def check(c) -> None:
         _check_alone(c, method)
     judged = mixture is not None and any(entry.judged for entry in mixture.entries)
     for kind in AUXILIARIES:
-        if kind.wanted(method) or (kind is Judge and (judged or preferring.judged(c))):
+        if kind.wanted(method) or kind.asked(c) or (kind is Judge and (judged or preferring.judged(c))):
             kind.check(c, method)
     for name in ("minibatch_groups", "replay", "warmup_batches"):
         if c.prm[name] < 0:

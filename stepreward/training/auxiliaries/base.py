@@ -87,6 +87,11 @@ class Auxiliary(Component):
         return bool(cls.provides & method.requires)
 
     @classmethod
+    def asked(cls, c) -> bool:
+        """Whether the config asks for the model although no signal of it is required."""
+        return False
+
+    @classmethod
     def check(cls, c, method) -> None:
         """Checks the config of a run that needs the model, before anything is written or compiled.
 

@@ -40,7 +40,7 @@ class Reinforce(Stage):
         "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
         "lora.rank", "lora.alpha", "lora.targets", "lora.dropout", "lora.share_base", "sft.log_every",
-        "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.",
+        "rollout.groups", "rollout.group_size", "estimator.refresh_every", "credit.method", "credit.variant", "credit.options.", "credit.exact",
         "credit.schedules.",
         "filter.kind", "filter.share", "filter.weights", "filter.low", "filter.high", "filter.rounds",
         "prm.preset", "prm.path", "prm.learning_rate", "prm.warmup_updates", "prm.weight_decay", "prm.max_grad_norm",
