@@ -161,7 +161,7 @@ def base_config() -> ConfigDict:
     c.preference.part_tasks = 64  # tasks explored and recorded at once; an interruption loses at most one such part
     c.preference.epochs = 3  # passes over the pairs of a round
     c.preference.minibatch_pairs = 32  # pairs an update
-    c.preference.learning_rate = 1e-4
+    c.preference.learning_rate = 3e-4
     c.preference.warmup_updates = 5
     c.preference.weight_decay = 0.0
     c.preference.max_grad_norm = 1.0
