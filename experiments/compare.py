@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -53,17 +54,24 @@ def main() -> None:
     def run(job):
         seed, name = job
         pairs = [p.replace("{seed}", str(seed)) for p in f"{options.set},{arms[name]}".split(",") if p]
-        overrides = [f"--config.{p.replace(':', '=', 1)}" for p in pairs] + [f"--config.seed={seed}"]
-        workdir = out / f"{name}_{seed}"
-        environment = os.environ | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={options.config}", f"--workdir={workdir}"]
-        with open(out / f"{name}_{seed}.log", "w") as log:
-            code = subprocess.run(command + overrides, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
-        print(f"{name} seed {seed}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+        launch(out / f"{name}_{seed}", options.config, dict(pair.split(":", 1) for pair in pairs), seed)
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, jobs))
     summarise(out, list(arms), list(seeds), options.measure)
+
+
+def launch(workdir: Path, config: str, overrides: Mapping[str, str], seed: int, stage: str | None = None) -> int:
+    """Makes one run, or goes on with it, in its own process on one core; its output goes to WORKDIR.log. Returns the exit code."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "launch/train.py"), f"--config={config}", f"--workdir={workdir}"]
+    command += [f"--config.{key}={value}" for key, value in overrides.items()] + [f"--config.seed={seed}"]
+    command += [] if stage is None else [f"--stage={stage}"]
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{workdir}.log", "w") as log:
+        code = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log).returncode
+    print(f"{workdir.name}: {'done' if code == 0 else f'exit code {code}, see {workdir}.log'}", flush=True)
+    return code
 
 
 def summarise(out: Path, arms: list[str], seeds: list[int], measure: str = "success") -> None:

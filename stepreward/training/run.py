@@ -143,7 +143,9 @@ class Run:
         """
         if self.parts.mixture is None:
             return None
-        return self.parts.mixture.environments(first, groups, self.counters.env_steps / max(1, self.c.train.env_steps) if scheduled else None)
+        return self.parts.mixture.environments(
+            first, groups, self.counters.env_steps / max(1, self.c.train.env_steps) if scheduled else None
+        )
 
     def evaluate(self) -> dict:
         """Plays the fixed held-out set; returns metrics."""
