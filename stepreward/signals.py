@@ -97,6 +97,9 @@ SIGNALS: dict[str, Row] = {
     "sibling_id": Row(STEP, np.int32, "Id of the node that the step's segment starts from: siblings share it; -1: none.", padding=-1),
     "segment_value": Row(STEP, np.float32, "Value of the node that the step's segment leads to: the mean of its children, or the outcome."),
     "parent_value": Row(STEP, np.float32, "Value of the node that the step's segment starts from: the mean of its children."),
+    "exact_advantage": Row(
+        STEP, np.float32, "Exact advantage of the step's action under the policy that played; NaN: unknown.", computed=True
+    ),
     # What other models or judges say of steps.
     "answer_log_prob": Row(
         STEP, np.float32, "Mean log-probability of the reference answer before the step, in nats a token; NaN: not scored.", computed=True

@@ -32,6 +32,7 @@ class Step:
     answer_log_prob: float = 0.0
     process_score: float = 0.0
     discriminator_logit: float = 0.0
+    exact_advantage: float = 0.0
     rule_reward: float = 0.0
     tag_id: int = -1
     automaton_state: int = -1
@@ -68,6 +69,7 @@ STEP_SIGNALS = (
     "segment_value",
     "parent_value",
     "discriminator_logit",
+    "exact_advantage",
 )
 AUTOMATON_DISTANCE = ((3, 2, 1, 0), (4, 3.5, 1, 0))  # d_0 and d_k of four states
 TREE_IDS = ("node_id", "segment_id", "sibling_id")  # one id per step
@@ -103,6 +105,8 @@ def random_episodes(rng, groups=(4, 3, 4, 1), failed=(5,), uniform=(2,), steps=4
     add_signals(steps_of_all, np.random.default_rng([len(steps_of_all), 1]))
     for step, logit in zip(steps_of_all, np.random.default_rng([len(steps_of_all), 2]).normal(size=len(steps_of_all))):
         step.discriminator_logit = float(logit)
+    for step, exact in zip(steps_of_all, np.random.default_rng([len(steps_of_all), 3]).normal(size=len(steps_of_all))):
+        step.exact_advantage = float(exact)
     return episodes
 
 
