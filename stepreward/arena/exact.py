@@ -50,14 +50,21 @@ def values(task: Task, log_policy: Array, reward: Array | None = None) -> Values
     return _backwards(task, lambda q, p: (p * q).sum(axis=1), probability_TxSxA, task.reward if reward is None else reward)
 
 
-def optimal(task: Task) -> Values:
-    """The values of the best policy that may depend on the step: V_t(s) = max_a Q_t(s, a)."""
-    return _backwards(task, lambda q, _: q.max(axis=1), jnp.zeros((task.max_steps, 1, 1)), task.reward)
+def optimal(task: Task, step_cost: float = 0.0) -> Values:
+    """The values of the best policy that may depend on the step: V_t(s) = max_a Q_t(s, a).
+
+    Args:
+      step_cost: subtracted from the reward of every step.
+    """
+    return _backwards(task, lambda q, _: q.max(axis=1), jnp.zeros((task.max_steps, 1, 1)), task.reward - step_cost)
 
 
 def expert(task: Task) -> Array:
-    """`[T, S, A]`: log-probabilities of a best policy, which draws uniformly among the best actions."""
-    q = optimal(task).q
+    """`[T, S, A]`: log-probabilities of a best policy that does not dawdle, and draws uniformly among the best actions.
+
+    Each step costs 0.001: while there is time left, a policy that is only best in its outcome may do anything.
+    """
+    q = optimal(task, step_cost=1e-3).q
     best = q >= q.max(axis=2, keepdims=True) - 1e-5
     return jnp.where(best, 0.0, -1e9) - jnp.log(best.sum(axis=2, keepdims=True))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -85,14 +86,14 @@ def explore(
       ValueError: the task does not fit the sizes, or an action has too many results.
     """
     number: dict[object, int] = {}
-    found = lambda state: number.setdefault(state, len(number))
+    index = lambda state: number.setdefault(state, len(number))
     queue, rows = list(dict.fromkeys(starts)), {}
     for state in queue:  # the queue grows while it is read; a state in which episodes only end is not acted in
         if len(number) > states:
             break
-        rows[found(state)] = results = [act(state, action) for action in range(ACTIONS)]
+        rows[index(state)] = results = [act(state, action) for action in range(ACTIONS)]
         for result in (result for of_action in results for result in of_action):
-            found(result.state)
+            index(result.state)
             if not (result.end or result.success or result.state in queue):
                 queue.append(result.state)
     if len(number) > states or horizon > max_steps or subgoals > SUBGOALS:
@@ -115,7 +116,7 @@ def explore(
         start[number[state]] += 1.0 / len(starts)
     reached = np.zeros(states, np.int32)
     reached[: len(number)] = [subgoal(state) for state in number]
-    return Task(
+    found = Task(
         start=start,
         next_state=next_state,
         probability=probability,
@@ -128,6 +129,8 @@ def explore(
         horizon=np.int32(horizon),
         max_steps=max_steps,
     )
+    with jax.ensure_compile_time_eval():  # a task may be made first while a program is traced
+        return jax.tree.map(jnp.asarray, found)
 
 
 def _distances(next_state, probability, terminal, success) -> np.ndarray:
