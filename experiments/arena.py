@@ -15,6 +15,7 @@ import csv
 import functools
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tables are too small for an accelerator
@@ -103,9 +104,7 @@ def train(table: Table, arm: Arm, task_name: str, seeds: int) -> None:
     best, half, _ = facts(task_name)
     policies = learn.Policies(jnp.zeros_like(half), jnp.zeros_like(half), half)
     go = lambda rates, seeds: learn.run(arm, settings, task, policies, np.float32(rates), np.float32(rates), np.asarray(seeds))
-    tuning = [go(np.repeat(RATES, len(few)), np.tile(few, len(RATES))).success for few in TUNING_SEEDS]
-    means = np.mean([np.asarray(success).reshape(len(RATES), -1).mean(axis=1) for success in tuning], axis=0)
-    rate = RATES[int(means.argmax())]
+    rate = choose_rate(go)
     found = go(np.full(seeds, rate), np.arange(seeds))
     success, cost = np.asarray(found.success), np.asarray(found.cost)
     reached = measure.steps_to(success, cost, measure.LEVEL * best)
@@ -122,6 +121,13 @@ def train(table: Table, arm: Arm, task_name: str, seeds: int) -> None:
         steps=float(cost.sum(axis=1).mean()),
         seconds=time.monotonic() - started,
     )
+
+
+def choose_rate(go: Callable) -> float:
+    """The rate of `RATES` with the highest mean success on the tuning seeds; `go(rates, seeds)` runs one lane for each."""
+    tuning = [go(np.repeat(RATES, len(few)), np.tile(few, len(RATES))).success for few in TUNING_SEEDS]
+    means = np.mean([np.asarray(success).reshape(len(RATES), -1).mean(axis=1) for success in tuning], axis=0)
+    return RATES[int(means.argmax())]
 
 
 @functools.cache
@@ -165,7 +171,6 @@ def write(learning: Table, quality: Table, implicit: Table, names: list[str], ch
         table.write(DATA / table.path.name)
     ranked = sorted(names, key=lambda name: -np.mean([learning.value(task, name, of="mean") for task in chosen]))
     draw(learning, ranked, chosen)
-    text = PAGE.read_text(encoding="utf-8")
     parts = {
         "tasks": "| task | kind of credit problem | start | best |\n|---|---|---|---|\n" + "".join(map(_task_row, chosen)),
         "success": success_table(learning, ranked, chosen),
@@ -174,6 +179,12 @@ def write(learning: Table, quality: Table, implicit: Table, names: list[str], ch
         "noisy": credit_table(quality, ranked, "ice"),
         "implicit": implicit_table(implicit, chosen),
     }
+    replace_parts(parts)
+
+
+def replace_parts(parts: dict[str, str]) -> None:
+    """Replaces what stands between the marks of each name in docs/arena.md."""
+    text = PAGE.read_text(encoding="utf-8")
     for name, part in parts.items():
         begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
         before, _, rest = text.partition(begin)

@@ -37,10 +37,11 @@ def test_every_registered_method_has_an_arm_or_a_reason():
 
 @pytest.mark.parametrize("name", [*credit.names(), "istar (paper)", "spa (paper)", "shuffled oracle", "step_ppo (critic by step)"])
 def test_an_arm_runs_and_learns_something(name):
-    trace = run(arms.arms()[name])
+    trace = run(arms.arms()[name], "stopping")  # a group has successes and failures
     assert trace.success.shape == trace.cost.shape == (2, 3) and np.isfinite(trace.success).all()
     assert (np.asarray(trace.cost) > 0).all() and np.isfinite(trace.logits).all()
-    assert np.abs(trace.logits).max() > 0 or name in ("dapo", "rloo") or not np.asarray(trace.success)[:, -1].any()
+    # ProgRM's successes have no step in common here, so that its estimator has no labels.
+    assert (np.abs(trace.logits).max(axis=(1, 2)) > 0).all() or name == "progrm"
 
 
 def test_equal_seeds_give_equal_runs_and_others_do_not():

@@ -22,7 +22,7 @@ from stepreward.arena.play import Episodes, chain, entropy_branch, handover, lev
 from stepreward.arena.signals import Moment
 from stepreward.arena.task import SUBGOALS, Task
 from stepreward.batch import Batch
-from stepreward.credit import Credit
+from stepreward.credit import Credit, make
 from stepreward.credit.base import token_mask
 from stepreward.credit.filters import Filter
 from stepreward.credit.schedules import Linear, PairAccuracy, Schedule, Success
@@ -184,8 +184,8 @@ def with_labels(method, batch: Batch, episodes: Episodes, groups: int) -> Batch:
     if method.name == "progrm":
         found = jax.vmap(labels.lcs_labels)(code, by_group(batch.step_mask.sum(axis=1)), by_group(batch.success))
     else:
-        make = partial(labels.pooled_labels, discount=method.label_discount)
-        found = jax.vmap(make)(code, by_group(batch.step_mask), by_group(batch.outcome))
+        pooled = partial(labels.pooled_labels, discount=method.label_discount)
+        found = jax.vmap(pooled)(code, by_group(batch.step_mask), by_group(batch.outcome))
     return batch.with_signals(progress_label=found.reshape(batch.step_mask.shape))
 
 
@@ -389,6 +389,4 @@ def _record(arm: Arm, task: Task, batch: Batch, episodes: Episodes, credit: Cred
 
 def to_rloo(batch: Batch) -> Array:
     """`[E, T]`: RLOO's advantages of the batch."""
-    from stepreward.credit import make
-
     return make("rloo").credit(batch.replace(signals={})).advantage
