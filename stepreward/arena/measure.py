@@ -74,22 +74,24 @@ def gradient_quality(gradient, truth) -> dict[str, float]:
       truth: float `[…]`.
 
     Returns:
-      `cosine_of_mean`: of the mean gradient with the exact one; below 1 is bias. `bias`: the part of the mean gradient that is orthogonal to the exact
-      one, as a share of the part along it, √(1/cos² − 1). `cosine`: the mean cosine of one batch's gradient with the exact one, 0 where a batch has none.
-      `noise`: the trace of the covariance over the squared length of the mean gradient: about as many batches must be averaged for a signal of
+      `cosine_of_mean`: the cosine of the expected gradient with the exact one; below 1 is bias. The squared length of the mean over N batches exceeds that
+      of the expectation by noise / N, which is subtracted; NaN if nothing is left, as for a gradient that is noise alone.
+      `bias`: the part of the expected gradient that is orthogonal to the exact one, as a share of the part along it, √(1/cos² − 1).
+      `cosine`: the mean cosine of one batch's gradient with the exact one, 0 where a batch has none.
+      `noise`: the trace of the covariance over the squared length of the mean gradient: about so many batches must be averaged for a signal of
       the size of the noise.
     """
     gradient, truth = np.asarray(gradient, np.float64).reshape(len(gradient), -1), np.asarray(truth, np.float64).reshape(-1)
     mean = gradient.mean(axis=0)
-    of_mean = _cosine(mean, truth)
-    each = [_cosine(g, truth) for g in gradient]
-    variance = ((gradient - mean) ** 2).sum() / max(len(gradient) - 1, 1)
     length = (mean**2).sum()
+    noise = ((gradient - mean) ** 2).sum() / max(len(gradient) - 1, 1) / length if length > 0 else np.inf
+    left = 1 - noise / len(gradient)
+    of_mean = min(_cosine(mean, truth) / np.sqrt(left), 1.0) if left > 0 else np.nan
     return {
-        "cosine_of_mean": of_mean,
-        "bias": float(np.sqrt(max(1 / of_mean**2 - 1, 0.0))) if of_mean > 0 else float("inf"),
-        "cosine": float(np.mean(each)),
-        "noise": float(variance / length) if length > 0 else float("inf"),
+        "cosine_of_mean": float(of_mean),
+        "bias": float(np.sqrt(1 / of_mean**2 - 1)) if of_mean > 0 else float("nan"),
+        "cosine": float(np.mean([_cosine(g, truth) for g in gradient])),
+        "noise": float(noise),
     }
 
 
