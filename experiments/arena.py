@@ -2,6 +2,7 @@
 
     python experiments/arena.py --out=runs/arena            # all of it; on two cores in under an hour
     python experiments/arena.py --out=runs/arena --write    # the same, and writes tables, data and picture into docs/
+    python experiments/arena.py --out=runs/arena --optimizer=sgd --write    # some arms and tasks with plain gradient ascent, a few minutes
     python experiments/arena.py --out=runs/quick --quick    # a minute: three arms, two tasks, few seeds
 
 The policy's learning rate of each arm and task is the one of RATES with the highest mean success on tuning seeds, which are no seeds of
@@ -15,7 +16,7 @@ import csv
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tables are too small for an accelerator
@@ -28,7 +29,10 @@ from stepreward.arena import exact, learn, measure, tasks
 from stepreward.arena.arms import REASONS, Arm, arms, told
 
 ROOT = Path(__file__).resolve().parent.parent
-RATES = (0.03, 0.1, 0.3, 1.0)
+RATES, SGD_RATES = (0.03, 0.1, 0.3, 1.0), (3.0, 10.0, 30.0, 100.0)
+ADAM, SGD = learn.Settings(), learn.Settings(optimizer="sgd")
+SGD_ARMS = ("oracle", "vineppo", "gigpo", "istar", "grpo", "rloo")
+SGD_TASKS = ("key_door_5", "ice", "sokoban", "doors")
 SEEDS = 20
 TUNING_SEEDS = tuple(tuple(range(first, first + 5)) for first in (1000, 1005, 1010))  # run one after the other, as many lanes as the report
 MEASURED = ("key_door_5", "ice")  # tasks on which credit is measured against the exact advantage
@@ -74,10 +78,13 @@ def main() -> None:
     parser.add_argument("--out", default="runs/arena")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/arena.md, docs/data and docs/images/arena.png")
+    parser.add_argument("--optimizer", choices=("adam", "sgd"), default="adam", help="of the policy")
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     known, chosen = arms(), list(tasks.names())
+    if options.optimizer == "sgd":
+        return with_sgd(Table(out / "arena_sgd.csv", LEARNING, 2), known, options.write)
     if options.quick:
         known, chosen = {name: known[name] for name in QUICK_ARMS}, list(QUICK_TASKS)
     learning, quality = Table(out / "arena.csv", LEARNING, 2), Table(out / "arena_credit.csv", CREDIT, 3)
@@ -96,15 +103,36 @@ def main() -> None:
         write(learning, quality, implicit, list(known), chosen)
 
 
-def train(table: Table, arm: Arm, task_name: str, seeds: int) -> None:
+def with_sgd(table: Table, known: dict[str, Arm], writes: bool) -> None:
+    """Trains some arms on some tasks by plain gradient ascent."""
+    for name in SGD_ARMS:
+        for task in SGD_TASKS:
+            train(table, known[name], task, SEEDS, SGD, SGD_RATES)
+        print(name, [table.rows[task, name]["mean"] for task in SGD_TASKS], flush=True)
+        learn.compiled.clear_cache()
+    if writes:
+        DATA.mkdir(exist_ok=True)
+        table.write(DATA / table.path.name)
+        replace_parts({"sgd": success_table(table, by_mean(table, SGD_ARMS, SGD_TASKS), list(SGD_TASKS), reasons=False)})
+
+
+def train(table: Table, arm: Arm, task_name: str, seeds: int, settings: learn.Settings = ADAM, grid: tuple[float, ...] = RATES) -> None:
     """Adds the learning of an arm on a task: the rate is chosen on tuning seeds."""
     if (task_name, arm.name) in table.rows:
         return
-    started, task, settings = time.monotonic(), tasks.make(task_name), learn.Settings()
+    started, task = time.monotonic(), tasks.make(task_name)
     best, half, _ = facts(task_name)
     policies = learn.Policies(jnp.zeros_like(half), jnp.zeros_like(half), half)
-    go = lambda rates, seeds: learn.run(arm, settings, task, policies, np.float32(rates), np.float32(rates), np.asarray(seeds))
-    rate = choose_rate(go)
+    go = lambda rates, seeds: learn.run(
+        arm,
+        settings,
+        task,
+        policies,
+        np.float32(rates),
+        np.minimum(np.float32(rates), 0.1 if settings.optimizer == "sgd" else np.inf),
+        np.asarray(seeds),
+    )
+    rate = choose_rate(go, grid)
     found = go(np.full(seeds, rate), np.arange(seeds))
     success, cost = np.asarray(found.success), np.asarray(found.cost)
     reached = measure.steps_to(success, cost, measure.LEVEL * best)
@@ -123,11 +151,11 @@ def train(table: Table, arm: Arm, task_name: str, seeds: int) -> None:
     )
 
 
-def choose_rate(go: Callable) -> float:
-    """The rate of `RATES` with the highest mean success on the tuning seeds; `go(rates, seeds)` runs one lane for each."""
-    tuning = [go(np.repeat(RATES, len(few)), np.tile(few, len(RATES))).success for few in TUNING_SEEDS]
-    means = np.mean([np.asarray(success).reshape(len(RATES), -1).mean(axis=1) for success in tuning], axis=0)
-    return RATES[int(means.argmax())]
+def choose_rate(go: Callable, grid: tuple[float, ...]) -> float:
+    """The rate of the grid with the highest mean success on the tuning seeds; `go(rates, seeds)` runs one lane for each."""
+    tuning = [go(np.repeat(grid, len(few)), np.tile(few, len(grid))).success for few in TUNING_SEEDS]
+    means = np.mean([np.asarray(success).reshape(len(grid), -1).mean(axis=1) for success in tuning], axis=0)
+    return grid[int(means.argmax())]
 
 
 @functools.cache
@@ -169,7 +197,7 @@ def write(learning: Table, quality: Table, implicit: Table, names: list[str], ch
     DATA.mkdir(exist_ok=True)
     for table in (learning, quality, implicit):
         table.write(DATA / table.path.name)
-    ranked = sorted(names, key=lambda name: -np.mean([learning.value(task, name, of="mean") for task in chosen]))
+    ranked = by_mean(learning, names, chosen)
     draw(learning, ranked, chosen)
     parts = {
         "tasks": "| task | kind of credit problem | start | best |\n|---|---|---|---|\n" + "".join(map(_task_row, chosen)),
@@ -192,20 +220,25 @@ def replace_parts(parts: dict[str, str]) -> None:
     PAGE.write_text(text, encoding="utf-8")
 
 
+def by_mean(learning: Table, names: Sequence[str], chosen: Sequence[str]) -> list[str]:
+    """The arms by falling mean success over tasks."""
+    return sorted(names, key=lambda name: -np.mean([learning.value(task, name, of="mean") for task in chosen]))
+
+
 def _task_row(name: str) -> str:
     task = tasks.make(name)
     uniform = jnp.log(jnp.full(task.next_state.shape[:2], 0.25))
     return f"| `{name}` | {tasks.TASKS[name].kind} | {float(exact.success(task, uniform)):.3f} | {measure.best_success(task):.2f} |\n"
 
 
-def success_table(learning: Table, names: list[str], chosen: list[str]) -> str:
+def success_table(learning: Table, names: list[str], chosen: list[str], reasons: bool = True) -> str:
     head = f"| arm | mean | {' | '.join(f'`{task}`' for task in chosen)} |\n|---|---|{'---|' * len(chosen)}\n"
     rows = []
     for name in names:
         values = [learning.value(task, name, of="mean") for task in chosen]
         half = [learning.value(task, name, of="half_width") for task in chosen]
         rows.append(f"| {name} | {np.mean(values):.3f} | {' | '.join(f'{v:.2f} ± {h:.2f}' for v, h in zip(values, half))} |\n")
-    rows += [f"| {name} | – | {reason} |\n" for name, reason in REASONS.items()]
+    rows += [f"| {name} | – | {reason} |\n" for name, reason in REASONS.items() if reasons]
     return head + "".join(rows)
 
 

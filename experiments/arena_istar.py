@@ -73,7 +73,7 @@ def train(arm: Arm, task_name: str) -> dict[str, float]:
     _, half, _ = arena.facts(task_name)
     policies = learn.Policies(jnp.zeros_like(half), jnp.zeros_like(half), half)
     go = lambda rates, seeds: learn.run(arm, settings, task, policies, np.float32(rates), np.float32(rates), np.asarray(seeds))
-    rate = arena.choose_rate(go)
+    rate = arena.choose_rate(go, arena.RATES)
     found = go(np.full(arena.SEEDS, rate), np.arange(arena.SEEDS))
     mean = np.asarray(found.success).mean(axis=1)
     record = found.record

@@ -39,6 +39,7 @@ class Settings:
       groups, size: G groups of n episodes an iteration.
       iterations: of a run.
       epochs: updates of the policy on each batch, on all of it.
+      optimizer: of the policy: "adam", with clipping by global norm, as in the trainer; or "sgd", plain gradient descent.
       critic_rate, critic_epochs, discriminator_rate: of these tables; the PRM has the policy's rate.
       explored: groups that are played with the first policy to train an estimator, before the run.
       estimator_rate, estimator_epochs: of the estimator, in mini-batches of as many episodes as an iteration has.
@@ -50,6 +51,7 @@ class Settings:
     size: int = 8
     iterations: int = 60
     epochs: int = 2
+    optimizer: str = "adam"
     critic_rate: float = 0.1
     critic_epochs: int = 4
     discriminator_rate: float = 0.1
@@ -136,7 +138,10 @@ def _lane(arm: Arm, settings: Settings, least_horizon: int, task: Task, policies
 
 def _begin(arm: Arm, settings: Settings, task: Task, policies: Policies, key: Array) -> dict[str, Any]:
     """What an iteration hands to the next one."""
-    method, carry = arm.method, {"policy": tables.fresh(policies.now), "recent": jnp.full(10, jnp.nan)}
+    method, carry = (
+        arm.method,
+        {"policy": tables.fresh(policies.now, tables.OPTIMIZERS[settings.optimizer]), "recent": jnp.full(10, jnp.nan)},
+    )
     shape = (settings.episodes, task.max_steps)
     if method.has_critic:
         size = (task.max_steps, task.num_states) if arm.critic_by_step else (task.num_states,)
@@ -234,7 +239,7 @@ def _iteration(context, carry: dict[str, Any], number: Array, key: Array):
         carry["distances"] = labels.adapt(carry["distances"], initial, reached, batch.success, every=method.every, theta=theta)
     record = _record(arm, task, batch, episodes, credit, log_policy, found) if settings.record else None
     if settings.learns:
-        carry["policy"] = improve(carry["policy"], batch, episodes.state, credit, rate, settings.epochs)
+        carry["policy"] = improve(carry["policy"], batch, episodes.state, credit, rate, settings)
     if method.has_prm and not method.prm_frozen:
         carry = _train_prm(arm, batch, episodes.state, carry, prm_rate, learn_key)
     mean = (batch.success & batch.episode_mask).sum() / jnp.maximum(batch.episode_mask.sum(), 1)
@@ -306,7 +311,7 @@ def _train_prm(arm: Arm, batch: Batch, state: Array, carry: dict[str, Any], rate
     return {**carry, "prm": tables.train_prm(learner, method, batches, states, valid, rate, key)}
 
 
-def improve(learner: tables.Learner, batch: Batch, state: Array, credit: Credit, rate: Array, epochs: int) -> tables.Learner:
+def improve(learner: tables.Learner, batch: Batch, state: Array, credit: Credit, rate: Array, settings: Settings) -> tables.Learner:
     """Updates of the policy on one batch by the clipped loss, with the trainer's defaults: step ratio, mean over steps."""
 
     def loss(logits):
@@ -315,8 +320,9 @@ def improve(learner: tables.Learner, batch: Batch, state: Array, credit: Credit,
             num_episodes=batch.num_episodes, max_steps=batch.max_steps, ratio="step", aggregation="step-mean", weight_RxL=credit.token_weight,
         )[0]  # fmt: skip
 
-    wanted = batch.episode_mask.any()
-    return jax.lax.fori_loop(0, epochs, lambda _, found: tables.descend(found, jax.grad(loss)(found.table), rate, wanted), learner)
+    wanted, made = batch.episode_mask.any(), tables.OPTIMIZERS[settings.optimizer]
+    update = lambda _, found: tables.descend(found, jax.grad(loss)(found.table), rate, wanted, made)
+    return jax.lax.fori_loop(0, settings.epochs, update, learner)
 
 
 def gradient_of(credit_RxL: Array, weight_RxL: Array | None, batch: Batch, state: Array, logits: Array) -> Array:

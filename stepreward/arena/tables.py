@@ -33,6 +33,7 @@ def optimizer(max_norm: float) -> optax.GradientTransformation:
 
 
 POLICY, PRM = optimizer(1.0), optimizer(10.0)  # max_grad_norm of the trainer: 10 for the PRM, 1 for all others
+OPTIMIZERS = {"adam": POLICY, "sgd": optax.identity()}  # of the policy
 
 
 def fresh(table: Array, made: optax.GradientTransformation = POLICY) -> Learner:
