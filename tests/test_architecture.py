@@ -24,6 +24,7 @@ def test_no_module_imports_another_in_a_circle(house):
 
 @pytest.mark.parametrize("lower, upper", [
     ("kernels", {"batch", "credit", "models", "rollout", "training", "serve"}), ("credit", {"models", "rollout", "training", "serve"}),
+    ("arena", {"rollout", "models", "training", "serve"}),
     ("models", {"credit", "rollout", "training", "serve"}), ("rollout", {"training", "serve", "tpu"}), ("training", {"serve", "tpu", "cli"}),
 ])  # fmt: skip
 def test_imports_point_downwards(house, lower, upper):
