@@ -8,7 +8,8 @@
 
 Needs: nothing beyond the base install.
 
-Expected: "micro" takes some seconds. "tiny" was not measured.
+Expected: "micro" takes some seconds. "tiny" (docs/log.md): 22 minutes for 160,000 environment steps beside other jobs; of 128 held-out tasks each, rooms go from
+45 to between 49 and 61 %, the shop from 34 to between 32 and 44 %, and the questions from 0 to 1.6 %.
 
 Omni-Thinker (arXiv 2507.14783) trains with GRPO on rule rewards and on a judge's, and orders its tasks by backward transfer.
 `experiments/transfer.py` measures the transfer between these environments. docs/runs.md describes the group `mixture`.

@@ -15,10 +15,10 @@ from stepreward.arena.arms import Arm
 from stepreward.arena.learn import Policies, Record, Settings, gradient_of, run
 from stepreward.arena.play import chain, to_batch
 from stepreward.arena.task import Task
+from stepreward.credit.quality import step_quality
 
 Array = jax.Array
 
-CLEAR = 1e-3  # an exact advantage of at most this size has no sign
 LEVEL = 0.8  # of the best policy's success, for `steps_to`
 SMALL = 1e-3  # length of a gradient step that stands for an infinitesimal one
 
@@ -101,36 +101,6 @@ def _cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 
 # --- Steps ---
-
-
-def step_quality(given, truth, mask) -> dict[str, float]:
-    """Compares the credit of each step with its exact advantage, over all True steps.
-
-    Args:
-      given, truth: float `[episodes, T]`.
-      mask: bool `[episodes, T]`.
-
-    Returns:
-      `pearson` and `spearman`, correlations over all steps; `sign`, the share of steps with an exact advantage beyond ±`CLEAR` whose credit has
-      the same sign, where 0 counts half; `top`, the share of episodes whose step of highest credit has the highest exact advantage, where
-      equal credits share. NaN where a measure is not defined.
-    """
-    given, truth, mask = np.asarray(given, np.float64), np.asarray(truth, np.float64), np.asarray(mask, bool)
-    x, y = given[mask], truth[mask]
-    constant = x.size < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9
-    clear = np.abs(y) > CLEAR
-    sign = (np.sign(np.where(np.abs(x) < 1e-9, 0, x)) * np.sign(y) + 1) / 2
-    lowest = np.where(mask, given, -np.inf).max(axis=1, keepdims=True)
-    highest = np.where(mask, truth, -np.inf).max(axis=1, keepdims=True)
-    chosen, right = mask & (given >= lowest - 1e-9), mask & (truth >= highest - 1e-6)
-    spread = np.where(mask.any(axis=1), highest[:, 0] - np.where(mask, truth, np.inf).min(axis=1, initial=np.inf), 0.0) > CLEAR
-    hits = (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
-    return {
-        "pearson": float("nan") if constant else float(stats.pearsonr(x, y).statistic),
-        "spearman": float("nan") if constant else float(stats.spearmanr(x, y).statistic),
-        "sign": float(sign[clear].mean()) if clear.any() else float("nan"),
-        "top": float(hits[spread].mean()) if spread.any() else float("nan"),
-    }
 
 
 def credit_quality(record: Record, truth: Array) -> dict[str, float]:

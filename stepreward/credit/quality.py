@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+CLEAR = 1e-3  # an exact advantage of at most this size has no sign
+
 
 def rank_correlation(step_reward, true_progress, mask) -> float:
     """Spearman's rank correlation of credit and exact progress over all True steps, in [−1, 1].
@@ -47,6 +49,36 @@ def credit_quality(step_reward, true_progress, mask) -> dict[str, float]:
     return {name: value for name, value in measures.items() if not np.isnan(value)}
 
 
+def step_quality(given, truth, mask) -> dict[str, float]:
+    """Compares the credit of each step with its exact advantage, over all True steps.
+
+    Args:
+      given, truth: float `[episodes, T]`.
+      mask: bool `[episodes, T]`.
+
+    Returns:
+      `pearson` and `spearman`, correlations over all steps; `sign`, the share of steps with an exact advantage beyond ±`CLEAR` whose credit has
+      the same sign, where 0 counts half; `top`, the share of episodes whose step of highest credit has the highest exact advantage, where
+      equal credits share. NaN where a measure is not defined.
+    """
+    given, truth, mask = np.asarray(given, np.float64), np.asarray(truth, np.float64), np.asarray(mask, bool)
+    x, y = given[mask], truth[mask]
+    constant = x.size < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9
+    clear = np.abs(y) > CLEAR
+    sign = (np.sign(np.where(np.abs(x) < 1e-9, 0, x)) * np.sign(y) + 1) / 2
+    lowest = np.where(mask, given, -np.inf).max(axis=1, keepdims=True)
+    highest = np.where(mask, truth, -np.inf).max(axis=1, keepdims=True)
+    chosen, right = mask & (given >= lowest - 1e-9), mask & (truth >= highest - 1e-6)
+    spread = np.where(mask.any(axis=1), highest[:, 0] - np.where(mask, truth, np.inf).min(axis=1, initial=np.inf), 0.0) > CLEAR
+    hits = (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
+    return {
+        "pearson": float("nan") if constant else float(stats.pearsonr(x, y).statistic),
+        "spearman": float("nan") if constant else float(stats.spearmanr(x, y).statistic),
+        "sign": float(sign[clear].mean()) if clear.any() else float("nan"),
+        "top": float(hits[spread].mean()) if spread.any() else float("nan"),
+    }
+
+
 def exact_quality(credit, batch) -> dict[str, float]:
     """Compares the credit of each step with its exact advantage, over all steps whose exact advantage is known.
 
@@ -55,24 +87,14 @@ def exact_quality(credit, batch) -> dict[str, float]:
       batch: with the signal `exact_advantage`.
 
     Returns:
-      For x = "reward" (`step_reward`) and x = "advantage" (`step_advantage`): `exact_pearson_x` and `exact_spearman_x`, correlations over
-      all steps; `exact_sign_x`, the share of steps with an exact advantage beyond ±0.001 whose credit has the same sign, where a credit of
-      0 counts as half; and `exact_top_x`, the share of episodes whose step of highest credit is also one of highest exact advantage.
+      The measures of `step_quality` as `exact_NAME_reward` for the step rewards and `exact_NAME_advantage` for the step advantages, and
       `exact_std`, the standard deviation of the exact advantages. NaN where a measure is not defined.
     """
-    mask = np.asarray(batch.step_mask & batch.episode_mask[:, None], bool)
-    found = {}
+    truth = np.asarray(batch.signals["exact_advantage"], np.float64)
+    mask = np.asarray(batch.step_mask & batch.episode_mask[:, None], bool) & np.isfinite(truth)
+    found = {"exact_std": float(truth[mask].std()) if mask.any() else float("nan")}
     for name, given in (("reward", credit.step_reward), ("advantage", credit.step_advantage)):
-        x, exact, known = _arrays(given, batch.signals["exact_advantage"], mask)
-        found[f"exact_pearson_{name}"] = _pearson(x[known], exact[known])
-        found[f"exact_spearman_{name}"] = _spearman(x[known], exact[known])
-        clear = known & (np.abs(exact) > 1e-3)
-        agreement = np.sign(x[clear]) * np.sign(exact[clear])
-        found[f"exact_sign_{name}"] = float(np.mean((agreement + 1) / 2)) if clear.any() else float("nan")
-        rows = [(x[e][known[e]], exact[e][known[e]]) for e in np.flatnonzero(known.any(axis=1))]
-        best = [truth[np.argmax(mine)] >= truth.max() - 1e-6 for mine, truth in rows if np.ptp(truth) > 1e-3]
-        found[f"exact_top_{name}"] = float(np.mean(best)) if best else float("nan")
-    found["exact_std"] = float(exact[known].std()) if known.any() else float("nan")
+        found |= {f"exact_{measure}_{name}": value for measure, value in step_quality(given, truth, mask).items()}
     return found
 
 
@@ -115,12 +137,6 @@ def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, n
             f"step_reward, true_progress and mask must share one shape [E, S], not {reward.shape}, {progress.shape}, {mask.shape}"
         )
     return reward, progress, mask & np.isfinite(progress) & np.isfinite(reward)
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
-        return float("nan")
-    return float(stats.pearsonr(x, y).statistic)
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
