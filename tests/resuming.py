@@ -1,6 +1,35 @@
-"""For tests of runs that are stopped and go on: what they measured, and runs that are stopped after some iterations."""
+"""For tests of runs that are stopped and go on: what they measured, and runs that are stopped or killed after some iterations."""
 
+import signal
+import subprocess
+import sys
+
+from stepreward.config import save_config
 from stepreward.metrics import read_metrics
+
+KILLED = """
+import os, signal, sys
+from stepreward.config import load_config
+from stepreward.training.train import Runner
+
+runner = Runner(load_config(sys.argv[2]), sys.argv[1])
+update = runner.learner.update_policy
+def update_and_kill(*args):
+    update(*args)
+    if runner.counters.iteration == int(sys.argv[3]):
+        runner.checkpoints.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+runner.learner.update_policy = update_and_kill
+runner.run()
+"""
+
+
+def kill_in(iteration, config, workdir, root):
+    """Runs in a process of its own, which SIGKILL ends in the middle of an iteration, after the policy's update."""
+    file = workdir.with_suffix(".json")
+    save_config(config, file)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(workdir), str(file), str(iteration)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def measured(workdir, stage=None):

@@ -2,9 +2,6 @@
 
 import dataclasses
 import logging
-import signal
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +9,9 @@ import numpy as np
 import optax
 import pytest
 from conftest import VOCABULARY
-from resuming import measured
+from resuming import kill_in, measured
 
 from stepreward import credit, kernels, parallel
-from stepreward.config import save_config
 from stepreward.credit.base import last_token, step_sum
 from stepreward.envs import sokoban
 from stepreward.envs.sokoban.env import SokobanEnv
@@ -198,31 +194,14 @@ def test_a_fresh_one_knows_nothing_and_its_signal_reaches_the_method(begun):
 
 # --- Runs ---
 
-DRIVER = """
-import os, signal, sys
-from stepreward.config import load_config
-from stepreward.training.train import Runner
 
-runner = Runner(load_config(sys.argv[2]), sys.argv[1])
-update = runner.learner.update_policy
-def update_and_kill(*args):
-    update(*args)
-    if runner.counters.iteration == 2:
-        runner.checkpoints.wait()
-        os.kill(os.getpid(), signal.SIGKILL)
-runner.learner.update_policy = update_and_kill
-runner.run()
-"""
-
-
-def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path):
-    config = micro_config(SMALL | {"train.env_steps": 300, "checkpoint.every": 1, "lora.rank": 2, "lora.dropout": 0.1})
+@pytest.mark.parametrize("method", ["stepagent", "reward_phasing"])
+def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path, method):
+    changes = {"train.env_steps": 300, "checkpoint.every": 1, "lora.rank": 2, "lora.dropout": 0.1, "credit.method": method}
+    config = micro_config(SMALL | changes)
     whole = Runner(config, tmp_path / "whole")
     whole.run()
-    save_config(config, tmp_path / "config.json")
-    command = [sys.executable, "-c", DRIVER, str(tmp_path / "cut"), str(tmp_path / "config.json")]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    kill_in(2, config, tmp_path / "cut", root)
     again = Runner(config, tmp_path / "cut")
     assert again.counters.iteration == 2
     again.run()

@@ -70,10 +70,23 @@ def config_of(micro_config, name, **changes):
     return micro_config(QUICK | {"preference.method": name} | options | changes)
 
 
+@pytest.fixture(scope="module")
+def finished(micro_config, tmp_path_factory):
+    """`finished(name)`: a finished run of a method, which is made once."""
+    made = {}
+
+    def run(name):
+        if name not in made:
+            made[name] = Runner(config_of(micro_config, name), tmp_path_factory.mktemp(name) / "run")
+            made[name].run()
+        return made[name]
+
+    return run
+
+
 @pytest.mark.parametrize("name", preference.names())
-def test_a_method_runs_by_its_name(name, micro_config, tmp_path):
-    runner = Runner(config_of(micro_config, name), tmp_path / "run")
-    runner.run()
+def test_a_method_runs_by_its_name(name, finished):
+    runner = finished(name)
     records = [record for record in runner.history() if record["stage"] == "preference"]
     rounds = SMALL[name].get("rounds", 1)
     assert len(records) == rounds * (2 + 2) and runner.finished
@@ -104,17 +117,28 @@ def test_reinforcement_goes_on_from_the_pairs_policy(eto):
     assert eto.learner.initial is None and (eto.workdir / "preference" / "round-01" / "pairs-00001.npz").exists()
 
 
-@pytest.mark.parametrize("when", WHEN)
-def test_a_killed_run_gives_the_same_metrics(when, eto, root, tmp_path):
-    save_config(eto.c, tmp_path / "config.json")
-    command = [sys.executable, "-c", DRIVER, str(tmp_path / "run"), str(tmp_path / "config.json")]
+def killed_and_resumed(config, when, root, folder):
+    """The metrics of a run that is killed with SIGKILL and goes on."""
+    save_config(config, folder / "config.json")
+    command = [sys.executable, "-c", DRIVER, str(folder / "run"), str(folder / "config.json")]
     options = dict(cwd=root, capture_output=True, text=True)
     killed = subprocess.run([*command, when], **options)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = subprocess.run([*command, "never"], **options)
     assert resumed.returncode == 0, resumed.stderr
     assert "preference" in resumed.stdout.split("resumed at")[-1]
-    assert measured(tmp_path / "run") == measured(eto.workdir)
+    return measured(folder / "run")
+
+
+@pytest.mark.parametrize("when", WHEN)
+def test_a_killed_run_gives_the_same_metrics(when, eto, root, tmp_path):
+    assert killed_and_resumed(eto.c, when, root, tmp_path) == measured(eto.workdir)
+
+
+@pytest.mark.parametrize("name", sorted(set(preference.names()) - {"eto"}))
+def test_a_killed_run_of_each_method_gives_the_same_metrics(name, finished, root, tmp_path):
+    runner = finished(name)
+    assert killed_and_resumed(runner.c, WHEN[0], root, tmp_path) == measured(runner.workdir)
 
 
 def test_recorded_pairs_are_trained_on_again(eto, micro_config, tmp_path):
