@@ -149,7 +149,7 @@ def test_the_value_of_the_start_is_the_success_of_many_episodes(oracle):
     runner, seen = oracle
     auxiliary = runner.learner.auxiliaries["exact"]
     place, graph = next(iter(auxiliary._graphs.items()))
-    (policy,) = auxiliary._policies(runner.learner.policy.params, [graph])
+    (policy,) = auxiliary.policies(runner.learner.policy.params, [graph])
     assert policy.shape == (len(graph.keys), 4) and (policy.sum(axis=1) <= 1 + 1e-5).all()
     _, value = solve(graph, policy, runner.c.rollout.max_steps, "success")
     played = runner.parts.collector.collect(runner.learner.actor, [Task(place[0], place[1], 0)] * 400, jax.random.key(5))
@@ -172,8 +172,8 @@ def test_a_run_reports_how_its_credit_compares(oracle, micro_config, tmp_path):
 
 
 def test_a_task_whose_environment_fails_here_is_masked(micro_config, tmp_path, monkeypatch):
-    ask = exact.Exact._asked
-    monkeypatch.setattr(exact.Exact, "_asked", lambda self, tasks: [None, *ask(self, tasks)[1:]])
+    ask = exact.Exact.states
+    monkeypatch.setattr(exact.Exact, "states", lambda self, tasks: [None, *ask(self, tasks)[1:]])
     runner = Runner(micro_config({"credit.method": "oracle", "train.env_steps": 100}), tmp_path / "run")
     runner.run()
     records = [record for record in runner.history() if "exact/failed_tasks" in record]

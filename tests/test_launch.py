@@ -128,6 +128,17 @@ def test_a_corrupt_config_is_one_line(command, tmp_path, text, words):
     assert_one_error(command("evaluate", f"--workdir={tmp_path}"), words)
 
 
+def test_a_run_of_an_earlier_version_is_evaluated(trained, command, tmp_path):
+    """Keys that its config does not have yet get their defaults."""
+    workdir, _ = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["credit"]["exact"], config["expert"]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    told = [command("evaluate", f"--workdir={folder}", "--episodes=4").stdout.splitlines()[1:-1] for folder in (workdir, tmp_path / "run")]
+    assert told[0] == told[1] and "success" in told[0][1]
+
+
 def test_a_run_without_a_checkpoint_is_one_line(trained, command, tmp_path):
     workdir, _ = trained
     (tmp_path / "config.json").write_bytes((workdir / "config.json").read_bytes())

@@ -96,7 +96,7 @@ class Exact(Auxiliary):
         started = time.monotonic()
         self._episodes = [episode if counts else None for episode, counts in zip(episodes, batch.episode_mask)]
         tasks = {_place(e.task): e.task for e in self._episodes if e is not None}
-        self._graphs = dict(zip(tasks, self._asked(list(tasks.values()))))
+        self._graphs = dict(zip(tasks, self.states(list(tasks.values()))))
         lost = [place for place, graph in self._graphs.items() if graph is None]
         if self._required:
             known = lambda e: e is None or self._graphs[_place(e.task)] is not None
@@ -105,7 +105,7 @@ class Exact(Auxiliary):
         counts = {"exact/states": float(states), "exact/failed_tasks": float(len(lost))}
         return counts | {"time/exact_s": time.monotonic() - started}
 
-    def _asked(self, tasks: Sequence[Task]) -> list[StateGraph | None]:
+    def states(self, tasks: Sequence[Task]) -> list[StateGraph | None]:
         """The states of tasks; None where the environment failed. The processes share the work."""
         pool, slots, found = self._parts.collector.pool, self.c.rollout.max_rows // processes.count(), []
         mine = [tasks[index] for index in processes.share(len(tasks))]
@@ -123,7 +123,7 @@ class Exact(Auxiliary):
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
         """Returns the exact advantages, `[E, S]`, of the batch that was prepared; NaN where they are not known."""
         c, graphs = self.c, {place: graph for place, graph in self._graphs.items() if graph is not None}
-        policies = self._policies(policy_params, list(graphs.values()))
+        policies = self.policies(policy_params, list(graphs.values()))
         self._other = float(1.0 - np.concatenate([policy.sum(axis=1) for policy in policies]).mean()) if policies else 0.0
         tables = {}
         for (place, graph), policy in zip(graphs.items(), policies):
@@ -142,7 +142,7 @@ class Exact(Auxiliary):
 
     # --- The policy in every state ---
 
-    def _policies(self, params, graphs: Sequence[StateGraph]) -> list[Array]:
+    def policies(self, params, graphs: Sequence[StateGraph]) -> list[Array]:
         """π(a | s) of every graph, float64 `[N, A]`."""
         prompt, chat = self._parts.collector.prompt, self._parts.chat
         said, rows = {}, []
