@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from stepreward.envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, Environment
+from stepreward.envs.protocol import DISTANCE, EXPERT, IMAGE, REPLAY, SNAPSHOT, TRANSITIONS, Environment
 from stepreward.envs.sokoban import SokobanEnv, core, make, random_play_success, render, settings
 from stepreward.envs.sokoban.core import ACTIONS
 
@@ -22,15 +22,15 @@ def corridor(**overrides):
 def test_it_follows_the_protocol():
     environment = SokobanEnv()
     assert isinstance(environment, Environment)
-    assert environment.capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT}
+    assert environment.capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT, TRANSITIONS}
     observation, info = environment.reset(seed=3, options={"split": "held_out"})
     assert observation == {"text": info["state_key"]}
     assert (info["won"], info["executed"]) == (False, True)
     environment.close()
 
 
-def test_large_rooms_offer_no_distance():
-    assert make("ragen_large")().capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT}
+def test_large_rooms_offer_no_exact_tables():
+    assert make("ragen_large")().capabilities == {SNAPSHOT, REPLAY, DISTANCE, EXPERT, TRANSITIONS}
     assert make("large")().capabilities == {SNAPSHOT, REPLAY, EXPERT}
 
 
