@@ -129,7 +129,7 @@ def test_a_corrupt_config_is_one_line(command, tmp_path, text, words):
 
 
 def test_a_run_of_an_earlier_version_is_evaluated(trained, command, tmp_path):
-    """Keys that its config does not have yet get their defaults."""
+    """Its config does not have the newest keys yet."""
     workdir, _ = trained
     shutil.copytree(workdir, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

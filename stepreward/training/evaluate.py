@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from stepreward import processes
 from stepreward.checkpoint import Checkpoints
-from stepreward.config import leaves, load_config
-from stepreward.configs.common.base import base_config
+from stepreward.config import load_config
 from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
@@ -73,7 +72,6 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     absent = [group for group in _GROUPS if group not in config]
     if absent:
         raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
-    _complete(config)
     config, spread = fitting.on_fewer_devices(config)
     if spread and processes.is_writer():
         print(spread, file=sys.stderr, flush=True)
@@ -99,20 +97,6 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     own = which == "prm" and model is not learner.model and (config.prm.preset or config.prm.path)
     path = config.prm.path if own else config.model.path
     return Played(config, parts, model, params, path, step, facts["counters"])
-
-
-def _complete(config) -> None:
-    """Adds the keys that the version of the library that wrote the config did not have yet, with their defaults."""
-    with config.unlocked():
-        for key, value in leaves(base_config()).items():
-            *groups, name = key.split(".")
-            at = config
-            for group in groups:
-                if group not in at:
-                    at[group] = ConfigDict()
-                at = at[group]
-            if name not in at:
-                at[name] = value
 
 
 def _check_whole(c, workdir: Path) -> None:

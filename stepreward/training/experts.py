@@ -95,7 +95,7 @@ class EndpointExpert:
 
 def asks_endpoint(c) -> bool:
     """Whether the expert of the run's preference method is a language model."""
-    return bool(c.preference.method) and c.expert.kind == "endpoint" and not c.stages.preference
+    return bool(c.preference.method) and "expert" in c and c.expert.kind == "endpoint" and not c.stages.preference  # older runs have none
 
 
 def make_expert(c, workdir: Path | None) -> EndpointExpert | None:

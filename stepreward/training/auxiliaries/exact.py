@@ -66,7 +66,7 @@ class Exact(Auxiliary):
 
     @classmethod
     def asked(cls, c) -> bool:
-        return c.credit.exact
+        return bool(c.credit.get("exact", False))  # the config of an older run has no such key
 
     @classmethod
     def check(cls, c, method) -> None:
