@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import logging
+import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -73,3 +74,29 @@ def ask_all(
     if unanswered:
         _log.warning("%d of %d requests to %s got no answer: %s", len(unanswered), len(requests), whom, next(iter(unanswered.values())))
     return set(unanswered)
+
+
+def check_endpoint(name: str, group, kinds: tuple[str, ...]) -> None:
+    """Checks the config group of somebody who may be a language model behind an address.
+
+    Args:
+      name: the group's name.
+      group: with kind, url, parallel, retries, timeout_s and temperature.
+      kinds: what `kind` may be: one that needs no server, and "endpoint".
+
+    Raises:
+      ValueError: a value is not allowed; the message names the key.
+    """
+    if group.kind not in kinds:
+        raise ValueError(f"{name}.kind={group.kind!r} is not one of {', '.join(kinds)}.")
+    for key, least in (("parallel", 1), ("retries", 0)):
+        if group[key] < least:
+            raise ValueError(f"{name}.{key}={group[key]} must be at least {least}.")
+    for key, fits in (("timeout_s", 0 < group.timeout_s < math.inf), ("temperature", 0 <= group.temperature < math.inf)):
+        if not fits:
+            raise ValueError(f"{name}.{key}={group[key]} must be a finite number, {'above' if key == 'timeout_s' else 'at least'} 0.")
+    if group.kind == "endpoint" and not group.url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{name}.url={group.url!r}: {name}.kind='endpoint' needs the address of an OpenAI-compatible server, up to and including /v1, "
+            f"such as http://127.0.0.1:8000/v1; {name}.kind={kinds[0]!r} needs none."
+        )

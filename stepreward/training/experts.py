@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,21 +105,3 @@ def make_expert(c, workdir: Path | None) -> EndpointExpert | None:
     endpoint = Endpoint("expert", e.url, e.model, e.key_variable, e.temperature, e.timeout_s, e.retries)
     folder = None if workdir is None else Path(workdir) / FOLDER
     return EndpointExpert(endpoint, folder, parallel=e.parallel, instruction=e.instruction)
-
-
-def check(c) -> None:
-    """Checks the group `expert`. Raises ValueError that names the key."""
-    e = c.expert
-    if e.kind not in KINDS:
-        raise ValueError(f"expert.kind={e.kind!r} is not one of {', '.join(KINDS)}.")
-    for name, least in (("parallel", 1), ("retries", 0)):
-        if e[name] < least:
-            raise ValueError(f"expert.{name}={e[name]} must be at least {least}.")
-    for name, fits in (("timeout_s", 0 < e.timeout_s < math.inf), ("temperature", 0 <= e.temperature < math.inf)):
-        if not fits:
-            raise ValueError(f"expert.{name}={e[name]} must be a finite number, {'above' if name == 'timeout_s' else 'at least'} 0.")
-    if e.kind == "endpoint" and not e.url.startswith(("http://", "https://")):
-        raise ValueError(
-            f"expert.url={e.url!r}: expert.kind='endpoint' needs the address of an OpenAI-compatible server, up to and including /v1, such "
-            "as http://127.0.0.1:8000/v1; expert.kind='environment' needs none."
-        )

@@ -17,6 +17,7 @@ from stepreward.envs.protocol import EXPERT
 from stepreward.kernels import dpo_with_sft
 from stepreward.preference import Pairs, Preference
 from stepreward.training import experts
+from stepreward.training.asking import check_endpoint
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import filled_rows, pad_rows, row_episodes, take_rows
 from stepreward.training.scoring import score
@@ -49,7 +50,7 @@ def check(c) -> None:
         raise ValueError(f"stages.preference={c.stages.preference!r} names recorded pairs: set preference.method, which trains on them.")
     method = make_preference(c)
     if method is not None:
-        experts.check(c)
+        check_endpoint("expert", c.expert, experts.KINDS)
     if method is not None and c.expert.kind == "endpoint" and not method.advised:
         able = ", ".join(name for name in preference.names() if preference.make(name).advised)
         raise ValueError(

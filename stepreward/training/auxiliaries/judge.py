@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from stepreward.envs.endpoint import Endpoint
 from stepreward.errors import UserError
 from stepreward.programs import Program
 from stepreward.training import judges
+from stepreward.training.asking import check_endpoint
 from stepreward.training.auxiliaries.base import Auxiliary, NotReady
 from stepreward.training.layout import Layout
 
@@ -47,19 +47,10 @@ class Judge(Auxiliary):
     @classmethod
     def check(cls, c, method) -> None:
         j = c.judge
-        if j.kind not in judges.KINDS:
-            raise ValueError(f"judge.kind={j.kind!r} is not one of {', '.join(judges.KINDS)}.")
-        for name, least in (("parallel", 1), ("retries", 0), ("history", 0), ("max_characters", 2)):
+        check_endpoint("judge", j, judges.KINDS)
+        for name, least in (("history", 0), ("max_characters", 2)):
             if j[name] < least:
                 raise ValueError(f"judge.{name}={j[name]} must be at least {least}.")
-        for name, fits in (("timeout_s", 0 < j.timeout_s < math.inf), ("temperature", 0 <= j.temperature < math.inf)):
-            if not fits:
-                raise ValueError(f"judge.{name}={j[name]} must be a finite number, {'above' if name == 'timeout_s' else 'at least'} 0.")
-        if j.kind == "endpoint" and not j.url.startswith(("http://", "https://")):
-            raise ValueError(
-                f"judge.url={j.url!r}: judge.kind='endpoint' needs the address of an OpenAI-compatible server, up to and including /v1, "
-                "such as http://127.0.0.1:8000/v1; judge.kind='rules' needs none."
-            )
 
     def open(self) -> None:
         """Checks that the judge can be asked.
