@@ -6,6 +6,7 @@ import sys
 
 from stepreward.config import save_config
 from stepreward.metrics import read_metrics
+from stepreward.training.train import Runner
 
 KILLED = """
 import os, signal, sys
@@ -45,3 +46,15 @@ def stop_after(runner, iterations):
         runner.tick()
     runner.save(wait=True)
     runner.close()
+
+
+def assert_same_after_a_kill(config, folder, root):
+    """A run that SIGKILL ends in its third iteration, and that goes on, measures what a whole one does; returns the whole run's folder."""
+    whole, cut = folder / "whole", folder / "cut"
+    Runner(config, whole).run()
+    kill_in(2, config, cut, root)
+    again = Runner(config, cut)
+    assert again.counters.iteration == 2
+    again.run()
+    assert measured(cut) == measured(whole)
+    return whole

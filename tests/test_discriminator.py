@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import VOCABULARY
-from resuming import kill_in, measured
+from resuming import assert_same_after_a_kill
 
 from stepreward import credit, kernels, parallel
 from stepreward.credit.base import last_token, step_sum
@@ -199,14 +199,8 @@ def test_a_fresh_one_knows_nothing_and_its_signal_reaches_the_method(begun):
 def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path, method):
     changes = {"train.env_steps": 300, "checkpoint.every": 1, "lora.rank": 2, "lora.dropout": 0.1, "credit.method": method}
     config = micro_config(SMALL | changes)
-    whole = Runner(config, tmp_path / "whole")
-    whole.run()
-    kill_in(2, config, tmp_path / "cut", root)
-    again = Runner(config, tmp_path / "cut")
-    assert again.counters.iteration == 2
-    again.run()
-    assert measured(tmp_path / "cut") == measured(tmp_path / "whole")
-    lines = [record for record in read_metrics(tmp_path / "whole") if record["stage"] == "train"]
+    whole = assert_same_after_a_kill(config, tmp_path, root)
+    lines = [record for record in read_metrics(whole) if record["stage"] == "train"]
     assert len(lines) > 2
     for line in lines:
         assert line["discriminator/loss"] > 0 and 0 <= line["discriminator/accuracy_expert"] <= 1

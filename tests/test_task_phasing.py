@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from references import pack, random_episodes
-from resuming import kill_in, measured, stop_after
+from resuming import assert_same_after_a_kill, measured, stop_after
 from test_collect import KEY, chat, params  # noqa: F401  (fixtures)
 from test_play import GROUPED, on_sokoban
 
@@ -149,13 +149,7 @@ def test_a_run_hands_over_earlier_and_resumes_exactly(micro_config, tmp_path, sc
 
 def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path):
     config = micro_config(SMALL | {"credit.options.fade_iterations": 4, "train.env_steps": 70, "checkpoint.every": 1})
-    whole = Runner(config, tmp_path / "whole")
-    whole.run()
-    kill_in(2, config, tmp_path / "cut", root)
-    again = Runner(config, tmp_path / "cut")
-    assert again.counters.iteration == 2
-    again.run()
-    assert measured(tmp_path / "cut") == measured(tmp_path / "whole")
+    assert_same_after_a_kill(config, tmp_path, root)
 
 
 def test_the_expert_s_steps_are_not_trained_on(micro_config, tmp_path):
