@@ -15,6 +15,7 @@ METHODS = {name: make(name) for name in names()} | {
     "istar-token-first": make("istar", granularity="token", baseline="first_seen", step_advantage="centre"),
     "istar-merged": make("istar", merge="reward", episode_advantage="dr_grpo", baseline="episode_mean"),
     "istar-shuffled": make("istar", step_reward="shuffled", step_norm="std"),
+    "istar-state-pairs": make("istar", variant="state_pairs"),
     "istar-uniform": make("istar", step_reward="uniform", step_advantage="rloo", singleton="raw"),
     "istar-initial": make("istar", reference="initial", alpha_scaled=True, baseline="episode_mean"),
     "istar-first-zscore": make("istar", baseline="first_seen", episode_advantage="reinforce_plus_plus_baseline"),

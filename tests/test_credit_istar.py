@@ -37,7 +37,13 @@ def loss_loop(method, episodes, log_prob_of=lambda step: step.log_prob_prm):
         for j in counted
         if episodes[i].success and not episodes[j].success and episodes[i].group == episodes[j].group
     ]
-    if method.prm_objective == "dpo":
+    if method.prm_objective == "state_pairs":
+        steps = [
+            (e, (e.group, s.state), beta * (log_prob_of(s) - getattr(s, reference)).sum()) for e in episodes if e.counted for s in e.steps
+        ]
+        margins = [a[2] - b[2] for a in steps for b in steps if a[1] == b[1] and a[0].success and not b[0].success]
+        loss = np.mean(softplus(-np.array(margins)))
+    elif method.prm_objective == "dpo":
         loss = np.mean([softplus(scores[j] - scores[i]) for i, j in pairs])
     else:
         loss = np.mean([softplus(-scores[i] if episodes[i].success else scores[i]) for i in counted])
@@ -53,6 +59,8 @@ LOSSES = {
     "nll": IStar(nll_coef=0.3),
     "initial": IStar(reference="initial"),
     "prime": PRIME(),
+    "state-pairs": IStar(prm_objective="state_pairs", beta=1.0),
+    "state-pairs-nll": IStar(prm_objective="state_pairs", nll_coef=0.3, reference="initial"),
     "prime-nll": PRIME(nll_coef=0.1, trajectory_reduce="mean"),
 }
 
@@ -66,7 +74,7 @@ def test_prm_loss_against_a_loop(name, packing, episodes):
     assert metrics["pairs"] > 0 and 0 <= metrics["pair_accuracy"] <= 1
 
 
-@pytest.mark.parametrize("name", ["paper", "mean", "nll", "prime"])
+@pytest.mark.parametrize("name", ["paper", "mean", "nll", "prime", "state-pairs"])
 def test_prm_loss_has_the_gradient_of_finite_differences(name, episodes, batch):
     """The public release of iStar cuts this gradient; it must reach the log-probability of every token that counts."""
     method, delta = LOSSES[name], 1e-5
@@ -95,6 +103,31 @@ def test_gradient_with_respect_to_a_token_is_beta_times_that_of_its_episode(batc
         expected = 0 if e not in mixed else -1 if batch.success[e] else 1
         assert np.sign(values[0]) == expected
     assert mixed
+
+
+def test_state_pairs_compare_actions_of_one_state_only(episodes, batch):
+    """A step whose state no step of an episode with the other outcome has met gets no gradient, although its episode is in a pair."""
+    method = IStar(prm_objective="state_pairs")
+    gradient = by_step(jax.grad(lambda lp: method.prm_loss(lp, batch)[0])(batch.signals["log_prob_prm"]), batch)
+    met = {}
+    for e in episodes:
+        for step in e.steps if e.counted else ():
+            met.setdefault((e.group, step.state), set()).add(e.success)
+    kinds = set()
+    for (e, s), values in gradient.items():
+        paired = len(met[episodes[e].group, episodes[e].steps[s].state]) == 2
+        assert np.sign(values[0]) == (0 if not paired else -1 if episodes[e].success else 1)
+        kinds.add(paired)
+    assert kinds == {True, False}
+
+
+def test_state_pairs_do_not_depend_on_the_names_of_states_and_leave_out_what_has_none(batch):
+    method, anchor = IStar(prm_objective="state_pairs"), batch.signals["anchor_id"]
+    loss = lambda ids: method.prm_loss(batch.signals["log_prob_prm"], batch.with_signals(anchor_id=ids))
+    found, metrics = loss(anchor)
+    renamed = jnp.where(anchor >= 0, 10**9 - 7 * anchor, -1)
+    np.testing.assert_allclose(loss(renamed)[0], found, rtol=1e-6)
+    assert metrics["pairs"] > 0 and loss(jnp.full_like(anchor, -1))[1]["pairs"] == 0
 
 
 def mixed_group(batch, group):

@@ -197,12 +197,13 @@ def with_labels(method, batch: Batch, episodes: Episodes, groups: int) -> Batch:
 def _example(arm: Arm, settings: Settings, task: Task, policies: Policies, key: Array) -> Batch:
     """A batch of the shape that the PRM keeps."""
     batch = to_batch(chain(task, policies.now, key, settings.groups, settings.size), policies.now)
-    return batch.with_signals(log_prob_initial=batch.log_prob_old) if "log_prob_initial" in arm.method.requires else batch
+    kept = {"log_prob_initial": batch.log_prob_old, "anchor_id": jnp.zeros(batch.step_mask.shape, jnp.int32)}
+    return batch.with_signals(**{name: kept[name] for name in arm.method.prm_signals})
 
 
-def _prm_data(batch: Batch) -> Batch:
+def _prm_data(batch: Batch, method) -> Batch:
     """What the PRM keeps of a batch."""
-    return batch.replace(signals={k: v for k, v in batch.signals.items() if k == "log_prob_initial"})
+    return batch.replace(signals={name: batch.signals[name] for name in sorted(method.prm_signals)})
 
 
 def _iteration(context, carry: dict[str, Any], number: Array, key: Array):
@@ -300,7 +301,7 @@ def _train_prm(arm: Arm, batch: Batch, state: Array, carry: dict[str, Any], rate
     if arm.prm_resync:
         learner = learner._replace(table=carry["policy"].table)
     coefficients = {k: v for k, v in batch.signals.items() if k.startswith("scheduled_")}
-    kept = _prm_data(batch)
+    kept = _prm_data(batch, method)
     batches, states, valid = jax.tree.map(lambda x: x[None], (kept, state, jnp.bool_(True)))
     if arm.prm_replay:
         joined = jax.tree.map(lambda new, old: jnp.concatenate([new, old]), (batches, states, valid), carry["replay"])

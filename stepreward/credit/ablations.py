@@ -22,12 +22,15 @@ Array = jax.Array
 
 # --- Variants ---
 
+_STABLE_ISTAR = {"beta": 1.0, "step_advantage": "centre", "nll_coef": 1.0, "alpha": 0.3, "alpha_scaled": True}
 ISTAR_VARIANTS = {
     "paper": {},
     # What stays stable with tiny models and few rooms, where the paper's form collapses; evidence in docs/log.md. Step rewards keep
     # their size (a PRM that knows nothing says nothing), the PRM keeps its mass on actions that winners took, and counts as far as it
     # ranks new pairs better than chance.
-    "stable": {"beta": 1.0, "step_advantage": "centre", "nll_coef": 1.0, "alpha": 0.3, "alpha_scaled": True},
+    "stable": _STABLE_ISTAR,
+    # Not in the paper: "stable", but the PRM compares actions that were taken in the same state, as GiGPO does.
+    "state_pairs": {**_STABLE_ISTAR, "prm_objective": "state_pairs"},
     "released": {
         "prm_frozen": True,
         "trajectory_reduce": "mean",

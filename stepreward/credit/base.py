@@ -144,6 +144,11 @@ class Method:
         """Whether only groups with both a success and a failure train the process reward model."""
         return False
 
+    @property
+    def prm_signals(self) -> frozenset[str]:
+        """Names of the signals that `prm_loss` reads; batches that are kept to train on again keep them."""
+        return frozenset()
+
     # --- Scheduled coefficients ---
 
     @property

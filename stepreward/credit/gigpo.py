@@ -96,9 +96,7 @@ class GiGPO(Method):
         return self.singleton == "zero"
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        states = of_steps(episodes, lambda step: step.observation if self.similarity < 1 else step.state_key)
-        ids = anchor_ids(states, np.asarray(batch.group_id).tolist(), similarity=self.similarity)
-        return {"anchor_id": step_array(ids, batch, dtype=np.int32, fill=-1)}
+        return {"anchor_id": anchors(batch, episodes, self.similarity)}
 
     def assign(self, batch: Batch) -> Credit:
         mask_ExS, anchor_ExS = step_mask(batch), batch.signals["anchor_id"]
@@ -127,6 +125,13 @@ def anchor_metrics(anchor_ExS: Array, anchored_ExS: Array, mask_ExS: Array) -> M
         "anchors_shared": masked_mean(size_ExS > 1, mask_ExS),
         "anchor_size": anchored_ExS.sum() / jnp.maximum(anchors, 1.0),
     }
+
+
+def anchors(batch: Batch, episodes, similarity: float = 1.0) -> np.ndarray:
+    """The signal `anchor_id` of a batch, from its episodes: see `anchor_ids`."""
+    states = of_steps(episodes, lambda step: step.observation if similarity < 1 else step.state_key)
+    ids = anchor_ids(states, np.asarray(batch.group_id).tolist(), similarity=similarity)
+    return step_array(ids, batch, dtype=np.int32, fill=-1)
 
 
 def anchor_ids(states: Sequence[Sequence[str]], group_id: Sequence[int], *, similarity: float = 1.0) -> list[list[int]]:

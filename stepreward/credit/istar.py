@@ -26,8 +26,10 @@ from stepreward.credit.base import (
     per_step,
     register,
     step_mean,
+    step_sum,
     to_tokens,
 )
+from stepreward.credit.gigpo import anchors
 from stepreward.credit.outcome import EPISODE_ADVANTAGES, episode_advantage
 from stepreward.credit.schedules import PairAccuracy, Schedule
 from stepreward.credit.units import UNITS
@@ -36,13 +38,14 @@ from stepreward.kernels.masked import SINGLETON
 Array = jax.Array
 
 _SCALE = {"zscore": "std", "rloo": "leave_one_out", "centre": "none"}
-_OBJECTIVE = {"dpo": pieces.pair_loss, "cross_entropy": pieces.label_loss}
+_OBJECTIVE = {"dpo": pieces.pair_loss, "cross_entropy": pieces.label_loss}  # of the scores of episodes
+_STATE_PAIRS = "state_pairs"  # the objective of the scores of steps
 _MERGE = {"advantage": pieces.merge_advantages, "reward": pieces.merge_rewards}
 _REFERENCE_SIGNAL = {"initial": "log_prob_initial"}
 CHOICES = {
     "episode_advantage": EPISODE_ADVANTAGES,
     "granularity": tuple(UNITS),
-    "prm_objective": tuple(_OBJECTIVE),
+    "prm_objective": (*_OBJECTIVE, _STATE_PAIRS),
     "trajectory_reduce": tuple(ablations.TRAJECTORY_REDUCE),
     "step_norm": tuple(ablations.STEP_NORM),
     "step_advantage": tuple(_SCALE),
@@ -65,14 +68,16 @@ class IStar(Method):
     A^S(a_t) = (r(a_t) − mean) / std over all steps of all episodes of the group                          (equation 4)
 
     Step rewards are not accumulated over time. Signals: `log_prob_prm` `[R, L]`; and with the options that name them,
-    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`.
+    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`, `anchor_id` int32 `[E, S]`.
 
     Attributes:
       beta: β of the step reward.
       alpha: α, weight of the process reward's advantage; 0 leaves the outcome method.
       episode_advantage: A^E: "rloo", "grpo", "dr_grpo", "reinforce_plus_plus" or "reinforce_plus_plus_baseline".
       granularity: the unit of the process reward: "step", or "token", where each token has its own reward.
-      prm_objective: "dpo", or "cross_entropy" of σ(score) with the success label.
+      prm_objective: "dpo"; "cross_entropy" of σ(score) with the success label; or "state_pairs", which is not in the paper: DPO between
+        two steps that were taken from one state of a group, one in a successful episode and one in a failed one. It then reads the signal
+        `anchor_id` int32 `[E, S]` (`gigpo.anchor_ids`), and scores single steps, so `trajectory_reduce` is not read.
       prm_beta: β in the loss of the prm; None uses `beta`.
       trajectory_reduce: an episode's score in the loss: "sum" of its step rewards, their "mean" over steps, or
         "token_mean".
@@ -149,8 +154,12 @@ class IStar(Method):
 
     @property
     def needs_pairs(self) -> bool:
-        """True with DPO; cross-entropy learns from every episode."""
-        return self.prm_objective == "dpo"
+        """True with pairs of episodes or steps; cross-entropy learns from every episode."""
+        return self.prm_objective != "cross_entropy"
+
+    @property
+    def prm_signals(self) -> frozenset[str]:
+        return self.requires & {*_REFERENCE_SIGNAL.values(), "anchor_id"}
 
     @property
     def needs_group(self) -> bool:
@@ -164,6 +173,8 @@ class IStar(Method):
             needed.add(_REFERENCE_SIGNAL[self.reference])
         if self.step_reward == "shuffled":
             needed.add("step_permutation")
+        if self.prm_objective == _STATE_PAIRS:
+            needed.add("anchor_id")
         return frozenset(needed)
 
     @property
@@ -175,7 +186,10 @@ class IStar(Method):
         return {"prm": self.prm_loss}
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        return ablations.drawn(self.requires, batch, rng)
+        found = ablations.drawn(self.requires, batch, rng)
+        if self.prm_objective == _STATE_PAIRS:
+            found["anchor_id"] = anchors(batch, episodes)
+        return found
 
     def assign(self, batch: Batch) -> Credit:
         units = UNITS[self.granularity](batch)
@@ -206,13 +220,17 @@ class IStar(Method):
         The metrics are those of `dpo_pairs` (`pairs`, `pair_accuracy`, `pair_margin`), `objective`, and `nll` or
         `label_accuracy` where they are computed.
         """
-        check_signals(self, batch, among=_REFERENCE_SIGNAL.values())
+        check_signals(self, batch, among=self.prm_signals)
         if self.prm_frozen:
             log_prob_prm_RxL = jax.lax.stop_gradient(log_prob_prm_RxL)
         beta = self.beta if self.prm_beta is None else self.prm_beta
-        score_E = pieces.trajectory_scores(self._log_ratio(log_prob_prm_RxL, batch), beta, batch)
-        score_E = ablations.TRAJECTORY_REDUCE[self.trajectory_reduce](score_E, batch)
-        loss, metrics = _OBJECTIVE[self.prm_objective](score_E, batch)  # equation 2
+        log_ratio_RxL = self._log_ratio(log_prob_prm_RxL, batch)
+        if self.prm_objective == _STATE_PAIRS:
+            loss, metrics = pieces.state_pair_loss(beta * step_sum(log_ratio_RxL, batch), batch)
+        else:
+            score_E = pieces.trajectory_scores(log_ratio_RxL, beta, batch)
+            score_E = ablations.TRAJECTORY_REDUCE[self.trajectory_reduce](score_E, batch)
+            loss, metrics = _OBJECTIVE[self.prm_objective](score_E, batch)  # equation 2
         metrics["objective"] = loss
         if self.uses("nll_coef"):
             metrics["nll"] = pieces.winners_negative_log_likelihood(log_prob_prm_RxL, batch)

@@ -59,6 +59,29 @@ def pair_loss(score_E: Array, batch: Batch) -> tuple[Array, Metrics]:
     return dpo_pairs(score_E, batch.success, batch.group_id, counted_episodes(batch))
 
 
+def state_pair_loss(score_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
+    """DPO over the pairs of steps that were taken from one state of a group: mean of −log σ(score⁺ − score⁻).
+
+    The winner of a pair is a step of a successful episode, the loser one of a failed episode. Steps of one state share their `anchor_id`;
+    a step with −1 is in no pair.
+
+    Args:
+      score_ExS: `[E, S]`, the score of each step.
+    """
+    anchor_ExS, mask_ExS = batch.signals["anchor_id"], step_mask(batch)
+    won_ExS = jnp.broadcast_to(batch.success[:, None], mask_ExS.shape)
+    flat = lambda x_ExS: x_ExS.reshape(-1)
+    return dpo_pairs(flat(score_ExS), flat(won_ExS), dense_ids(flat(anchor_ExS)), flat(mask_ExS & (anchor_ExS >= 0)))
+
+
+def dense_ids(id_N: Array) -> Array:
+    """int32 `[N]`: ids numbered 0, 1, 2 … in ascending order, equal ids alike, so that each is below N."""
+    order_N = jnp.argsort(id_N)
+    sorted_N = id_N[order_N]
+    number_N = jnp.cumsum(jnp.pad(sorted_N[1:] != sorted_N[:-1], (1, 0)))
+    return jnp.zeros(id_N.shape, jnp.int32).at[order_N].set(number_N.astype(jnp.int32))
+
+
 def label_loss(score_E: Array, batch: Batch) -> tuple[Array, Metrics]:
     """Cross-entropy of σ(score) with the success label; the metrics hold those of `pair_loss` too."""
     _, pairs = pair_loss(score_E, batch)

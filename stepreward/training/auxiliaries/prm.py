@@ -21,7 +21,7 @@ from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.backbones import Backbone
 from stepreward.training.layout import Layout
 from stepreward.training.minibatches import group_minibatches
-from stepreward.training.scoring import needs_initial, score
+from stepreward.training.scoring import score
 from stepreward.training.state import TrainState, create, make_optimizer, mean_metrics
 
 Array = jax.Array
@@ -118,7 +118,7 @@ class ProcessRewardModel(Auxiliary):
         if c.resync:
             self.state = self.state.replace(params=jax.tree.map(jnp.copy, policy_params))
         rng = np.random.default_rng(seed)
-        batch = batch.replace(signals={k: v for k, v in batch.signals.items() if k == "log_prob_initial"})
+        batch = batch.replace(signals={name: batch.signals[name] for name in self.method.prm_signals})
         groups, capacity = self._minibatch
         for _ in range(c.epochs):
             mixed = self.method.needs_pairs
@@ -141,7 +141,7 @@ class ProcessRewardModel(Auxiliary):
         return trees, {"replayed": len(self.replay)}
 
     def expect(self, facts: dict, empty) -> None:
-        signals = ("log_prob_initial",) if needs_initial(self.c, self.method) else ()
+        signals = sorted(self.method.prm_signals)
         self.replay = [empty(signals) for _ in range(facts["replayed"])]
 
     def load(self, saved: dict, facts: dict) -> None:
@@ -179,8 +179,8 @@ class ProcessRewardModel(Auxiliary):
         )
         if self.method.prm_frozen:
             return
-        (groups, rows), signals = self._minibatch, ("log_prob_initial",) if needs_initial(c, self.method) else ()
-        signals = (*signals, *self.method.scheduled_values(Standing()))
+        groups, rows = self._minibatch
+        signals = (*sorted(self.method.prm_signals), *self.method.scheduled_values(Standing()))
         batch = model.reads(layout.shapes(rows, groups * c.rollout.group_size, signals))
         # With more than one chunk, one forward pass computes all outputs before the forward and backward passes.
         passes = (0 if layout.chunks(rows) == 1 else 1) + layout.training_passes(model)
