@@ -78,6 +78,9 @@ SIGNALS: dict[str, Row] = {
     # Arrays that the host draws at random or computes from episodes.
     "step_permutation": Row(STEP, np.int32, "A random order of the steps of each episode, for the shuffled control.", computed=True),
     "progress_label": Row(STEP, np.float32, "Label of the estimator's loss in [0, 1]; -1 for a step without a label.", computed=True),
+    "others_outcome": Row(
+        EPISODE, np.float32, "Mean outcome of the other episodes of the group, or its own without others.", computed=True
+    ),
     "anchor_id": Row(STEP, np.int32, "Id of the group and state in which the step was taken; -1: none.", computed=True, padding=-1),
     "level_id": Row(
         STEP, np.int32, "Ids of the group's steps whose last 1, 2, … states are equal; -1: none.", computed=True, padding=-1, depth=1

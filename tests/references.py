@@ -142,6 +142,12 @@ def add_signals(steps: list[Step], rng) -> None:
         step.automaton_state, step.automaton_next = states.tolist()
 
 
+def others_outcome(episode, episodes) -> float:
+    """The mean outcome of the other counted episodes of its group, or its own without others."""
+    others = [e.outcome for e in episodes if e.group == episode.group and e.counted and e is not episode]
+    return float(np.mean(others)) if others else episode.outcome
+
+
 def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = True, row_order=None, group_of=None) -> Batch:
     """Packs episodes into a batch; `packing` is "episode" (a row is an episode) or "step" (a row is one step).
 
@@ -228,6 +234,7 @@ def pack(episodes: list[Episode], packing: str = "episode", *, padded: bool = Tr
             "automaton_eta": jnp.float32(0.1),
             "step_permutation": jnp.asarray(permutation),
             "anchor_id": jnp.asarray(anchor_id),
+            "others_outcome": pad([others_outcome(e, episodes) for e in episodes], 88.0, np.float32),
             "level_id": jnp.asarray(level_id),
             "tag_id": jnp.asarray(tag_id),
             "equal_id": jnp.asarray(equal_id),

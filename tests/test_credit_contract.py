@@ -31,6 +31,7 @@ METHODS = {name: make(name) for name in names()} | {
     "spa-shuffled": make("spa", step_reward="shuffled"),
     "spa-uniform": make("spa", step_reward="uniform"),
     "spa-terminal": make("spa", step_reward="terminal"),
+    "spa-every-step": make("spa", variant="every_step"),
     "spa-group": make("spa", baseline="group"),
     "spa-token": make("spa", level="token"),
     "rbt-bags": make("rbt", bag_size=2, bag_reward="env"),

@@ -57,6 +57,50 @@ def test_spa_literal():
     np.testing.assert_allclose(weighted[0, :3], [0.4, 0.3, 0.0], **CLOSE)
 
 
+def every_step_loop(episodes, outputs):
+    losses = []
+    for e, episode in enumerate(episodes):
+        if not episode.counted:
+            continue
+        others = [x.outcome for x in episodes if x.group == episode.group and x.counted and x is not episode]
+        target = episode.outcome - np.mean(others) if others else 0.0
+        errors = (np.cumsum(outputs[e, : len(episode.steps)]) - target) ** 2
+        losses.append(errors[-1] + errors.mean())
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("packing", ["episode", "step"])
+def test_the_loss_of_every_step_against_a_loop(packing, episodes):
+    batch, method = pack(episodes, packing), make("spa", variant="every_step")
+    loss, _ = method.progress_loss(batch.signals["progress"], batch)
+    np.testing.assert_allclose(loss, every_step_loop(episodes, np.asarray(batch.signals["progress"])), rtol=1e-5)
+    np.testing.assert_allclose(method.labels(batch, [])["others_outcome"][0], batch.signals["others_outcome"][0], rtol=1e-5)
+
+
+def test_the_best_contributions_of_every_step_are_advantages_and_those_of_the_paper_need_not_be():
+    """Two steps of two equally likely actions, success for 1, 1: the advantages are ±1/4, then ±1/2 after a 1 and 0 after a 0."""
+    outcome = [0, 0, 0, 1]
+    advantage = jnp.array([[-0.25, 0.0], [-0.25, 0.0], [0.25, -0.5], [0.25, 0.5]])
+    at_the_end = jnp.array([[0.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 1.0]])
+    batch = literal([[1, 1]] * 4, outcome, progress=advantage.tolist())
+    batch = batch.with_signals(others_outcome=jnp.full_like(batch.outcome, 0.25))
+    cells = jnp.array([[0, 2], [0, 3], [1, 4], [1, 5]])  # the table entry of each step: first action, then both actions
+    size = batch.step_mask.shape
+    table = lambda values: jnp.zeros(size).at[:4, :2].set(values[cells])
+    entries = lambda values_4x2: jnp.zeros(6).at[cells].set(values_4x2)
+    slope = lambda method, values: jax.grad(lambda x: method.progress_loss(table(x), batch)[0])(entries(values))
+    every_step, paper = make("spa", fit="every_step"), make("spa")
+    np.testing.assert_allclose(slope(every_step, advantage), 0.0, **CLOSE)
+    assert np.abs(slope(every_step, at_the_end)).max() > 0.05
+    np.testing.assert_allclose(slope(paper, at_the_end), 0.0, **CLOSE)
+    assert paper.progress_loss(table(entries(at_the_end)), batch)[0] == 0
+
+
+def test_only_spa_fits_every_step():
+    with pytest.raises(ValueError, match="fit of 'rbt' must be one of 'episode'"):
+        make("rbt", fit="every_step")
+
+
 def test_only_a_residual_at_the_end_leaves_earlier_rewards_alone(batch):
     """Rewards before the last step must not tell what happens later, or they bias the gradient of the steps in between."""
     mask = counted(batch)

@@ -42,7 +42,7 @@ class Arm:
 
 def missing(method: Method) -> frozenset[str]:
     """The signals that a method reads and the arena does not have."""
-    lacking = (method.requires | method.label_signals) - TABLES - set(signals.PROVIDED) - {"progress_label"}
+    lacking = (method.requires | method.label_signals) - TABLES - set(signals.PROVIDED) - {"progress_label", "others_outcome"}
     return lacking | ({f"strategy {method.strategy}"} if method.strategy not in STRATEGIES else set())
 
 
@@ -62,7 +62,9 @@ def arms() -> dict[str, Arm]:
         Arm("istar (paper, synchronised)", credit.make("istar"), prm_resync=True, prm_replay=5),
         Arm("istar (shuffled)", registered("istar", step_reward="shuffled")),
         Arm("prime (paper)", credit.make("prime"), prm_resync=False, prm_replay=0),
+        Arm("istar (state_pairs)", credit.make("istar", variant="state_pairs")),
         Arm("spa (paper)", credit.make("spa")),
+        Arm("spa (every_step)", credit.make("spa", variant="every_step")),
         Arm("step_ppo (critic by step)", credit.make("step_ppo"), critic_by_step=True),
         Arm("shuffled oracle", credit.make("oracle"), shuffled=True),
     ]

@@ -25,6 +25,7 @@ from stepreward.batch import Batch
 from stepreward.credit import Credit, make
 from stepreward.credit.base import token_mask
 from stepreward.credit.filters import Filter
+from stepreward.credit.outcome import episode_advantage
 from stepreward.credit.schedules import Linear, PairAccuracy, Schedule, Success
 from stepreward.kernels import group_statistics, ppo_clip
 
@@ -181,9 +182,11 @@ def _estimator(arm: Arm, settings: Settings, task: Task, policies: Policies, key
 
 
 def with_labels(method, batch: Batch, episodes: Episodes, groups: int) -> Batch:
-    """Adds the labels that the method's estimator learns from: those of ProgRM, or of AgentPRM from plain episodes."""
+    """Adds the labels that the method's estimator learns from: those of SPA, of ProgRM, or of AgentPRM from plain episodes."""
     if not method.label_signals:
         return batch
+    if method.label_signals == {"others_outcome"}:
+        return batch.with_signals(others_outcome=batch.outcome - episode_advantage(batch, "rloo"))
     by_group = lambda x: x.reshape(groups, -1, *x.shape[1:])
     code = by_group(episodes.state * 4 + episodes.action)
     if method.name == "progrm":

@@ -43,11 +43,15 @@ ISTAR_VARIANTS = {
     },
 }
 PRIME_VARIANTS = {"paper": {}, "released": {"step_norm": "max_return", "step_norm_floor": 1e-6}}
+_STABLE_SPA = {"enforce_sum": True, "residual": "last", "beta": 0.01, "discount": 1.0, "trace": 1.0}
 SPA_VARIANTS = {
     "paper": {},
     # Where success ends the episode, rewards that do not sum to the outcome pay for going on without succeeding: what the estimator
     # gets wrong, and β for every step. Evidence in docs/log.md.
-    "stable": {"enforce_sum": True, "residual": "last", "beta": 0.01, "discount": 1.0, "trace": 1.0},
+    "stable": _STABLE_SPA,
+    # Not in the paper: the estimator learns advantages from the outcome at every step, and λ < 1 lets them count. With λ = 1 and rewards
+    # that sum to the outcome, contributions only move reward between steps, and the advantage is R − Σ_{k<t} ĉ_k − V.
+    "every_step": {**_STABLE_SPA, "fit": "every_step", "trace": 0.5},
     "released": {
         "step_reward": "leave_one_out",
         "alpha": 1.0,

@@ -247,8 +247,12 @@ class Method:
         raise ValueError(f"method '{self.name}' has no progress estimator, so it has no progress_loss")
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
-        """float32 `[E, S]`: the contribution of each step, from the estimator's outputs; their sum is the predicted outcome."""
+        """float32 `[E, S]`: the contribution of each step, from the estimator's outputs; their sum predicts `explained_outcome`."""
         raise ValueError(f"method '{self.name}' has no progress estimator, so it has no contributions")
+
+    def explained_outcome(self, batch: Batch) -> Array:
+        """`[E]`: what the contributions of an episode add up to, if the estimator is exact; `batch` has the labels."""
+        return batch.outcome
 
 
 _METHODS: dict[str, type[Method]] = {}

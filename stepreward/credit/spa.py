@@ -17,14 +17,15 @@ from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
 from stepreward.credit.actor_critic import ActorCritic
 from stepreward.credit.base import Metrics, check_at_least, check_choice, register, step_mask
-from stepreward.credit.outcome import outcome_reward
-from stepreward.kernels import bag_sum_loss, contribution_sum_loss, spread_residual
+from stepreward.credit.outcome import episode_advantage, outcome_reward
+from stepreward.kernels import bag_sum_loss, contribution_sum_loss, return_prediction_loss, spread_residual
 from stepreward.kernels.masked import SINGLETON
 
 Array = jax.Array
 
 _ESTIMATED = {"progress": ablations.as_they_are, "shuffled": ablations.shuffled}
 CHOICES = {
+    "fit": ("episode", "every_step"),
     "step_reward": (*_ESTIMATED, *ablations.OUTCOME_REWARD),
     "step_weight": tuple(ablations.STEP_WEIGHT),
     "residual": ("uniform", "last"),
@@ -46,6 +47,11 @@ class SPA(ActorCritic):
     Attributes:
       alpha: α, weight of the progress.
       beta: β, weight of the grounding signal (the release: 0.5).
+      fit: what the estimator is trained on: "episode", the loss above; or "every_step", which is not in the paper. With it the
+        contributions of the first t steps, for each t, predict by how much the outcome exceeds the mean b of the other episodes of the
+        group: L = (Σ_t ĉ_t − (R − b))² + mean_t (Σ_{k≤t} ĉ_k − (R − b))². The best ĉ_t is then E[R | steps to t] − E[R | steps
+        before t], the advantage of step t, where the loss of the paper is also 0 for "1 at the step that succeeds". The label is the
+        signal `others_outcome` `[E]`.
       step_reward: "progress" is ĉ. Controls that replace it: "shuffled" (ĉ permuted within the episode by `step_permutation`),
         "uniform" (R / T), "terminal" (R at the last step), "leave_one_out" (R minus the mean of the others of the group, at every
         step, as in the release).
@@ -77,6 +83,7 @@ class SPA(ActorCritic):
     trace: float = 0.95
     alpha: float = 1.0
     beta: float = 0.5
+    fit: str = "episode"
     step_reward: str = "progress"
     clamp: bool = False
     enforce_sum: bool = False
@@ -117,7 +124,18 @@ class SPA(ActorCritic):
 
     @property
     def progress_options(self) -> dict:
-        return {"loss": "sum of the episode"}
+        return {"loss": {"episode": "sum of the episode", "every_step": "sum of each prefix"}[self.fit]}
+
+    @property
+    def label_signals(self) -> frozenset[str]:
+        return frozenset({"others_outcome"} if self.has_progress and self.fit == "every_step" else ())
+
+    def labels(self, batch: Batch, episodes) -> dict[str, np.ndarray]:
+        """b of each episode; R − b is RLOO's advantage, so that an episode without others has the label R − b = 0."""
+        return {"others_outcome": np.asarray(batch.outcome - episode_advantage(batch, "rloo"), np.float32)} if self.label_signals else {}
+
+    def explained_outcome(self, batch: Batch) -> Array:
+        return batch.outcome - batch.signals["others_outcome"] if self.label_signals else batch.outcome
 
     def contributions(self, output_ExS: Array, batch: Batch) -> Array:
         if not self.has_progress:
@@ -127,10 +145,14 @@ class SPA(ActorCritic):
         return jnp.maximum(output_ExS, 0.0) if self.clamp else output_ExS
 
     def progress_loss(self, output_ExS: Array, batch: Batch) -> tuple[Array, Metrics]:
-        """L = mean over episodes of (Σ_t ĉ_t − R)². The estimator's outputs are not clamped here: `clamp` applies to rewards only."""
+        """L = mean over episodes of (Σ_t ĉ_t − R)², or that of `fit="every_step"`. The estimator's outputs are not clamped here: `clamp` applies to rewards only."""
         if not self.has_progress:
             return super().progress_loss(output_ExS, batch)
-        return contribution_sum_loss(output_ExS, batch.outcome, step_mask(batch)), {}
+        mask_ExS, outcome_E = step_mask(batch), self.explained_outcome(batch)
+        if self.fit == "episode":
+            return contribution_sum_loss(output_ExS, outcome_E, mask_ExS), {}
+        sums_ExS = jnp.cumsum(jnp.where(mask_ExS, output_ExS.astype(jnp.float32), 0.0), axis=1)
+        return return_prediction_loss(sums_ExS, outcome_E, mask_ExS, every_step=1.0), {}
 
     def reward_of_steps(self, batch: Batch) -> Array:
         """r_t = α·ĉ_t + β·g_t."""
@@ -179,6 +201,7 @@ class RBT(SPA):
     def __post_init__(self):
         super().__post_init__()
         check_choice(self, "bag_reward", ("outcome", "env"))
+        check_choice(self, "fit", ("episode",))
         check_at_least(self, 0, "bag_size")
 
     @property

@@ -177,7 +177,7 @@ class Estimator(Auxiliary):
 
         Args:
           progress_ExS: exact progress of each step of `batch`, NaN where unknown.
-          reference: the constant prediction to compare with: the mean outcome of the training tasks.
+          reference: the constant prediction to compare with: the mean of `Method.explained_outcome` in the training tasks.
         """
         found = []
         for part, count in self._parts(batch, episodes):
@@ -185,7 +185,7 @@ class Estimator(Auxiliary):
             output = estimate(self.best, placed, **self._passes)
             found.append(processes.to_host(_contributions(self.method, output, placed))[:count])
         contribution = np.concatenate(found)
-        fit = outcome_fit(contribution.sum(axis=1), batch.outcome[episodes], reference)
+        fit = outcome_fit(contribution.sum(axis=1), np.asarray(self.method.explained_outcome(batch))[episodes], reference)
         return fit | credit_quality(contribution, progress_ExS[episodes], batch.step_mask[episodes])
 
     # --- During reinforcement learning ---

@@ -68,7 +68,8 @@ class Estimate(Stage):
     def _measure(self, episodes, batch, held_out) -> dict[str, float]:
         """Measures the best parameters on the held-out tasks, or on the training tasks if none are held out."""
         trained = np.setdiff1d(batch.group_id, held_out)
-        reference = float(batch.outcome[np.isin(batch.group_id, trained) & batch.episode_mask].mean())
+        explained = np.asarray(self.run.method.explained_outcome(batch))
+        reference = float(explained[np.isin(batch.group_id, trained) & batch.episode_mask].mean())
         truth = true_progress(episodes, self.c.rollout.max_steps)
         measured = self.estimator.episodes(batch, held_out if len(held_out) else trained)
         return self.estimator.quality(batch, measured, truth, reference)
