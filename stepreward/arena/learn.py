@@ -225,7 +225,11 @@ def _iteration(context, carry: dict[str, Any], number: Array, key: Array):
     cost = episodes.cost + (signals.branch_steps(moment, method) if method.strategy == "restore" else 0.0)
 
     batch = batch.with_signals(
-        **{name: signals.PROVIDED[name](moment, method) for name in sorted(method.requires) if name in signals.PROVIDED}
+        **{
+            name: signals.PROVIDED[name](moment, method)
+            for name in sorted(method.requires | method.label_signals)
+            if name in signals.PROVIDED
+        }
     )
     batch, carry = _auxiliary_signals(arm, settings, task, batch, episodes, start_success, carry, scheduled, learn_key)
     credit = method.credit(batch)

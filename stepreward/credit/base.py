@@ -109,7 +109,7 @@ class Method:
 
     @property
     def label_signals(self) -> frozenset[str]:
-        """Names of the signals that `progress_loss` reads."""
+        """Names of the signals that `progress_loss` or `prm_loss` reads and that come from the episodes (`labels`)."""
         return frozenset()
 
     @property
@@ -146,7 +146,7 @@ class Method:
 
     @property
     def prm_signals(self) -> frozenset[str]:
-        """Names of the signals that `prm_loss` reads; batches that are kept to train on again keep them."""
+        """Names of all signals that `prm_loss` reads; a batch that is kept to train on again keeps them."""
         return frozenset()
 
     # --- Scheduled coefficients ---
@@ -358,7 +358,7 @@ def check_signals(method: Method, batch: Batch, *, among: Collection[str] | None
     Raises:
       ValueError: a signal is missing; the message names the missing ones and those present.
     """
-    needed = method.requires.intersection(method.requires if among is None else among)
+    needed = (method.requires | method.label_signals).intersection(method.requires if among is None else among)
     missing = sorted((needed | {f"{SCHEDULED}{name}" for name in method.coefficients}) - set(batch.signals))
     if missing:
         present = ", ".join(sorted(batch.signals)) or "none"

@@ -68,7 +68,7 @@ class IStar(Method):
     A^S(a_t) = (r(a_t) − mean) / std over all steps of all episodes of the group                          (equation 4)
 
     Step rewards are not accumulated over time. Signals: `log_prob_prm` `[R, L]`; and with the options that name them,
-    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`, `anchor_id` int32 `[E, S]`.
+    `log_prob_initial` `[R, L]`, `step_permutation` int32 `[E, S]`.
 
     Attributes:
       beta: β of the step reward.
@@ -76,8 +76,8 @@ class IStar(Method):
       episode_advantage: A^E: "rloo", "grpo", "dr_grpo", "reinforce_plus_plus" or "reinforce_plus_plus_baseline".
       granularity: the unit of the process reward: "step", or "token", where each token has its own reward.
       prm_objective: "dpo"; "cross_entropy" of σ(score) with the success label; or "state_pairs", which is not in the paper: DPO between
-        two steps that were taken from one state of a group, one in a successful episode and one in a failed one. It then reads the signal
-        `anchor_id` int32 `[E, S]` (`gigpo.anchor_ids`), and scores single steps, so `trajectory_reduce` is not read.
+        two steps that were taken from one state of a group, one in a successful episode and one in a failed one. The loss then reads the
+        label `anchor_id` int32 `[E, S]` (`gigpo.anchor_ids`), and scores single steps, so `trajectory_reduce` is not read.
       prm_beta: β in the loss of the prm; None uses `beta`.
       trajectory_reduce: an episode's score in the loss: "sum" of its step rewards, their "mean" over steps, or
         "token_mean".
@@ -158,8 +158,15 @@ class IStar(Method):
         return self.prm_objective != "cross_entropy"
 
     @property
+    def label_signals(self) -> frozenset[str]:
+        return frozenset({"anchor_id"} if self.prm_objective == _STATE_PAIRS else ())
+
+    @property
     def prm_signals(self) -> frozenset[str]:
-        return self.requires & {*_REFERENCE_SIGNAL.values(), "anchor_id"}
+        return self.label_signals | (self.requires & {*_REFERENCE_SIGNAL.values()})
+
+    def labels(self, batch: Batch, episodes) -> dict[str, np.ndarray]:
+        return {"anchor_id": anchors(batch, episodes)} if self.label_signals else {}
 
     @property
     def needs_group(self) -> bool:
@@ -173,8 +180,6 @@ class IStar(Method):
             needed.add(_REFERENCE_SIGNAL[self.reference])
         if self.step_reward == "shuffled":
             needed.add("step_permutation")
-        if self.prm_objective == _STATE_PAIRS:
-            needed.add("anchor_id")
         return frozenset(needed)
 
     @property
@@ -186,10 +191,7 @@ class IStar(Method):
         return {"prm": self.prm_loss}
 
     def host_signals(self, batch: Batch, episodes, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        found = ablations.drawn(self.requires, batch, rng)
-        if self.prm_objective == _STATE_PAIRS:
-            found["anchor_id"] = anchors(batch, episodes)
-        return found
+        return ablations.drawn(self.requires, batch, rng)
 
     def assign(self, batch: Batch) -> Credit:
         units = UNITS[self.granularity](batch)

@@ -34,6 +34,7 @@ class ProcessRewardModel(Auxiliary):
       state: parameters and optimizer; None before `begin`.
       model: the PRM's backbone; None before `begin`.
       replay: earlier batches, newest first, on which every update trains again.
+      labels: the labels (`Method.labels`) of the batch that is scored next.
     """
 
     name = "prm"
@@ -47,6 +48,7 @@ class ProcessRewardModel(Auxiliary):
         self.state: TrainState | None = None
         self.model: Backbone | None = None
         self.replay: list[Batch] = []
+        self.labels: dict[str, np.ndarray] = {}
 
     @property
     def params(self):
@@ -78,10 +80,15 @@ class ProcessRewardModel(Auxiliary):
         self.model, params = backbones.prm_model(self.c, self.parts, model, params)
         self.state = create(params, self.optimizer)
 
+    def prepare(self, batch: Batch, episodes) -> dict:
+        """Finds the labels of the batch that its loss reads; returns no metrics."""
+        self.labels = self.method.labels(batch, episodes)
+        return {}
+
     def scores(self, placed: Batch, to_rows, policy_params) -> dict:
-        """Returns the log-probabilities of action tokens under the PRM, `[R, L]`."""
+        """Returns the log-probabilities of action tokens under the PRM, `[R, L]`, and the labels of the batch."""
         found = score(self.params, self.model.reads(placed), **self.layout.scoring(self.model))[0]
-        return {"log_prob_prm": to_rows(processes.to_host(found))}
+        return {"log_prob_prm": to_rows(processes.to_host(found)), **self.labels}
 
     def look(self, batch: Batch) -> tuple[dict, dict]:
         """Returns the pair accuracy on a batch that the PRM has not learnt from, 0.5 without a pair, and metrics."""
