@@ -17,23 +17,55 @@ def study(root, monkeypatch):
     return importlib.import_module("study")
 
 
-def recorded(folder, final, budget=1000, points=5, per_step=3.0):
-    folder.mkdir(parents=True)
+def recorded(study, final, budget=1000, points=5, per_step=3.0):
+    """The curve of a run whose success rises evenly from 0.2."""
     steps = np.linspace(0, budget, points)
+    return study.Curve(steps, per_step * steps, 0.1 * steps, 0.2 + (final - 0.2) * steps / budget)
+
+
+def test_the_height_of_a_curve(study):
+    curve = recorded(study, 0.6)
+    assert study.heights(curve, 1000) == pytest.approx(0.4)
+    assert study.heights(curve, 500) == pytest.approx(0.3)  # what lies behind the budget is cut off
+    assert study.heights(curve, 2000) == pytest.approx((0.4 + 0.6) / 2)  # the last value holds on
+    assert study.heights(curve, 3000, "sampled_tokens") == pytest.approx(0.4)
+
+
+def test_the_curve_of_a_run_is_its_evaluations(study, tmp_path):
     lines = [
-        {"iteration": i, "env_steps": int(x), "wall_s": 9.0, "eval/success": 0.2 + (final - 0.2) * x / budget}
-        | ({"rollout/sampled_tokens": per_step * x} if i else {})
-        for i, x in enumerate(steps)
+        {"iteration": 0, "env_steps": 0, "wall_s": 1.0, "eval/success": 0.2},
+        {"iteration": 1, "env_steps": 50, "wall_s": 2.0, "rollout/sampled_tokens": 140.0},
+        {"iteration": 2, "env_steps": 100, "wall_s": 3.0, "rollout/sampled_tokens": 290.0},
+        {"iteration": 2, "env_steps": 100, "wall_s": 4.0, "eval/success": 0.3},
     ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = study.curve_of(tmp_path)
+    assert [list(axis) for axis in found] == [[0, 100], [0, 290], [1, 4], [0.2, 0.3]]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[1]) + "\n")
+    with pytest.raises(ValueError, match="has no evaluation"):
+        study.curve_of(tmp_path)
 
 
-def test_the_height_of_a_curve(study, tmp_path):
-    recorded(tmp_path / "run", 0.6)
-    assert study.heights(tmp_path / "run", 1000) == pytest.approx(0.4)
-    assert study.heights(tmp_path / "run", 500) == pytest.approx(0.3)  # what lies behind the budget is cut off
-    assert study.heights(tmp_path / "run", 2000) == pytest.approx((0.4 + 0.6) / 2)  # the last value holds on
-    assert study.heights(tmp_path / "run", 3000, "rollout/sampled_tokens") == pytest.approx(0.4) and study.tokens(tmp_path / "run") == 3000
+def test_results_are_kept_and_not_made_again(study, tmp_path, monkeypatch):
+    made = []
+
+    def launch(folder, config, overrides, seed, stage=None):
+        made.append((folder.name, stage))
+        if stage is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "metrics.jsonl").write_text(json.dumps({"env_steps": 0, "wall_s": 1.0, "eval/success": 0.25}) + "\n")
+        return int(folder.name == "gigpo_1")
+
+    monkeypatch.setattr(study, "launch", launch)
+    runs = [run for arm in ("rloo", "gigpo") for run in study.final_runs("rooms", arm, {}, [0, 1])]
+    study.play(tmp_path, study.Results(tmp_path / "runs.csv"), runs[:1], 1)
+    assert made == [("start_0", "sft"), ("rloo_0", None)] and not (tmp_path / "rooms" / "rloo_0").exists()
+    results = study.Results(tmp_path / "runs.csv")
+    assert runs[0] in results and results.curves["rooms", "rloo", 0].success == [0.25]
+    made.clear()
+    study.play(tmp_path, results, runs, 1)
+    assert ("rloo_0", None) not in made and made.count(("gigpo_1", None)) == 2  # a run that fails is made once more
+    assert [run in study.Results(tmp_path / "runs.csv") for run in runs] == [True, True, True, False]
 
 
 def test_every_arm_is_tuned_equally_and_its_settings_exist(study, root):
@@ -65,26 +97,43 @@ def test_every_arm_is_tuned_equally_and_its_settings_exist(study, root):
 
 
 def test_the_best_configuration_is_chosen(study, tmp_path):
+    results = study.Results(tmp_path / "runs.csv")
     for run in study.tuning_runs("rooms", "rloo"):
         number = int(run.name.rsplit("_", 1)[1])
-        recorded(run.folder(tmp_path), 0.9 if number == 5 else 0.3 + 0.01 * number, budget=run.budget)
-    assert study.choose(tmp_path, "rooms", "rloo") == study.configurations("rloo")[5]
-    assert len(json.loads((tmp_path / "rooms" / "chosen_rloo.json").read_text())["tuning"]) == study.CONFIGURATIONS
+        results.add(run, recorded(study, 0.9 if number == 2 else 0.3 + 0.01 * number, budget=run.budget))
+    assert study.choose(results, "rooms", "rloo") == study.configurations("rloo")[2]
+    assert len(study.tuned(results, "rooms", "rloo")) == study.CONFIGURATIONS
+    with pytest.raises(SystemExit, match="tune_gigpo_0 of rooms with seed 100 is missing"):
+        study.choose(results, "rooms", "gigpo")
 
 
-def test_the_report_pairs_seeds_and_corrects_for_many_arms(study, tmp_path, capsys):
+def test_the_report_pairs_seeds_and_corrects_for_many_arms(study, tmp_path, capsys, monkeypatch):
     pytest.importorskip("rliable")
     pytest.importorskip("statsmodels")
-    budget, rng = study.TASKS["rooms"].budget, np.random.default_rng(0)
+    budget, rng, results = study.TASKS["rooms"].budget, np.random.default_rng(0), study.Results(tmp_path / "runs.csv")
     for seed in range(8):
         level = 0.4 + 0.2 * rng.random()
         for arm, more in (("rloo", 0.0), ("gigpo", 0.1 + 0.01 * rng.random()), ("istar", 0.02 * rng.normal())):
-            recorded(tmp_path / "rooms" / f"{arm}_{seed}", level + more, budget=budget)
-    rows = {row["arm"]: row for row in study.report(tmp_path, ["rooms", "shop"], ["rloo", "gigpo", "istar", "spa"], list(range(8)))}
-    assert set(rows) == {"rloo", "gigpo", "istar"} and rows["rloo"]["difference"] == 0  # an arm without its runs is left out
+            if arm != "istar" or seed < 6:
+                results.add(study.Run("rooms", arm, seed, {}, budget), recorded(study, level + more, budget=budget))
+    for arm in ("rloo", "gigpo", "istar"):
+        for run in study.tuning_runs("rooms", arm):
+            results.add(run, recorded(study, 0.5, budget=run.budget))
+    monkeypatch.setattr(study, "PAGE", tmp_path / "study.md")
+    monkeypatch.setattr(study, "DATA", tmp_path / "data.csv")
+    monkeypatch.setattr(study, "PICTURE", tmp_path / "picture.png")
+    study.PAGE.write_text("# Plan\n<!-- results -->\nold\n<!-- end of results -->\nThe end\n")
+    found = study.report(tmp_path, results, ["rooms", "shop"], ["rloo", "gigpo", "istar", "spa"], writes=True)
+    rows = {row["arm"]: row for row in found}
+    assert set(rows) == {"rloo", "gigpo", "istar"} and rows["rloo"]["difference"] == 0  # an arm without runs is left out
+    assert [rows[arm]["seeds"] for arm in ("rloo", "istar")] == [8, 6]
     assert rows["gigpo"]["difference"] == pytest.approx(0.0525, abs=0.003) and rows["gigpo"]["half"] < 0.005
     assert rows["gigpo"]["p_holm"] == pytest.approx(2 * rows["gigpo"]["p"]) and rows["gigpo"]["p_holm"] < 0.05 < rows["istar"]["p_holm"]
     assert rows["rloo"]["low"] < rows["rloo"]["iqm"] < rows["rloo"]["high"]
-    printed = capsys.readouterr().out
-    assert "| gigpo |" in printed and "shop" not in printed
+    printed, page = capsys.readouterr().out, study.PAGE.read_text()
+    assert "| gigpo | 8 |" in printed and "shop" not in printed
+    assert page.startswith("# Plan") and page.endswith("The end\n") and "old" not in page and "`policy.epochs=" in page
+    assert study.DATA.read_text() == (tmp_path / "runs.csv").read_text() and study.PICTURE.stat().st_size > 1000
     assert (tmp_path / "study.csv").read_text().count("\n") == 4 and (tmp_path / "study.png").stat().st_size > 1000
+    again = study.report(tmp_path, study.Results(study.DATA), ["rooms"], ["rloo", "gigpo", "istar"])
+    assert [row["difference"] for row in again] == pytest.approx([row["difference"] for row in found], abs=1e-6)
