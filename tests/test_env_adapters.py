@@ -405,3 +405,81 @@ def test_prompts_show_task_window_and_observation(name):
 def test_an_unknown_prompt_is_an_error():
     with pytest.raises(ValueError, match="compact, istar, spa"):
         adapters.prompts("spaa")
+
+
+# --- Toy text with a table of transitions ---
+
+ARROWS = {"left": 0, "down": 1, "right": 2, "up": 3}
+LAKES = "stepreward.envs.adapters.tabular:FrozenLakes"
+
+
+def lake(preset=LAKES, **kwargs):
+    pytest.importorskip("gymnasium")
+    return adapters.make(preset, max_steps=30, actions=ARROWS, render=True, kwargs=kwargs)()
+
+
+@pytest.mark.parametrize(
+    "preset, kwargs",
+    [
+        (LAKES, {"size": 5}),
+        ("FrozenLake-v1", {"render_mode": "ansi", "is_slippery": False}),  # its text shows the last action too
+        ("CliffWalking-v1", {"render_mode": "ansi"}),
+    ],
+)
+def test_the_graph_of_a_table_says_what_steps_do(preset, kwargs):
+    environment, rng, seen = lake(preset, **kwargs), np.random.default_rng(0), set()
+    for seed in range(8):
+        _, info = environment.reset(seed=seed)
+        graph, state = environment.transitions(), 0
+        assert graph.max_steps == 30 and graph.keys[0] == info["state_key"] and len(graph.keys) > 10
+        over = False
+        while not over:
+            assert environment.transitions().keys[0] == graph.keys[state]  # looking at the graph changes nothing
+            action = int(rng.integers(4))
+            observation, reward, terminated, truncated, info = environment.step(graph.actions[action])
+            assert (reward, terminated, info["won"]) == (graph.reward[state, action], graph.done[state, action], graph.won[state, action])
+            over = terminated or truncated
+            if not over:
+                state = graph.next_state[state, action]
+                assert info["state_key"] == graph.keys[state] and prompt_view(observation, info) == dict(graph.views[state])
+        seen.add(terminated)
+    assert True in seen or preset == "CliffWalking-v1"  # a random walk does not find the end of the cliff
+
+
+def test_what_is_left_to_chance_or_shows_no_text_has_no_graph():
+    assert "transitions" not in lake(slippery=True).capabilities
+    assert "transitions" not in lake("FrozenLake-v1", render_mode="ansi", is_slippery=True).capabilities
+    by_history = adapters.make(LAKES, actions=ARROWS, render=True, state_key="history")()
+    assert "transitions" not in by_history.capabilities
+    assert "transitions" not in adapters.TextEnv(Coin, global_random=True).capabilities
+
+
+def test_states_that_look_alike_are_refused():
+    class Fog(adapters.tabular.FrozenLakes):
+        def render(self):
+            return "fog"
+
+    pytest.importorskip("gymnasium")
+    environment = adapters.TextEnv(Fog, actions=ARROWS, render=True)
+    environment.reset(seed=0)
+    with pytest.raises(ValueError, match="two states have the same text"):
+        environment.transitions()
+
+
+def test_lakes_differ_by_seed_and_their_expert_takes_a_shortest_way():
+    environment, maps = lake(size=5, maps=3), {}
+    for split in ("train", "held_out"):
+        for seed in range(12):
+            text, info = environment.reset(seed=seed, options={"split": split})
+            maps.setdefault(split, set()).add(text["text"])
+            distance, graph = environment.distance(), environment.transitions()
+            moves = environment.expert(np.random.default_rng(seed))
+            assert len(moves) == distance >= 8
+            for move in moves:
+                assert environment.distance() == distance
+                _, _, terminated, _, info = environment.step(move)
+                distance -= 1
+            assert terminated and info["won"] and environment.distance() == 0 and graph.won.any()
+    assert len(maps["train"]) == len(maps["held_out"]) == 3 and not maps["train"] & maps["held_out"]
+    with pytest.raises(ValueError, match="give at least 2 cells and 1 map"):
+        lake(size=1)

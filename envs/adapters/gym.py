@@ -7,7 +7,7 @@ A preset is
 * `FrozenLake-v1`, or `package.module:Name-v0`: a name for `gymnasium.make` (extra `adapters`);
 * `gem:game:GuessTheNumber-v0-easy`: a name for `gem.make` after the prefix `gem:` (package `gem-llm`). GEM draws from global
   random generators and states the rules in its first observation; the default settings allow for both;
-* `package.module:factory`: a function or class that makes the environment.
+* `package.module:factory`: a function or class that makes the environment, such as `stepreward.envs.adapters.tabular:FrozenLakes`.
 
 The settings (`environment.options`) are the fields of `text_env.Settings`, and `kwargs`, the arguments of the environment.
 """

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from stepreward.envs.adapters import tabular
 from stepreward.envs.adapters.randomness import OwnRandomness
 from stepreward.envs.choosing import replaced
-from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, IMAGE, REPLAY, Observation
+from stepreward.envs.graphs import StateGraph
+from stepreward.envs.protocol import ADMISSIBLE, DISTANCE, EXPERT, IMAGE, REPLAY, TRANSITIONS, Observation
 
 SPLITS = ("train", "held_out")
 _COLOURED = re.compile(r"\x1b\[[\d;]*[1-9]m(.*?)\x1b\[0?m", re.DOTALL)
@@ -90,7 +92,8 @@ class TextEnv:
     The environment has `reset(seed=…) -> (observation, info)` and `step(action) -> (observation, reward, terminated,
     truncated, info)`, or the signatures of gym before 0.26: `reset() -> observation`, `seed(seed)` and `step(action) ->
     (observation, reward, done, info)`. An info of None counts as empty. Observations are strings, or mappings with "text" and
-    optionally "image". The adapter also offers the environment's methods `expert(rng)` and `distance()`, if it has them. The splits
+    optionally "image". The adapter also offers the environment's methods `expert(rng)` and `distance()`, if it has them, and `transitions()`,
+    if the environment has a table of transitions that leaves nothing to chance and is rendered as text (`tabular`). The splits
     use different seeds of the environment: "train" even ones, "held_out" odd ones.
 
     Args:
@@ -104,12 +107,12 @@ class TextEnv:
 
     def __init__(self, factory: Callable[[], Any], settings: Settings | None = None, **changes):
         self.settings = make_settings(settings, **changes)
-        self._own = OwnRandomness() if self.settings.global_random else None
+        self._generators = OwnRandomness() if self.settings.global_random else None
         with self._randomness():
             self._environment = factory()
         offered = {
             EXPERT: callable(self._method("expert")), DISTANCE: callable(self._method("distance")), IMAGE: self.settings.image,
-            REPLAY: self.settings.replay, ADMISSIBLE: self.settings.actions is not None,
+            REPLAY: self.settings.replay, ADMISSIBLE: self.settings.actions is not None, TRANSITIONS: self._is_tabular(),
         }  # fmt: skip
         self.capabilities = frozenset(name for name, there in offered.items() if there)
         self._over = True
@@ -125,8 +128,8 @@ class TextEnv:
         if seed < 0:
             raise ValueError(f"seed={seed!r}: give a whole number, at least 0")
         own_seed = int(np.random.SeedSequence(seed).generate_state(1)[0]) // 2 * 2 + SPLITS.index(split)
-        if self._own is not None:
-            self._own.seed(own_seed)
+        if self._generators is not None:
+            self._generators.seed(own_seed)
         with self._randomness():
             observation, info = _pair(self._reset(own_seed, **({"options": others} if others else {})))
             seen = self._see(observation)
@@ -173,6 +176,19 @@ class TextEnv:
     def distance(self) -> float:
         """Calls the environment's own `distance`."""
         return float(self._method("distance")())
+
+    def transitions(self) -> StateGraph:
+        """All states that can be reached from here, of an environment with a table of transitions (`tabular.is_tabular`)."""
+        s, spec = self.settings, getattr(self._environment, "spec", None)
+        limits = [limit for limit in (s.max_steps, getattr(spec, "max_episode_steps", None)) if limit]
+        return tabular.state_graph(
+            self._own,
+            s.actions,
+            lambda: self._see(None)["text"],
+            lambda terminated, reward: terminated and reward >= s.win_reward,
+            idle_reward=s.invalid_reward,
+            max_steps=min(limits, default=tabular.UNLIMITED) - self._steps,
+        )
 
     def close(self) -> None:
         """Closes the environment if it has a method `close`."""
@@ -240,12 +256,20 @@ class TextEnv:
     def _said(info: Mapping, names: tuple[str, ...], otherwise: Any) -> Any:
         return next((info[name] for name in names if name in info), otherwise)
 
+    @property
+    def _own(self) -> Any:
+        """The environment without wrappers."""
+        return getattr(self._environment, "unwrapped", self._environment)
+
     def _method(self, name: str) -> Any:
-        own = getattr(self._environment, "unwrapped", self._environment)
-        return getattr(own, name, None)
+        return getattr(self._own, name, None)
+
+    def _is_tabular(self) -> bool:
+        s = self.settings
+        return s.actions is not None and s.render and s.state_key == "text" and tabular.is_tabular(self._own)
 
     def _randomness(self):
-        return contextlib.nullcontext() if self._own is None else self._own.active()
+        return contextlib.nullcontext() if self._generators is None else self._generators.active()
 
 
 def _pair(found: Any) -> tuple[Any, Mapping]:
