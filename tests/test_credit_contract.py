@@ -88,6 +88,7 @@ NOT_CENTRED = RAW | {
     "ppo-decay",
     "ppo-kl",
     "spa-enforced",
+    "spa-every-step",
     "spa-uniform",
     "spa-terminal",
     "rudder",

@@ -34,7 +34,7 @@ from stepreward.credit import Method, make, register
         ("spa", {"step_weight": "steptool"}, "'none', 'released'"),
         ("spa", {"level": "turn"}, "level of 'spa' must be one of 'step', 'token'"),
         ("spa", {"baseline": "group", "level": "token"}, "set level='step'"),
-        ("spa", {"variant": "release"}, "there are: paper, released"),
+        ("spa", {"variant": "release"}, "there are: every_step, paper, released"),
         ("spa", {"reward": "env"}, "no option 'reward'"),
         ("rbt", {"variant": "released"}, "no option 'variant'"),
         ("rbt", {"bag_size": -1}, "bag_size of 'rbt' must be at least 0"),

@@ -107,13 +107,17 @@ def test_alpha_counts_as_far_as_the_prm_beats_chance(prm, scores, success, accur
     assert metrics["prm/pairs"] == (4 if 0 in success else 0)
 
 
-def test_the_latest_batch_is_the_first_of_the_replayed_ones(prm):
+@pytest.mark.parametrize("method, kept", [("istar", set()), ("prime", {"log_prob_initial"})])
+def test_the_latest_batch_is_the_first_of_the_replayed_ones(prm, method, kept):
+    """It keeps the signals that the loss reads, and no others."""
+    prm.method = make(method)
     for number in range(4):
-        batch = scored_batch([1.0, 2.0], [1, 1])  # no pair: nothing trains
+        batch = scored_batch([1.0, 2.0], [1, 1])
+        batch = batch.replace(episode_mask=np.zeros_like(batch.episode_mask))  # nothing trains
         prm.update(batch.replace(outcome=batch.outcome + number).with_signals(log_prob_initial=batch.log_prob_old), [0], None)
         assert float(prm.replay[0].outcome[0]) == 1 + number
     assert [float(b.outcome[0]) for b in prm.replay] == [4, 3]
-    assert set(prm.replay[0].signals) == {"log_prob_initial"}
+    assert set(prm.replay[0].signals) == kept
 
 
 def test_the_replayed_batches_train_too(prm, monkeypatch):
