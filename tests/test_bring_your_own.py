@@ -50,7 +50,7 @@ def test_the_example_trains(blocks, root, tmp_path):
 
 def test_the_example_without_code_trains_without_an_expert(blocks, root, tmp_path):
     pytest.importorskip("gymnasium")
-    (command,) = [code for kind, code in blocks if kind == "sh" and "FrozenLake" in code]
+    (command,) = [code for kind, code in blocks if kind == "sh" and "FrozenLake-v1" in code]
     said = trained(command, ["--config.train.env_steps=30", "--config.eval.episodes=4", "--quiet"], root, tmp_path)
     assert "1 different held-out tasks" in said  # the lake is always the same
     config = load_config(tmp_path / "run" / "config.json")
@@ -58,6 +58,14 @@ def test_the_example_without_code_trains_without_an_expert(blocks, root, tmp_pat
     vocabulary = json.loads((tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text())["model"]["vocab"]
     assert {"left", "down", "right", "up", "F", "~"} <= set(vocabulary)
     assert len(read_metrics(tmp_path / "run")) >= 2
+
+
+def test_the_example_with_exact_advantages_compares_its_credit_with_them(blocks, root, tmp_path):
+    pytest.importorskip("gymnasium")
+    (command,) = [code for kind, code in blocks if kind == "sh" and "FrozenLakes" in code]
+    few = ["--config.train.env_steps=30", "--config.sft.updates=20", "--config.eval.episodes=4", "--quiet"]
+    trained(command, few, root, tmp_path)
+    assert any("credit/exact_pearson_advantage" in record for record in read_metrics(tmp_path / "run"))
 
 
 def test_the_example_keeps_the_protocol(blocks):
