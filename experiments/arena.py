@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # tables are too small for an acc
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pages import replace_parts
 
 from stepreward.arena import exact, learn, measure, tasks
 from stepreward.arena.arms import REASONS, Arm, arms, told
@@ -113,7 +114,7 @@ def with_sgd(table: Table, known: dict[str, Arm], writes: bool) -> None:
     if writes:
         DATA.mkdir(exist_ok=True)
         table.write(DATA / table.path.name)
-        replace_parts({"sgd": success_table(table, by_mean(table, SGD_ARMS, SGD_TASKS), list(SGD_TASKS), reasons=False)})
+        replace_parts(PAGE, {"sgd": success_table(table, by_mean(table, SGD_ARMS, SGD_TASKS), list(SGD_TASKS), reasons=False)})
 
 
 def train(table: Table, arm: Arm, task_name: str, seeds: int, settings: learn.Settings = ADAM, grid: tuple[float, ...] = RATES) -> None:
@@ -207,17 +208,7 @@ def write(learning: Table, quality: Table, implicit: Table, names: list[str], ch
         "noisy": credit_table(quality, ranked, "ice"),
         "implicit": implicit_table(implicit, chosen),
     }
-    replace_parts(parts)
-
-
-def replace_parts(parts: dict[str, str]) -> None:
-    """Replaces what stands between the marks of each name in docs/arena.md."""
-    text = PAGE.read_text(encoding="utf-8")
-    for name, part in parts.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + "\n" + part + "\n" + rest[rest.index(end) :]
-    PAGE.write_text(text, encoding="utf-8")
+    replace_parts(PAGE, parts)
 
 
 def by_mean(learning: Table, names: Sequence[str], chosen: Sequence[str]) -> list[str]:

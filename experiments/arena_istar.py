@@ -16,6 +16,7 @@ from pathlib import Path
 import arena
 import jax.numpy as jnp
 import numpy as np
+from pages import replace_parts
 
 from stepreward import credit
 from stepreward.arena import learn, measure, tasks
@@ -64,7 +65,7 @@ def main() -> None:
     if options.write:
         arena.DATA.mkdir(exist_ok=True)
         table.write(arena.DATA / table.path.name)
-        arena.replace_parts({"istar": as_markdown(table)})
+        replace_parts(arena.PAGE, {"istar": as_markdown(table)})
 
 
 def train(arm: Arm, task_name: str) -> dict[str, float]:

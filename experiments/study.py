@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 from compare import launch
+from pages import replace_parts
 
 from stepreward.metrics import read_metrics, write_atomically
 
@@ -326,9 +327,7 @@ def report(out: Path, results: Results, tasks: Sequence[str], arms: Sequence[str
         _plot(PICTURE, rows)
         if results.path.resolve() != DATA:
             shutil.copyfile(results.path, DATA)
-        begin, end = "<!-- results -->", "<!-- end of results -->"
-        before, after = PAGE.read_text().split(begin)[0], PAGE.read_text().split(end)[1]
-        write_atomically(PAGE, f"{before}{begin}\n{''.join(tables)}\n{end}{after}")
+        replace_parts(PAGE, {"results": "".join(tables)})
     return rows
 
 

@@ -137,3 +137,12 @@ def test_the_report_pairs_seeds_and_corrects_for_many_arms(study, tmp_path, caps
     assert (tmp_path / "study.csv").read_text().count("\n") == 4 and (tmp_path / "study.png").stat().st_size > 1000
     again = study.report(tmp_path, study.Results(study.DATA), ["rooms"], ["rloo", "gigpo", "istar"])
     assert [row["difference"] for row in again] == pytest.approx([row["difference"] for row in found], abs=1e-6)
+
+
+def test_a_page_without_its_marks_stays_as_it_is(study, tmp_path):
+    page = tmp_path / "page.md"
+    for text in ("# Plan\n", "<!-- results -->\nold\n", "<!-- end of results -->\n<!-- results -->\n"):
+        page.write_text(text)
+        with pytest.raises(ValueError, match="lacks the line '<!-- results -->'"):
+            study.replace_parts(page, {"results": "new"})
+        assert page.read_text() == text

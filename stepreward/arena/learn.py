@@ -25,7 +25,7 @@ from stepreward.batch import Batch
 from stepreward.credit import Credit, make
 from stepreward.credit.base import token_mask
 from stepreward.credit.filters import Filter
-from stepreward.credit.outcome import episode_advantage
+from stepreward.credit.outcome import others_outcome
 from stepreward.credit.schedules import Linear, PairAccuracy, Schedule, Success
 from stepreward.kernels import group_statistics, ppo_clip
 
@@ -186,7 +186,7 @@ def with_labels(method, batch: Batch, episodes: Episodes, groups: int) -> Batch:
     if not method.label_signals:
         return batch
     if method.label_signals == {"others_outcome"}:
-        return batch.with_signals(others_outcome=batch.outcome - episode_advantage(batch, "rloo"))
+        return batch.with_signals(others_outcome=others_outcome(batch))
     by_group = lambda x: x.reshape(groups, -1, *x.shape[1:])
     code = by_group(episodes.state * 4 + episodes.action)
     if method.name == "progrm":

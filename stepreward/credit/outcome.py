@@ -66,6 +66,11 @@ def episode_advantage(batch: Batch, how: str, *, eps: float | None = None, singl
     raise ValueError(f"episode_advantage must be one of {EPISODE_ADVANTAGES}, not {how!r}")
 
 
+def others_outcome(batch: Batch) -> Array:
+    """float32 `[E]`: the mean outcome of the other episodes of the group; its own for an episode without others."""
+    return batch.outcome.astype(jnp.float32) - episode_advantage(batch, "rloo")
+
+
 def outcome_metrics(batch: Batch) -> Metrics:
     """Scalars: the mean outcome, the mean over groups of its std, and the shares of groups with both labels and with equal outcomes."""
     mask_E, groups = counted_episodes(batch), batch.num_episodes

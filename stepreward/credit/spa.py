@@ -17,7 +17,7 @@ from stepreward.batch import Batch
 from stepreward.credit import ablations, pieces
 from stepreward.credit.actor_critic import ActorCritic
 from stepreward.credit.base import Metrics, check_at_least, check_choice, register, step_mask
-from stepreward.credit.outcome import episode_advantage, outcome_reward
+from stepreward.credit.outcome import others_outcome, outcome_reward
 from stepreward.kernels import bag_sum_loss, contribution_sum_loss, return_prediction_loss, spread_residual
 from stepreward.kernels.masked import SINGLETON
 
@@ -132,7 +132,7 @@ class SPA(ActorCritic):
 
     def labels(self, batch: Batch, episodes) -> dict[str, np.ndarray]:
         """b of each episode; R − b is RLOO's advantage, so that an episode without others has the label R − b = 0."""
-        return {"others_outcome": np.asarray(batch.outcome - episode_advantage(batch, "rloo"), np.float32)} if self.label_signals else {}
+        return {"others_outcome": np.asarray(others_outcome(batch))} if self.label_signals else {}
 
     def explained_outcome(self, batch: Batch) -> Array:
         return batch.outcome - batch.signals["others_outcome"] if self.label_signals else batch.outcome
