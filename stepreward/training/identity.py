@@ -87,10 +87,10 @@ def tokenizer(folder: Path) -> str:
 
 
 def weights(folder: Path) -> str:
-    """Digest of a model folder's shape and weights: `config.json`, and a sample of each tensor."""
-    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors")
+    """Digest of a model folder's shape and weights: `config.json`, and a sample of each tensor, or of a GGUF file."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".gguf"))
     config = [_content(folder / "config.json")] if (folder / "config.json").is_file() else []
-    return _digest([*config, *(part for path in files for part in _tensors(path))])
+    return _digest([*config, *(part for path in files for part in (_sample if path.suffix == ".gguf" else _tensors)(path))])
 
 
 def data(path: str | Path) -> str:
