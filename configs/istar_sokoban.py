@@ -17,11 +17,11 @@ pictures.
 
 from ml_collections import ConfigDict
 
-from stepreward.configs.common import paper
+from stepreward.configs.common import laptop, paper
 from stepreward.configs.common.base import base_config, use_model
-from stepreward.models.published import MODELS
+from stepreward.models.published import LAPTOP, MODELS
 
-PRESETS = ("tiny", "micro", "paper", *MODELS)
+PRESETS = ("tiny", "micro", "paper", *LAPTOP, *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
@@ -32,6 +32,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     c.policy.advantage_norm = "centre"  # "none" is the paper's
     if preset in MODELS:
         use_model(c, preset)
+    elif preset in LAPTOP:
+        laptop.sokoban(c, preset)
     else:
         {"tiny": _tiny, "micro": micro, "paper": _paper}[preset](c)
     return c

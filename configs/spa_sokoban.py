@@ -17,11 +17,11 @@ The paper (arXiv 2505.20732) uses ALFWorld, WebShop and VirtualHome; its setting
 
 from ml_collections import ConfigDict
 
-from stepreward.configs.common import paper
+from stepreward.configs.common import laptop, paper
 from stepreward.configs.common.base import base_config, use_model
-from stepreward.models.published import MODELS
+from stepreward.models.published import LAPTOP, MODELS
 
-PRESETS = ("tiny", "micro", *MODELS)
+PRESETS = ("tiny", "micro", *LAPTOP, *MODELS)
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
@@ -35,6 +35,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         _micro(c)
     elif preset in MODELS:
         _published(c, preset)
+    elif preset in LAPTOP:
+        laptop.sokoban(c, preset)
     return c
 
 

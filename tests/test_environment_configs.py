@@ -4,7 +4,7 @@ import pytest
 
 from stepreward.config import load_config_file
 from stepreward.errors import UserError
-from stepreward.models.published import MODELS
+from stepreward.models.published import LAPTOP, MODELS
 from stepreward.training import setup
 
 ENVIRONMENTS = {
@@ -36,6 +36,15 @@ def test_a_published_model_speaks_in_the_form_of_the_paper(root, experiment):
     for model in MODELS:
         c = load(root, experiment, model)
         assert (c.environment.preset, c.environment.prompt, c.model.path) == (form, form, MODELS[model])
+        assert c.rollout.max_row_tokens >= c.rollout.max_prompt_tokens + c.rollout.max_answer_tokens
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_laptop_model_plays_what_the_tiny_model_plays(root, experiment):
+    for model in LAPTOP:
+        c, tiny = load(root, experiment, model), load(root, experiment)
+        assert (c.environment, c.rollout.context, c.rollout.max_steps) == (tiny.environment, tiny.rollout.context, tiny.rollout.max_steps)
+        assert (c.model.preset, c.model.path) == (model, LAPTOP[model]) and c.lora.rank
         assert c.rollout.max_row_tokens >= c.rollout.max_prompt_tokens + c.rollout.max_answer_tokens
 
 

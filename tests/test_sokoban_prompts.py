@@ -9,7 +9,7 @@ from stepreward.envs.sokoban import make, prompts
 from stepreward.envs.sokoban.core import ACTIONS
 from stepreward.envs.sokoban.prompts import IStarPrompt
 
-NAMES = ("compact", "istar", "istar_image", "ragen", "tags", "compact_tags")
+NAMES = ("compact", "short", "istar", "istar_image", "ragen", "tags", "compact_tags")
 
 
 def start():
@@ -31,10 +31,18 @@ def test_compact_is_the_inside_of_the_board():
     assert prompt.window(observation, [(observation, "up")]) == "P_X__#__O_____##"
 
 
+def test_short_has_a_space_before_each_symbol():
+    prompt = prompts("short")
+    observation = {"text": "######\n#P_X_#\n#_#__#\n#O___#\n#__###\n######"}
+    assert prompt.first(observation) == prompt.later(observation) == " P _ X _\n _ # _ _\n O _ _ _\n _ _ # #"
+    assert prompt.window(observation, [(observation, "up")]) == prompt.first(observation)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "action"),
     [
         ("compact", " Up\n", "up"),
+        ("short", "left", "left"),
         ("compact", "go up", None),
         ("compact", "", None),
         ("istar", "<think>a wall</think><action>left</action>", "left"),
@@ -114,5 +122,5 @@ def test_a_value_that_is_not_text_holds_no_action(name, value):
 
 
 def test_unknown_prompts_are_listed():
-    with pytest.raises(ValueError, match="unknown Sokoban prompt 'verbose'; the prompts are compact, istar"):
+    with pytest.raises(ValueError, match="unknown Sokoban prompt 'verbose'; the prompts are compact, short, istar"):
         prompts("verbose")

@@ -11,9 +11,10 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from stepreward.config import check_preset
+from stepreward.configs.common import laptop
 from stepreward.configs.common.base import base_config, use_model
 from stepreward.configs.common.paper import spa_adapters
-from stepreward.models.published import MODELS
+from stepreward.models.published import LAPTOP, MODELS
 
 
 def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict], None]) -> ConfigDict:
@@ -22,14 +23,14 @@ def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict]
     Args:
       name: name of the environment.
       method: `credit.method`, "istar" or "spa"; its "auto" variant is "stable", see docs/log.md.
-      preset: "tiny"; "micro"; "paper"; "real" (the benchmark's own data with a tiny model; WebShop and ALFWorld only); or one of MODELS.
+      preset: "tiny"; "micro"; "paper"; "real" (the benchmark's own data with a tiny model; WebShop and ALFWorld only); one of LAPTOP or MODELS.
       paper: sets the values that the method's paper states.
 
     Raises:
       ValueError: the preset is unknown; the message lists the known ones.
     """
     forms = {"tiny": tiny, "micro": micro} | ({"real": real} if name in _REAL else {})
-    check_preset(preset, (*forms, "paper", *MODELS))
+    check_preset(preset, (*forms, "paper", *LAPTOP, *MODELS))
     c = base_config()
     c.credit.method = method
     if method == "istar":
@@ -40,6 +41,9 @@ def experiment(name: str, method: str, preset: str, paper: Callable[[ConfigDict]
         paper(c)
     elif preset in MODELS:
         published(c, name, preset)
+    elif preset in LAPTOP:
+        tiny(c, name)
+        laptop.speak(c, preset)
     else:
         forms[preset](c, name)
     return c

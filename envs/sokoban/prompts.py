@@ -78,6 +78,14 @@ class CompactPrompt:
         return action
 
 
+class ShortPrompt(CompactPrompt):
+    """For small language models: the inside of the board with a space before each symbol, so that each is a token; the answer is one word."""
+
+    def first(self, observation: Observation) -> str:
+        """The board without its outer wall, a line a row."""
+        return "\n".join(" " + " ".join(row[1:-1]) for row in observation["text"].split("\n")[1:-1])
+
+
 class CompactImagePrompt(CompactPrompt):
     """For tiny vision models: one `<image>` and no words; the answer is the action's word alone."""
 
@@ -173,7 +181,7 @@ class RagenPrompt:
 
 
 _PROMPTS = {
-    "compact": CompactPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "compact_image": CompactImagePrompt,
+    "compact": CompactPrompt, "short": ShortPrompt, "istar": IStarPrompt, "istar_image": IStarImagePrompt, "compact_image": CompactImagePrompt,
     "ragen": RagenPrompt, "tags": TagsPrompt, "compact_tags": lambda: CompactTags(CompactPrompt()),
 }  # fmt: skip
 

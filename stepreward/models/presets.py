@@ -83,6 +83,9 @@ PUBLISHED = {
     "llama3.2-3b": _llama(28, 3072, 24, 8192, 32.0, True),
     "llama3.1-8b": _llama(32, 4096, 32, 14_336, 8.0, False),
 }
+PUBLISHED["smollm2-135m"] = DecoderConfig(
+    49_152, 30, 576, 9, 3, 64, 1536, rope_theta=1e5, tie_embeddings=True, norm_eps=1e-5, scan_layers=True
+)
 _VISION = VisionConfig(depth=32, embed_dim=1280, num_heads=16, mlp_dim=3420, out_dim=3584, full_attention_layers=(7, 15, 23, 31))
 PUBLISHED["qwen2.5-vl-7b"] = dataclasses.replace(PUBLISHED["qwen2.5-7b"], mrope_sections=(16, 24, 24), vision=_VISION)
 PRESETS = TINY | PUBLISHED

