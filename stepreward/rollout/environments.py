@@ -7,6 +7,8 @@ fresh one.
         pool.call(0, "reset", seed=7)  # one call: its result, or EnvironmentFailure raised
         pool.call_all([Call(0, "step", ("up",)), Call(1, "reset")])  # one round: a list of results and EnvironmentFailures
         pool.call_all([[Call(0, "step", ("up",)), Call(0, "distance")]])  # several calls of a slot, one round trip: [[…, …]]
+        pool.begin([Call(0, "step", ("up",))])  # starts a call and does not wait for it
+        pool.arrived()  # {0: …}: what has been returned since
 
 There are four kinds of pools with the same interface, see `pools.make_pool`. The two in this module run environments in this process. A
 pool must be used from one thread only.
@@ -19,7 +21,8 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -54,6 +57,7 @@ class Pool(abc.ABC):
     def __init__(self):
         self.failures = 0
         self.rounds = 0
+        self._alone: dict[int, bool] = {}  # slot of a call that was begun -> whether it was a `Call` by itself
 
     def capabilities(self) -> frozenset[str]:
         """What the environments declare.
@@ -96,18 +100,73 @@ class Pool(abc.ABC):
         Raises:
           ValueError: a slot is named twice, or a list of calls is empty or names several slots.
         """
+        if self._alone:
+            raise ValueError("calls that `begin` has started are still running: take their results first, or abandon them")
+        found: dict[int, Any] = {}
+        slots = self.begin(calls)
+        while self._alone:
+            found |= self.arrived()
+        return [found[slot] for slot in slots]
+
+    def begin(self, calls: Sequence[Call | Sequence[Call]]) -> list[int]:
+        """Starts calls without waiting for them; `arrived` returns their results.
+
+        Args:
+          calls: as in `call_all`. A slot must not be busy with an earlier call.
+
+        Returns:
+          The slot of each item.
+
+        Raises:
+          ValueError: a slot is named twice or is busy, or a list of calls is empty or names several slots.
+        """
+        slots, steps = _by_slot(calls)
+        if busy := sorted(self._alone.keys() & set(slots)):
+            raise ValueError(f"the slot {busy[0]} is busy: take the result of its call first")
         self.rounds += 1
-        found = self._round(*_by_slot(calls))
-        failures = Counter(f"{x}{x.where and f' ({x.where})'}" for x in found if isinstance(x, EnvironmentFailure))
+        try:
+            for slot, call, todo in zip(slots, calls, steps, strict=True):
+                self._alone[slot] = isinstance(call, Call)
+                self._send(slot, todo)
+        except BaseException:
+            self.abandon()
+            raise
+        return slots
+
+    def arrived(self, *, wait: bool = True) -> dict[int, Any]:
+        """Returns the results that have arrived, by slot; with `wait`, at least one if any slot is busy.
+
+        A result is as in `call_all`: one, or a list of them for a list of calls, or an `EnvironmentFailure`.
+        """
+        if not self._alone:
+            return {}
+        try:
+            found = self._take(wait)
+        except BaseException:
+            self.abandon()
+            raise
+        failures = Counter(f"{x}{x.where and f' ({x.where})'}" for x in found.values() if isinstance(x, EnvironmentFailure))
         self.failures += failures.total()
         for failure, times in failures.items():
             _log.warning("%s failed: %s", "environment" if times == 1 else f"{times} environments", failure)
-        alone = [isinstance(call, Call) for call in calls]
-        return [x[0] if a and not isinstance(x, EnvironmentFailure) else x for x, a in zip(found, alone, strict=True)]
+        return {slot: x[0] if self._alone.pop(slot) and not isinstance(x, EnvironmentFailure) else x for slot, x in found.items()}
+
+    def abandon(self) -> None:
+        """Gives up all calls that are still running, as an interrupt must: a later call would take their answers for its own."""
+        slots, self._alone = list(self._alone), {}
+        self._drop_all(slots)
 
     @abc.abstractmethod
-    def _round(self, slots: list[int], steps: list[list[tuple]]) -> list:
-        """Returns for each slot the list of results of its steps `(method, args, kwargs)`, or an EnvironmentFailure."""
+    def _send(self, slot: int, todo: list[tuple]) -> None:
+        """Starts the steps `(method, args, kwargs)` of a slot."""
+
+    @abc.abstractmethod
+    def _take(self, wait: bool) -> dict[int, list | EnvironmentFailure]:
+        """The lists of results, or failures, of the slots that have ended since; with `wait`, at least one."""
+
+    @abc.abstractmethod
+    def _drop_all(self, slots: list[int]) -> None:
+        """Ends the environments of slots whose calls may still run."""
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -133,6 +192,7 @@ class EnvironmentPool(Pool):
         super().__init__()
         self._factory = factory
         self._hosts: list[EnvironmentHost] = []
+        self._found: dict[int, list | EnvironmentFailure] = {}
 
     def capabilities(self) -> frozenset[str]:
         """What the environments declare.
@@ -154,8 +214,17 @@ class EnvironmentPool(Pool):
         for host in self._hosts:
             host.close()
 
-    def _round(self, slots, steps):
-        return [_run(self._host(slot), todo) for slot, todo in zip(slots, steps, strict=True)]
+    def _send(self, slot, todo):
+        self._found[slot] = _run(self._host(slot), todo)
+
+    def _take(self, wait):
+        found, self._found = self._found, {}
+        return found
+
+    def _drop_all(self, slots):
+        self._found.clear()
+        for slot in slots:
+            self._hosts[slot].close()
 
     def _host(self, slot: int) -> EnvironmentHost:
         while len(self._hosts) <= slot:
@@ -172,6 +241,7 @@ class ThreadPool(EnvironmentPool):
     def __init__(self, factory: Callable[[], Environment]):
         super().__init__(factory)
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="environment")
+        self._running: dict[Future, int] = {}
 
     def close(self) -> None:
         """Closes every environment."""
@@ -179,9 +249,20 @@ class ThreadPool(EnvironmentPool):
         self._threads = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="environment")
         super().close()
 
-    def _round(self, slots, steps):
-        hosts = [self._host(slot) for slot in slots]  # made here, since threads must not extend the list
-        return list(self._threads.map(_run, hosts, steps))
+    def _send(self, slot, todo):
+        self._running[self._threads.submit(_run, self._host(slot), todo)] = slot
+
+    def _take(self, wait):
+        done = wait_for(self._running, None if wait else 0, FIRST_COMPLETED).done
+        return {self._running.pop(future): future.result() for future in done}
+
+    def _drop_all(self, slots):
+        for future, slot in self._running.items():
+            if future.cancel() or future.done():
+                self._hosts[slot].close()
+            else:  # a thread still uses the old one
+                self._hosts[slot] = EnvironmentHost(self._factory)
+        self._running.clear()
 
 
 def _run(host: EnvironmentHost, todo: list[tuple]):

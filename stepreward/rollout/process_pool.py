@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from stepreward.envs.protocol import Environment
 from stepreward.rollout.environment_host import EnvironmentFailure, read_answer, time_limit, too_long
@@ -67,6 +68,8 @@ class ProcessPool(Pool):
         self._timeout_s, self._reset_timeout_s, self._grace_s, self._output = timeout_s, reset_timeout_s, grace_s, output
         self._server: _Server | None = None
         self._children: dict[int, _Child] = {}  # slot -> its process
+        self._waiting: dict[int, _Waiting] = {}  # slot -> the call that it has not answered
+        self._found: dict[int, list | EnvironmentFailure] = {}
 
     def close(self) -> None:
         """Closes every environment and waits until all processes are gone."""
@@ -76,32 +79,35 @@ class ProcessPool(Pool):
             self._server.close()
             self._server = None
 
-    def _round(self, slots, steps):
-        found: dict[int, list | EnvironmentFailure] = {}
-        waiting: dict[int, tuple[float, float]] = {}  # slot -> (deadline, limit)
-        todo = dict(zip(slots, steps, strict=True))
+    def _send(self, slot, todo):
         try:
-            for slot in slots:
-                try:
-                    waiting[slot] = self._send(slot, todo[slot])
-                except EnvironmentFailure as failure:
-                    found[slot] = failure
-            while waiting:
-                self._receive(waiting, found)
-                now = time.monotonic()
-                for slot in [slot for slot, (deadline, _) in waiting.items() if deadline <= now]:
-                    found[slot] = too_long(todo[slot], waiting.pop(slot)[1])
-                    server = self._children[slot].server
-                    if not server.up:  # it hangs in the import of the environment's module
-                        server.kill()
-                    self._drop(slot, after=0.0)
-        except BaseException:  # an interrupt: an answer that is still to come would be taken for that of a later call
-            for slot in set(slots) - set(found):
-                self._drop(slot, after=0.0)
-            raise
-        return [found[slot] for slot in slots]
+            self._waiting[slot] = _Waiting(todo, *self._request(slot, todo))
+        except EnvironmentFailure as failure:
+            self._found[slot] = failure
 
-    def _send(self, slot: int, steps) -> tuple[float, float]:
+    def _take(self, wait):
+        while self._waiting:
+            self._receive(wait and not self._found)
+            now = time.monotonic()
+            for slot in [slot for slot, one in self._waiting.items() if one.deadline <= now]:
+                late = self._waiting.pop(slot)
+                self._found[slot] = too_long(late.todo, late.limit)
+                server = self._children[slot].server
+                if not server.up:  # it hangs in the import of the environment's module
+                    server.kill()
+                self._drop(slot, after=0.0)
+            if self._found or not wait:
+                break
+        found, self._found = self._found, {}
+        return found
+
+    def _drop_all(self, slots):
+        self._waiting.clear()
+        self._found.clear()
+        for slot in slots:
+            self._drop(slot, after=0.0)
+
+    def _request(self, slot: int, steps) -> tuple[float, float]:
         """Starts a round trip; returns its deadline and limit."""
         fresh = slot not in self._children
         try:
@@ -123,12 +129,13 @@ class ProcessPool(Pool):
             raise self._died(slot) from None
         return time.monotonic() + limit, limit
 
-    def _receive(self, waiting, found) -> None:
-        """Takes the answers that have arrived; waits for one, or until the first deadline."""
+    def _receive(self, wait: bool) -> None:
+        """Takes the answers that have arrived; with `wait`, waits for one, or until the first deadline."""
+        waiting = self._waiting
         heard = [slot for slot in waiting if self._children[slot].gone]
         if not heard:
-            first = min(deadline for deadline, _ in waiting.values())
-            for key, _ in self._server.selector.select(max(0.0, first - time.monotonic())):
+            patience = min(one.deadline for one in waiting.values()) - time.monotonic() if wait else 0.0
+            for key, _ in self._server.selector.select(max(0.0, patience)):
                 if key.data is None:
                     self._server.listen()
                 elif key.data in waiting:
@@ -138,7 +145,7 @@ class ProcessPool(Pool):
                     self._children[key.data].watched = False
         for slot in heard:
             del waiting[slot]
-            found[slot] = self._answer(slot)
+            self._found[slot] = self._answer(slot)
 
     def _answer(self, slot: int) -> list | EnvironmentFailure:
         child = self._children[slot]
@@ -177,6 +184,14 @@ class ProcessPool(Pool):
         child = self._children.pop(slot, None)
         if child is not None:
             child.server.end(child, self._grace_s if after is None else after)
+
+
+class _Waiting(NamedTuple):
+    """A call without an answer: its steps, when it must end, and how many seconds it had."""
+
+    todo: list[tuple]
+    deadline: float
+    limit: float
 
 
 @dataclass

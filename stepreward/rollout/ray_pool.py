@@ -63,6 +63,8 @@ class RayPool(Pool):
         options = {"num_cpus": num_cpus, "max_restarts": 0, "max_task_retries": 0, "scheduling_strategy": "SPREAD"}
         self._actor_class = self._ray.remote(**options)(RemoteHost)
         self._actors: dict[int, object] = {}
+        self._waiting: dict[object, tuple[int, list[tuple], float, float]] = {}  # an actor's answer -> (slot, steps, deadline, limit)
+        self._found: dict[int, list | EnvironmentFailure] = {}
 
     def close(self) -> None:
         """Closes every environment, ends the actors, and leaves the cluster if the pool had joined it."""
@@ -76,39 +78,42 @@ class RayPool(Pool):
             self._ray.shutdown()
             self._joined = False
 
-    def _round(self, slots, steps):
+    def _send(self, slot, todo):
         if not self._ray.is_initialized():
             self._joined = _join(self._ray, self._address)
-        todo = dict(zip(slots, steps, strict=True))
-        found: dict[int, list | EnvironmentFailure] = {}
-        waiting: dict[object, tuple[int, float, float]] = {}  # an actor's future answer -> (slot, deadline, limit)
+        limit = time_limit(todo, slot not in self._actors, self._timeout_s, self._reset_timeout_s)
         try:
-            for slot in slots:
-                limit = time_limit(todo[slot], slot not in self._actors, self._timeout_s, self._reset_timeout_s)
-                try:
-                    waiting[self._send(slot, todo[slot])] = slot, time.monotonic() + limit, limit
-                except Exception as error:  # the call cannot be pickled, or the cluster refuses the actor
-                    self._drop(slot)
-                    found[slot] = EnvironmentFailure(f"{type(error).__name__}: {error}")
-            while waiting:
-                first = min(deadline for _, deadline, _ in waiting.values())
-                patience = max(0.0, first - time.monotonic())
-                for answer in self._ray.wait(list(waiting), num_returns=len(waiting), timeout=patience)[0]:
-                    slot = waiting.pop(answer)[0]
-                    found[slot] = self._read(slot, answer)
-                now = time.monotonic()
-                for answer, (slot, deadline, limit) in list(waiting.items()):
-                    if deadline <= now:
-                        del waiting[answer]
-                        self._drop(slot)
-                        found[slot] = too_long(todo[slot], limit)
-        except BaseException:  # an interrupt: calls that still run would delay the next ones
-            for slot in set(slots) - set(found):
-                self._drop(slot)
-            raise
-        return [found[slot] for slot in slots]
+            self._waiting[self._request(slot, todo)] = slot, todo, time.monotonic() + limit, limit
+        except Exception as error:  # the call cannot be pickled, or the cluster refuses the actor
+            self._drop(slot)
+            self._found[slot] = EnvironmentFailure(f"{type(error).__name__}: {error}")
 
-    def _send(self, slot: int, steps):
+    def _take(self, wait):
+        while self._waiting:
+            first = min(deadline for _, _, deadline, _ in self._waiting.values())
+            patience = max(0.0, first - time.monotonic()) if wait and not self._found else 0.0
+            self._ray.wait(list(self._waiting), num_returns=1, timeout=patience)
+            for answer in self._ray.wait(list(self._waiting), num_returns=len(self._waiting), timeout=0)[0]:
+                slot = self._waiting.pop(answer)[0]
+                self._found[slot] = self._read(slot, answer)
+            now = time.monotonic()
+            for answer, (slot, todo, deadline, limit) in list(self._waiting.items()):
+                if deadline <= now:
+                    del self._waiting[answer]
+                    self._drop(slot)
+                    self._found[slot] = too_long(todo, limit)
+            if self._found or not wait:
+                break
+        found, self._found = self._found, {}
+        return found
+
+    def _drop_all(self, slots):
+        self._waiting.clear()
+        self._found.clear()
+        for slot in slots:
+            self._drop(slot)
+
+    def _request(self, slot: int, steps):
         request = pickle.dumps(steps, protocol=5)
         if slot not in self._actors:
             self._actors[slot] = self._actor_class.remote(self._factory)
