@@ -1,5 +1,7 @@
 """Playing episodes: tokens stay as sampled, a fault affects only its own episode, and any output is legal."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -252,8 +254,8 @@ def test_order_groups_ends_and_the_shrinking_batch(chat):
 
 
 def test_answers_without_an_action_cost_the_penalty(chat):
-    collector = scripted(chat, lambda said: [chat.codec.end_id], {2: 2})  # nothing is said, so nothing is an action
-    collector.invalid_penalty = 0.25
+    silent = scripted(chat, lambda said: [chat.codec.end_id], {2: 2})  # nothing is said, so nothing is an action
+    collector = dataclasses.replace(silent, invalid_penalty=0.25)
     (episode,) = collector.collect(None, tasks(2), KEY)
     assert [step.reward for step in episode.steps] == [0.75, 1.75] and episode.episode_return == 2.5
     collector.prompt.parse = lambda text: "up"

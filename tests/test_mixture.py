@@ -293,12 +293,16 @@ def test_what_is_built_for_one_environment_is_refused(two, tmp_path, changes, wo
 def test_a_failing_environment_costs_its_own_episodes_only(two, tmp_path, monkeypatch):
     runner = Runner(two({"sft.updates": 0}), tmp_path / "run")
     pool = runner.parts.collector.collectors["hard"].pool
-    call = pool._round
-    stepping = lambda todo: any(method == "step" for method, *_ in todo)
+    send = pool._send
     fallen = EnvironmentFailure("RuntimeError: the shelf fell down")
-    broken = lambda slots, steps: [fallen if stepping(todo) else found for found, todo in zip(call(slots, steps), steps)]
+
+    def broken(slot, todo):
+        send(slot, todo)
+        if any(method == "step" for method, *_ in todo):
+            pool._found[slot] = fallen
+
     runner.evaluate = dict
-    monkeypatch.setattr(pool, "_round", broken)
+    monkeypatch.setattr(pool, "_send", broken)
     runner.run()
     for record in [record for record in runner.history() if record["stage"] == "train"]:
         assert record["rollout/hard/failed"] == 8 and record["rollout/easy/failed"] == 0

@@ -80,6 +80,9 @@ def base_config() -> ConfigDict:
     c.rollout.group_size = 8  # episodes a group
     c.rollout.max_steps = 15  # steps an episode, at most
     c.rollout.max_rows = 256  # episodes decoded at once
+    # "free": no row waits for another one's answer or environment. "lockstep": all wait in every turn; the episodes are the same, bit for bit.
+    # "batch": as "lockstep", in one program a turn; several processes, a mesh, pictures and reference answers imply it.
+    c.rollout.schedule = "free"
     c.rollout.invalid_penalty = 0.0  # subtracted from the reward of a step whose answer contains no action
     c.rollout.temperature = 1.0
     c.rollout.top_k = 0  # 0: no limit

@@ -58,7 +58,7 @@ def demonstrate(
             for game in acting:
                 tokens = collector.chat.answer(clean(game.plan.pop(0)))
                 zeros = np.zeros(len(tokens), np.float32)
-                game.step = dataclasses.replace(collector._answered(game, tokens, zeros, zeros), sampled=False)
+                game.step = dataclasses.replace(collector._referee.answered(game, tokens, zeros, zeros), sampled=False)
             collector._act(acting)
             for game in acting:
                 if not game.done and not game.plan:

@@ -69,9 +69,9 @@ class Answer(NamedTuple):
 
 
 def draw_token(hidden_BxD: Array, head_DxV: Array, keys_B: Array, index, sampling: Sampling) -> tuple[Array, Array]:
-    """Draws the `index`-th token of each row's answer; returns the log-probabilities `[B, V]` and the tokens."""
+    """Draws the `index`-th token of each row's answer (one index, or `[B]`); returns the log-probabilities `[B, V]` and the tokens."""
     log_p = log_softmax(hidden_BxD, head_DxV, sampling.temperature)
-    return log_p, sample(log_p, jax.vmap(jax.random.fold_in, (0, None))(keys_B, index), sampling)
+    return log_p, sample(log_p, jax.vmap(jax.random.fold_in)(keys_B, jnp.broadcast_to(index, keys_B.shape)), sampling)
 
 
 @dataclasses.dataclass

@@ -25,6 +25,7 @@ class Game:
       snapshot: before the game begins, that of its start; later that of the present state. None if there is none, or it is not kept.
       start_key: the state key of the start, if it is known.
       pause_at: the number of steps at which the episode is paused; None: it is played to its end.
+      phase: what the game waits for, one of `referee`'s phases; "" if it waits for nothing.
       to_replay, replayed: how many actions of the prefix are still to be replayed, and how many were replayed.
       in_place: its environment is in the state of `snapshot` already.
       said, read_again: tokens of the prefix's conversation, and how many of them were read into the cache again.
@@ -45,6 +46,7 @@ class Game:
     snapshot: Snapshot | None = None
     start_key: str | None = None
     pause_at: int | None = None
+    phase: str = ""
     to_replay: int = 0
     replayed: int = 0
     in_place: bool = False
@@ -78,7 +80,7 @@ class Game:
         episode = Episode(start.task, list(start.prefix), prefix=len(start.prefix))
         to_replay = 0 if start.snapshot is not None else episode.prefix
         pause_at = None if turns is None else episode.prefix + turns
-        return cls(episode, slot, index, asks, start.snapshot, start.state_key, pause_at, to_replay)
+        return cls(episode, slot, index, asks, start.snapshot, start.state_key, pause_at, to_replay=to_replay)
 
     def fail(self, reason: str) -> None:
         """Ends the episode as failed."""

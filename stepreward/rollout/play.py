@@ -26,47 +26,26 @@ import numpy as np
 
 from stepreward import processes
 from stepreward.envs.automata import Automaton
-from stepreward.envs.protocol import (
-    AUTOMATON,
-    AUTOMATON_STATE,
-    DISTANCE,
-    EVENTS,
-    IMAGE,
-    REFERENCE,
-    REPLAY,
-    SNAPSHOT,
-    TURN_REWARD,
-    VIEWED,
-    Prompt,
-    prompt_view,
-)
+from stepreward.envs.protocol import AUTOMATON, DISTANCE, EVENTS, IMAGE, REPLAY, SNAPSHOT, TURN_REWARD, Prompt
 from stepreward.models.images import ImageReader
 from stepreward.rollout.chat import Dialogue
 from stepreward.rollout.demonstrating import demonstrate
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.environments import Call, Pool
-from stepreward.rollout.episode import (
-    ENVIRONMENT_LIMIT,
-    STEP_LIMIT,
-    TERMINATED,
-    Episode,
-    Snapshot,
-    Start,
-    Step,
-    Task,
-)
+from stepreward.rollout.episode import Episode, Start, Task
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
-from stepreward.rollout.game import Game, gathered, view_of
-from stepreward.rollout.losses import advice, warn_of_losses, warn_of_unscored
+from stepreward.rollout.free_play import play_freely, row_keys
+from stepreward.rollout.game import Game, gathered
+from stepreward.rollout.losses import warn_of_losses, warn_of_unscored
 from stepreward.rollout.player import Adviser, Player
 from stepreward.rollout.prompting import PromptWriter
+from stepreward.rollout.referee import Referee
 from stepreward.rollout.reference import score_rows
 from stepreward.rollout.starts import Seats, batches, check_starts
-from stepreward.text import cleaned
 
 CONTEXTS = ("step", "episode")
-_KEPT = ("won", "score", "executed", "state_key", REFERENCE, AUTOMATON_STATE, *VIEWED)  # of info, what a snapshot keeps
+SCHEDULES = ("free", "lockstep", "batch")
 
 
 @dataclasses.dataclass
@@ -89,6 +68,9 @@ class Collector:
       longest_answer: tokens of the longest answer, for messages about lengths and for the answers of a model that is the expert; 0: any.
       warned: the kinds of loss that were warned of already; each kind is warned of once.
       reuse_cache: with `context="episode"`, False prefills the whole conversation in every turn (for benchmarks).
+      schedule: one of `SCHEDULES`. "free": no row waits for another, see `free_play`. "lockstep": every turn waits for the longest answer and the
+        slowest environment; the episodes are the same, bit for bit. "batch": as "lockstep", in one program a turn, whose batch shrinks as
+        episodes end; this one works with several processes, on a mesh, with pictures, and with `score_answers`, which all imply it.
     """
 
     engine: Engine
@@ -104,6 +86,7 @@ class Collector:
     invalid_penalty: float = 0.0
     long_observation: str = "end"
     longest_answer: int = 0
+    schedule: str = "batch"
     warned: set[str] = dataclasses.field(default_factory=set)
 
     def __post_init__(self):
@@ -111,6 +94,8 @@ class Collector:
             raise ValueError(f"rollout.long_observation={self.long_observation!r} is not one of {', '.join(LONG_OBSERVATIONS)}.")
         if self.context not in CONTEXTS:
             raise ValueError(f"rollout.context={self.context!r} is not one of {', '.join(CONTEXTS)}.")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"rollout.schedule={self.schedule!r} is not one of {', '.join(SCHEDULES)}.")
         self._able = self.pool.capabilities()
         if self.reader is not None and (self.context != "step" or IMAGE not in self._able):
             raise ValueError(
@@ -129,6 +114,7 @@ class Collector:
             self.long_observation,
             self.longest_answer,
         )
+        self._referee = Referee(self.prompt, self.chat, self._writer, self.context, self.max_steps, self.invalid_penalty)
 
     def collect(self, params, tasks: Sequence[Task], key: jax.Array) -> list[Episode]:
         """Plays each task once, from its beginning; see `play`."""
@@ -218,6 +204,11 @@ class Collector:
         if len(by_index) < len(starts):
             raise ValueError("two starts have the same index, and would draw the same.")
         keep, parts = keep and SNAPSHOT in self._able, processes.count()
+        if self._schedule(score_answers) != "batch":
+            games = play_freely(self, params, by_index, key, self._asks(keep), turns, self.schedule == "lockstep")
+            episodes = self._finished(games, by_index)
+            warn_of_losses(episodes, self.warned)
+            return episodes
         # A conversation that joined others would pad a turn of theirs to the length of its first prompt, so these play in batches.
         together = self.max_rows if self.context == "episode" else max(1, len(starts))
         played: dict[int, Episode] = {}
@@ -257,6 +248,17 @@ class Collector:
                 state = self._turn(params, state, rows, key, score_answers)
             rows = self._fill(rows, waiting, slots)
         self._seats.end(games)
+        return self._finished(games, starts)
+
+    def _schedule(self, score_answers: bool) -> str:
+        """The schedule that this rollout can have."""
+        if self.schedule == "batch":
+            return "batch"
+        able = processes.count() == 1 and self.reader is None and self.engine.config.mesh is None and not score_answers
+        return self.schedule if able else "batch"
+
+    def _finished(self, games: Sequence[Game], starts: Mapping[int, Start]) -> list[Episode]:
+        """The episodes of all processes, with their costs and prefixes."""
         for game in games:
             game.episode.cost = game.cost()
             del game.episode.steps[: game.episode.prefix]  # every process has them
@@ -289,7 +291,7 @@ class Collector:
             idle = [None] * (len(state.length) - len(rows))
             shown["images"] = [None if g.done else g.images for g in rows] + idle
         length = state.length + np.array([len(tokens) for tokens in new], np.int32)
-        state, answer = self.engine.turn(params, state, new, _row_keys(key, np.array(place, np.uint32)), **shown)
+        state, answer = self.engine.turn(params, state, new, row_keys(key, np.array(place, np.uint32)), **shown)
         if score_answers:
             score_rows(self.engine, params, state, length, rows, self.prompt, self.chat)
         acting = [(i, game) for i, game in enumerate(rows) if not game.done]
@@ -297,7 +299,7 @@ class Collector:
             n = answer.count[i]
             sampled = (answer.tokens[i, :n].copy(), answer.log_prob[i, :n].copy(), answer.entropy[i, :n].copy())
             game.stopped = bool(answer.stopped[i])
-            game.step = self._answered(game, *sampled)
+            game.step = self._referee.answered(game, *sampled)
         self._act([game for _, game in acting])
         return state
 
@@ -316,77 +318,17 @@ class Collector:
         """The environment's methods that are called in each new state."""
         return (*(["distance"] if self._know_distance else []), *(["snapshot"] if keep else []))
 
-    def _begin(self, games: list[Game]) -> None:
-        """Takes every game to its start and writes its first prompt. The environments work at the same time if the pool can do that."""
-        calls = []
+    def _begin(self, games: Sequence[Game]) -> None:
+        """Takes every game to its start and writes its first prompt."""
         for game in games:
-            task = game.episode.task
-            if game.in_place:
-                game.saved = game.snapshot.state
-                calls.append(None)
-            elif game.snapshot is not None:
-                calls.append(Call(game.slot, "restore", (game.snapshot.state,)))
-            else:
-                calls.append(Call(game.slot, "reset", (), {"seed": task.seed, "options": {"split": task.split}}))
-        for game, found in self._round(games, calls):
-            if game.snapshot is None:
-                self._enter(game, *found)
-                self._check_state(game)
-            else:
-                self._enter(game, game.snapshot.observation, game.snapshot.info)
-        while replaying := [game for game in games if game.to_replay and not game.done]:
-            self._replay(replaying)
+            self._referee.start(game)
+        self._referee.run(self.pool, games)
+
+    def _act(self, games: Sequence[Game]) -> None:
+        """Sends every game's action to its environment and writes the next prompts."""
         for game in games:
-            if not game.done:
-                self._open(game)
-
-    def _replay(self, games: list[Game]) -> None:
-        """Takes the next action of each game's prefix again."""
-        for game in games:
-            game.to_replay -= 1
-            game.replayed += 1
-        calls = [Call(game.slot, "step", (game.episode.steps[game.replayed - 1].action,)) for game in games]
-        for game, (observation, _, terminated, truncated, info) in self._round(games, calls):
-            before = game.view
-            self._enter(game, observation, info)
-            game.history.append((before, game.episode.steps[game.replayed - 1].output))
-            self._check_state(game)
-            if game.done or not (terminated or truncated):
-                continue
-            if game.to_replay:
-                game.fail(f"the replay was over after {game.replayed} of {game.episode.prefix} actions")
-            else:
-                game.episode.success = game.won
-                self._end(game, terminated)
-
-    def _check_state(self, game: Game) -> None:
-        """Fails a game whose environment is not in the state that the prefix or the start names."""
-        steps = game.episode.steps
-        expected = steps[game.replayed].state_key if game.to_replay else game.start_key
-        if expected is not None and game.state_key != expected:
-            game.fail(f"the replay led to another state after {game.replayed} of {game.episode.prefix} actions")
-
-    def _open(self, game: Game) -> None:
-        """Appends the first new prompt to the conversation of the prefix, or ends the game if nothing can be played."""
-        episode = game.episode
-        if episode.prefix:
-            game.stopped = episode.steps[-1].stopped
-            episode.success = game.won
-            if self.context == "episode":
-                game.tokens = np.concatenate([part for step in episode.steps for part in (step.prompt_tokens, step.action_tokens)])
-                game.said = len(game.tokens)
-            if not game.history:  # restored
-                game.history = [(view_of(step), step.output) for step in episode.steps]
-        if len(episode.steps) >= self.max_steps:
-            game.cut_short(STEP_LIMIT)
-            return
-        too_long = self._writer.write(game, closes_answer=not game.stopped)
-        if too_long is None or game.done:
-            return
-        if episode.steps:
-            game.cut_short(too_long)
-        else:
-            game.fail(f"the first prompt has {game.wanted} tokens: {advice(episode.needs)}")
+            self._referee.act(game)
+        self._referee.run(self.pool, games)
 
     def _read_again(self, params, state, games: list[Game]):
         """Fills the cache with the conversations of the prefixes, up to the token that a turn sends again."""
@@ -395,96 +337,5 @@ class Collector:
             game.read_again = len(tokens)
         return self.engine.extend(params, state, said + [np.zeros(0, np.int32)] * (len(state.length) - len(said)))
 
-    def _answered(self, game: Game, tokens, log_prob, entropy) -> Step:
-        """Makes the step of an answer; the environment adds its reward later."""
-        output = self.chat.text(tokens)
-        action = cleaned(self.prompt.parse(output))
-        shown = (game.prompt_tokens, tokens, log_prob, entropy, game.view["text"], output, action)
-        return Step(
-            *shown,
-            reward=0.0,
-            executed=False,
-            state_key=game.state_key,
-            distance=game.distance,
-            images=game.images,
-            cut=game.cut,
-            stopped=game.stopped,
-            snapshot=game.snapshot,
-            answer_log_prob=game.answer_log_prob,
-            automaton_state=game.automaton_state,
-        )
-
-    def _act(self, games: list[Game]) -> None:
-        """Sends every game's action to its environment and writes the next prompts."""
-        calls = [Call(game.slot, "step", (game.step.action,)) for game in games]
-        for game, (observation, reward, terminated, truncated, info) in self._round(games, calls):
-            step, episode, before = game.step, game.episode, game.view
-            penalty = self.invalid_penalty if step.action is None else 0.0
-            step.reward, step.executed = float(reward) - penalty, bool(info["executed"])
-            step.events, step.turn_reward = tuple(info.get(EVENTS, ())), float(info.get(TURN_REWARD, 0.0))
-            episode.steps.append(step)
-            self._enter(game, observation, info)
-            episode.success = game.won
-            game.tokens = np.concatenate([game.tokens, step.action_tokens])
-            game.history.append((before, step.output))
-            if terminated or truncated:
-                self._end(game, terminated)
-            elif len(episode.steps) == self.max_steps:
-                game.cut_short(STEP_LIMIT)
-            else:
-                too_long = self._writer.write(game, closes_answer=not game.stopped)
-                if too_long is not None and not game.done:
-                    game.cut_short(too_long)
-                elif not game.done and len(episode.steps) == game.pause_at:
-                    game.pause()  # after the prompt was written, so that the next turn can be played
-
-    def _enter(self, game: Game, observation, info) -> None:
-        game.observation, game.view, game.state_key = observation, prompt_view(observation, info), info["state_key"]
-        game.won = bool(info["won"])
-        game.episode.score = float(info.get("score", info["won"]))
-        game.episode.final_observation = observation["text"]
-        game.episode.reference = info.get(REFERENCE)
-        game.automaton_state = game.episode.final_automaton_state = int(info.get(AUTOMATON_STATE, -1))
-        game.snapshot = None
-        if "snapshot" in game.asks:
-            game.snapshot = Snapshot(game.saved, observation, {name: info[name] for name in _KEPT if name in info})
-
-    def _end(self, game: Game, terminated: bool) -> None:
-        """Ends an episode that its environment ended."""
-        if terminated:
-            game.end(TERMINATED)
-        else:
-            game.cut_short(STEP_LIMIT if len(game.episode.steps) == self.max_steps else ENVIRONMENT_LIMIT)
-
-    def _round(self, games: list[Game], calls: Sequence[Call | None]):
-        """Makes one call for each game, or none, and those of `asks` for its state unless a replay only passes through it.
-
-        Yields the games whose calls succeeded, each with the result of its first call. The other games have failed.
-        """
-        rounds = []
-        for game, call in zip(games, calls):
-            asks = [] if game.to_replay else [name for name in game.asks if call is not None or name != "snapshot"]
-            rounds.append([*([] if call is None else [call]), *(Call(game.slot, name) for name in asks)])
-        found = iter(self.pool.call_all([todo for todo in rounds if todo]))
-        for game, call, todo in zip(games, calls, rounds):
-            results = next(found) if todo else []
-            if isinstance(results, EnvironmentFailure):
-                game.fail(str(results))
-                continue
-            for one, result in zip(todo, results):
-                if one is call:
-                    continue
-                if one.method == "distance":
-                    game.distance = game.episode.final_distance = float(result)
-                else:
-                    game.saved = result
-            yield game, None if call is None else results[0]
-
     def _new_tokens(self, game, cached: int) -> np.ndarray:
         return np.zeros(0, np.int32) if game.done else game.tokens[cached:]
-
-
-@jax.jit
-def _row_keys(key, place_Bx2):
-    """A key for each row, by its index in the rollout and its turn."""
-    return jax.vmap(lambda place: jax.random.fold_in(jax.random.fold_in(key, place[1]), place[0]))(place_Bx2)

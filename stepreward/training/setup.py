@@ -29,7 +29,7 @@ from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.mixed import MixedCollector
-from stepreward.rollout.play import CONTEXTS, Collector
+from stepreward.rollout.play import CONTEXTS, SCHEDULES, Collector
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
@@ -259,6 +259,7 @@ def make_collector(c, engine: Engine, pool: Pool, prompt: Prompt, chat: Dialogue
         invalid_penalty=c.rollout.invalid_penalty,
         long_observation=c.rollout.long_observation,
         longest_answer=c.rollout.max_answer_tokens,
+        schedule=c.rollout.schedule,
     )
 
 
@@ -378,7 +379,7 @@ def check(c) -> None:
             f"policy.aggregation={loss.aggregation!r} depends on the number of rows, which train.pack_rows reduces: set it to "
             f"{' or '.join(_NOT_BY_ROWS)}, or set train.pack_rows=False."
         )
-    choices = {"rollout.context": CONTEXTS, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
+    choices = {"rollout.context": CONTEXTS, "rollout.schedule": SCHEDULES, "rollout.long_observation": LONG_OBSERVATIONS, "credit.outcome": ("success", "return"), "policy.advantage_norm": ADVANTAGE_NORMS,
                "policy.old_log_prob": OLD_LOG_PROBS, "train.mode": ("online", "offline"), "critic.backbone": BACKBONES,
                "critic.head": HEADS, "estimator.head": HEADS, "discriminator.head": HEADS, "estimator.attention": ATTENTION}  # fmt: skip
     for key, known in choices.items():

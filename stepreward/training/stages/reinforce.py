@@ -35,7 +35,7 @@ class Reinforce(Stage):
     decides = (
         # These change an earlier stage's output only by rounding errors, so its output can be reused on another machine.
         "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
-        "rollout.max_rows", "mixture.order", "mixture.sequence", "mixture.transfer",
+        "rollout.max_rows", "rollout.schedule", "mixture.order", "mixture.sequence", "mixture.transfer",
         # Borrowed outputs have their own fingerprints.
         "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
