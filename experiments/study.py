@@ -232,7 +232,7 @@ def main() -> None:
     if options.stage in ("run", "all"):
         seeds = {arm: range(min(options.seeds, ARMS[arm].seeds)) for arm in arms}
         runs = [run for task, arm in those for run in final_runs(task, arm, choose(results, task, arm), seeds[arm])]
-        play(out, results, runs, options.jobs)
+        play(out, results, sorted(runs, key=lambda run: (tasks.index(run.task), run.seed)), options.jobs)  # all arms of a seed together
     if options.stage in ("report", "all"):
         report(out, results, tasks, arms, options.write)
 

@@ -121,6 +121,25 @@ def test_a_cache_is_seen_up_to_the_querys_own_slot(small_blocks, time):
             np.testing.assert_allclose(found[b, :, t], expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("time", [1, 5, 40])
+def test_longer_rows_and_further_tiles_of_a_cache_change_no_bit(time, dtype):
+    """For other slots than whole tiles too, it is the attention over the cache."""
+    _, key, value = make_inputs(3, 4, 2, 512, 16)
+    query = make_inputs(3, 4, 2, time, 16)[0]
+    places = lambda *first: np.array(first)[:, None] + np.arange(time)
+    short, long = places(0, 11, 127 - time), places(0, 11, 511 - time)
+    key, value = jnp.asarray(key, dtype), jnp.asarray(value, dtype)
+    attend = jax.jit(cached_attention, static_argnames="tiled")
+    whole = attend(query, key, value, short, tiled=True)
+    for slots in (128, 256, 384):
+        np.testing.assert_array_equal(attend(query, key[:, :, :slots], value[:, :, :slots], short, tiled=True), whole)
+    np.testing.assert_array_equal(attend(query, key, value, long, tiled=True)[:2], whole[:2])
+    for positions in (short, long):
+        np.testing.assert_allclose(attend(query, key, value, positions, tiled=True), attend(query, key, value, positions), atol=1e-5)
+    np.testing.assert_allclose(attend(query, key[:, :, :131], value[:, :, :131], short, tiled=True), whole, atol=1e-5)
+
+
 def test_a_long_prefill_is_taken_in_blocks():
     def temporary(time):
         arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((2, 4, time, 8), (2, 2, 2048, 8), (2, 2, 2048, 8))]

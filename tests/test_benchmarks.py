@@ -10,6 +10,7 @@ from stepreward.errors import UserError
 QUICK = {
     "rollout": ("--prompt=3", "--model=llama-micro", "--bandwidth=10"),
     "branching": ("--model=llama-micro",),
+    "schedule": ("--model=llama-micro",),
     "train_step": ("--peak=1",),
     "serve": ("--prompt=9", "--model=llama-micro"),
 }
@@ -46,6 +47,8 @@ def test_a_quick_run_writes_its_figures(benchmark, tmp_path, name):
         ("rollout", ("--batch=0",), ("--batch=0",)),
         ("branching", ("--turns=4",), ("--turns=4", "at least 5")),
         ("branching", ("--groups=0",), ("--groups=0",)),
+        ("schedule", ("--rows=0",), ("--rows=0",)),
+        ("schedule", ("--delay=-1",), ("--delay=-1",)),
         ("train_step", ("--length=10",), ("--length=10", "--steps=4")),
         ("train_step", ("--rows=12",), ("--rows=12", "--group=8")),
         ("train_step", ("--tunix-python=python",), ("needs --steps=1",)),

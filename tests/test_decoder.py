@@ -289,6 +289,7 @@ def test_llama_3_scaling_against_the_published_formula():
 
 # Numbers of parameters as published with the models.
 COUNTS = {
+    "smollm2-135m": 134_515_008,
     "qwen2.5-0.5b": 494_032_768, "qwen2.5-1.5b": 1_543_714_304, "qwen2.5-7b": 7_615_616_512, "qwen2.5-vl-7b": 8_292_166_656,
     "llama3.2-3b": 3_212_749_824, "llama3.1-8b": 8_030_261_248,
 }  # fmt: skip

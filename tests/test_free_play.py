@@ -250,6 +250,20 @@ def test_a_long_prompt_is_read_in_pieces(monkeypatch):
         np.testing.assert_allclose(one.log_prob, whole[0].log_prob, atol=1e-5)
 
 
+def test_longer_rows_change_no_bit():
+    """Attention reads as many tiles of the cache as the longest row fills."""
+    answered = []
+    for others in ((), (150,), (380, 20)):
+        _, found = make_rows(max_length=400)
+        for row, length in enumerate(others, 1):
+            found.ask(row, prompt(length, row), keys(4)[row])
+        found.ask(0, prompt(9), keys(4)[0])
+        answered.append(answers(found, 1 + len(others))[0])
+    for one in answered[1:]:
+        np.testing.assert_array_equal(one.tokens, answered[0].tokens)
+        np.testing.assert_array_equal(one.log_prob, answered[0].log_prob)
+
+
 def test_a_row_that_is_forgotten_answers_as_a_new_one():
     _, found = make_rows()
     found.ask(1, prompt(9), keys(1)[0])

@@ -20,6 +20,7 @@ Array = jax.Array
 KERNELS = ("cudnn", "splash")
 IMPLEMENTATIONS = ("auto", "plain", "blocked", *KERNELS)
 BLOCK = 256  # queries in a block of the blocked implementations
+TILE = 128  # slots of a cache that are read together, where only those in use are read
 _MASKED = -1e30  # finite, so that a row without a visible key gives no NaN
 _LANES = 128  # a TPU's vector width; blocks of the splash kernel are multiples of it
 _NVIDIA = ("gpu", "cuda")
@@ -130,7 +131,7 @@ def selected_attention(
     return _in_blocks(query_BxNxQxH, key_BxKxTxH, value_BxKxTxH, visible, segment_BxQ, at_BxQ)
 
 
-def cached_attention(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array) -> Array:
+def cached_attention(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array, *, tiled: bool = False) -> Array:
     """Attention over a cache, `[B, N, T, H]`: a query at position p attends to slots 0…p.
 
     More than 256 queries (a long prompt) are processed in blocks, so that the scores `[B, N, T, C]` are never stored whole.
@@ -139,7 +140,11 @@ def cached_attention(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Ar
       query_BxNxTxH: queries of the new tokens, whose keys and values are already in the cache.
       key_BxKxCxH, value_BxKxCxH: the cache, in its storage dtype.
       positions_BxT: int32, the cache slot of each query.
+      tiled: reads the cache in tiles of `TILE` slots, up to the last one that a query attends to, for at most 256 queries. Then the time depends
+        on the longest row, but no bit of the result on other rows or on further slots.
     """
+    if tiled:
+        return _attend_in_tiles(query_BxNxTxH, key_BxKxCxH, value_BxKxCxH, positions_BxT)
     slots = jnp.arange(key_BxKxCxH.shape[2])
     dtype = query_BxNxTxH.dtype
     visible = lambda positions: slots[None, None, :] <= positions[:, :, None]
@@ -169,6 +174,35 @@ def _attend(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, mask
     scores = jnp.where(mask_BxQxT[:, None, None], scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
     return jnp.einsum("bkgqt,bkth->bkgqh", weights, value_BxKxTxH).reshape(query_BxNxQxH.shape)
+
+
+def _attend_in_tiles(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array) -> Array:
+    """`cached_attention`, tile by tile up to the last slot that a query attends to.
+
+    All tiles go through the same program, and one that a query does not attend to adds 0 to its sums. So neither further slots nor longer rows of
+    the batch change a bit of the result.
+    """
+    batch, heads, time, width = query_BxNxTxH.shape
+    groups, slots = key_BxKxCxH.shape[1:3]
+    tile = TILE if slots % TILE == 0 else slots
+    query = query_BxNxTxH.reshape(batch, groups, heads // groups, time, width)
+
+    def add(index, sums):
+        most, total, mixed = sums
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2).astype(query.dtype)
+        scores = jnp.einsum("bkgqh,bkth->bkgqt", query, part(key_BxKxCxH)).astype(jnp.float32) * width**-0.5
+        visible = (index * tile + jnp.arange(tile) <= positions_BxT[:, :, None])[:, None, None]
+        scores = jnp.where(visible, scores, _MASKED)
+        highest = jnp.maximum(most, scores.max(axis=-1))
+        weights, kept = jnp.exp(scores - highest[..., None]), jnp.exp(most - highest)
+        added = jnp.einsum("bkgqt,bkth->bkgqh", weights.astype(query.dtype), part(value_BxKxCxH)).astype(jnp.float32)
+        return highest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
+
+    shape = query.shape[:-1]
+    sums = jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros(query.shape)
+    tiles = jnp.minimum(jnp.max(positions_BxT) // tile + 1, slots // tile)
+    _, total, mixed = jax.lax.fori_loop(0, tiles, add, sums)
+    return (mixed / total[..., None]).astype(query.dtype).reshape(query_BxNxTxH.shape)
 
 
 def _in_blocks(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, visible, *facts_BxQ: Array) -> Array:

@@ -433,7 +433,7 @@ def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype=None) -> tu
     return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
 
 
-def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_BxQ=None, vision=None, offset_B=None):
+def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_BxQ=None, vision=None, offset_B=None, tiled: bool = False):
     """Runs T new tokens of each row after the `length_B` tokens that its cache holds.
 
     Rows may be ragged. Tokens past a row's true count write to slots that nothing attends to, since a query at position p
@@ -448,6 +448,7 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
       vision: `VisionInputs` of the new tokens, whose rotary positions start at `length_B + offset_B`. None: they are text.
       offset_B: int32, the rotary position of a text token minus its cache slot: the sum of `VisionInputs.offset` over the cached
         tokens. None means 0.
+      tiled: how attention reads the cache, see `attention.cached_attention`.
 
     Returns:
       Hidden states `[B, T, D]` (`[B, Q, D]` at `keep_BxQ`), the head `[D, V]` and the new caches.
@@ -460,7 +461,7 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
     model = merge(graphdef, params)
     positions = length_B[:, None] + jnp.arange(tokens_BxT.shape[1])[None]
     kept = None if keep_BxQ is None else jnp.take_along_axis(positions, keep_BxQ, axis=1)
-    attend, attend_kept = (partial(cached_attention, positions_BxT=p) for p in (positions, kept))
+    attend, attend_kept = (partial(cached_attention, positions_BxT=p, tiled=tiled) for p in (positions, kept))
     turned = positions if offset_B is None else positions + offset_B[:, None]
     hidden, caches = model(tokens_BxT, turned, attend, attend_kept, caches, length_B, keep_BxQ, vision=vision)
     return hidden, model.head_DxV(), caches

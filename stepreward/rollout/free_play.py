@@ -106,6 +106,7 @@ class FreePlay:
                 again.append(row)
             elif game.done:
                 del self._games[row]
+                self._rows.forget(row)
                 self._free.append(row)
             else:
                 ready.append(row)

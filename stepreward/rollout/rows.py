@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepreward.models.attention import TILE
 from stepreward.models.decoder import cached_hidden_states, empty_cache, merge
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.sampling import Sampling
@@ -82,7 +83,8 @@ class Rows:
         self._chunk = min(chunk, engine.sampling.max_answer_tokens)
         self._asked: dict[int, _Asked] = {}
         self._programs = _programs(engine, self._chunk)
-        self._slots = engine.max_length + min(PIECE, engine.buckets[0])  # the last piece of a full row may be padded
+        most = engine.max_length + min(PIECE, engine.buckets[0])  # the last piece of a full row may be padded
+        self._slots = most if most <= TILE else -(-most // TILE) * TILE
         self._caches = self._programs.empty(count, self._slots)
         self._hidden = jnp.zeros((count, engine.config.embed_dim), engine.config.compute_dtype)
 
@@ -156,8 +158,8 @@ class Rows:
         for at, row in enumerate(rows):
             piece, self._asked[row].prompt = np.split(self._asked[row].prompt, [width])
             tokens[at, : len(piece)], count[at], length[at], place[at] = piece, len(piece), self.length[row], row
-            self.length[row] += len(piece)
         self._caches, self._hidden = self._programs.read(self.params, self._caches, self._hidden, place, tokens, count, length)
+        self.length[rows] += count[: len(rows)]
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
         """Copies the conversations of rows that have been read to others: pairs (from, to)."""
@@ -166,9 +168,7 @@ class Rows:
         for at, (one, other) in enumerate(pairs):
             source[at], target[at] = one, other
             self.length[other], self._asked[other].prompt = self.length[one], self._asked[one].prompt
-        held = int(self.length[source[: len(pairs)]].max())
-        slots = min(self._slots, 1 << (held - 1).bit_length())
-        self._caches, self._hidden = self._programs.copy(self._caches, self._hidden, source, target, slots)
+        self._caches, self._hidden = self._programs.copy(self._caches, self._hidden, source, target)
 
     def _decode(self) -> list[tuple[int, RowAnswer]]:
         rows, longest = sorted(self._asked), self.engine.sampling.max_answer_tokens
@@ -206,7 +206,7 @@ def _programs(engine: Engine, chunk: int) -> _Programs:
         made[chunk] = _Programs(
             jax.jit(partial(empty_cache, engine.config, dtype=engine.cache_dtype), static_argnums=(0, 1)),
             jax.jit(partial(_read, engine.graphdef), donate_argnums=(1, 2)),
-            jax.jit(_copy, donate_argnums=(0, 1), static_argnums=4),
+            jax.jit(_copy, donate_argnums=(0, 1)),
             jax.jit(decode, donate_argnums=1),
         )
     return made[chunk]
@@ -216,15 +216,15 @@ def _read(graphdef, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, le
     """Runs new tokens of the rows `place` (out of bounds: of none). Returns the caches, and the hidden state at the last new token of each row."""
     last = jnp.maximum(count_R - 1, 0)[:, None]
     those = jax.tree.map(lambda x: x.at[place_R].get(mode="clip"), caches)
-    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last)
+    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=True)
     put = lambda x, y: x.at[place_R].set(y, mode="drop")
     return jax.tree.map(put, caches, those), put(hidden_BxD, found[:, 0])
 
 
-def _copy(caches, hidden_BxD, source_R, target_R, slots: int):
-    """Copies the first `slots` slots and the hidden state of the rows `source` to the rows `target` (out of bounds: to none)."""
-    copied = lambda x: x.at[target_R, :, :slots].set(x[source_R, :, :slots], mode="drop")
-    return jax.tree.map(copied, caches), hidden_BxD.at[target_R].set(hidden_BxD[source_R], mode="drop")
+def _copy(caches, hidden_BxD, source_R, target_R):
+    """Copies the caches and hidden states of the rows `source` to the rows `target` (out of bounds: to none)."""
+    copied = lambda x: x.at[target_R].set(x[source_R], mode="drop")
+    return jax.tree.map(copied, caches), copied(hidden_BxD)
 
 
 class _Answers(NamedTuple):
@@ -268,7 +268,7 @@ def _decode(
 
     def body(carry):
         index, ran, answers, caches = carry
-        hidden, _, caches = cached_hidden_states(graphdef, params, answers.token[:, None], length_B + ran, caches)
+        hidden, _, caches = cached_hidden_states(graphdef, params, answers.token[:, None], length_B + ran, caches, tiled=True)
         return index + 1, ran + answers.going, drawn(hidden[:, 0], answers), caches
 
     none, fresh = jnp.zeros(rows, jnp.int32), active_B & (last_B < 0)
