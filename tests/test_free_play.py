@@ -9,7 +9,7 @@ import pytest
 from test_play import CONFIG, GROUPED, KEY, chat, on_sokoban, params, starts_of  # noqa: F401
 
 from stepreward.envs import sokoban
-from stepreward.models import decoder
+from stepreward.models import decoder, layerwise
 from stepreward.rollout import rows
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import ThreadPool
@@ -18,6 +18,14 @@ from stepreward.rollout.rows import Rows
 from stepreward.rollout.sampling import Sampling
 
 CONTEXTS = ("step", "episode")
+
+
+@pytest.fixture(params=[99, 1], ids=["whole", "layerwise"])
+def layers(request, monkeypatch):
+    """Rows run the whole model in a program, or one layer."""
+    monkeypatch.setattr(layerwise, "MANY", request.param)
+
+
 TASKS = [Task(seed, "train", group) for group, seed in enumerate((3, 8, 11, 12)) for _ in range(3)]
 
 
@@ -65,7 +73,7 @@ def assert_same(some, others, exactly=True):
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize("max_rows", [4, 8, 16])
-def test_free_is_lockstep_is_batch(chat, params, context, max_rows):  # noqa: F811
+def test_free_is_lockstep_is_batch(chat, params, context, max_rows, layers):  # noqa: F811
     collector = on_sokoban(chat, context, max_rows=max_rows)
     free, lockstep, batch = (played(collector, params, schedule) for schedule in ("free", "lockstep", "batch"))
     assert_same(free, lockstep)
@@ -74,7 +82,7 @@ def test_free_is_lockstep_is_batch(chat, params, context, max_rows):  # noqa: F8
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_neither_delays_nor_chunks_change_a_bit(chat, params, context, monkeypatch):  # noqa: F811
+def test_neither_delays_nor_chunks_change_a_bit(chat, params, context, monkeypatch, layers):  # noqa: F811
     collector = on_sokoban(chat, context, max_rows=4)
     expected = played(collector, params, "lockstep")
     for chunk, delays in ((1, (0.0, 0.01)), (2, (0.001, 0.03)), (8, (0.0, 0.0, 0.05))):
@@ -198,9 +206,9 @@ def prompt(length, seed=0):
     return np.random.default_rng(seed).integers(6, CONFIG.vocab_size, length).astype(np.int32)
 
 
-def test_rows_equal_the_engine_over_two_turns():
+def test_rows_equal_the_engine_over_two_turns(layers):
     engine, found = make_rows()
-    params = found.params  # noqa: F811
+    params = decoder.build(CONFIG, 0)[1]  # noqa: F811
     first, later = [prompt(n, n) for n in (5, 11, 1, 16)], [prompt(n, n) for n in (2, 7, 15, 1)]
     state, one = engine.turn(params, engine.start(4), first, jax.random.wrap_key_data(keys(4)))
     for row in range(4):
@@ -221,7 +229,7 @@ def test_rows_equal_the_engine_over_two_turns():
 
 
 @pytest.mark.parametrize("piece", [4, 256])
-def test_equal_prompts_are_read_once(monkeypatch, piece):
+def test_equal_prompts_are_read_once(monkeypatch, piece, layers):
     monkeypatch.setattr(rows, "PIECE", piece)
     engine, found = make_rows(6)
     read = []
@@ -250,7 +258,7 @@ def test_a_long_prompt_is_read_in_pieces(monkeypatch):
         np.testing.assert_allclose(one.log_prob, whole[0].log_prob, atol=1e-5)
 
 
-def test_longer_rows_change_no_bit():
+def test_longer_rows_change_no_bit(layers):
     """Attention reads as many tiles of the cache as the longest row fills."""
     answered = []
     for others in ((), (150,), (380, 20)):

@@ -310,7 +310,7 @@ def test_a_key_is_asked_for_and_never_shown(served):
 
 
 class Held:
-    """An engine whose turns wait for leave, so that a test knows what waits."""
+    """An engine whose chunks wait for leave, so that a test knows what waits."""
 
     def __init__(self, engine):
         self._engine, self.leave, self.turns = engine, threading.Semaphore(0), 0
@@ -319,12 +319,19 @@ class Held:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def turn(self, *arguments):
-        assert self.leave.acquire(timeout=60)
-        self.turns += 1
-        if self.broken:
-            raise RuntimeError("out of memory")
-        return self._engine.turn(*arguments)
+    def conversations(self, params, count):
+        rows = self._engine.conversations(params, count)
+        run = rows.run
+
+        def held():
+            assert self.leave.acquire(timeout=60)
+            self.turns += 1
+            if self.broken:
+                raise RuntimeError("out of memory")
+            return run()
+
+        rows.run = held
+        return rows
 
 
 @pytest.fixture

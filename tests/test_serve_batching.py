@@ -3,8 +3,6 @@
 import dataclasses
 import threading
 
-import jax
-import numpy as np
 import pytest
 
 pytest.importorskip("starlette")
@@ -13,7 +11,7 @@ pytest.importorskip("uvicorn")
 from test_serve import HELLO, LENGTH, LONGEST, engine_answer, make_model
 
 from stepreward.serve import Batcher, Request, load_folder
-from stepreward.serve.engine import row_keys
+from stepreward.serve.engine import row_sampling
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +20,7 @@ def served(tmp_path_factory):
 
 
 class Watched:
-    """An engine that notes what it was sent; its first turn waits for `leave`."""
+    """An engine that notes how many rows each chunk has; its first chunk waits for `leave`."""
 
     def __init__(self, engine):
         self._engine, self.leave, self.turns = engine, threading.Event(), []
@@ -30,10 +28,17 @@ class Watched:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def turn(self, params, state, new_tokens, rows):
-        assert self.leave.wait(60)
-        self.turns.append((len(new_tokens), [len(new) > 0 for new in new_tokens], np.asarray(jax.random.key_data(rows.keys))))
-        return self._engine.turn(params, state, new_tokens, rows)
+    def conversations(self, params, count):
+        rows = self._engine.conversations(params, count)
+        run = rows.run
+
+        def watched():
+            assert self.leave.wait(60)
+            self.turns.append(rows.count)
+            return run()
+
+        rows.run = watched
+        return rows
 
 
 def answers(served, requests, engine=None):
@@ -70,18 +75,16 @@ def test_seeded_requests_of_unequal_length_keep_their_answers_while_the_batch_sh
     together = answers(served, requests, engine)
     alone = [answers(served, [request])[0] for request in requests]
     assert together == alone and len({text for text, *_ in together}) == len(requests)
-    sizes = [size for size, *_ in engine.turns]
+    sizes = engine.turns
     assert sizes[0] <= 8 and max(sizes) == 8 and sizes[-1] < 8  # it did shrink, with a row that had not been the first
     assert sum(tokens > 16 for *_, tokens in together) >= 3
 
 
-def test_every_chunk_of_an_answer_draws_with_another_key(served):
+def test_an_answer_goes_on_over_chunks_with_the_key_of_its_seed(served):
     engine = Watched(served.engine)
     ((_, _, tokens),) = answers(served, [Request(prompt_of(served), LONGEST, temperature=1.0, seed=5)], engine)
-    keys = [tuple(keys[0]) for _, _, keys in engine.turns]
-    assert tokens > 32 and len(keys) == 3 and len(set(keys)) == 3
-    distinct = {tuple(key) for key in np.asarray(jax.random.key_data(row_keys([(s, c) for s in (0, 1, 2**63) for c in (0, 1)])))}
-    assert len(distinct) == 6
+    assert tokens > 32 and len(engine.turns) == 3
+    assert len({tuple(row_sampling(seed, 1.0, 0, 1.0).keys) for seed in (0, 1, 2**63)}) == 3
 
 
 @pytest.mark.parametrize("short_of", [0, 1, 2])

@@ -57,20 +57,21 @@ def test_four_turns_of_chat_equal_transformers(theirs):
     sampling = Sampling(chat.stop_ids, ANSWER, temperature=0)
     engine = Engine(decoder.graph(config), config, sampling, max_length=256, buckets=(16, 64), pad_id=chat.codec.pad_id)
     rows, state, key = Rows(engine, engine.prepare(params), 1), engine.start(1), jax.random.split(jax.random.key(0), 1)
-    messages, held, ended = [], np.zeros(0, np.int32), False
+    messages, held, answer, ended = [], np.zeros(0, np.int32), np.zeros(0, np.int32), False
     for turn, question in enumerate(QUESTIONS):
         new = chat.user_turn(question, first=turn == 0, closes_answer=turn > 0 and not ended)
         messages.append({"role": "user", "content": question})
-        said = held if turn == 0 else np.concatenate([held, answer])
-        whole = np.concatenate([said, new])
+        whole = np.concatenate([held, answer, new])
         if turn == 0:
             expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)["input_ids"]
             np.testing.assert_array_equal(whole, expected)
         ids = torch.tensor(whole[None].astype(np.int64))
         with torch.no_grad():
-            found = theirs.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=ANSWER, do_sample=False, eos_token_id=list(chat.stop_ids))
+            found = theirs.generate(
+                ids, attention_mask=ids * 0 + 1, max_new_tokens=ANSWER, do_sample=False, eos_token_id=list(chat.stop_ids)
+            )
         expected = found[0, len(whole) :].numpy()
-        fed = new if turn == 0 else np.concatenate([answer[-1:], new])
+        fed = np.concatenate([answer[-1:], new])
         state, one = engine.turn(engine.prepare(params), state, [fed], key)
         rows.ask(0, fed, np.asarray(jax.random.key_data(key))[0])
         got = {}

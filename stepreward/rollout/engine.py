@@ -105,6 +105,7 @@ class Engine:
     reader: ImageReader | None = None
 
     draw = staticmethod(draw_token)  # subclasses that draw in another way replace this
+    draws = staticmethod(jax.random.wrap_key_data)  # inside jit: what `draw` takes, of the data of each row's key, `[B, …]`
 
     def __post_init__(self):
         if self.config.scan_layers or self.config.lora is not None:

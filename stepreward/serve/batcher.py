@@ -1,4 +1,4 @@
-"""Decodes requests together. One thread owns the engine; requests join its batch between two chunks and leave it when finished."""
+"""Decodes requests together. One thread owns the batch of `rollout.rows`; requests join it between two chunks and leave it when finished."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from stepreward.rollout.engine import EngineState
-from stepreward.serve.engine import RowSampling, ServingEngine, row_keys
+from stepreward.rollout.rows import Rows
+from stepreward.serve.engine import ServingEngine, row_sampling
 from stepreward.serve.transcript import Transcript
 
 
@@ -79,11 +79,7 @@ class _Row:
 
     def __init__(self, ticket: Ticket, transcript: Transcript):
         self.ticket, self.transcript = ticket, transcript
-        self.chunks = 0
-
-    @property
-    def new_tokens(self) -> np.ndarray:
-        return np.asarray(self.transcript.tokens[-1:] if self.chunks else self.ticket.request.prompt, np.int32)
+        self.taken = 0  # tokens of the answer that the transcript has been given
 
 
 class Batcher:
@@ -106,7 +102,7 @@ class Batcher:
         self.max_waiting = max_waiting
         self._waiting: collections.deque[Ticket] = collections.deque()
         self._rows: list[_Row | None] = []
-        self._state: EngineState | None = None
+        self._batch: Rows | None = None
         self._changed, self._closing = threading.Condition(), False
         self._thread = threading.Thread(target=self._work, name="batcher")
         self._thread.start()
@@ -163,31 +159,36 @@ class Batcher:
                 except Exception as error:  # such as out of memory: these requests fail, and the next ones get a new cache
                     traceback.print_exc(file=sys.stderr)
                     self._fail([row.ticket for row in self._rows if row], error)
-                    self._rows, self._state = [], None
+                    self._rows, self._batch = [], None
         finally:
             with self._changed:
                 self._closing = True
                 left = [*self._waiting, *(row.ticket for row in self._rows if row)]
                 self._waiting.clear()
-            self._rows, self._state = [], None
+            self._rows, self._batch = [], None
             self._fail(left, Closed("the server is shutting down"))
 
     def _admit(self) -> bool:
         """Waits for requests and assigns them to rows; returns False when the batcher closes."""
-        self._rows = [row if row and not row.ticket.cancelled else None for row in self._rows]
-        running = [row for row in self._rows if row]
+        for index, row in enumerate(self._rows):
+            if row and row.ticket.cancelled:
+                self._leave(index)
+        running = sum(row is not None for row in self._rows)
         with self._changed:
             self._forget_cancelled()
             while not (self._waiting or running or self._closing):
-                self._rows, self._state = [], None  # an idle server holds no cache
+                self._rows, self._batch = [], None  # an idle server holds no cache
                 self._changed.wait()
             if self._closing:
                 return False
-            new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_rows - len(running)))]
-        self._resize(len(running) + len(new))
-        free = (index for index, row in enumerate(self._rows) if row is None)
-        for ticket in new:
-            self._rows[next(free)] = _Row(ticket, Transcript(self._text_of, ticket.request.stop))
+            new = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.max_rows - running))]
+        self._resize(running + len(new))
+        free = [index for index, row in enumerate(self._rows) if row is None]
+        for index, ticket in zip(free, new):
+            asked = ticket.request
+            self._rows[index] = _Row(ticket, Transcript(self._text_of, asked.stop))
+            draws = row_sampling(asked.seed, asked.temperature, asked.top_k, asked.top_p)
+            self._batch.ask(index, asked.prompt, draws, asked.max_tokens)
         return True
 
     def _resize(self, count: int) -> None:
@@ -196,42 +197,32 @@ class Batcher:
         if size == len(self._rows):
             return
         held = [index for index, row in enumerate(self._rows) if row]
-        if not held:
-            self._state, self._rows = self.engine.start(size), [None] * size
-            return
-        index = np.asarray(held + [0] * (size - len(held)))
-        self._state = self.engine.select(self._state, index)
+        if held:
+            self._batch.resize(held, size)
+        else:
+            self._batch = self.engine.conversations(self.params, size)
         self._rows = [self._rows[i] for i in held] + [None] * (size - len(held))
 
     def _chunk(self) -> None:
         """Decodes one chunk of tokens for each row."""
-        begun = np.array([row is not None and row.chunks > 0 for row in self._rows])
-        state = self._state._replace(length=np.where(begun, self._state.length, 0).astype(np.int32))
-        self._state = None  # its cache is donated to the next call
-        new_tokens = [np.zeros(0, np.int32) if row is None else row.new_tokens for row in self._rows]
-        self._state, answer = self.engine.turn(self.params, state, new_tokens, self._sampling())
+        ended = dict(self._batch.run())
         for index, row in enumerate(self._rows):
-            if row is not None and self._take(row, answer.tokens[index, : answer.count[index]], bool(answer.stopped[index])):
-                self._rows[index] = None
+            if row is None:
+                continue
+            answer = ended.get(index)
+            tokens = self._batch.said(index) if answer is None else answer.tokens
+            if self._take(row, tokens, answer is not None, answer is not None and answer.stopped):
+                self._leave(index)
 
-    def _sampling(self) -> RowSampling:
-        requests = [Request(np.zeros(0, np.int32), 1, 0.0) if row is None else row.ticket.request for row in self._rows]
-        chunks = [0 if row is None else row.chunks for row in self._rows]
-        return RowSampling(
-            row_keys([(request.seed, chunk) for request, chunk in zip(requests, chunks)]),
-            np.array([request.temperature for request in requests], np.float32),
-            np.array([request.top_k for request in requests], np.int32),
-            np.array([request.top_p for request in requests], np.float32),
-        )
+    def _leave(self, index: int) -> None:
+        self._rows[index] = None
+        self._batch.forget(index)
 
-    def _take(self, row: _Row, tokens: np.ndarray, stopped: bool) -> bool:
+    def _take(self, row: _Row, tokens: np.ndarray, last: bool, stopped: bool) -> bool:
         """Passes a row's new text on; returns whether the answer is finished."""
-        request, transcript = row.ticket.request, row.transcript
-        room = request.max_tokens - len(transcript.tokens)
-        stopped = stopped and len(tokens) <= room
-        last = stopped or len(tokens) >= room
-        text = transcript.add(tokens[:room], last=last)
-        row.chunks += 1
+        transcript = row.transcript
+        text = transcript.add(tokens[row.taken :], last=last)
+        row.taken = len(tokens)
         done = last or transcript.stopped
         if row.ticket.cancelled:
             return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 
 from stepreward.models.log_probs import log_softmax
 from stepreward.rollout.engine import Engine
+from stepreward.rollout.rows import PIECE, Rows
 from stepreward.rollout.sampling import Sampling
 
 Array = jax.Array
@@ -19,25 +20,25 @@ CHUNK = 16  # tokens decoded before requests can join or leave the batch
 
 
 class RowSampling(NamedTuple):
-    """Sampling settings of each row; `Engine.turn` takes it in place of its PRNG keys.
+    """How the next token of each row is drawn.
 
     Attributes:
-      keys: PRNG keys `[B]`, one a row.
+      keys: PRNG keys `[B]`, one a row; on the host, their data.
       temperature: float32 `[B]`; 0 is greedy.
       top_k: int32 `[B]`; 0 keeps all tokens.
       top_p: float32 `[B]`; 1 keeps all tokens.
     """
 
-    keys: Array
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
+    keys: Any
+    temperature: Any
+    top_k: Any
+    top_p: Any
 
 
-def row_keys(seeds: list[tuple[int, int]]) -> Array:
-    """One PRNG key for each `(seed of the request, index of its chunk)`, so that a row's samples do not depend on the other rows."""
-    words = [np.random.SeedSequence(seed).generate_state(2, np.uint32) for seed in seeds]
-    return jax.random.wrap_key_data(jnp.asarray(np.stack(words)), impl="threefry2x32")
+def row_sampling(seed: int, temperature: float, top_k: int, top_p: float) -> RowSampling:
+    """The settings of one row, on the host. A row's samples depend on the seed of its request alone, and not on the other rows."""
+    words = np.random.SeedSequence((seed, 0)).generate_state(2, np.uint32)
+    return RowSampling(words, np.float32(temperature), np.int32(top_k), np.float32(top_p))
 
 
 def truncate_rows(log_p_BxV: Array, top_k_B: Array, top_p_B: Array) -> Array:
@@ -64,25 +65,24 @@ def draw_rows(hidden_BxD: Array, head_DxV: Array, rows: RowSampling, index, samp
     def sampled():
         cuts = jnp.any(~greedy & ((rows.top_k > 0) | (rows.top_p < 1)))
         kept = jax.lax.cond(cuts, lambda x: truncate_rows(x, rows.top_k, rows.top_p), lambda x: x, scaled)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(rows.keys, index)
+        keys = jax.vmap(jax.random.fold_in)(rows.keys, jnp.broadcast_to(index, rows.keys.shape))
         return jnp.where(greedy, likeliest, jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32))
 
     return scaled, jax.lax.cond(jnp.all(greedy), lambda: likeliest, sampled)
 
 
 class ServingEngine(Engine):
-    """Decodes one chunk a turn, each row with its own settings: `turn` takes a `RowSampling` in place of its keys.
-
-    If a chunk did not end the answer, the next turn gets its last token as the only new token. Bucket sizes are few, because each
-    costs a compilation.
-    """
+    """An engine whose rows each have their own settings."""
 
     draw = staticmethod(draw_rows)
 
-    def __post_init__(self):
-        super().__post_init__()
-        most = self.slot_buckets[-1]
-        self.slot_buckets = tuple(sorted({-(-most // part) for part in (4, 2, 1)}))
+    @staticmethod
+    def draws(rows: RowSampling) -> RowSampling:
+        return rows._replace(keys=jax.random.wrap_key_data(rows.keys, impl="threefry2x32"))
+
+    def conversations(self, params, count: int) -> Rows:
+        """A batch of so many conversations."""
+        return Rows(self, params, count, chunk=self.sampling.max_answer_tokens)
 
 
 def make_engine(
@@ -97,9 +97,13 @@ def make_engine(
       chunk: tokens decoded at a time.
       **settings: further arguments of `Engine`.
     """
-    widths = [max_length]  # numbers of new tokens in a turn: a prompt's, or the single token that continues an answer
-    while widths[-1] > 256:
-        widths.append(-(-widths[-1] // 4))
+    widths = tuple(width for width in (16, 64) if width < max_length)  # of a prompt that is read in one piece; few, because each compiles
     return ServingEngine(
-        graphdef, config, Sampling(stop_ids, chunk), max_length=max_length, buckets=(1, *widths), pad_id=pad_id, **settings
+        graphdef,
+        config,
+        Sampling(stop_ids, chunk),
+        max_length=max_length,
+        buckets=(*widths, min(max_length, PIECE)),
+        pad_id=pad_id,
+        **settings,
     )

@@ -1,0 +1,192 @@
+"""The compiled programs of `rows.Rows`: read prompts, copy conversations, decode some tokens. The whole model is in each, or one layer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from stepreward import parallel
+from stepreward.models import layerwise
+from stepreward.models.decoder import cached_hidden_states, empty_cache, merge
+from stepreward.models.layerwise import LayerParams, Layerwise, rows_of, with_rows
+from stepreward.rollout.engine import Engine
+
+Array = jax.Array
+
+
+class Asked(NamedTuple):
+    """What the rows of a batch are asked for; all `[B]`.
+
+    Attributes:
+      length: tokens in the cache.
+      last: the token that was drawn last and is not in the cache; −1: the hidden state at the prompt's end predicts the next token.
+      drawn: tokens of the answer so far.
+      longest: most tokens of the answer.
+      active: whether the row answers at all.
+      draws: what the engine draws with, see `Engine.draws`.
+    """
+
+    length: Array
+    last: Array
+    drawn: Array
+    longest: Array
+    active: Array
+    draws: Any
+
+
+class Chunk(NamedTuple):
+    """What a chunk has drawn so far.
+
+    Attributes:
+      token: the last token of each row.
+      count: how many tokens are new.
+      ran: how many tokens were written to the cache.
+      stopped: whether the last one is a stop token.
+      going: whether the row goes on.
+      out: tokens, log-probabilities and entropies `[B, chunk + 1]`, of which the first `count` of a row are new.
+    """
+
+    token: Array
+    count: Array
+    ran: Array
+    stopped: Array
+    going: Array
+    out: tuple[Array, Array, Array]
+
+
+class RowPrograms(NamedTuple):
+    """The programs of an engine.
+
+    Attributes:
+      split: makes what the others take of the parameters that `Engine.prepare` returns.
+      empty: `(rows, slots) -> caches`.
+      read: `(params, caches, hidden, place, tokens, count, length, slots) -> caches, hidden`: new tokens of the rows `place`.
+      copy: `(caches, hidden, source, target, slots) -> caches, hidden`.
+      select: `(caches, hidden, index) -> caches, hidden` of the rows `index` alone.
+      decode: `(params, caches, hidden, asked) -> caches, chunk`.
+    """
+
+    split: Callable
+    empty: Callable
+    read: Callable
+    copy: Callable
+    select: Callable
+    decode: Callable
+
+
+def programs_of(engine: Engine, params, chunk: int) -> RowPrograms:
+    """The programs of an engine and parameters like these, made once for each length of a chunk."""
+    made = engine.__dict__.setdefault("_row_programs", {})
+    key = chunk, jax.tree.structure(params)
+    if key not in made:
+        caches, whole = engine.cache_sharding, None if engine.config.mesh is None else parallel.replicated(engine.config.mesh)
+        empty = jax.jit(partial(empty_cache, engine.config, dtype=engine.cache_dtype), static_argnums=(0, 1), out_shardings=caches)
+        copy = jax.jit(_copy, donate_argnums=(0, 1), static_argnums=4, out_shardings=(caches, whole))
+        select = jax.jit(lambda caches, hidden, index: jax.tree.map(lambda x: x[index], (caches, hidden)), out_shardings=(caches, whole))
+        draw = _Draw(engine, chunk)
+        if layerwise.suits(engine.config):
+            one = _LayerPrograms(Layerwise(engine.graphdef, engine.config, params), draw)
+            made[key] = RowPrograms(one.model.split, empty, one.read, copy, select, one.decode)
+        else:
+            read = jax.jit(partial(_read, engine.graphdef), donate_argnums=(1, 2), static_argnums=7, out_shardings=(caches, whole))
+            decode = jax.jit(partial(_decode, engine.graphdef, draw), donate_argnums=1, out_shardings=(caches, whole))
+            made[key] = RowPrograms(lambda params: params, empty, read, copy, select, decode)
+    return made[key]
+
+
+class _Draw:
+    """Draws the next token of each row."""
+
+    def __init__(self, engine: Engine, chunk: int):
+        self.chunk, self._engine = chunk, type(engine)
+        self._sampling, self._pad_id = engine.sampling, engine.pad_id
+
+    def begin(self, asked: Asked, hidden_BxD: Array, head_DxV: Array) -> Chunk:
+        """Draws the first token of the rows whose prompt's end predicts it."""
+        rows = len(asked.last)
+        none, fresh = jnp.zeros(rows, jnp.int32), asked.active & (asked.last < 0)
+        real = jnp.zeros((rows, self.chunk + 1))
+        out = jnp.full(real.shape, self._pad_id, jnp.int32), real, real
+        chunk = Chunk(jnp.maximum(asked.last, 0), none, none, jnp.zeros(rows, bool), fresh, out)
+        chunk = jax.lax.cond(jnp.any(fresh), lambda: self(asked, chunk, hidden_BxD, head_DxV), lambda: chunk)
+        return chunk._replace(going=chunk.going | asked.active & ~fresh)
+
+    def __call__(self, asked: Asked, chunk: Chunk, hidden_BxD: Array, head_DxV: Array) -> Chunk:
+        """Draws a token of each row that is going."""
+        log_p, token = self._engine.draw(hidden_BxD, head_DxV, self._engine.draws(asked.draws), asked.drawn + chunk.count, self._sampling)
+        chosen = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
+        entropy = -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+        at, going = jnp.arange(len(token)), chunk.going
+        new = zip(chunk.out, (token, chosen, entropy))
+        out = tuple(o.at[at, chunk.count].set(jnp.where(going, v, o[at, chunk.count])) for o, v in new)
+        stopped = going & jnp.any(token[:, None] == jnp.asarray(self._sampling.stop_ids, jnp.int32)[None], axis=-1)
+        count = chunk.count + going
+        goes_on = going & ~stopped & (asked.drawn + count < asked.longest)
+        return Chunk(jnp.where(going, token, chunk.token), count, chunk.ran, chunk.stopped | stopped, goes_on, out)
+
+
+def _read(graphdef, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
+    """Runs new tokens of the rows `place` (out of bounds: of none). Returns the caches, and the hidden state at the last new token of each row."""
+    last = jnp.maximum(count_R - 1, 0)[:, None]
+    those = rows_of(caches, place_R, slots)
+    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=True)
+    return with_rows(caches, place_R, those), hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
+
+
+def _copy(caches, hidden_BxD, source_R, target_R, slots: int):
+    """Copies the first slots and the hidden state of the rows `source` to the rows `target` (out of bounds: to none)."""
+    return with_rows(caches, target_R, rows_of(caches, source_R, slots)), hidden_BxD.at[target_R].set(hidden_BxD[source_R], mode="drop")
+
+
+def _decode(graphdef, draw: _Draw, params, caches, hidden_BxD, asked: Asked):
+    """Draws up to `chunk` tokens of each active row, and one more where the prompt's end predicts the first one."""
+    head = merge(graphdef, params).head_DxV()
+
+    def body(carry):
+        index, chunk, caches = carry
+        hidden, _, caches = cached_hidden_states(graphdef, params, chunk.token[:, None], asked.length + chunk.ran, caches, tiled=True)
+        return index + 1, draw(asked, chunk._replace(ran=chunk.ran + chunk.going), hidden[:, 0], head), caches
+
+    more = lambda carry: (carry[0] < draw.chunk) & jnp.any(carry[1].going)
+    _, chunk, caches = jax.lax.while_loop(more, body, (0, draw.begin(asked, hidden_BxD, head), caches))
+    return caches, chunk
+
+
+class _LayerPrograms:
+    """The same calls, one layer at a time."""
+
+    def __init__(self, model: Layerwise, draw: _Draw):
+        self.model, self._draw = model, draw
+        self._begin = jax.jit(lambda params, hidden, asked: draw.begin(asked, hidden, params.head_DxV()))
+        self._next = jax.jit(self._one_more)
+        self._keep = jax.jit(self._last, donate_argnums=1)
+
+    def read(self, params: LayerParams, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
+        outside = params._replace(layers=())
+        place_R, length_R = jax.device_put((place_R, length_R))
+        x, caches = self.model.through_rows(params, self.model.enter(outside, tokens_RxT), caches, place_R, length_R, slots)
+        return caches, self._keep(outside, hidden_BxD, x, place_R, count_R)
+
+    def decode(self, params: LayerParams, caches, hidden_BxD, asked: Asked):
+        asked, outside = jax.device_put(asked), params._replace(layers=())
+        chunk = self._begin(outside, hidden_BxD, asked)
+        for _ in range(self._draw.chunk):
+            if not np.asarray(chunk.going).any():
+                break
+            x = self.model.enter(outside, chunk.token[:, None])
+            x, caches = self.model.through(params, x, caches, asked.length + chunk.ran)
+            chunk = self._next(outside, x, asked, chunk)
+        return caches, chunk
+
+    def _last(self, params, hidden_BxD, x_RxTxD, place_R, count_R):
+        kept = jnp.take_along_axis(x_RxTxD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)
+        return hidden_BxD.at[place_R].set(self.model.normed(params, kept)[:, 0], mode="drop")
+
+    def _one_more(self, params, x_Bx1xD, asked, chunk):
+        hidden = self.model.normed(params, x_Bx1xD)[:, 0]
+        return self._draw(asked, chunk._replace(ran=chunk.ran + chunk.going), hidden, params.head_DxV())
