@@ -291,7 +291,7 @@ def test_a_run_is_compiled_for_a_slice(root):
     assert code == 0 and "Everything fits" in text and "data 1 × fsdp 4 × tensor 1" in text
     by_name = {line[0].strip("| "): dict(zip(table.HEADER, line)) for line in lines}
     assert [line.split(maxsplit=1)[1] for line in names.splitlines()[1:]] == [
-        "policy/sft", "rollout/prepare", "rollout/turn", "policy/update", "prm/score", "prm/update"
+        "policy/sft", "rollout/prepare", "rollout/read", "rollout/copy", "rollout/decode", "policy/update", "prm/score", "prm/update"
     ]  # fmt: skip
     assert set(by_name) == {"program", "policy/update", "rollout/prepare"}
     assert "gather" in by_name["policy/update"]["collectives"] and float(by_name["policy/update"]["TFLOP"]) > 0

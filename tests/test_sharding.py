@@ -169,6 +169,47 @@ def test_a_run_with_critic_and_estimator_is_the_same_on_the_mesh(root, tmp_path)
                 assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-4), name
 
 
+FREE = """
+import dataclasses, sys
+from pathlib import Path
+sys.path.insert(0, "tests")
+import jax, json
+from test_free_play import TASKS, assert_same, played
+from test_play import CONFIG, chat, on_sokoban
+from stepreward import parallel
+from stepreward.models import decoder
+from stepreward.rollout import free_play
+from stepreward.rollout.engine import Engine
+
+makes = free_play.Rows
+used = []
+free_play.Rows = lambda *args: used.append(makes(*args)) or used[-1]
+params = decoder.build(CONFIG, 0)[1]
+class Folder:
+    mktemp = lambda self, name: Path(sys.argv[1])
+
+plain = on_sokoban(chat.__wrapped__(Folder()))
+expected = played(plain, params, "batch")
+mesh = parallel.make_mesh(2, 2, 2)
+config = dataclasses.replace(CONFIG, mesh=mesh)
+one = plain.engine
+engine = Engine(
+    decoder.graph(config), config, one.sampling, one.max_length, one.buckets, one.pad_id, sharding=parallel.row_sharding(mesh), rows_multiple=4
+)
+collector = dataclasses.replace(plain, engine=engine)
+prepared = engine.prepare(parallel.place_parameters(params, mesh))
+for context in ("episode", "step"):
+    free, lockstep = (played(dataclasses.replace(collector, context=context), prepared, s) for s in ("free", "lockstep"))
+    assert_same(free, lockstep)
+assert_same(played(collector, prepared, "free"), expected, exactly=False)
+print(json.dumps([len(rows._caches[0].key.sharding.device_set) for rows in used]))
+"""
+
+
+def test_rows_on_a_mesh_play_the_same_episodes(root, tmp_path):
+    assert on_eight_devices(root, FREE, str(tmp_path)) == [8] * 5
+
+
 def test_a_mesh_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match="needs 16 devices, but there are 1"):
         parallel.make_mesh(4, 2, 2)

@@ -22,9 +22,9 @@ Array = jax.Array
 MANY = 8  # layers from which on a CPU runs them one by one; fewer compile fast enough together
 
 
-def suits(config: DecoderConfig) -> bool:
+def suits(config: DecoderConfig, platform: str) -> bool:
     """Whether a model is better run layer by layer: it is deep, and runs on one CPU."""
-    return config.num_layers >= MANY and config.mesh is None and jax.default_backend() == "cpu"
+    return config.num_layers >= MANY and config.mesh is None and platform == "cpu"
 
 
 class LayerParams(NamedTuple):

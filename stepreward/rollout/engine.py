@@ -135,6 +135,16 @@ class Engine:
         self._prepare: dict[Any, tuple] = {}  # by the structure of the parameters
         self._shared = self.sharding is not None and not self.sharding.is_fully_addressable
 
+    @property
+    def platform(self) -> str:
+        """What the engine's device is: "cpu", "gpu" or "tpu"."""
+        return jax.default_backend() if self.sharding is None else next(iter(self.sharding.device_set)).platform
+
+    @property
+    def whole(self) -> jax.sharding.Sharding | None:
+        """The sharding of arrays that every device holds whole."""
+        return None if self.sharding is None else parallel.replicated(self.sharding.mesh)
+
     def prepare(self, params):
         """Makes the parameters of a rollout: layers unstacked, in the compute dtype, sharded for decoding. Call it once a rollout.
 
@@ -164,8 +174,15 @@ class Engine:
             self._prepare[structure] = jax.jit(make, out_shardings=shardings), shapes
         return self._prepare[structure]
 
+    def preparation(self, params) -> tuple[Program | None, Any]:
+        """The program that prepares parameters of these shapes, if there is one, and the shapes of what it returns."""
+        if self._prepared(params):
+            return None, params
+        prepare, prepared = self._preparation(params)
+        return Program("rollout/prepare", prepare, (params,)), prepared
+
     def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool, references: bool = False) -> Iterator[Program]:
-        """The programs of a rollout at their largest shapes: the longest prompt after the longest conversation.
+        """The programs of a rollout in batches at their largest shapes: the longest prompt after the longest conversation.
 
         Args:
           params: shapes of the parameters that `prepare` takes, on a mesh.
@@ -175,10 +192,9 @@ class Engine:
           grows: whether conversations keep their cache; otherwise every turn starts with an empty one.
           references: whether every turn also scores a reference answer.
         """
-        prepared = params
-        if not self._prepared(params):
-            prepare, prepared = self._preparation(params)
-            yield Program("rollout/prepare", prepare, (params,))
+        prepare, prepared = self.preparation(params)
+        if prepare is not None:
+            yield prepare
         width, longest, c = self.buckets[-1], self.sampling.max_answer_tokens, self.config
         need = self.max_length + longest if grows else width + longest
         slots = next(size for size in self.slot_buckets if size >= need)

@@ -48,6 +48,11 @@ CONTEXTS = ("step", "episode")
 SCHEDULES = ("free", "lockstep", "batch")
 
 
+def possible(schedule: str, process_count: int, sees: bool, score_answers: bool) -> str:
+    """The schedule that a rollout can have which is to have this one."""
+    return "batch" if process_count > 1 or sees or score_answers else schedule
+
+
 @dataclasses.dataclass
 class Collector:
     """Everything a rollout needs besides parameters, tasks and a key.
@@ -70,7 +75,7 @@ class Collector:
       reuse_cache: with `context="episode"`, False prefills the whole conversation in every turn (for benchmarks).
       schedule: one of `SCHEDULES`. "free": no row waits for another, see `free_play`. "lockstep": every turn waits for the longest answer and the
         slowest environment; the episodes are the same, bit for bit. "batch": as "lockstep", in one program a turn, whose batch shrinks as
-        episodes end; this one works with several processes, on a mesh, with pictures, and with `score_answers`, which all imply it.
+        episodes end; this one works with several processes, with pictures, and with `score_answers`, which all imply it.
     """
 
     engine: Engine
@@ -252,10 +257,7 @@ class Collector:
 
     def _schedule(self, score_answers: bool) -> str:
         """The schedule that this rollout can have."""
-        if self.schedule == "batch":
-            return "batch"
-        able = processes.count() == 1 and self.reader is None and self.engine.config.mesh is None and not score_answers
-        return self.schedule if able else "batch"
+        return possible(self.schedule, processes.count(), self.reader is not None, score_answers)
 
     def _finished(self, games: Sequence[Game], starts: Mapping[int, Start]) -> list[Episode]:
         """The episodes of all processes, with their costs and prefixes."""

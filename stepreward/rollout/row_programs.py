@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from stepreward import parallel
 from stepreward.models import layerwise
 from stepreward.models.decoder import cached_hidden_states, empty_cache, merge
 from stepreward.models.layerwise import LayerParams, Layerwise, rows_of, with_rows
@@ -84,12 +83,12 @@ def programs_of(engine: Engine, params, chunk: int) -> RowPrograms:
     made = engine.__dict__.setdefault("_row_programs", {})
     key = chunk, jax.tree.structure(params)
     if key not in made:
-        caches, whole = engine.cache_sharding, None if engine.config.mesh is None else parallel.replicated(engine.config.mesh)
+        caches, whole = engine.cache_sharding, engine.whole
         empty = jax.jit(partial(empty_cache, engine.config, dtype=engine.cache_dtype), static_argnums=(0, 1), out_shardings=caches)
         copy = jax.jit(_copy, donate_argnums=(0, 1), static_argnums=4, out_shardings=(caches, whole))
         select = jax.jit(lambda caches, hidden, index: jax.tree.map(lambda x: x[index], (caches, hidden)), out_shardings=(caches, whole))
         draw = _Draw(engine, chunk)
-        if layerwise.suits(engine.config):
+        if layerwise.suits(engine.config, engine.platform):
             one = _LayerPrograms(Layerwise(engine.graphdef, engine.config, params), draw)
             made[key] = RowPrograms(one.model.split, empty, one.read, copy, select, one.decode)
         else:

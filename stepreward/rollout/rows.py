@@ -22,7 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from stepreward import parallel
 from stepreward.models.attention import TILE
+from stepreward.models.decoder import empty_cache
+from stepreward.programs import Program
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.row_programs import Asked, programs_of
 
@@ -82,8 +85,7 @@ class Rows:
         self._asked: dict[int, _Asked] = {}
         self._programs = programs_of(engine, params, self._chunk)
         self._params = self._programs.split(params)
-        most = engine.max_length + min(PIECE, engine.buckets[0])  # the last piece of a full row may be padded
-        self._slots = most if most <= TILE else -(-most // TILE) * TILE
+        self._slots = slots_of(engine)
         self._caches = self._programs.empty(count, self._slots)
         self._hidden = jnp.zeros((count, engine.config.embed_dim), engine.config.compute_dtype)
 
@@ -145,7 +147,7 @@ class Rows:
             for row in left:  # rows of a block have the same width, so that it depends on none of the others
                 widths.setdefault(self._width(row), []).append(row)
             for width, those in widths.items():
-                block = self._block(width)
+                block = block_rows(self.engine, self.count, width)
                 for first in range(0, len(those), block):
                     self._read_pieces(those[first : first + block], width, block)
         if pairs := [(rows[0], row) for rows in alike.values() for row in rows[1:]]:
@@ -157,15 +159,10 @@ class Rows:
         sizes = [size for size in self.engine.buckets if size <= min(room, PIECE)] or [min(room, PIECE)]
         return next((size for size in sizes if size >= tokens), sizes[-1])
 
-    def _block(self, width: int) -> int:
-        """How many rows are read together; fewer rows are padded to this number."""
-        block = BLOCK if jax.default_backend() == "cpu" else max(BLOCK, _BLOCK_TOKENS // width)
-        return min(self.count, -(-block // self.engine.rows_multiple) * self.engine.rows_multiple)
-
     def _reach(self, tokens: int) -> int:
         """Slots of the cache that hold so many tokens, of few sizes, because each compiles a program."""
-        if jax.default_backend() != "cpu":
-            return self._slots  # there, memory is fast and compilation is slow
+        if self.engine.platform != "cpu":
+            return self._slots  # memory is fast there, and compilation slow
         return min(self._slots, max(TILE, 1 << (tokens - 1).bit_length()))
 
     def _read_pieces(self, rows: list[int], width: int, block: int) -> None:
@@ -210,3 +207,43 @@ class Rows:
                 del self._asked[row]
                 ended.append((row, RowAnswer(*(np.concatenate(part) for part in zip(*asked.parts)), bool(chunk.stopped[row]))))
         return ended
+
+
+def slots_of(engine: Engine) -> int:
+    """Slots of a row's cache: whole tiles, or less than one."""
+    most = engine.max_length + min(PIECE, engine.buckets[0])  # the last piece of a full row may be padded
+    return most if most <= TILE else -(-most // TILE) * TILE
+
+
+def block_rows(engine: Engine, count: int, width: int) -> int:
+    """How many of `count` rows read `width` tokens together; fewer rows are padded to this number."""
+    block = BLOCK if engine.platform == "cpu" else max(BLOCK, _BLOCK_TOKENS // width)
+    return min(count, -(-block // engine.rows_multiple) * engine.rows_multiple)
+
+
+def programs(engine: Engine, params, rows: int, *, turns: int, batches: int) -> Iterator[Program]:
+    """The programs of a rollout on a mesh at their largest shapes.
+
+    Args:
+      params: shapes of the parameters that `Engine.prepare` takes.
+      rows: how many conversations there are at once.
+      turns: how many turns each conversation has.
+      batches: how many batches of `rows` conversations a rollout has.
+    """
+    prepare, prepared = engine.preparation(params)
+    if prepare is not None:
+        yield prepare
+    chunk = min(CHUNK, engine.sampling.max_answer_tokens)
+    made, slots, width = programs_of(engine, prepared, chunk), slots_of(engine), min(PIECE, engine.buckets[-1])
+    config, whole = engine.config, engine.whole
+    host = lambda shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
+    caches = parallel.place(jax.eval_shape(lambda: empty_cache(config, rows, slots, engine.cache_dtype)), engine.cache_sharding)
+    hidden, block = host((rows, config.embed_dim), config.compute_dtype), block_rows(engine, rows, width)
+    pieces, chunks = -(-engine.buckets[-1] // PIECE), -(-engine.sampling.max_answer_tokens // chunk)
+    few = host((block,))
+    reads = turns * batches * -(-rows // block) * pieces
+    yield Program("rollout/read", made.read, (prepared, caches, hidden, few, host((block, width)), few, few, slots), times=reads)
+    yield Program("rollout/copy", made.copy, (caches, hidden, host((rows,)), host((rows,)), slots), times=batches)
+    row = host((rows,))
+    asked = Asked(row, row, row, row, host((rows,), jnp.bool_), host((rows, *jax.random.key_data(jax.random.key(0)).shape), jnp.uint32))
+    yield Program("rollout/decode", made.decode, (prepared, caches, hidden, asked), times=turns * batches * chunks, trips=chunk)

@@ -12,6 +12,8 @@ import jax
 from stepreward import parallel
 from stepreward.errors import UserError
 from stepreward.programs import Program
+from stepreward.rollout import rows
+from stepreward.rollout.play import possible
 from stepreward.tpu import hlo
 from stepreward.tpu.slices import Chip
 from stepreward.training import preferring, setup
@@ -99,11 +101,13 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
         if stage == plays:
             engine = setup.make_engine(c, parts.graphdef, parts.model_config, mesh, (0,), 0, parts.collector.reader)
             episodes = c.exploration.part_tasks * c.exploration.rollouts if offline else c.rollout.groups * c.rollout.group_size
-            turns = c.rollout.max_steps
-            for program in engine.programs(
-                learner.actor, c.rollout.max_rows, turns=turns, batches=-(-episodes // c.rollout.max_rows),
-                grows=c.rollout.context == "episode", references=setup.scores_answers(parts.method),
-            ):  # fmt: skip
+            many = dict(turns=c.rollout.max_steps, batches=-(-episodes // c.rollout.max_rows))
+            scores, hosts = setup.scores_answers(parts.method), len({device.process_index for device in mesh.devices.flat})
+            if possible(c.rollout.schedule, hosts, parts.collector.reader is not None, scores) == "batch":
+                played = engine.programs(learner.actor, c.rollout.max_rows, grows=c.rollout.context == "episode", references=scores, **many)
+            else:
+                played = rows.programs(engine, learner.actor, c.rollout.max_rows, **many)
+            for program in played:
                 yield stage, program, held
         for program in learner.programs(stage):
             yield stage, program, held
