@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from stepreward.models import decoder, presets
+from stepreward.models.cache import LayerCache, empty_cache
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.rotary import RopeScaling, apply_rotary, rotary_angles
 
@@ -189,10 +190,26 @@ def test_stacked_layers_equal_a_list_of_them(remat):
     np.testing.assert_allclose(some, run(config, params, TOKENS)[:, keep[0]], atol=1e-5)
 
 
-def test_stacked_layers_refuse_a_cache():
-    with pytest.raises(ValueError, match="unstack"):
-        cache = decoder.empty_cache(STACKED, 1, 8)
-        decoder.cached_hidden_states(decoder.graph(STACKED), parameters(STACKED), TOKENS, jnp.zeros(1, int), cache)
+@pytest.mark.parametrize("tiled", [False, True])
+def test_stacked_layers_decode_as_listed_ones(tiled):
+    """Two turns of ragged rows; the caches hold the same keys and values."""
+    params, rng = parameters(STACKED), np.random.default_rng(0)
+    kinds = {STACKED: params, CONFIG: decoder.unstack(params, CONFIG.num_layers)}
+    tokens, length = [rng.integers(0, 16, (3, n)) for n in (7, 4, 1)], jnp.array([0, 2, 5])
+    found = {}
+    for config, of in kinds.items():
+        run = jax.jit(functools.partial(decoder.cached_hidden_states, decoder.graph(config), tiled=tiled))
+        caches, start, hidden = empty_cache(config, 3, 24), length, []
+        for new in tokens:
+            out, _, caches = run(of, new, start, caches)
+            hidden, start = [*hidden, out], start + new.shape[1]
+        found[config] = (*hidden, *map(jnp.stack, _keys_and_values(caches)))
+    for one, other in zip(*found.values(), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def _keys_and_values(caches):
+    return [list(x) for x in (caches[:2] if isinstance(caches, LayerCache) else zip(*(cache[:2] for cache in caches)))]
 
 
 def test_parameters_of_another_type_are_cast_where_they_are_used():

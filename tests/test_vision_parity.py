@@ -11,6 +11,7 @@ from flax import nnx
 from test_vision import END, IMAGE, SIZES, START, VISION, embed, prompt, random_images, tower
 
 from stepreward.models import decoder
+from stepreward.models.cache import empty_cache
 from stepreward.models.decoder import DecoderConfig
 from stepreward.models.vision import VISION_TENSORS, vision_config
 from stepreward.models.vision_inputs import multimodal_positions, vision_inputs
@@ -215,7 +216,7 @@ def test_text_alone_equals_transformers_with_and_without_inputs_of_images():
 
 @functools.partial(jax.jit, static_argnums=(0,))
 def _prefill(graphdef, params, tokens, count, vision):
-    caches = decoder.empty_cache(MODEL, len(tokens), 128)
+    caches = empty_cache(MODEL, len(tokens), 128)
     start = jnp.zeros_like(count)
     hidden, head, caches = decoder.cached_hidden_states(graphdef, params, tokens, start, caches, (count - 1)[:, None], vision)
     return jnp.argmax(hidden[:, 0] @ head, axis=-1), caches

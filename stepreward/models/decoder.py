@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 
 from stepreward.models.adapters import Adapted, LoraConfig, add_adapter, low_rank, wide_product
 from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention
+from stepreward.models.cache import LayerCache
 from stepreward.models.norm import RMSNorm
 from stepreward.models.rotary import RopeScaling, apply_rotary, rotary_angles
 from stepreward.models.vision import VisionConfig, VisionInputs, VisionTower, merge_image_embeddings
@@ -101,13 +102,6 @@ class DecoderConfig:
             raise ValueError(f"model.remat={self.remat!r} is not one of {', '.join(REMAT)}.")
 
 
-class LayerCache(NamedTuple):
-    """Keys and values of one layer, `[B, K, C, H]`: with rows and heads outermost, a decode step reads memory sequentially."""
-
-    key: Array
-    value: Array
-
-
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], fan_in: int, dtype) -> nnx.Param:
     return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * fan_in**-0.5).astype(dtype))
 
@@ -150,8 +144,7 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = apply_rotary(query, angles_q), apply_rotary(key, angles)
         if cache is not None:
-            cache = LayerCache(_write(cache.key, key, start_B), _write(cache.value, value, start_B))
-            key, value = cache
+            cache, key, value = cache.write(key, value, start_B)
         mixed = attend(query, key, value)
         batch, _, time, _ = mixed.shape
         mixed = mixed.transpose(0, 2, 1, 3).reshape(batch * time, c.num_heads * c.head_dim)
@@ -184,15 +177,6 @@ class Attention(nnx.Module):
 def _one_token(c: DecoderConfig, time: int) -> bool:
     """Whether the pass has one token a row on a mesh: then the rows are sent to the weights, not the weights to the rows."""
     return c.mesh is not None and time == 1
-
-
-def _write(cache_BxKxCxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
-    """Writes T new slots of each row, starting at `start_B`. Slots past a row's true length hold padding until overwritten."""
-
-    def write_row(row, new, start):
-        return jax.lax.dynamic_update_slice(row, new, (0, start, 0))
-
-    return jax.vmap(write_row)(cache_BxKxCxH, new_BxKxTxH.astype(cache_BxKxCxH.dtype), start_B)
 
 
 class FeedForward(nnx.Module):
@@ -272,7 +256,7 @@ class Decoder(nnx.Module):
           vision: `VisionInputs` of the rows, or None.
 
         Raises:
-          ValueError: if stacked layers get a cache, or a model without a vision tower gets images.
+          ValueError: a model without a vision tower gets images.
         """
         c = self.config
         x, positions = _place(c, self.embedding[...][tokens_BxT].astype(c.compute_dtype)), positions_BxT
@@ -280,12 +264,10 @@ class Decoder(nnx.Module):
             x, positions = self._with_images(x, vision)
         angles = rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.mrope_sections)
         if c.scan_layers:
-            if caches is not None:
-                raise ValueError("stacked layers cannot decode with a cache: convert the parameters with `unstack`.")
-            x = self._scan(x, angles, attend, dropout_key)
+            x, caches = self._scan(x, angles, attend, caches, start_B, dropout_key)
             if keep_BxQ is not None:
                 x = jnp.take_along_axis(x, keep_BxQ[:, :, None], axis=1)
-            return self.final_norm(x), None
+            return self.final_norm(x), caches
         new_caches = []
         for index, layer in enumerate(self.layers):
             last = index == c.num_layers - 1 and keep_BxQ is not None
@@ -298,16 +280,20 @@ class Decoder(nnx.Module):
             new_caches.append(cache)
         return self.final_norm(x), (None if caches is None else tuple(new_caches))
 
-    def _scan(self, x, angles, attend, dropout_key):
+    def _scan(self, x, angles, attend, caches, start_B, dropout_key):
+        """Runs the same layer again and again. The caches of all layers are carried along, so that new slots are written where they lie."""
         c = self.config
         graphdef, stacked = nnx.split(self.layers)
-        run = _remat(partial(_run_layer, graphdef, angles, attend, None, None), c.remat)
+        run = _remat(partial(_run_layer, graphdef, angles, attend, start_B, None), c.remat if caches is None else "none")
 
-        def body(x, layer):
+        def body(carry, layer):
+            x, caches = carry
             index, state = layer
-            return run(state, x, None, None if dropout_key is None else jax.random.fold_in(dropout_key, index))[0], None
+            cache = None if caches is None else caches._replace(layer=index)
+            x, cache = run(state, x, cache, None if dropout_key is None else jax.random.fold_in(dropout_key, index))
+            return (x, None if caches is None else cache._replace(layer=None)), None
 
-        return jax.lax.scan(body, x, (jnp.arange(c.num_layers), stacked))[0]
+        return jax.lax.scan(body, (x, caches), (jnp.arange(c.num_layers), stacked))[0]
 
     def _with_images(self, x_BxTxD: Array, vision: VisionInputs) -> tuple[Array, Array]:
         """Replaces the embeddings of placeholders by those of the images; also returns the rotary positions `[3, B, T]`."""
@@ -426,13 +412,6 @@ def hidden_states(
     return hidden, model.head_DxV()
 
 
-def empty_cache(config: DecoderConfig, batch: int, slots: int, dtype=None) -> tuple[LayerCache, ...]:
-    """Zeroed key/value caches, one `LayerCache` a layer."""
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    dtype = dtype or config.compute_dtype
-    return tuple(LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.num_layers))
-
-
 def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_BxQ=None, vision=None, offset_B=None, tiled: bool = False):
     """Runs T new tokens of each row after the `length_B` tokens that its cache holds.
 
@@ -443,7 +422,7 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
       graphdef, params: as in `hidden_states`.
       tokens_BxT: int32, the new tokens.
       length_B: int32, tokens in each row's cache.
-      caches: one `LayerCache` a layer.
+      caches: one `LayerCache` a layer, or that of stacked layers.
       keep_BxQ: int32, which of the T tokens to return; None returns all.
       vision: `VisionInputs` of the new tokens, whose rotary positions start at `length_B + offset_B`. None: they are text.
       offset_B: int32, the rotary position of a text token minus its cache slot: the sum of `VisionInputs.offset` over the cached

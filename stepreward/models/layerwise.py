@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from stepreward.models.attention import cached_attention
-from stepreward.models.decoder import DecoderConfig, LayerCache, merge
+from stepreward.models.cache import LayerCache, cached_rows, with_cached_rows
+from stepreward.models.decoder import DecoderConfig, merge
 from stepreward.models.rotary import rotary_angles
 
 Array = jax.Array
@@ -92,15 +93,5 @@ class Layerwise:
         return nnx.merge(self._layer, state)(x_BxTxD, angles, attend, cache, length_B, None)
 
     def _run_rows(self, state, x_RxTxD, cache: LayerCache, place_R, length_R, slots: int):
-        x_RxTxD, those = self._run(state, x_RxTxD, rows_of(cache, place_R, slots), length_R)
-        return x_RxTxD, with_rows(cache, place_R, those)
-
-
-def rows_of(cache, place_R, slots: int):
-    """The first `slots` slots of the rows `place` of caches."""
-    return jax.tree.map(lambda x: x[:, :, :slots].at[place_R].get(mode="clip"), cache)
-
-
-def with_rows(cache, place_R, those):
-    """Caches with the rows `place` replaced, in as many slots as `those` have; a row out of bounds is dropped."""
-    return jax.tree.map(lambda x, y: x.at[place_R, :, : y.shape[2]].set(y, mode="drop"), cache, those)
+        x_RxTxD, those = self._run(state, x_RxTxD, cached_rows(cache, place_R, slots), length_R)
+        return x_RxTxD, with_cached_rows(cache, place_R, those)

@@ -23,7 +23,8 @@ import numpy as np
 
 from stepreward import parallel, processes
 from stepreward.models.adapters import Adapted, LoraConfig
-from stepreward.models.decoder import DecoderConfig, cached_hidden_states, config_of, empty_cache, in_compute_dtype, unstack
+from stepreward.models.cache import cache_slots, cached_rows, empty_cache, with_slots
+from stepreward.models.decoder import DecoderConfig, cached_hidden_states, config_of, in_compute_dtype, unstack
 from stepreward.models.decoder import graph as decoder_graph
 from stepreward.models.images import ImageReader
 from stepreward.models.log_probs import chosen_log_probs, log_softmax
@@ -90,6 +91,7 @@ class Engine:
       lora: the adapters of the parameters that `prepare` is given, or None.
       reader: lays images out for a model that sees; None: the engine knows no images.
       slot_buckets: numbers of slots that a cache may have, ascending (derived from the lengths above).
+      layout: the decoder as it decodes: without adapters, its layers listed or, on a TPU, stacked if they are so in training.
     """
 
     graphdef: Any
@@ -108,8 +110,11 @@ class Engine:
     draws = staticmethod(jax.random.wrap_key_data)  # inside jit: what `draw` takes, of the data of each row's key, `[B, …]`
 
     def __post_init__(self):
-        if self.config.scan_layers or self.config.lora is not None:
-            self.graphdef = decoder_graph(dataclasses.replace(self.config, scan_layers=False, lora=None))
+        # A TPU runs a layer again and again as fast as all layers in a row, and compiles it in a fraction of the time.
+        stacked = self.config.scan_layers and self.platform == "tpu"
+        self.layout = dataclasses.replace(self.config, scan_layers=stacked, lora=None)
+        if self.layout != self.config:
+            self.graphdef = decoder_graph(self.layout)
         self.buckets = tuple(sorted(set(self.buckets)))
         if not self.buckets or self.buckets[-1] > self.max_length:
             raise ValueError(f"buckets {self.buckets} must be non-empty and fit max_length={self.max_length}.")
@@ -120,8 +125,9 @@ class Engine:
         # Outputs have the sharding of the arrays that `start` makes; with another one a turn would compile again.
         self.cache_sharding = self.sharding
         if self.config.mesh is not None:
-            shape = (self.rows_multiple, self.config.num_kv_heads, 1, 1)
-            self.cache_sharding = parallel.named(self.config.mesh, ("rows", "kv_heads", None, None), shape)
+            shape, axes = (self.rows_multiple, self.config.num_kv_heads, 1, 1), ("rows", "kv_heads", None, None)
+            extra = int(stacked)
+            self.cache_sharding = parallel.named(self.config.mesh, (None,) * extra + axes, (1,) * extra + shape)
         cached = partial(jax.jit, out_shardings=self.cache_sharding)
         outputs = (self.cache_sharding, *5 * (self.sharding,))
         self._turn = jax.jit(
@@ -129,9 +135,9 @@ class Engine:
         )
         self._extend = cached(partial(_extend, self.graphdef), donate_argnums=1)
         self._said = jax.jit(partial(_said, self.graphdef), out_shardings=self.sharding)
-        self._grow = cached(_grow, static_argnums=1)
-        self._select = cached(lambda caches, index: jax.tree.map(lambda x: x[index], caches))
-        self._empty = cached(lambda rows: empty_cache(self.config, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
+        self._grow = cached(with_slots, static_argnums=1)
+        self._select = cached(cached_rows)
+        self._empty = cached(lambda rows: empty_cache(self.layout, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
         self._prepare: dict[Any, tuple] = {}  # by the structure of the parameters
         self._shared = self.sharding is not None and not self.sharding.is_fully_addressable
 
@@ -160,13 +166,13 @@ class Engine:
 
     def _prepared(self, params) -> bool:
         c = self.config
-        return not (c.scan_layers or c.mesh or isinstance(params, tuple)) and c.compute_dtype == c.param_dtype
+        return not (c.scan_layers != self.layout.scan_layers or c.mesh or isinstance(params, tuple)) and c.compute_dtype == c.param_dtype
 
     def _preparation(self, params):
         """The jitted function, and the shapes of what it returns."""
         structure = jax.tree.structure(params)
         if structure not in self._prepare:
-            make = partial(_decoding_params, self.config, self.lora)
+            make = partial(_decoding_params, self.layout, self.lora)
             shapes, shardings = jax.eval_shape(make, params), None
             if self.config.mesh is not None:
                 shardings = parallel.parameter_sharding(shapes, self.config.mesh, parallel.DECODING)
@@ -195,10 +201,12 @@ class Engine:
         prepare, prepared = self.preparation(params)
         if prepare is not None:
             yield prepare
-        width, longest, c = self.buckets[-1], self.sampling.max_answer_tokens, self.config
+        width, longest = self.buckets[-1], self.sampling.max_answer_tokens
         need = self.max_length + longest if grows else width + longest
         slots = next(size for size in self.slot_buckets if size >= need)
-        cache = lambda slots: parallel.place(jax.eval_shape(lambda: empty_cache(c, rows, slots, self.cache_dtype)), self.cache_sharding)
+        cache = lambda slots: parallel.place(
+            jax.eval_shape(lambda: empty_cache(self.layout, rows, slots, self.cache_dtype)), self.cache_sharding
+        )
         row = lambda shape, dtype: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=self.sharding)
         tokens, count = row((width,), jnp.int32), row((), jnp.int32)
         keys = parallel.place(jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)), self.sharding)
@@ -373,7 +381,7 @@ class Engine:
         if longest > self.max_length:
             raise ValueError(f"A conversation grew past max_length={self.max_length} tokens.")
         caches, need = state.caches, held + width + room
-        if need > caches[0].key.shape[2]:
+        if need > cache_slots(caches):
             caches = self._grow(caches, next(size for size in self.slot_buckets if size >= need))
         tokens = np.full((len(new_tokens), width), self.pad_id, np.int32)
         for row, new in enumerate(new_tokens):
@@ -386,22 +394,21 @@ class Engine:
         return jax.device_put(tree, self.sharding)
 
 
-def _decoding_params(config: DecoderConfig, lora: LoraConfig | None, params):
+def _decoding_params(layout: DecoderConfig, lora: LoraConfig | None, params):
     if isinstance(params, tuple):
         base, adapters = params
-        return Adapted(_decoding_params(config, lora, base), unstack(adapters, config.num_layers), lora)
-    return in_compute_dtype(config, unstack(params, config.num_layers))
+        return Adapted(_decoding_params(layout, lora, base), _laid_out(layout, adapters), lora)
+    return in_compute_dtype(layout, _laid_out(layout, params))
 
 
-def _grow(caches, slots: int):
-    """The caches with `slots` slots; the new ones are zero."""
-    return jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, slots - x.shape[2]), (0, 0))), caches)
+def _laid_out(layout: DecoderConfig, params):
+    return params if layout.scan_layers else unstack(params, layout.num_layers)
 
 
 def _said(graphdef, params, caches, tokens_BxT, targets_BxT, scored_BxT, start_B, offset_B=None):
     """Mean log-probability `[B]` of the scored targets, where `tokens` stand from place `start` on; the caches are not changed."""
-    slots = caches[0].key.shape[2] + tokens_BxT.shape[1]  # a padded text may end behind the last slot
-    hidden, head, _ = cached_hidden_states(graphdef, params, tokens_BxT, start_B, _grow(caches, slots), offset_B=offset_B)
+    slots = cache_slots(caches) + tokens_BxT.shape[1]  # a padded text may end behind the last slot
+    hidden, head, _ = cached_hidden_states(graphdef, params, tokens_BxT, start_B, with_slots(caches, slots), offset_B=offset_B)
     log_prob = chosen_log_probs(hidden, targets_BxT, head, mesh=config_of(graphdef).mesh)
     return jnp.sum(jnp.where(scored_BxT, log_prob, 0.0), axis=1) / jnp.maximum(jnp.sum(scored_BxT, axis=1), 1)
 

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.models import layerwise
-from stepreward.models.decoder import cached_hidden_states, empty_cache, merge
-from stepreward.models.layerwise import LayerParams, Layerwise, rows_of, with_rows
+from stepreward.models.cache import cached_rows, empty_cache, with_cached_rows
+from stepreward.models.decoder import cached_hidden_states, merge
+from stepreward.models.layerwise import LayerParams, Layerwise
 from stepreward.rollout.engine import Engine
 
 Array = jax.Array
@@ -84,9 +85,9 @@ def programs_of(engine: Engine, params, chunk: int) -> RowPrograms:
     key = chunk, jax.tree.structure(params)
     if key not in made:
         caches, whole = engine.cache_sharding, engine.whole
-        empty = jax.jit(partial(empty_cache, engine.config, dtype=engine.cache_dtype), static_argnums=(0, 1), out_shardings=caches)
+        empty = jax.jit(partial(empty_cache, engine.layout, dtype=engine.cache_dtype), static_argnums=(0, 1), out_shardings=caches)
         copy = jax.jit(_copy, donate_argnums=(0, 1), static_argnums=4, out_shardings=(caches, whole))
-        select = jax.jit(lambda caches, hidden, index: jax.tree.map(lambda x: x[index], (caches, hidden)), out_shardings=(caches, whole))
+        select = jax.jit(lambda caches, hidden, index: (cached_rows(caches, index), hidden[index]), out_shardings=(caches, whole))
         draw = _Draw(engine, chunk)
         if layerwise.suits(engine.config, engine.platform):
             one = _LayerPrograms(Layerwise(engine.graphdef, engine.config, params), draw)
@@ -132,14 +133,16 @@ class _Draw:
 def _read(graphdef, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
     """Runs new tokens of the rows `place` (out of bounds: of none). Returns the caches, and the hidden state at the last new token of each row."""
     last = jnp.maximum(count_R - 1, 0)[:, None]
-    those = rows_of(caches, place_R, slots)
+    those = cached_rows(caches, place_R, slots)
     found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=True)
-    return with_rows(caches, place_R, those), hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
+    return with_cached_rows(caches, place_R, those), hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
 
 
 def _copy(caches, hidden_BxD, source_R, target_R, slots: int):
     """Copies the first slots and the hidden state of the rows `source` to the rows `target` (out of bounds: to none)."""
-    return with_rows(caches, target_R, rows_of(caches, source_R, slots)), hidden_BxD.at[target_R].set(hidden_BxD[source_R], mode="drop")
+    return with_cached_rows(caches, target_R, cached_rows(caches, source_R, slots)), hidden_BxD.at[target_R].set(
+        hidden_BxD[source_R], mode="drop"
+    )
 
 
 def _decode(graphdef, draw: _Draw, params, caches, hidden_BxD, asked: Asked):

@@ -24,7 +24,7 @@ import numpy as np
 
 from stepreward import parallel
 from stepreward.models.attention import TILE
-from stepreward.models.decoder import empty_cache
+from stepreward.models.cache import empty_cache
 from stepreward.programs import Program
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.row_programs import Asked, programs_of
@@ -237,7 +237,7 @@ def programs(engine: Engine, params, rows: int, *, turns: int, batches: int) -> 
     made, slots, width = programs_of(engine, prepared, chunk), slots_of(engine), min(PIECE, engine.buckets[-1])
     config, whole = engine.config, engine.whole
     host = lambda shape, dtype=jnp.int32: jax.ShapeDtypeStruct(shape, dtype, sharding=whole)
-    caches = parallel.place(jax.eval_shape(lambda: empty_cache(config, rows, slots, engine.cache_dtype)), engine.cache_sharding)
+    caches = parallel.place(jax.eval_shape(lambda: empty_cache(engine.layout, rows, slots, engine.cache_dtype)), engine.cache_sharding)
     hidden, block = host((rows, config.embed_dim), config.compute_dtype), block_rows(engine, rows, width)
     pieces, chunks = -(-engine.buckets[-1] // PIECE), -(-engine.sampling.max_answer_tokens // chunk)
     few = host((block,))

@@ -280,6 +280,8 @@ def _taken(found, inner: Computation, number: int, size: float) -> tuple[float, 
             total += j.size
         elif j.op == "dynamic-update-slice" and j.operands[0] == name:
             total, updated = total + inner[j.operands[1]].size, len(uses) == 1
+        elif j.op == "scatter" and j.operands[0] == name:
+            total, updated = total + inner[j.operands[-1]].size, len(uses) == 1
         elif nested is not None:
             part, updated = _taken(found, nested, j.operands.index(name), size)
             total += part
