@@ -83,6 +83,11 @@ def row_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def hosts(mesh: Mesh) -> int:
+    """The number of processes whose devices are in a mesh."""
+    return len({device.process_index for device in mesh.devices.flat})
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from stepreward.models import attention
-from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention, splash_block
+from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention, splash_block, tail_attention
 
 
 def make_inputs(batch, heads, groups, length, width, seed=0, dtype=np.float32):
@@ -138,6 +138,21 @@ def test_longer_rows_and_further_tiles_of_a_cache_change_no_bit(time, dtype):
     for positions in (short, long):
         np.testing.assert_allclose(attend(query, key, value, positions, tiled=True), attend(query, key, value, positions), atol=1e-5)
     np.testing.assert_allclose(attend(query, key[:, :, :131], value[:, :, :131], short, tiled=True), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+def test_a_tail_is_as_good_as_a_longer_cache(tiled):
+    """A token attends to its row's cache, and to the tail up to itself; what lies behind is never seen."""
+    rng = np.random.default_rng(0)
+    query, key, value = (rng.normal(size=(3, n, t, 8)).astype(np.float32) for n, t in ((4, 1), (2, 300), (2, 300)))
+    tails = [rng.normal(size=(3, 2, 5, 8)).astype(np.float32) for _ in range(2)]
+    length, index = np.array([0, 130, 256]), 2
+    found = tail_attention(query, (key[:, :, :256], tails[0]), (value[:, :, :256], tails[1]), length, index, tiled=tiled)
+    for row in range(3):
+        for whole, tail in ((key, tails[0]), (value, tails[1])):
+            whole[row, :, length[row] : length[row] + 5] = tail[row]
+    expected = cached_attention(query, key, value, (length + index)[:, None])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_long_prefill_is_taken_in_blocks():

@@ -82,13 +82,15 @@ def test_free_is_lockstep_is_batch(chat, params, context, max_rows, layers):  # 
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_neither_delays_nor_chunks_change_a_bit(chat, params, context, monkeypatch, layers):  # noqa: F811
+def test_delays_change_no_bit_and_chunks_nothing_but_rounding(chat, params, context, monkeypatch, layers):  # noqa: F811
     collector = on_sokoban(chat, context, max_rows=4)
-    expected = played(collector, params, "lockstep")
+    one = played(collector, params, "lockstep")
     for chunk, delays in ((1, (0.0, 0.01)), (2, (0.001, 0.03)), (8, (0.0, 0.0, 0.05))):
         monkeypatch.setattr(Rows.__init__, "__kwdefaults__", {"chunk": chunk})
+        expected = played(collector, params, "lockstep")
         with ThreadPool(slow(*delays)) as pool:
             assert_same(played(dataclasses.replace(collector, pool=pool), params, "free"), expected)
+        assert_same(expected, one, exactly=False)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

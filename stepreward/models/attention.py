@@ -176,33 +176,71 @@ def _attend(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, mask
     return jnp.einsum("bkgqt,bkth->bkgqh", weights, value_BxKxTxH).reshape(query_BxNxQxH.shape)
 
 
+def tail_attention(
+    query_BxNx1xH: Array, keys: tuple[Array, Array], values: tuple[Array, Array], length_B: Array, index, *, tiled: bool = False
+) -> Array:
+    """Attention of one new token a row, `[B, N, 1, H]`, over a cache and the tail of tokens that were decoded since.
+
+    Args:
+      query_BxNx1xH: the token's queries.
+      keys, values: of the cache `[B, K, C, H]`, of which a row's first `length` slots count, and of the tail `[B, K, S, H]`, of which the slots
+        0…`index` count in every row.
+      length_B: int32, tokens of each row in the cache.
+      index: int32, the token's place in the tail.
+      tiled: as in `cached_attention`.
+    """
+    query = _grouped(query_BxNx1xH, keys[0].shape[1])
+    sums = _over_tiles(query, keys[0], values[0], length_B[:, None] - 1, TILE if tiled else None)
+    visible = jnp.broadcast_to(jnp.arange(keys[1].shape[2]) <= index, (len(length_B), 1, keys[1].shape[2]))
+    return _mean(_add(sums, query, keys[1], values[1], visible), query_BxNx1xH)
+
+
 def _attend_in_tiles(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array) -> Array:
-    """`cached_attention`, tile by tile up to the last slot that a query attends to.
+    query = _grouped(query_BxNxTxH, key_BxKxCxH.shape[1])
+    return _mean(_over_tiles(query, key_BxKxCxH, value_BxKxCxH, positions_BxT, TILE), query_BxNxTxH)
+
+
+def _grouped(query_BxNxTxH: Array, groups: int) -> Array:
+    batch, heads, time, width = query_BxNxTxH.shape
+    return query_BxNxTxH.reshape(batch, groups, heads // groups, time, width)
+
+
+def _over_tiles(query_BxKxGxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array, size: int | None):
+    """Adds up the slots 0…position of each query, tile by tile up to the last one in use; None: all slots at once.
 
     All tiles go through the same program, and one that a query does not attend to adds 0 to its sums. So neither further slots nor longer rows of
     the batch change a bit of the result.
     """
-    batch, heads, time, width = query_BxNxTxH.shape
-    groups, slots = key_BxKxCxH.shape[1:3]
-    tile = TILE if slots % TILE == 0 else slots
-    query = query_BxNxTxH.reshape(batch, groups, heads // groups, time, width)
+    shape, slots = query_BxKxGxTxH.shape, key_BxKxCxH.shape[2]
+    tile = slots if size is None or slots % size else size
+    sums = jnp.full(shape[:-1], _MASKED), jnp.zeros(shape[:-1]), jnp.zeros(shape)
 
     def add(index, sums):
-        most, total, mixed = sums
-        part = lambda x: jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2).astype(query.dtype)
-        scores = jnp.einsum("bkgqh,bkth->bkgqt", query, part(key_BxKxCxH)).astype(jnp.float32) * width**-0.5
-        visible = (index * tile + jnp.arange(tile) <= positions_BxT[:, :, None])[:, None, None]
-        scores = jnp.where(visible, scores, _MASKED)
-        highest = jnp.maximum(most, scores.max(axis=-1))
-        weights, kept = jnp.exp(scores - highest[..., None]), jnp.exp(most - highest)
-        added = jnp.einsum("bkgqt,bkth->bkgqh", weights.astype(query.dtype), part(value_BxKxCxH)).astype(jnp.float32)
-        return highest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
+        part = lambda x: jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2)
+        visible = index * tile + jnp.arange(tile) <= positions_BxT[:, :, None]
+        return _add(sums, query_BxKxGxTxH, part(key_BxKxCxH), part(value_BxKxCxH), visible)
 
-    shape = query.shape[:-1]
-    sums = jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros(query.shape)
-    tiles = jnp.minimum(jnp.max(positions_BxT) // tile + 1, slots // tile)
-    _, total, mixed = jax.lax.fori_loop(0, tiles, add, sums)
-    return (mixed / total[..., None]).astype(query.dtype).reshape(query_BxNxTxH.shape)
+    if tile == slots:
+        return add(0, sums)
+    return jax.lax.fori_loop(0, jnp.minimum(jnp.max(positions_BxT) // tile + 1, slots // tile), add, sums)
+
+
+def _add(sums, query_BxKxGxTxH: Array, key_BxKxSxH: Array, value_BxKxSxH: Array, visible_BxTxS: Array):
+    """Adds slots to the sums of a softmax: the highest score of each query; what exp(score − highest), and its products with values, add up to."""
+    most, total, mixed = sums
+    dtype = query_BxKxGxTxH.dtype
+    scores = jnp.einsum("bkgqh,bkth->bkgqt", query_BxKxGxTxH, key_BxKxSxH.astype(dtype)).astype(jnp.float32)
+    scores = jnp.where(visible_BxTxS[:, None, None], scores * query_BxKxGxTxH.shape[-1] ** -0.5, _MASKED)
+    highest = jnp.maximum(most, scores.max(axis=-1))
+    weights, kept = jnp.exp(scores - highest[..., None]), jnp.exp(most - highest)
+    weights = jnp.where(visible_BxTxS[:, None, None], weights, 0.0)  # a query may see no slot of these
+    added = jnp.einsum("bkgqt,bkth->bkgqh", weights.astype(dtype), value_BxKxSxH.astype(dtype)).astype(jnp.float32)
+    return highest, total * kept + weights.sum(axis=-1), mixed * kept[..., None] + added
+
+
+def _mean(sums, like_BxNxTxH: Array) -> Array:
+    _, total, mixed = sums
+    return (mixed / total[..., None]).astype(like_BxNxTxH.dtype).reshape(like_BxNxTxH.shape)
 
 
 def _in_blocks(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, visible, *facts_BxQ: Array) -> Array:

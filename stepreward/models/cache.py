@@ -35,6 +35,34 @@ class LayerCache(NamedTuple):
         return LayerCache(key, value, self.layer), *(jax.lax.dynamic_index_in_dim(x, self.layer, keepdims=False) for x in (key, value))
 
 
+class Tail(NamedTuple):
+    """What one layer has decoded since its cache was last written: `key` and `value` `[B, K, S, H]`, a slot for each token of a chunk.
+
+    All rows write to the same slot, and the cache is only read, so that a step of decoding copies nothing.
+    """
+
+    cache: LayerCache
+    key: Array
+    value: Array
+
+    @classmethod
+    def of(cls, cache: LayerCache, size: int) -> Tail:
+        """An empty tail."""
+        batch, groups, _, width = cache.key.shape
+        empty = jnp.zeros((batch, groups, size, width), cache.key.dtype)
+        return cls(cache, empty, empty)
+
+    def write(self, key_BxKx1xH: Array, value_BxKx1xH: Array, index) -> tuple[Tail, tuple[Array, Array], tuple[Array, Array]]:
+        """Writes the slot `index`. Returns the tail, and the pairs of keys and values that `attention.tail_attention` takes."""
+        put = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=2)
+        found = Tail(self.cache, put(self.key, key_BxKx1xH), put(self.value, value_BxKx1xH))
+        return found, (self.cache.key, found.key), (self.cache.value, found.value)
+
+    def joined(self, length_B: Array) -> LayerCache:
+        """The cache with the tail behind the `length` tokens of each row."""
+        return LayerCache(*(_write(old, new, length_B) for old, new in zip(self.cache, (self.key, self.value))))
+
+
 def _write(cache_BxKxCxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
     def write_row(row, new, start):
         return jax.lax.dynamic_update_slice(row, new, (0, start, 0))

@@ -26,8 +26,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from stepreward.models.adapters import Adapted, LoraConfig, add_adapter, low_rank, wide_product
-from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention
-from stepreward.models.cache import LayerCache
+from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention, tail_attention
+from stepreward.models.cache import LayerCache, Tail
 from stepreward.models.norm import RMSNorm
 from stepreward.models.rotary import RopeScaling, apply_rotary, rotary_angles
 from stepreward.models.vision import VisionConfig, VisionInputs, VisionTower, merge_image_embeddings
@@ -136,7 +136,7 @@ class Attention(nnx.Module):
             add_adapter(self, name, (c.embed_dim,), shape, c.lora, rngs)
         add_adapter(self, "output", query, (c.embed_dim,), c.lora, rngs)
 
-    def __call__(self, x_BxQxD, x_BxTxD, angles_q, angles, attend, cache: LayerCache | None, start_B: Array | None, dropout_key):
+    def __call__(self, x_BxQxD, x_BxTxD, angles_q, angles, attend, cache: LayerCache | Tail | None, start_B: Array | None, dropout_key):
         c = self.config
         query = self._heads("query", x_BxQxD, dropout_key)
         key, value = (self._heads(name, x_BxTxD, dropout_key) for name in ("key", "value"))
@@ -444,3 +444,21 @@ def cached_hidden_states(graphdef, params, tokens_BxT, length_B, caches, keep_Bx
     turned = positions if offset_B is None else positions + offset_B[:, None]
     hidden, caches = model(tokens_BxT, turned, attend, attend_kept, caches, length_B, keep_BxQ, vision=vision)
     return hidden, model.head_DxV(), caches
+
+
+def decoded_hidden_states(graphdef, params, token_B, length_B, index, tails, *, tiled: bool = False):
+    """Runs one token of each row, the `index`-th behind the `length_B` tokens that its cache holds.
+
+    Args:
+      graphdef, params: of listed layers; otherwise as in `hidden_states`.
+      token_B: int32.
+      tails: one `Tail` a layer, of which the slots before `index` are filled.
+      tiled: how attention reads the caches, see `attention.cached_attention`.
+
+    Returns:
+      Hidden states `[B, D]`, and the new tails.
+    """
+    model = merge(graphdef, params)
+    attend = partial(tail_attention, length_B=length_B, index=index, tiled=tiled)
+    hidden, tails = model(token_B[:, None], length_B[:, None] + index, attend, None, tails, index)
+    return hidden[:, 0], tails

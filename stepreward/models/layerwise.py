@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stepreward.models.attention import cached_attention
-from stepreward.models.cache import LayerCache, cached_rows, with_cached_rows
+from stepreward.models.attention import cached_attention, tail_attention
+from stepreward.models.cache import LayerCache, Tail, cached_rows, with_cached_rows
 from stepreward.models.decoder import DecoderConfig, merge
 from stepreward.models.rotary import rotary_angles
 
@@ -54,8 +54,10 @@ class Layerwise:
         model = merge(graphdef, params)
         self._layer, self._norm = nnx.split(model.layers[0])[0], nnx.split(model.final_norm)[0]
         self.enter = jax.jit(lambda params, tokens: params.embedding[tokens].astype(config.compute_dtype))
-        self._over = jax.jit(self._run, donate_argnums=2)
-        self._of_rows = jax.jit(self._run_rows, donate_argnums=2, static_argnums=5)
+        self._token = jax.jit(self._run_token, donate_argnums=(3, 4))
+        self._rows = jax.jit(self._run_rows, donate_argnums=2, static_argnums=5)
+        self._empty = jax.jit(lambda cache, size: Tail.of(cache, size)[1:], static_argnums=1)
+        self._join = jax.jit(lambda cache, tail, length: Tail(cache, *tail).joined(length), donate_argnums=0)
 
     def split(self, params) -> LayerParams:
         """The parameters that the other calls take; no array is copied."""
@@ -63,35 +65,46 @@ class Layerwise:
         head = None if self._config.tie_embeddings else model.head[...]
         return LayerParams(tuple(nnx.split(layer)[1] for layer in model.layers), model.embedding[...], nnx.split(model.final_norm)[1], head)
 
-    def through(
-        self, params: LayerParams, x_BxTxD: Array, caches: tuple[LayerCache, ...], length_B
-    ) -> tuple[Array, tuple[LayerCache, ...]]:
-        """All layers over new tokens of every row, behind the `length_B` tokens that its cache holds. The caches are donated."""
+    def read(self, params: LayerParams, x_RxTxD: Array, caches: tuple[LayerCache, ...], place_R, length_R, slots: int):
+        """All layers over new tokens of the rows `place` of the caches (out of bounds: of none), of which the first `slots` slots are read and
+        written. Returns the hidden states before the final norm, and the caches, which are donated."""
         found = []
         for layer, cache in zip(params.layers, caches):
-            x_BxTxD, cache = self._over(layer, x_BxTxD, cache, length_B)
-            found.append(cache)
-        return x_BxTxD, tuple(found)
-
-    def through_rows(self, params: LayerParams, x_RxTxD: Array, caches: tuple[LayerCache, ...], place_R, length_R, slots: int):
-        """The same for the rows `place` of the caches (out of bounds: for none), of which the first `slots` slots are read and written."""
-        found = []
-        for layer, cache in zip(params.layers, caches):
-            x_RxTxD, cache = self._of_rows(layer, x_RxTxD, cache, place_R, length_R, slots)
+            x_RxTxD, cache = self._rows(layer, x_RxTxD, cache, place_R, length_R, slots)
             found.append(cache)
         return x_RxTxD, tuple(found)
+
+    def tails(self, caches: tuple[LayerCache, ...], size: int) -> list[tuple[Array, Array]]:
+        """The keys and values of an empty `Tail` for each layer."""
+        return [self._empty(cache, size) for cache in caches]
+
+    def decode(self, params: LayerParams, x_Bx1xD: Array, caches: tuple[LayerCache, ...], tails: list, length_B, index) -> Array:
+        """All layers over one token of every row, see `decoder.decoded_hidden_states`. Replaces the tails."""
+        for place, (layer, cache) in enumerate(zip(params.layers, caches)):
+            x_Bx1xD, tails[place] = self._token(layer, x_Bx1xD, cache, *tails[place], length_B, index)
+        return x_Bx1xD
+
+    def joined(self, caches: tuple[LayerCache, ...], tails: list, length_B) -> tuple[LayerCache, ...]:
+        """The caches with their tails; the caches are donated."""
+        return tuple(self._join(cache, tail, length_B) for cache, tail in zip(caches, tails))
 
     def normed(self, params: LayerParams, x: Array) -> Array:
         """The final norm, inside jit."""
         return nnx.merge(self._norm, params.norm)(x)
 
-    def _run(self, state, x_BxTxD, cache: LayerCache, length_B):
+    def _angles(self, positions_BxT):
         c = self._config
-        positions = length_B[:, None] + jnp.arange(x_BxTxD.shape[1])[None]
-        angles = rotary_angles(positions, c.head_dim, c.rope_theta, c.rope_scaling, c.mrope_sections)
-        attend = partial(cached_attention, positions_BxT=positions, tiled=True)
-        return nnx.merge(self._layer, state)(x_BxTxD, angles, attend, cache, length_B, None)
+        return rotary_angles(positions_BxT, c.head_dim, c.rope_theta, c.rope_scaling, c.mrope_sections)
+
+    def _run_token(self, state, x_Bx1xD, cache: LayerCache, key, value, length_B, index):
+        attend = partial(tail_attention, length_B=length_B, index=index, tiled=True)
+        angles = self._angles(length_B[:, None] + index)
+        x_Bx1xD, tail = nnx.merge(self._layer, state)(x_Bx1xD, angles, attend, Tail(cache, key, value), index, None)
+        return x_Bx1xD, (tail.key, tail.value)
 
     def _run_rows(self, state, x_RxTxD, cache: LayerCache, place_R, length_R, slots: int):
-        x_RxTxD, those = self._run(state, x_RxTxD, cached_rows(cache, place_R, slots), length_R)
+        positions = length_R[:, None] + jnp.arange(x_RxTxD.shape[1])[None]
+        attend = partial(cached_attention, positions_BxT=positions, tiled=True)
+        those = cached_rows(cache, place_R, slots)
+        x_RxTxD, those = nnx.merge(self._layer, state)(x_RxTxD, self._angles(positions), attend, those, length_R, None)
         return x_RxTxD, with_cached_rows(cache, place_R, those)

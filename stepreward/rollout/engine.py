@@ -90,6 +90,7 @@ class Engine:
       rows_multiple: batches hold a multiple of this many rows (what the sharding divides by).
       lora: the adapters of the parameters that `prepare` is given, or None.
       reader: lays images out for a model that sees; None: the engine knows no images.
+      stacks: whether a TPU runs the layers of a model in a loop, if they are stacked in training. `rows.Rows` needs them listed.
       slot_buckets: numbers of slots that a cache may have, ascending (derived from the lengths above).
       layout: the decoder as it decodes: without adapters, its layers listed or, on a TPU, stacked if they are so in training.
     """
@@ -105,13 +106,14 @@ class Engine:
     rows_multiple: int = 1
     lora: LoraConfig | None = None
     reader: ImageReader | None = None
+    stacks: bool = False
 
     draw = staticmethod(draw_token)  # subclasses that draw in another way replace this
     draws = staticmethod(jax.random.wrap_key_data)  # inside jit: what `draw` takes, of the data of each row's key, `[B, …]`
 
     def __post_init__(self):
         # A TPU runs a layer again and again as fast as all layers in a row, and compiles it in a fraction of the time.
-        stacked = self.config.scan_layers and self.platform == "tpu"
+        stacked = self.stacks and self.config.scan_layers and self.platform == "tpu"
         self.layout = dataclasses.replace(self.config, scan_layers=stacked, lora=None)
         if self.layout != self.config:
             self.graphdef = decoder_graph(self.layout)

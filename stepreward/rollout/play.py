@@ -48,7 +48,7 @@ CONTEXTS = ("step", "episode")
 SCHEDULES = ("free", "lockstep", "batch")
 
 
-def possible(schedule: str, process_count: int, sees: bool, score_answers: bool) -> str:
+def possible(schedule: str, process_count: int, sees: bool, score_answers: bool = False) -> str:
     """The schedule that a rollout can have which is to have this one."""
     return "batch" if process_count > 1 or sees or score_answers else schedule
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from stepreward.models import layerwise
-from stepreward.models.cache import cached_rows, empty_cache, with_cached_rows
-from stepreward.models.decoder import cached_hidden_states, merge
+from stepreward.models.cache import LayerCache, Tail, cached_rows, empty_cache, with_cached_rows
+from stepreward.models.decoder import cached_hidden_states, decoded_hidden_states, merge
 from stepreward.models.layerwise import LayerParams, Layerwise
 from stepreward.rollout.engine import Engine
 
@@ -45,7 +45,7 @@ class Chunk(NamedTuple):
     Attributes:
       token: the last token of each row.
       count: how many tokens are new.
-      ran: how many tokens were written to the cache.
+      ran: how many tokens of the row were run, and so are behind its cache.
       stopped: whether the last one is a stop token.
       going: whether the row goes on.
       out: tokens, log-probabilities and entropies `[B, chunk + 1]`, of which the first `count` of a row are new.
@@ -68,7 +68,7 @@ class RowPrograms(NamedTuple):
       read: `(params, caches, hidden, place, tokens, count, length, slots) -> caches, hidden`: new tokens of the rows `place`.
       copy: `(caches, hidden, source, target, slots) -> caches, hidden`.
       select: `(caches, hidden, index) -> caches, hidden` of the rows `index` alone.
-      decode: `(params, caches, hidden, asked) -> caches, chunk`.
+      decode: `(params, caches, hidden, asked, slots) -> caches, chunk`; the first `slots` slots hold the longest row.
     """
 
     split: Callable
@@ -93,8 +93,10 @@ def programs_of(engine: Engine, params, chunk: int) -> RowPrograms:
             one = _LayerPrograms(Layerwise(engine.graphdef, engine.config, params), draw)
             made[key] = RowPrograms(one.model.split, empty, one.read, copy, select, one.decode)
         else:
-            read = jax.jit(partial(_read, engine.graphdef), donate_argnums=(1, 2), static_argnums=7, out_shardings=(caches, whole))
-            decode = jax.jit(partial(_decode, engine.graphdef, draw), donate_argnums=1, out_shardings=(caches, whole))
+            tiled = engine.platform != "gpu"  # whose loops of unknown length wait for the host in every round
+            read, decode = partial(_read, engine.graphdef, tiled), partial(_decode, engine.graphdef, tiled, draw)
+            read = jax.jit(read, donate_argnums=(1, 2), static_argnums=7, out_shardings=(caches, whole))
+            decode = jax.jit(decode, donate_argnums=1, static_argnums=4, out_shardings=(caches, whole))
             made[key] = RowPrograms(lambda params: params, empty, read, copy, select, decode)
     return made[key]
 
@@ -130,11 +132,11 @@ class _Draw:
         return Chunk(jnp.where(going, token, chunk.token), count, chunk.ran, chunk.stopped | stopped, goes_on, out)
 
 
-def _read(graphdef, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
+def _read(graphdef, tiled: bool, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
     """Runs new tokens of the rows `place` (out of bounds: of none). Returns the caches, and the hidden state at the last new token of each row."""
     last = jnp.maximum(count_R - 1, 0)[:, None]
     those = cached_rows(caches, place_R, slots)
-    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=True)
+    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=tiled)
     return with_cached_rows(caches, place_R, those), hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
 
 
@@ -145,18 +147,19 @@ def _copy(caches, hidden_BxD, source_R, target_R, slots: int):
     )
 
 
-def _decode(graphdef, draw: _Draw, params, caches, hidden_BxD, asked: Asked):
+def _decode(graphdef, tiled: bool, draw: _Draw, params, caches, hidden_BxD, asked: Asked, slots: int):
     """Draws up to `chunk` tokens of each active row, and one more where the prompt's end predicts the first one."""
     head = merge(graphdef, params).head_DxV()
 
     def body(carry):
-        index, chunk, caches = carry
-        hidden, _, caches = cached_hidden_states(graphdef, params, chunk.token[:, None], asked.length + chunk.ran, caches, tiled=True)
-        return index + 1, draw(asked, chunk._replace(ran=chunk.ran + chunk.going), hidden[:, 0], head), caches
+        index, chunk, tails = carry
+        hidden, tails = decoded_hidden_states(graphdef, params, chunk.token, asked.length, index, tails, tiled=tiled)
+        return index + 1, draw(asked, chunk._replace(ran=chunk.ran + chunk.going), hidden, head), tails
 
     more = lambda carry: (carry[0] < draw.chunk) & jnp.any(carry[1].going)
-    _, chunk, caches = jax.lax.while_loop(more, body, (0, draw.begin(asked, hidden_BxD, head), caches))
-    return caches, chunk
+    tails = tuple(Tail.of(LayerCache(*(x[:, :, :slots] for x in cache[:2])), draw.chunk) for cache in caches)
+    _, chunk, tails = jax.lax.while_loop(more, body, (0, draw.begin(asked, hidden_BxD, head), tails))
+    return tuple(tail._replace(cache=cache).joined(asked.length) for tail, cache in zip(tails, caches)), chunk
 
 
 class _LayerPrograms:
@@ -171,19 +174,18 @@ class _LayerPrograms:
     def read(self, params: LayerParams, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
         outside = params._replace(layers=())
         place_R, length_R = jax.device_put((place_R, length_R))
-        x, caches = self.model.through_rows(params, self.model.enter(outside, tokens_RxT), caches, place_R, length_R, slots)
+        x, caches = self.model.read(params, self.model.enter(outside, tokens_RxT), caches, place_R, length_R, slots)
         return caches, self._keep(outside, hidden_BxD, x, place_R, count_R)
 
-    def decode(self, params: LayerParams, caches, hidden_BxD, asked: Asked):
+    def decode(self, params: LayerParams, caches, hidden_BxD, asked: Asked, slots: int):
         asked, outside = jax.device_put(asked), params._replace(layers=())
-        chunk = self._begin(outside, hidden_BxD, asked)
-        for _ in range(self._draw.chunk):
+        chunk, tails = self._begin(outside, hidden_BxD, asked), self.model.tails(caches, self._draw.chunk)
+        for index in range(self._draw.chunk):
             if not np.asarray(chunk.going).any():
                 break
-            x = self.model.enter(outside, chunk.token[:, None])
-            x, caches = self.model.through(params, x, caches, asked.length + chunk.ran)
+            x = self.model.decode(params, self.model.enter(outside, chunk.token[:, None]), caches, tails, asked.length, jnp.int32(index))
             chunk = self._next(outside, x, asked, chunk)
-        return caches, chunk
+        return self.model.joined(caches, tails, asked.length), chunk
 
     def _last(self, params, hidden_BxD, x_RxTxD, place_R, count_R):
         kept = jnp.take_along_axis(x_RxTxD, jnp.maximum(count_R - 1, 0)[:, None, None], axis=1)

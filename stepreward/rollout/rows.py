@@ -85,7 +85,7 @@ class Rows:
         self._asked: dict[int, _Asked] = {}
         self._programs = programs_of(engine, params, self._chunk)
         self._params = self._programs.split(params)
-        self._slots = slots_of(engine)
+        self._slots = slots_of(engine, chunk)
         self._caches = self._programs.empty(count, self._slots)
         self._hidden = jnp.zeros((count, engine.config.embed_dim), engine.config.compute_dtype)
 
@@ -161,7 +161,7 @@ class Rows:
 
     def _reach(self, tokens: int) -> int:
         """Slots of the cache that hold so many tokens, of few sizes, because each compiles a program."""
-        if self.engine.platform != "cpu":
+        if self.engine.platform == "tpu":
             return self._slots  # memory is fast there, and compilation slow
         return min(self._slots, max(TILE, 1 << (tokens - 1).bit_length()))
 
@@ -196,7 +196,8 @@ class Rows:
             last[row], drawn[row], longest[row], active[row] = asked.last, asked.drawn, asked.longest, True
             jax.tree.map(lambda x, y: x.__setitem__(row, y), draws, asked.draws)
         asked = Asked(self.length, last, drawn, longest, active, draws)
-        self._caches, chunk = self._programs.decode(self._params, self._caches, self._hidden, asked)
+        slots = self._reach(int(self.length.max())) if self.engine.platform == "gpu" else self._slots
+        self._caches, chunk = self._programs.decode(self._params, self._caches, self._hidden, asked, slots)
         chunk = jax.device_get(chunk)
         self.length, ended = self.length + chunk.ran, []
         for row in rows:
@@ -209,9 +210,9 @@ class Rows:
         return ended
 
 
-def slots_of(engine: Engine) -> int:
-    """Slots of a row's cache: whole tiles, or less than one."""
-    most = engine.max_length + min(PIECE, engine.buckets[0])  # the last piece of a full row may be padded
+def slots_of(engine: Engine, chunk: int = CHUNK) -> int:
+    """Slots of a row's cache: whole tiles, or less than one. The last piece of a full row may be padded, and so is its last chunk."""
+    most = engine.max_length + max(min(PIECE, engine.buckets[0]), min(chunk, engine.sampling.max_answer_tokens))
     return most if most <= TILE else -(-most // TILE) * TILE
 
 
@@ -246,4 +247,4 @@ def programs(engine: Engine, params, rows: int, *, turns: int, batches: int) -> 
     yield Program("rollout/copy", made.copy, (caches, hidden, host((rows,)), host((rows,)), slots), times=batches)
     row = host((rows,))
     asked = Asked(row, row, row, row, host((rows,), jnp.bool_), host((rows, *jax.random.key_data(jax.random.key(0)).shape), jnp.uint32))
-    yield Program("rollout/decode", made.decode, (prepared, caches, hidden, asked), times=turns * batches * chunks, trips=chunk)
+    yield Program("rollout/decode", made.decode, (prepared, caches, hidden, asked, slots), times=turns * batches * chunks, trips=chunk)

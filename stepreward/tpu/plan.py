@@ -102,8 +102,8 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
             engine = setup.make_engine(c, parts.graphdef, parts.model_config, mesh, (0,), 0, parts.collector.reader)
             episodes = c.exploration.part_tasks * c.exploration.rollouts if offline else c.rollout.groups * c.rollout.group_size
             many = dict(turns=c.rollout.max_steps, batches=-(-episodes // c.rollout.max_rows))
-            scores, hosts = setup.scores_answers(parts.method), len({device.process_index for device in mesh.devices.flat})
-            if possible(c.rollout.schedule, hosts, parts.collector.reader is not None, scores) == "batch":
+            scores = setup.scores_answers(parts.method)
+            if possible(c.rollout.schedule, parallel.hosts(mesh), parts.collector.reader is not None, scores) == "batch":
                 played = engine.programs(learner.actor, c.rollout.max_rows, grows=c.rollout.context == "episode", references=scores, **many)
             else:
                 played = rows.programs(engine, learner.actor, c.rollout.max_rows, **many)

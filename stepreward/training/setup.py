@@ -29,7 +29,7 @@ from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import Pool
 from stepreward.rollout.fitting import LONG_OBSERVATIONS
 from stepreward.rollout.mixed import MixedCollector
-from stepreward.rollout.play import CONTEXTS, SCHEDULES, Collector
+from stepreward.rollout.play import CONTEXTS, SCHEDULES, Collector, possible
 from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
@@ -325,6 +325,7 @@ def make_engine(
         rows_multiple=mesh.shape["data"] * mesh.shape["fsdp"],
         lora=backbones.lora_config(c),
         reader=reader,
+        stacks=possible(c.rollout.schedule, parallel.hosts(mesh), reader is not None) == "batch",
     )
 
 
