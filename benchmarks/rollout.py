@@ -43,7 +43,7 @@ from stepreward.models import decoder
 from stepreward.rollout.engine import Engine
 from stepreward.rollout.environments import EnvironmentPool
 from stepreward.rollout.episode import Task
-from stepreward.rollout.play import Collector
+from stepreward.rollout.play import SCHEDULES, Collector
 from stepreward.rollout.sampling import Sampling
 
 SAME = 0.99  # least share of greedy tokens on which the libraries must agree; rounding may break near-ties differently
@@ -81,7 +81,7 @@ class Arm:
         return {"steps": len(steps), "sampled": sampled, "tokens": sampled + sum(len(step.prompt_tokens) for step in steps)}
 
 
-def make_arm(name: str, source: Source, model, turns: int, batch: int, *, reuse=True, answer=None, greedy=False) -> Arm:
+def make_arm(name: str, source: Source, model, turns: int, batch: int, *, reuse=True, answer=None, greedy=False, schedule="batch") -> Arm:
     """Makes an arm of this project; `model` is `(config, graphdef, params)`, and `answer` overrides the source's value."""
     config, graphdef, params = model
     answer = answer or source.answer
@@ -96,7 +96,7 @@ def make_arm(name: str, source: Source, model, turns: int, batch: int, *, reuse=
     if not reuse:
         engine.slot_buckets = tuple(bucket + answer for bucket in buckets)
     pool = EnvironmentPool(source.environment)
-    collector = Collector(engine, pool, source.prompt, source.chat, "episode", 0, turns, batch, reuse)
+    collector = Collector(engine, pool, source.prompt, source.chat, "episode", 0, turns, batch, reuse, schedule=schedule)
     return Arm(name, turns, collector, params, [Task(index * turns, "train", index) for index in range(batch)])
 
 
@@ -138,6 +138,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--prompt", type=int, help="number of random tokens in each user turn, instead of boards")
     parser.add_argument("--answer", type=int, default=16, help="number of tokens in each answer, with --prompt")
+    parser.add_argument("--schedule", default="batch", choices=SCHEDULES, help="rollout.schedule of the arms that keep the cache")
     parser.add_argument("--repeats", type=int, default=5, help="timed rollouts of each arm; the median counts")
     parser.add_argument("--kept-only", action="store_true", help="skip the arm that prefills whole conversations")
     parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="memory bandwidth of the device")
@@ -173,7 +174,7 @@ def main() -> None:
         source, said = boards(), None
         config = measure.model_config(options.model, options.dtype, vocab=-(-source.vocab // 8) * 8, scan_layers=False)
     model = (config, *decoder.build(config, 0))
-    arms = [make_arm("kept", source, model, turns, batch) for turns in options.turns]
+    arms = [make_arm("kept", source, model, turns, batch, schedule=options.schedule) for turns in options.turns]
     if compared > 1 and not options.kept_only:
         arms.append(make_arm("prefilled", source, model, compared, batch, reuse=False))
     kept = arms[options.turns.index(compared)]

@@ -38,6 +38,18 @@ def test_a_quick_run_writes_its_figures(benchmark, tmp_path, name):
     assert all(figures[key] for key in ("backend", "device", "jax", "cores"))
 
 
+def test_a_pretrained_model_beside_transformers(benchmark, tmp_path):
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from test_pretrained_run import make_model
+
+    folder = make_model(tmp_path / "model")
+    benchmark("pretrained", "--quick", f"--model={folder}", f"--json={tmp_path / 'figures.json'}").main()
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert {(r["turns"], r["arm"]) for r in figures["results"]} >= {(2, "free"), (2, "transformers kept")}
+    assert all(r["same"] == 1 for r in figures["results"])
+
+
 @pytest.mark.parametrize(
     "name, arguments, words",
     [
