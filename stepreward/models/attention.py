@@ -176,6 +176,14 @@ def _attend(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, mask
     return jnp.einsum("bkgqt,bkth->bkgqh", weights, value_BxKxTxH).reshape(query_BxNxQxH.shape)
 
 
+def piece_attention(
+    query_RxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, rows_R: Array, positions_RxT: Array, *, tiled: bool = False
+) -> Array:
+    """`cached_attention` of some rows of a cache: `rows` are their places in it, clipped to its size."""
+    query = _grouped(query_RxNxTxH, key_BxKxCxH.shape[1])
+    return _mean(_over_tiles(query, key_BxKxCxH, value_BxKxCxH, positions_RxT, TILE if tiled else None, rows_R), query_RxNxTxH)
+
+
 def tail_attention(
     query_BxNx1xH: Array, keys: tuple[Array, Array], values: tuple[Array, Array], length_B: Array, index, *, tiled: bool = False
 ) -> Array:
@@ -205,8 +213,11 @@ def _grouped(query_BxNxTxH: Array, groups: int) -> Array:
     return query_BxNxTxH.reshape(batch, groups, heads // groups, time, width)
 
 
-def _over_tiles(query_BxKxGxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array, size: int | None):
-    """Adds up the slots 0…position of each query, tile by tile up to the last one in use; None: all slots at once.
+def _over_tiles(
+    query_BxKxGxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array, size: int | None, rows_B: Array | None = None
+):
+    """Adds up the slots 0…position of each query, tile by tile up to the last one in use; None: all slots at once. `rows` are the places of the
+    queries' rows in the cache.
 
     All tiles go through the same program, and one that a query does not attend to adds 0 to its sums. So neither further slots nor longer rows of
     the batch change a bit of the result.
@@ -216,7 +227,12 @@ def _over_tiles(query_BxKxGxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array
     sums = jnp.full(shape[:-1], _MASKED), jnp.zeros(shape[:-1]), jnp.zeros(shape)
 
     def add(index, sums):
-        part = lambda x: jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2)
+
+        def part(x):
+            if rows_B is None:
+                return jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2)
+            return jax.vmap(lambda row: jax.lax.dynamic_slice(x, (row, 0, index * tile, 0), (1, x.shape[1], tile, x.shape[3]))[0])(rows_B)
+
         visible = index * tile + jnp.arange(tile) <= positions_BxT[:, :, None]
         return _add(sums, query_BxKxGxTxH, part(key_BxKxCxH), part(value_BxKxCxH), visible)
 

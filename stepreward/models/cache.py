@@ -63,6 +63,34 @@ class Tail(NamedTuple):
         return LayerCache(*(_write(old, new, length_B) for old, new in zip(self.cache, (self.key, self.value))))
 
 
+class Piece(NamedTuple):
+    """Some rows of one layer's cache, which read new tokens. The other rows stay where they are, and nothing but the new slots is written.
+
+    Attributes:
+      cache: of all rows.
+      rows: int32 `[R]`; a row out of bounds is padding, and nothing is written for it.
+    """
+
+    cache: LayerCache
+    rows: Array
+
+    def write(self, key_RxKxTxH: Array, value_RxKxTxH: Array, start_R: Array) -> tuple[Piece, Array, Array]:
+        """Writes T new slots of each row, starting at `start_R`. Returns the piece, and the keys and values of all rows."""
+        there = self.rows < self.cache.key.shape[0]
+
+        def write_row(index, whole):
+            place = (self.rows[index], 0, start_R[index], 0)
+
+            def put(old, new):
+                new = jax.lax.dynamic_index_in_dim(new, index).astype(old.dtype)
+                return jax.lax.dynamic_update_slice(old, jnp.where(there[index], new, jax.lax.dynamic_slice(old, place, new.shape)), place)
+
+            return tuple(put(old, new) for old, new in zip(whole, (key_RxKxTxH, value_RxKxTxH)))
+
+        found = LayerCache(*jax.lax.fori_loop(0, len(self.rows), write_row, tuple(self.cache[:2])))
+        return Piece(found, self.rows), found.key, found.value
+
+
 def _write(cache_BxKxCxH: Array, new_BxKxTxH: Array, start_B: Array) -> Array:
     def write_row(row, new, start):
         return jax.lax.dynamic_update_slice(row, new, (0, start, 0))

@@ -26,8 +26,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from stepreward.models.adapters import Adapted, LoraConfig, add_adapter, low_rank, wide_product
-from stepreward.models.attention import cached_attention, causal_attention, resolve, selected_attention, tail_attention
-from stepreward.models.cache import LayerCache, Tail
+from stepreward.models.attention import (
+    cached_attention,
+    causal_attention,
+    piece_attention,
+    resolve,
+    selected_attention,
+    tail_attention,
+)
+from stepreward.models.cache import LayerCache, Piece, Tail
 from stepreward.models.norm import RMSNorm
 from stepreward.models.rotary import RopeScaling, apply_rotary, rotary_angles
 from stepreward.models.vision import VisionConfig, VisionInputs, VisionTower, merge_image_embeddings
@@ -136,7 +143,9 @@ class Attention(nnx.Module):
             add_adapter(self, name, (c.embed_dim,), shape, c.lora, rngs)
         add_adapter(self, "output", query, (c.embed_dim,), c.lora, rngs)
 
-    def __call__(self, x_BxQxD, x_BxTxD, angles_q, angles, attend, cache: LayerCache | Tail | None, start_B: Array | None, dropout_key):
+    def __call__(
+        self, x_BxQxD, x_BxTxD, angles_q, angles, attend, cache: LayerCache | Piece | Tail | None, start_B: Array | None, dropout_key
+    ):
         c = self.config
         query = self._heads("query", x_BxQxD, dropout_key)
         key, value = (self._heads(name, x_BxTxD, dropout_key) for name in ("key", "value"))
@@ -462,3 +471,22 @@ def decoded_hidden_states(graphdef, params, token_B, length_B, index, tails, *, 
     attend = partial(tail_attention, length_B=length_B, index=index, tiled=tiled)
     hidden, tails = model(token_B[:, None], length_B[:, None] + index, attend, None, tails, index)
     return hidden[:, 0], tails
+
+
+def piece_hidden_states(graphdef, params, tokens_RxT, length_R, rows_R, caches, keep_RxQ, *, tiled: bool = False):
+    """`cached_hidden_states` for the rows `rows` of caches with more rows. Returns hidden states `[R, Q, D]` and the new caches.
+
+    Args:
+      graphdef, params: of listed layers; otherwise as in `hidden_states`.
+      tokens_RxT, length_R: of those rows.
+      rows_R: int32, their places in the caches; a row out of bounds is padding.
+      keep_RxQ: int32, which of the T tokens to return.
+      tiled: how attention reads the caches, see `attention.cached_attention`.
+    """
+    model = merge(graphdef, params)
+    positions = length_R[:, None] + jnp.arange(tokens_RxT.shape[1])[None]
+    kept = jnp.take_along_axis(positions, keep_RxQ, axis=1)
+    attend, attend_kept = (partial(piece_attention, rows_R=rows_R, positions_RxT=p, tiled=tiled) for p in (positions, kept))
+    pieces = tuple(Piece(cache, rows_R) for cache in caches)
+    hidden, pieces = model(tokens_RxT, positions, attend, attend_kept, pieces, length_R, keep_RxQ)
+    return hidden, tuple(piece.cache for piece in pieces)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from stepreward.models.attention import cached_attention, tail_attention
-from stepreward.models.cache import LayerCache, Tail, cached_rows, with_cached_rows
+from stepreward.models.attention import piece_attention, tail_attention
+from stepreward.models.cache import LayerCache, Piece, Tail
 from stepreward.models.decoder import DecoderConfig, merge
 from stepreward.models.rotary import rotary_angles
 
@@ -55,7 +55,7 @@ class Layerwise:
         self._layer, self._norm = nnx.split(model.layers[0])[0], nnx.split(model.final_norm)[0]
         self.enter = jax.jit(lambda params, tokens: params.embedding[tokens].astype(config.compute_dtype))
         self._token = jax.jit(self._run_token, donate_argnums=(3, 4))
-        self._rows = jax.jit(self._run_rows, donate_argnums=2, static_argnums=5)
+        self._rows = jax.jit(self._run_rows, donate_argnums=2)
         self._empty = jax.jit(lambda cache, size: Tail.of(cache, size)[1:], static_argnums=1)
         self._join = jax.jit(lambda cache, tail, length: Tail(cache, *tail).joined(length), donate_argnums=0)
 
@@ -65,12 +65,12 @@ class Layerwise:
         head = None if self._config.tie_embeddings else model.head[...]
         return LayerParams(tuple(nnx.split(layer)[1] for layer in model.layers), model.embedding[...], nnx.split(model.final_norm)[1], head)
 
-    def read(self, params: LayerParams, x_RxTxD: Array, caches: tuple[LayerCache, ...], place_R, length_R, slots: int):
-        """All layers over new tokens of the rows `place` of the caches (out of bounds: of none), of which the first `slots` slots are read and
-        written. Returns the hidden states before the final norm, and the caches, which are donated."""
+    def read(self, params: LayerParams, x_RxTxD: Array, caches: tuple[LayerCache, ...], place_R, length_R):
+        """All layers over new tokens of the rows `place` of the caches (out of bounds: of none). Returns the hidden states before the final norm,
+        and the caches, which are donated."""
         found = []
         for layer, cache in zip(params.layers, caches):
-            x_RxTxD, cache = self._rows(layer, x_RxTxD, cache, place_R, length_R, slots)
+            x_RxTxD, cache = self._rows(layer, x_RxTxD, cache, place_R, length_R)
             found.append(cache)
         return x_RxTxD, tuple(found)
 
@@ -102,9 +102,8 @@ class Layerwise:
         x_Bx1xD, tail = nnx.merge(self._layer, state)(x_Bx1xD, angles, attend, Tail(cache, key, value), index, None)
         return x_Bx1xD, (tail.key, tail.value)
 
-    def _run_rows(self, state, x_RxTxD, cache: LayerCache, place_R, length_R, slots: int):
+    def _run_rows(self, state, x_RxTxD, cache: LayerCache, place_R, length_R):
         positions = length_R[:, None] + jnp.arange(x_RxTxD.shape[1])[None]
-        attend = partial(cached_attention, positions_BxT=positions, tiled=True)
-        those = cached_rows(cache, place_R, slots)
-        x_RxTxD, those = nnx.merge(self._layer, state)(x_RxTxD, self._angles(positions), attend, those, length_R, None)
-        return x_RxTxD, with_cached_rows(cache, place_R, those)
+        attend = partial(piece_attention, rows_R=place_R, positions_RxT=positions, tiled=True)
+        x_RxTxD, piece = nnx.merge(self._layer, state)(x_RxTxD, self._angles(positions), attend, Piece(cache, place_R), length_R, None)
+        return x_RxTxD, piece.cache

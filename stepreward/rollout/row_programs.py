@@ -12,7 +12,7 @@ import numpy as np
 
 from stepreward.models import layerwise
 from stepreward.models.cache import LayerCache, Tail, cached_rows, empty_cache, with_cached_rows
-from stepreward.models.decoder import cached_hidden_states, decoded_hidden_states, merge
+from stepreward.models.decoder import cached_hidden_states, config_of, decoded_hidden_states, merge, piece_hidden_states
 from stepreward.models.layerwise import LayerParams, Layerwise
 from stepreward.rollout.engine import Engine
 
@@ -65,7 +65,7 @@ class RowPrograms(NamedTuple):
     Attributes:
       split: makes what the others take of the parameters that `Engine.prepare` returns.
       empty: `(rows, slots) -> caches`.
-      read: `(params, caches, hidden, place, tokens, count, length, slots) -> caches, hidden`: new tokens of the rows `place`.
+      read: `(params, caches, hidden, place, tokens, count, length) -> caches, hidden`: new tokens of the rows `place`.
       copy: `(caches, hidden, source, target, slots) -> caches, hidden`.
       select: `(caches, hidden, index) -> caches, hidden` of the rows `index` alone.
       decode: `(params, caches, hidden, asked, slots) -> caches, chunk`; the first `slots` slots hold the longest row.
@@ -95,7 +95,7 @@ def programs_of(engine: Engine, params, chunk: int) -> RowPrograms:
         else:
             tiled = engine.platform != "gpu"  # whose loops of unknown length wait for the host in every round
             read, decode = partial(_read, engine.graphdef, tiled), partial(_decode, engine.graphdef, tiled, draw)
-            read = jax.jit(read, donate_argnums=(1, 2), static_argnums=7, out_shardings=(caches, whole))
+            read = jax.jit(read, donate_argnums=(1, 2), out_shardings=(caches, whole))
             decode = jax.jit(decode, donate_argnums=1, static_argnums=4, out_shardings=(caches, whole))
             made[key] = RowPrograms(lambda params: params, empty, read, copy, select, decode)
     return made[key]
@@ -132,12 +132,16 @@ class _Draw:
         return Chunk(jnp.where(going, token, chunk.token), count, chunk.ran, chunk.stopped | stopped, goes_on, out)
 
 
-def _read(graphdef, tiled: bool, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
+def _read(graphdef, tiled: bool, params, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R):
     """Runs new tokens of the rows `place` (out of bounds: of none). Returns the caches, and the hidden state at the last new token of each row."""
     last = jnp.maximum(count_R - 1, 0)[:, None]
-    those = cached_rows(caches, place_R, slots)
-    found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=tiled)
-    return with_cached_rows(caches, place_R, those), hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
+    if config_of(graphdef).mesh is None:
+        found, caches = piece_hidden_states(graphdef, params, tokens_RxT, length_R, place_R, caches, last, tiled=tiled)
+    else:  # the rows lie on several devices, so those that read are gathered first
+        those = cached_rows(caches, place_R)
+        found, _, those = cached_hidden_states(graphdef, params, tokens_RxT, length_R, those, last, tiled=tiled)
+        caches = with_cached_rows(caches, place_R, those)
+    return caches, hidden_BxD.at[place_R].set(found[:, 0], mode="drop")
 
 
 def _copy(caches, hidden_BxD, source_R, target_R, slots: int):
@@ -171,10 +175,10 @@ class _LayerPrograms:
         self._next = jax.jit(self._one_more)
         self._keep = jax.jit(self._last, donate_argnums=1)
 
-    def read(self, params: LayerParams, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R, slots: int):
+    def read(self, params: LayerParams, caches, hidden_BxD, place_R, tokens_RxT, count_R, length_R):
         outside = params._replace(layers=())
         place_R, length_R = jax.device_put((place_R, length_R))
-        x, caches = self.model.read(params, self.model.enter(outside, tokens_RxT), caches, place_R, length_R, slots)
+        x, caches = self.model.read(params, self.model.enter(outside, tokens_RxT), caches, place_R, length_R)
         return caches, self._keep(outside, hidden_BxD, x, place_R, count_R)
 
     def decode(self, params: LayerParams, caches, hidden_BxD, asked: Asked, slots: int):

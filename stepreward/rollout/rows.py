@@ -172,8 +172,7 @@ class Rows:
         for at, row in enumerate(rows):
             piece, self._asked[row].prompt = np.split(self._asked[row].prompt, [width])
             tokens[at, : len(piece)], count[at], length[at], place[at] = piece, len(piece), self.length[row], row
-        slots = self._reach(int(length.max()) + width)
-        self._caches, self._hidden = self._programs.read(self._params, self._caches, self._hidden, place, tokens, count, length, slots)
+        self._caches, self._hidden = self._programs.read(self._params, self._caches, self._hidden, place, tokens, count, length)
         self.length[rows] += count[: len(rows)]
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
@@ -243,7 +242,7 @@ def programs(engine: Engine, params, rows: int, *, turns: int, batches: int) -> 
     pieces, chunks = -(-engine.buckets[-1] // PIECE), -(-engine.sampling.max_answer_tokens // chunk)
     few = host((block,))
     reads = turns * batches * -(-rows // block) * pieces
-    yield Program("rollout/read", made.read, (prepared, caches, hidden, few, host((block, width)), few, few, slots), times=reads)
+    yield Program("rollout/read", made.read, (prepared, caches, hidden, few, host((block, width)), few, few), times=reads)
     yield Program("rollout/copy", made.copy, (caches, hidden, host((rows,)), host((rows,)), slots), times=batches)
     row = host((rows,))
     asked = Asked(row, row, row, row, host((rows,), jnp.bool_), host((rows, *jax.random.key_data(jax.random.key(0)).shape), jnp.uint32))
