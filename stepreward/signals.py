@@ -66,6 +66,7 @@ SIGNALS: dict[str, Row] = {
     "log_prob_prm": Row(TOKEN, np.float32, "Log-probability under the process reward model.", computed=True),
     "log_prob_initial": Row(TOKEN, np.float32, "Log-probability under the policy that reinforcement learning started from.", computed=True),
     "log_prob_policy": Row(TOKEN, np.float32, "Log-probability under the current policy, before the update."),
+    "log_prob_behaviour": Row(TOKEN, np.float32, "Log-probability under an older policy that has sampled the action (rollout.ahead)."),
     "log_prob_reference": Row(TOKEN, np.float32, "Log-probability under the reference policy of the KL penalty in the loss."),
     "value": Row(TOKEN, np.float32, "The critic's value of the state before each action token.", computed=True),
     "progress": Row(STEP, np.float32, "The progress estimator's output at the last token of each step.", computed=True),

@@ -82,6 +82,7 @@ def base_config() -> ConfigDict:
     c.rollout.max_rows = 256  # episodes decoded at once
     # "free": no row waits for another one's answer or environment. "lockstep": all wait in every turn; the episodes are the same, bit for bit.
     # "batch": as "lockstep", in one program a turn; several processes, a mesh, pictures and reference answers imply it.
+    c.rollout.ahead = 0  # 1: the next iteration is played while this one is learnt from, by a policy that is one iteration old
     c.rollout.schedule = "free"
     c.rollout.invalid_penalty = 0.0  # subtracted from the reward of a step whose answer contains no action
     c.rollout.temperature = 1.0
@@ -256,6 +257,7 @@ def base_config() -> ConfigDict:
     c.policy.ratio = "step"  # level of the importance ratio: "step" or "token"
     c.policy.clip_low = 0.2  # the ratio is clipped to [1 − clip_low, 1 + clip_high]
     c.policy.clip_high = 0.2
+    c.policy.importance_cap = 2.0  # with rollout.ahead: the largest weight of an action that the older policy has sampled
     c.policy.dual_clip = 0.0  # bound on the loss of negative advantages; 0: no bound
     c.policy.aggregation = "step-mean"  # how the loss is averaged over tokens, see kernels/losses.py
     c.policy.constant = 1.0  # divisor of the aggregation "constant": the longest response in tokens

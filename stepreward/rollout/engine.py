@@ -13,6 +13,7 @@ batch (lengths, new tokens, keys, answers), and every process calls the same met
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -34,6 +35,10 @@ from stepreward.rollout.reference import Spoken
 from stepreward.rollout.sampling import Sampling, sample
 
 Array = jax.Array
+
+
+class Halted(Exception):
+    """A rollout was ended by another thread."""
 
 
 class EngineState(NamedTuple):
@@ -140,6 +145,7 @@ class Engine:
         self._grow = cached(with_slots, static_argnums=1)
         self._select = cached(cached_rows)
         self._empty = cached(lambda rows: empty_cache(self.layout, rows, self.slot_buckets[0], self.cache_dtype), static_argnums=0)
+        self.halted = threading.Event()  # set by another thread to end the rollout that is being played
         self._prepare: dict[Any, tuple] = {}  # by the structure of the parameters
         self._shared = self.sharding is not None and not self.sharding.is_fully_addressable
 
@@ -290,6 +296,7 @@ class Engine:
           keys: one PRNG key a row, `[B]`.
           images: per row, the images among its new tokens; for an engine with a reader. None: text only.
         """
+        self.check_halted()
         caches, tokens, count = self._lay_out(state, new_tokens, room=self.sampling.max_answer_tokens)
         width = tokens.shape[1]
         seen, offset = (), state.offset
@@ -308,6 +315,11 @@ class Engine:
         # Idle rows keep their length; others hold all but the last sampled token.
         length = np.where(count > 0, state.length + count + answer.count - 1, state.length).astype(np.int32)
         return EngineState(caches, length, offset), answer
+
+    def check_halted(self) -> None:
+        """Raises Halted if another thread has ended the rollout."""
+        if self.halted.is_set():
+            raise Halted("the rollout was ended before its end.")
 
     def fits(self, spoken: Spoken, length: int) -> bool:
         """Whether `mean_log_prob` can score a text behind a conversation of `length` tokens."""

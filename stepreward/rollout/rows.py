@@ -133,6 +133,7 @@ class Rows:
 
     def run(self) -> Iterator[tuple[int, RowAnswer]]:
         """Reads the prompts of all rows that were asked, decodes a chunk of each, and yields the rows whose answers have ended."""
+        self.engine.check_halted()
         self._read([row for row, asked in self._asked.items() if len(asked.prompt)])
         return iter(self._decode() if self._asked else ())
 

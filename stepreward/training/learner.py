@@ -23,6 +23,7 @@ from stepreward.models.heads import decoder_of
 from stepreward.programs import Component, Program
 from stepreward.rollout.episode import Episode, true_progress
 from stepreward.training import backbones, preferring, setup, streams
+from stepreward.training.ahead import View, importance
 from stepreward.training.auxiliaries import AUXILIARIES, Auxiliary, Lesson
 from stepreward.training.auxiliaries.update import LogProbs, auxiliary_step
 from stepreward.training.layout import Layout
@@ -42,6 +43,7 @@ class Learner(Component):
       auxiliaries: the models that learn beside the policy, by name; they have no parameters until they begin.
       kl_coef: coefficient of the KL penalty in the reward.
       successes: the training success of the last iterations, the oldest first; as many as the schedules of coefficients read.
+      behind: what the next iteration's rollout sees if it has begun before this iteration's updates; None if it begins after them.
     """
 
     def __init__(self, c, parts, key: jax.Array):
@@ -62,6 +64,7 @@ class Learner(Component):
         }
         self.kl_coef = c.policy.kl_reward_coef
         self.successes: list[float] = []
+        self.behind: View | None = None
         self._window = max((schedule.window for schedule in self.method.coefficients.values()), default=0)
         self.reinforcing = False  # whether `begin_rl` has been called
 
@@ -180,6 +183,8 @@ class Learner(Component):
         batch = batch.with_signals(**signals)
         if offline and setup.recomputes_old_log_prob(self.c):
             batch = batch.replace(log_prob_old=signals["log_prob_policy"])
+        if self.c.rollout.ahead and "log_prob_behaviour" not in batch.signals:
+            batch = batch.with_signals(log_prob_behaviour=batch.log_prob_old).replace(log_prob_old=signals["log_prob_policy"])
         metrics["time/scoring_s"] = metrics.get("time/scoring_s", 0.0) + time.monotonic() - started
         return batch
 
@@ -187,7 +192,7 @@ class Learner(Component):
     def _scored(self) -> dict:
         """Parameters of the decoders whose log-probabilities are computed, by signal; auxiliaries are not among them."""
         wanted = {} if self.initial is None else {"log_prob_initial": self.initial}
-        if self.c.train.mode == "offline":
+        if self.c.train.mode == "offline" or self.c.rollout.ahead:
             wanted["log_prob_policy"] = decoder_of(self.policy.params)
         return wanted
 
@@ -206,9 +211,14 @@ class Learner(Component):
             metrics |= seen
         return {name: x for name, x in signals.items() if name in self.method.requires}, self.method.scheduled_values(standing)
 
-    def standing(self, iteration: int) -> Standing:
+    def standing(self, iteration: int, successes: tuple[float, ...] | None = None) -> Standing:
         """Returns what schedules read in an iteration, before the auxiliaries have seen its batch."""
-        return Standing(iteration, tuple(self.successes))
+        return Standing(iteration, tuple(self.successes) if successes is None else successes)
+
+    def view(self, env_steps: int, staleness: int = 0) -> View:
+        """What a rollout sees that begins now. One that is played while the policy learns keeps a copy of it."""
+        params = decoder_of(self.policy.params)
+        return View(parallel.copy(params) if staleness else params, env_steps, tuple(self.successes), staleness)
 
     def note_success(self, success: float) -> None:
         """Keeps the training success of a finished iteration for the schedules of coefficients."""
@@ -259,6 +269,11 @@ class Learner(Component):
         signals = {"advantage": normalise_advantage(np.asarray(credited.advantage), batch, c.policy.advantage_norm, weight)}
         if weight is not None:
             signals["token_weight"] = weight
+        if c.rollout.ahead:
+            then = np.asarray(batch.signals["log_prob_behaviour"])
+            trust, found = importance(np.asarray(batch.log_prob_old), then, np.asarray(batch.action_mask), c.policy.importance_cap)
+            signals["advantage"] = signals["advantage"] * trust
+            metrics |= found
         if c.policy.kl_coef:
             signals["log_prob_reference"] = batch.signals["log_prob_initial"]
         for auxiliary in self.auxiliaries.values():
@@ -384,24 +399,30 @@ class Learner(Component):
     def tree(self) -> dict:
         """Returns all arrays that the next update depends on; each auxiliary's are under its name."""
         tree = {"policy": self.policy} | ({} if self.initial is None else {"initial": self.initial})
+        tree |= {} if self.behind is None else {"behind": self.behind.params}
         saved = {name: auxiliary.saved()[0] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
         return tree | {name: trees for name, trees in saved.items() if trees}
 
     def facts(self) -> dict:
         """Returns the plain values that are saved with `tree`."""
         begun = {name: auxiliary.saved()[1] for name, auxiliary in self.auxiliaries.items() if auxiliary.begun}
-        return {"kl_coef": self.kl_coef, "successes": self.successes, "auxiliaries": begun}
+        behind = None if self.behind is None else self.behind.facts
+        return {"kl_coef": self.kl_coef, "successes": self.successes, "auxiliaries": begun, "behind": behind}
 
     def template(self, facts: dict) -> dict:
         """Returns a tree with the structure that `tree` had when `facts` were saved."""
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].expect(found, self._empty_batch)
+        if facts.get("behind"):
+            self.behind = self.view(0)
         return self.tree()
 
     def load(self, tree: dict, facts: dict) -> None:
         """Restores a saved tree and its facts."""
         self.policy, self.initial, self.kl_coef = tree["policy"], tree.get("initial"), facts["kl_coef"]
         self.successes = facts.get("successes", [])
+        if behind := facts.get("behind"):
+            self.behind = View(tree["behind"], behind["env_steps"], tuple(behind["successes"]), behind["staleness"])
         for name, found in facts["auxiliaries"].items():
             self.auxiliaries[name].load(tree.get(name, {}), found)
         if self.c.train.check_batches:

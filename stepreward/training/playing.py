@@ -19,26 +19,26 @@ _PLAYED = ("success", "score", "return", "steps_per_episode")  # in the training
 _MEASURES = (*_EVALUATED, "invalid", "answer_tokens", "entropy")  # all of `summary`
 
 
-def play(run, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
+def play(run, tasks, key, strategy: Strategy | None = None, actor=None) -> tuple[Rollout, dict]:
     """Plays training tasks with the policy; returns the rollout, and metrics.
 
     Args:
       strategy: the rollout strategy; None plays each task once.
+      actor: the decoder that plays; None is the policy as it is.
 
     Raises:
       UserError: every environment failed.
     """
     started, strategy = time.monotonic(), strategy or Chain()
-    player = run.parts.collector.player(run.learner.actor, score_answers=setup.scores_answers(run.method))
+    player = run.parts.collector.player(run.learner.actor if actor is None else actor, score_answers=setup.scores_answers(run.method))
     rollout = strategy(player, tasks, key)
     seconds, cost = time.monotonic() - started, rollout.cost
     good = healthy(rollout.episodes, "batch")
     several = {} if run.parts.mixture is None else environment_metrics(run.parts, rollout.episodes)
-    run.counters.failed_episodes += sum(episode.failure is not None for episode in rollout.episodes)
     metrics = (
         rollout_metrics(run, good)
         | {
-            "rollout/failed_episodes": run.counters.failed_episodes,
+            "rollout/failed_episodes": sum(episode.failure is not None for episode in rollout.episodes),
             "rollout/tokens_per_s": (cost.sampled_tokens + cost.prompt_tokens) / seconds,
             "time/rollout_s": seconds,
         }

@@ -20,6 +20,7 @@ from stepreward.rollout.episode import Cost
 from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
+from stepreward.training.ahead import Ahead
 from stepreward.training.counters import Counters
 from stepreward.training.exploration import Exploration
 from stepreward.training.idle import Stillness, warn_of_idle_settings
@@ -49,6 +50,7 @@ class Run:
       learner: the models.
       stages: an object for each of `stages.STAGES`, by name; the run has those that are `wanted`.
       counters: the run's position and counters.
+      ahead: the rollout that is played while the models learn, if the config asks for that.
     """
 
     def __init__(self, config, workdir: str | Path):
@@ -70,6 +72,7 @@ class Run:
         if processes.is_writer():
             warn_of_idle_settings(c, self.method)
         self._stillness = Stillness(self.method)
+        self.ahead = Ahead(self.parts.collector.engine.halted)
         self.key = jax.random.key(c.seed)
         self.counters = Counters(stage=STAGES[0].name)
         self.learner = Learner(c, self.parts, self.key)
@@ -118,6 +121,7 @@ class Run:
 
     def close(self) -> None:
         """Waits for pending writes, and closes the environments and the workdir."""
+        self.ahead.close()
         self.checkpoints.close()
         if self.metrics is not None:
             self.metrics.close()
@@ -131,21 +135,27 @@ class Run:
     # --- Operations for stages ---
 
     def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
-        """Plays training episodes with the policy; returns them, and metrics."""
-        return playing.play(self, tasks, key, strategy)
+        """Plays training episodes with the policy as it is, and counts the failed ones; returns the episodes, and metrics."""
+        rollout, metrics = playing.play(self, tasks, key, strategy)
+        return rollout, self.count_failed(metrics)
 
-    def environments(self, first: int, groups: int, *, scheduled: bool = False) -> list[str] | None:
+    def count_failed(self, metrics: dict) -> dict:
+        """Adds a rollout's failed episodes to those of the run; returns the metrics with the total so far."""
+        if "rollout/failed_episodes" not in metrics:  # episodes that an earlier stage has played and counted
+            return metrics
+        self.counters.failed_episodes += int(metrics["rollout/failed_episodes"])
+        return metrics | {"rollout/failed_episodes": float(self.counters.failed_episodes)}
+
+    def environments(self, first: int, groups: int, env_steps: int | None = None) -> list[str] | None:
         """Returns the environment of each of some groups, by its name in the mixture; None if the run has one environment.
 
         Args:
           first, groups: see `Mixture.environments`.
-          scheduled: whether the groups are those of reinforcement learning, which `mixture.order` orders.
+          env_steps: for groups of reinforcement learning, which `mixture.order` orders, the environment steps before them.
         """
         if self.parts.mixture is None:
             return None
-        return self.parts.mixture.environments(
-            first, groups, self.counters.env_steps / max(1, self.c.train.env_steps) if scheduled else None
-        )
+        return self.parts.mixture.environments(first, groups, None if env_steps is None else env_steps / max(1, self.c.train.env_steps))
 
     def evaluate(self) -> dict:
         """Plays the fixed held-out set; returns metrics."""

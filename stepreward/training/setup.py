@@ -34,7 +34,7 @@ from stepreward.rollout.pools import KINDS, make_pool
 from stepreward.rollout.sampling import Sampling
 from stepreward.rollout.strategies import Strategy
 from stepreward.signals import computed
-from stepreward.training import backbones, experts, preferring, streams
+from stepreward.training import ahead, backbones, experts, preferring, streams
 from stepreward.training.auxiliaries import AUXILIARIES
 from stepreward.training.auxiliaries.critic import BACKBONES
 from stepreward.training.auxiliaries.estimator import ATTENTION
@@ -387,6 +387,7 @@ def check(c) -> None:
         group, name = key.split(".")
         if c[group][name] not in known:
             raise ValueError(f"{key}={c[group][name]!r} is not one of {', '.join(known)}.")
+    ahead.check(c)
     method = make_method(c)
     strategy = make_strategy(c, method)
     for name, view in each.items():

@@ -9,6 +9,8 @@ that learn beside the policy are *taught* at the time that each of them names.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from stepreward.batch import Batch
@@ -20,10 +22,11 @@ from stepreward.rollout.episode import Cost, to_record
 from stepreward.rollout.strategies import Rollout
 from stepreward.rollout.strategies.segments import tree_record
 from stepreward.training import filtering, preferring, setup, streams
+from stepreward.training.ahead import View
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
-from stepreward.training.playing import healthy, rollout_metrics
+from stepreward.training.playing import healthy, play, rollout_metrics
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -35,7 +38,7 @@ class Reinforce(Stage):
     decides = (
         # These change an earlier stage's output only by rounding errors, so its output can be reused on another machine.
         "model.remat", "model.attention", "mesh.data", "mesh.fsdp", "mesh.tensor", "mesh.fit", "train.chunk_rows", "train.pack_rows",
-        "rollout.max_rows", "rollout.schedule", "mixture.order", "mixture.sequence", "mixture.transfer",
+        "rollout.max_rows", "rollout.schedule", "rollout.ahead", "mixture.order", "mixture.sequence", "mixture.transfer",
         # Borrowed outputs have their own fingerprints.
         "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
         # `decisions.fingerprint` adds the cases in which these decide an earlier stage.
@@ -54,7 +57,7 @@ class Reinforce(Stage):
         "policy.learning_rate", "policy.warmup_updates", "policy.weight_decay", "policy.max_grad_norm", "policy.minibatch_rows",
         "policy.epochs", "policy.stop_kl", "policy.old_log_prob", "policy.advantage_norm", "policy.ratio", "policy.clip_low",
         "policy.clip_high", "policy.dual_clip", "policy.aggregation", "policy.constant", "policy.entropy_coef", "policy.kl_coef",
-        "policy.kl", "policy.kl_reward_coef", "policy.kl_reward_target", "policy.kl_reward_horizon",
+        "policy.kl", "policy.importance_cap", "policy.kl_reward_coef", "policy.kl_reward_target", "policy.kl_reward_horizon",
         "train.mode", "eval.episodes", "eval.final_episodes", "eval.final_temperature", "checkpoint.folder",
     )  # fmt: skip
     borrows = ("stages.estimator",)
@@ -76,8 +79,14 @@ class Reinforce(Stage):
 
     def tick(self) -> dict:
         c, counters, learner = self.c, self.counters, self.run.learner
-        rollout, dropped, metrics = self.experience()
+        (rollout, dropped, metrics), later = self.run.ahead.take() if self.run.ahead.begun else self.experience(self._view()), None
+        metrics = self.run.count_failed(metrics)
         episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
+        if c.rollout.ahead:
+            metrics["rollout/staleness"] = 0.0 if learner.behind is None else float(learner.behind.staleness)
+            if counters.env_steps + rollout.cost.env_steps < c.train.env_steps:
+                later = learner.view(counters.env_steps, staleness=1)
+                self.run.ahead.begin(partial(self.experience, later, counters.iteration + 1))
         if not dropped.all():
             batch = filtering.without_episodes(packed, dropped) if dropped.any() else packed
             metrics |= learner.prepare(batch, episodes)
@@ -85,6 +94,7 @@ class Reinforce(Stage):
             batch = filtering.without_episodes(batch, unscored) if unscored.any() else batch
             if batch.episode_mask.any():
                 credited = self._learn(batch, episodes, metrics)
+        learner.behind = later
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
         counters.iteration += 1
@@ -93,6 +103,7 @@ class Reinforce(Stage):
         else:
             counters.env_steps += int(packed.step_mask.sum())  # which an earlier stage has played
         if self.finished or counters.iteration % c.eval.every == 0:
+            self.run.ahead.settle()
             metrics |= self.run.evaluate()
             self._record(rollout, credited)
         return metrics
@@ -122,19 +133,28 @@ class Reinforce(Stage):
         budget = self.c.train.env_steps
         return Progress("reinforcement", min(self.counters.env_steps, budget), budget)
 
-    def experience(self) -> Selection:
-        """Returns the episodes of one iteration, which of them are dropped, and metrics."""
-        c = self.c
-        rollout, metrics = self._play()
+    def _view(self) -> View:
+        """What this iteration's rollout sees, if it is played now: for a resumed run, what it saw before the run ended."""
+        learner = self.run.learner
+        return learner.view(self.counters.env_steps) if learner.behind is None else learner.behind
+
+    def experience(self, view: View, iteration: int | None = None) -> Selection:
+        """Returns the episodes of one iteration, which of them are dropped, and metrics.
+
+        Args:
+          view: what the rollout sees of the run.
+          iteration: the iteration; None is the current one.
+        """
+        c, iteration = self.c, self.counters.iteration if iteration is None else iteration
+        rollout, metrics = self._play(view, iteration)
         metrics |= filtering.health(rollout.episodes)
         if self.filter.kind == "none":
             return Selection(rollout, np.zeros(len(rollout.episodes), bool), metrics)
 
         def another(number: int) -> Rollout:
-            more, found = self._play(number)
+            more, found = self._play(view, iteration, number)
             metrics["time/rollout_s"] += found["time/rollout_s"]
-            metrics["rollout/failed_episodes"] = found["rollout/failed_episodes"]
-            for name in ("branch_steps", "replayed_steps", *rollout.counts):
+            for name in ("failed_episodes", "branch_steps", "replayed_steps", *rollout.counts):
                 if f"rollout/{name}" in found:
                     metrics[f"rollout/{name}"] += found[f"rollout/{name}"]
             return more
@@ -142,15 +162,15 @@ class Reinforce(Stage):
         chosen = filtering.select(self.filter, rollout, another, outcome=c.credit.outcome, scale=c.credit.outcome_scale)
         return chosen._replace(metrics=metrics | chosen.metrics)
 
-    def _play(self, number: int = 0) -> tuple[Rollout, dict]:
+    def _play(self, view: View, iteration: int, number: int = 0) -> tuple[Rollout, dict]:
         """Returns a round of groups, played now or taken from the explored episodes, and metrics; the filter may ask for rounds 1, 2 …"""
-        c, iteration = self.c, self.counters.iteration
+        c, learner = self.c, self.run.learner
         if c.train.mode == "online":
             stream, index = ("filter", (iteration, number)) if number else ("train", (iteration,))
-            groups, names = c.rollout.groups, self.run.environments(iteration * c.rollout.groups, c.rollout.groups, scheduled=True)
+            groups, names = c.rollout.groups, self.run.environments(iteration * c.rollout.groups, c.rollout.groups, view.env_steps)
             tasks = training_tasks(c.seed, stream, index, groups, c.rollout.group_size, number * groups, names)
-            strategy = setup.make_strategy(c, self.run.method, self.run.learner.standing(iteration))
-            return self.run.play(tasks, streams.device(self.run.key, stream, *index), strategy)
+            strategy = setup.make_strategy(c, self.run.method, learner.standing(iteration, view.successes))
+            return play(self.run, tasks, streams.device(self.run.key, stream, *index), strategy, learner.model.join(view.params))
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
