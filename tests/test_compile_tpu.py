@@ -260,6 +260,31 @@ def test_a_component_must_say_what_it_compiles():
         Forgetful()
 
 
+def test_rollouts_that_branch_read_the_earlier_turns_again(micro_config):
+    """In batches, as several hosts play, by a program of its own; on one host by that of prompts."""
+    changes = {"credit.method": "vineppo", "rollout.context": "episode", "rollout.max_row_tokens": 200}
+    mesh, found = parallel.make_mesh(1, 1, 1), {}
+    for schedule in ("batch", "free"):
+        listed = plan.programs(micro_config(changes | {"rollout.schedule": schedule}), mesh)
+        found[schedule] = {p.name for _, p, _ in listed if p.name.startswith("rollout/")}
+    assert {"rollout/turn", "rollout/extend"} <= found["batch"] and found["free"] >= {"rollout/read", "rollout/copy", "rollout/decode"}
+
+
+def test_the_tables_of_the_page_are_commands_that_are_understood(root, monkeypatch):
+    monkeypatch.syspath_prepend(str(root / "experiments"))
+    monkeypatch.syspath_prepend(str(root / "launch"))
+    monkeypatch.chdir(root)
+    import compile_tpu
+    import tpu_page
+
+    from stepreward.config import parse_command_line
+
+    for one in tpu_page.TABLES.values():
+        arguments = tpu_page.command(one).split()[2:]
+        _, options = parse_command_line(arguments, extra=compile_tpu.OPTIONS, description="")
+        slices.parse(options.topology)
+
+
 # --- With XLA's TPU compiler ---
 
 SCRIPT = """

@@ -195,7 +195,9 @@ class Engine:
         prepare, prepared = self._preparation(params)
         return Program("rollout/prepare", prepare, (params,)), prepared
 
-    def programs(self, params, rows: int, *, turns: int, batches: int, grows: bool, references: bool = False) -> Iterator[Program]:
+    def programs(
+        self, params, rows: int, *, turns: int, batches: int, grows: bool, references: bool = False, extends: bool = False
+    ) -> Iterator[Program]:
         """The programs of a rollout in batches at their largest shapes: the longest prompt after the longest conversation.
 
         Args:
@@ -205,6 +207,7 @@ class Engine:
           batches: how many batches of `rows` conversations a rollout has.
           grows: whether conversations keep their cache; otherwise every turn starts with an empty one.
           references: whether every turn also scores a reference answer.
+          extends: whether conversations begin in the middle, so that their earlier turns are read first.
         """
         prepare, prepared = self.preparation(params)
         if prepare is not None:
@@ -226,6 +229,8 @@ class Engine:
             "rollout/turn", self._turn, (prepared, cache(slots), tokens, count, count, keys, *seen), times=turns * batches,
             trips=longest - 1,
         )  # fmt: skip
+        if extends:
+            yield Program("rollout/extend", self._extend, (prepared, cache(slots), tokens, count, count), times=turns * batches)
         if references:
             scored = row((width,), jnp.bool_)
             turned = () if self.reader is None else (count,)

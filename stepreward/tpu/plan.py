@@ -104,7 +104,9 @@ def programs(c, mesh, vocabulary: int = 256) -> Iterator[tuple[str, Program, dic
             many = dict(turns=c.rollout.max_steps, batches=-(-episodes // c.rollout.max_rows))
             scores = setup.scores_answers(parts.method)
             if possible(c.rollout.schedule, parallel.hosts(mesh), parts.collector.reader is not None, scores) == "batch":
-                played = engine.programs(learner.actor, c.rollout.max_rows, grows=c.rollout.context == "episode", references=scores, **many)
+                grows = c.rollout.context == "episode"
+                extends = grows and setup.make_strategy(c, parts.method).restarts
+                played = engine.programs(learner.actor, c.rollout.max_rows, grows=grows, references=scores, extends=extends, **many)
             else:
                 played = rows.programs(engine, learner.actor, c.rollout.max_rows, **many)
             for program in played:
