@@ -14,6 +14,7 @@ JOBS = {
     "evaluate": "measure the success of a run's checkpoint on held-out tasks",
     "serve": "serve a trained agent or a model folder to OpenAI clients",
     "export": "write a run's model as a Hugging Face folder",
+    "doctor": "say what is installed, which devices there are, and which models fit",
     "env": "check an environment against the protocol: stepreward env check NAME",
     "methods": "list the methods, what each needs, and whether an environment offers it",
     "compile-tpu": "compile a run's programs for a TPU slice, on a machine without a TPU",

@@ -87,7 +87,7 @@ def test_the_main_job_runs_from_any_folder(installed, tmp_path):
     assert "success" in shown
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "serve", "export", "compile-tpu"])
+@pytest.mark.parametrize("job", ["train", "evaluate", "serve", "export", "compile-tpu", "env", "doctor"])
 def test_every_job_has_its_flags(installed, tmp_path, job):
     assert f"stepreward {job}" in run(installed / "stepreward", job, "--help", cwd=tmp_path)
 
