@@ -2,13 +2,15 @@
 
 import math
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from resuming import measured
 
+from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
-from stepreward.training.ahead import Ahead, importance
+from stepreward.training.ahead import Ahead, check_mesh, importance
 from stepreward.training.train import Runner
 
 CHANGES = {
@@ -103,6 +105,14 @@ def test_what_a_rollout_raises_is_raised_where_it_is_taken():
 def test_what_cannot_be_is_told(micro_config, tmp_path, changes, words):
     with pytest.raises(ValueError, match=words):
         Runner(micro_config(changes), tmp_path / "run")
+
+
+def test_several_devices_are_refused():
+    """Programs of two threads could reach them in different orders."""
+    c = SimpleNamespace(rollout=SimpleNamespace(ahead=1))
+    check_mesh(c, SimpleNamespace(size=1))
+    with pytest.raises(UserError, match="the mesh of this run has 8"):
+        check_mesh(c, SimpleNamespace(size=8))
 
 
 def test_an_offline_run_plays_nothing_ahead(spa_config, tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepreward import processes
+from stepreward.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,13 @@ def importance(log_prob_now: np.ndarray, log_prob_then: np.ndarray, mask: np.nda
         "policy/stale_kl": float(-gap.sum() / count),
     }
     return weight.astype(np.float32), metrics
+
+
+def check_mesh(c, mesh) -> None:
+    """Raises UserError if the run plays ahead on several devices: programs from two threads could reach them in different orders, and wait for
+    each other for ever."""
+    if c.rollout.ahead and mesh.size > 1:
+        raise UserError(f"rollout.ahead=1 works on one device, but the mesh of this run has {mesh.size}: set rollout.ahead=0.")
 
 
 def check(c) -> None:

@@ -20,7 +20,7 @@ from stepreward.rollout.episode import Cost
 from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
-from stepreward.training.ahead import Ahead
+from stepreward.training.ahead import Ahead, check_mesh
 from stepreward.training.counters import Counters
 from stepreward.training.exploration import Exploration
 from stepreward.training.idle import Stillness, warn_of_idle_settings
@@ -72,6 +72,7 @@ class Run:
         if processes.is_writer():
             warn_of_idle_settings(c, self.method)
         self._stillness = Stillness(self.method)
+        check_mesh(c, self.mesh)
         self.ahead = Ahead(self.parts.collector.engine.halted)
         self.key = jax.random.key(c.seed)
         self.counters = Counters(stage=STAGES[0].name)
