@@ -1,4 +1,4 @@
-"""The study: which step credit pays, at equal budgets and after equal tuning. docs/study.md is its plan.
+"""The study: which step credit pays, at equal budgets and after tuning. docs/study.md is its plan.
 
     python experiments/study.py --out=runs/study --jobs=2                                # all of it; goes on where it was stopped
     python experiments/study.py --out=runs/study --tasks=rooms --arms=rloo,gigpo --seeds=2    # a part of it
@@ -19,6 +19,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA, PICTURE = ROOT / "docs" / "study.md", ROOT / "docs" / "data" / "study_runs.csv", ROOT / "docs" / "images" / "study.png"
 BASELINE = "rloo"
 TUNING_SEEDS = (100,)
-CONFIGURATIONS = 4
+CONFIGURATIONS = 8  # of the policy's settings that the baseline tries; the other arms take those that it chose
 TUNING_SHARE = 0.5  # of the budget that a tuning run gets
 SEEDS, FEW_SEEDS = 10, 5  # of the arms that matter most, and of the others
 REPS = 5000  # bootstrap samples of an interval
@@ -82,12 +83,12 @@ TASKS = {
     "shop": Task("configs/istar_webshop.py", SHARED, 20_000),
 }
 
-# Every arm chooses its policy settings from the same ranges, and its own option from the last one.
+# The baseline chooses the settings of the policy. All arms use them, which favours the baseline, and choose only their own options.
 POLICY = {"policy.learning_rate": ("2.5e-4", "5e-4", "1e-3"), "policy.kl_coef": ("0.02", "0.05", "0.1"), "policy.epochs": ("2", "4")}
 
 
 class Arm(NamedTuple):
-    """An arm: what it fixes, the ranges of its own that are tuned, and how many seeds it has."""
+    """An arm: what it fixes, the ranges of its own options, of which it tries every combination, and how many seeds it has."""
 
     fixed: Mapping[str, str]
     ranges: Mapping[str, tuple[str, ...]] = {}
@@ -98,11 +99,11 @@ def _method(name: str, **fixed: str) -> dict[str, str]:
     return {"credit.method": name} | {f"credit.{key}": value for key, value in fixed.items()}
 
 
-ALPHA = {"credit.options.alpha": ("0.1", "0.3", "1.0")}
-TRACE = {"critic.learning_rate": ("3e-4", "1e-3")}
+ALPHA = {"credit.options.alpha": ("0.03", "0.1", "0.3", "1.0")}
+TRACE = {"critic.learning_rate": ("3e-4", "1e-3"), "credit.options.trace": ("0.95", "1.0")}
 ARMS = {
     BASELINE: Arm(_method("rloo"), seeds=SEEDS),
-    "gigpo": Arm(_method("gigpo"), {"credit.options.weight": ("0.5", "1.0", "2.0")}, SEEDS),
+    "gigpo": Arm(_method("gigpo"), {"credit.options.weight": ("0.5", "1.0", "2.0", "4.0")}, SEEDS),
     "istar": Arm(_method("istar"), ALPHA, SEEDS),
     "spa": Arm(_method("spa"), TRACE, SEEDS),
     "oracle": Arm(_method("oracle"), seeds=SEEDS),
@@ -119,9 +120,12 @@ ARMS = {
 
 
 def configurations(arm: str) -> list[dict[str, str]]:
-    """The configurations of an arm that are tuned: a draw without replacement from its ranges, the same on every machine."""
-    ranges = POLICY | dict(ARMS[arm].ranges)
+    """The configurations that an arm tries: for the baseline a draw without replacement from `POLICY`, the same on every machine; for the others
+    every combination of their own options, which may be one."""
+    ranges = POLICY if arm == BASELINE else ARMS[arm].ranges
     every = [dict(zip(ranges, values)) for values in itertools.product(*ranges.values())]
+    if arm != BASELINE:
+        return every
     order = np.random.default_rng([len(every), 2026]).permutation(len(every))
     return [every[place] for place in sorted(order[:CONFIGURATIONS])]
 
@@ -139,15 +143,19 @@ class Run(NamedTuple):
         return out / self.task / f"{self.name}_{self.seed}"
 
 
-def tuning_runs(task: str, arm: str) -> list[Run]:
-    """All runs that choose the configuration of an arm."""
-    budget = int(TUNING_SHARE * TASKS[task].budget)
-    found = enumerate(configurations(arm))
-    return [Run(task, f"tune_{arm}_{number}", seed, ARMS[arm].fixed | c, budget) for number, c in found for seed in TUNING_SEEDS]
+def tuning_runs(task: str, arm: str, policy: Mapping[str, str] = MappingProxyType({})) -> list[Run]:
+    """All runs that choose the configuration of an arm. An arm with one configuration has none.
+
+    Args:
+      policy: the settings that the baseline has chosen.
+    """
+    budget, found = int(TUNING_SHARE * TASKS[task].budget), configurations(arm)
+    named = [(f"tune_{arm}_{number}", c) for number, c in enumerate(found)] if len(found) > 1 else []
+    return [Run(task, name, seed, {**policy, **ARMS[arm].fixed, **c}, budget) for name, c in named for seed in TUNING_SEEDS]
 
 
 def final_runs(task: str, arm: str, chosen: Mapping[str, str], seeds: Sequence[int]) -> list[Run]:
-    """The runs of an arm that are reported."""
+    """The runs of an arm that are reported; `chosen` has the settings of the policy and the arm's own options."""
     return [Run(task, arm, seed, ARMS[arm].fixed | chosen, TASKS[task].budget) for seed in seeds]
 
 
@@ -228,7 +236,9 @@ def main() -> None:
     results = Results(Path(options.data) if options.data else out / "runs.csv")
     those = [(task, arm) for task in tasks for arm in arms if arm != "oracle" or TASKS[task].exact]
     if options.stage in ("tune", "all"):
-        play(out, results, [run for task, arm in those for run in tuning_runs(task, arm)], options.jobs)
+        play(out, results, [run for task in tasks for run in tuning_runs(task, BASELINE)], options.jobs)
+        others = [(task, arm, choose(results, task, BASELINE)) for task, arm in those if arm != BASELINE]
+        play(out, results, [run for task, arm, policy in others for run in tuning_runs(task, arm, policy)], options.jobs)
     if options.stage in ("run", "all"):
         seeds = {arm: range(min(options.seeds, ARMS[arm].seeds)) for arm in arms}
         runs = [run for task, arm in those for run in final_runs(task, arm, choose(results, task, arm), seeds[arm])]
@@ -275,16 +285,18 @@ def heights(curve: Curve, budget: float, axis: str = "env_steps") -> float:
 
 
 def choose(results: Results, task: str, arm: str) -> dict[str, str]:
-    """The configuration of highest mean primary measure over the tuning seeds.
+    """The configuration of highest mean primary measure over the tuning seeds, with the settings of the policy that the baseline has chosen.
 
     Raises:
       SystemExit: a tuning run is missing.
     """
-    return configurations(arm)[int(np.argmax(tuned(results, task, arm)))]
+    scores, found = tuned(results, task, arm), configurations(arm)
+    mine = found[int(np.argmax(scores))] if scores else found[0]
+    return mine if arm == BASELINE else choose(results, task, BASELINE) | mine
 
 
 def tuned(results: Results, task: str, arm: str) -> list[float]:
-    """The mean primary measure of each configuration of an arm; raises SystemExit if a tuning run is missing."""
+    """The mean primary measure of each configuration of an arm, empty if it has only one; raises SystemExit if a tuning run is missing."""
     scores: dict[str, list[float]] = {}
     for run in tuning_runs(task, arm):
         if run not in results:
@@ -390,8 +402,9 @@ def _choices(results: Results, task: str, arms: Sequence[str]) -> str:
     ]
     for arm in arms:
         scores, chosen = tuned(results, task, arm), choose(results, task, arm)
-        said = ", ".join(f"`{key.removeprefix('credit.options.')}={value}`" for key, value in chosen.items())
-        lines.append(f"| {arm} | {said} | {', '.join(f'{100 * score:.1f}' for score in scores)} |")
+        mine = chosen if arm == BASELINE else {key: chosen[key] for key in ARMS[arm].ranges}
+        said = ", ".join(f"`{key.removeprefix('credit.options.')}={value}`" for key, value in mine.items()) or "–"
+        lines.append(f"| {arm} | {said} | {', '.join(f'{100 * score:.1f}' for score in scores) or '–'} |")
     return "\n".join(lines) + "\n"
 
 

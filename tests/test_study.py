@@ -68,12 +68,15 @@ def test_results_are_kept_and_not_made_again(study, tmp_path, monkeypatch):
     assert [run in study.Results(tmp_path / "runs.csv") for run in runs] == [True, True, True, False]
 
 
-def test_every_arm_is_tuned_equally_and_its_settings_exist(study, root):
+def test_every_arm_is_tuned_and_its_settings_exist(study, root):
     for arm, found in study.ARMS.items():
         mine = study.configurations(arm)
-        assert len(mine) == len({json.dumps(c) for c in mine}) == study.CONFIGURATIONS and mine == study.configurations(arm)
+        assert 1 <= len(mine) == len({json.dumps(c) for c in mine}) <= study.CONFIGURATIONS and mine == study.configurations(arm)
         assert found.fixed["credit.method"] in credit.names()
+        assert arm == study.BASELINE or not set(found.ranges) & set(study.POLICY)  # the policy's settings are the baseline's
+    assert len(study.configurations(study.BASELINE)) == study.CONFIGURATIONS
     assert not set(study.TUNING_SEEDS) & set(range(10))
+    policy = study.configurations(study.BASELINE)[0]
     for task in study.TASKS.values():
         for arm, found in study.ARMS.items():
             if arm == "oracle" and not task.exact:
@@ -81,7 +84,7 @@ def test_every_arm_is_tuned_equally_and_its_settings_exist(study, root):
             for chosen in study.configurations(arm):
                 config = load_config_file(f"{root}/{task.config}")
                 with config.unlocked():
-                    for key, value in {**task.settings, **found.fixed, **chosen}.items():
+                    for key, value in {**task.settings, **policy, **found.fixed, **chosen}.items():
                         *groups, last = key.split(".")
                         group = config
                         for name in groups:
@@ -96,15 +99,21 @@ def test_every_arm_is_tuned_equally_and_its_settings_exist(study, root):
                 setup.make_method(config)
 
 
-def test_the_best_configuration_is_chosen(study, tmp_path):
+def test_the_best_configuration_is_chosen_and_the_baseline_sets_the_policy(study, tmp_path):
     results = study.Results(tmp_path / "runs.csv")
     for run in study.tuning_runs("rooms", "rloo"):
         number = int(run.name.rsplit("_", 1)[1])
         results.add(run, recorded(study, 0.9 if number == 2 else 0.3 + 0.01 * number, budget=run.budget))
-    assert study.choose(results, "rooms", "rloo") == study.configurations("rloo")[2]
+    policy = study.choose(results, "rooms", "rloo")
+    assert policy == study.configurations("rloo")[2] and set(policy) == set(study.POLICY)
     assert len(study.tuned(results, "rooms", "rloo")) == study.CONFIGURATIONS
     with pytest.raises(SystemExit, match="tune_gigpo_0 of rooms with seed 100 is missing"):
         study.choose(results, "rooms", "gigpo")
+    for number, run in enumerate(study.tuning_runs("rooms", "gigpo", policy)):
+        assert policy.items() <= run.overrides.items()
+        results.add(run, recorded(study, 0.5 - 0.1 * abs(number - 1), budget=run.budget))
+    assert study.choose(results, "rooms", "gigpo") == policy | study.configurations("gigpo")[1]
+    assert study.tuning_runs("rooms", "oracle") == [] and study.choose(results, "rooms", "oracle") == policy  # it has nothing to choose
 
 
 def test_the_report_pairs_seeds_and_corrects_for_many_arms(study, tmp_path, capsys, monkeypatch):
