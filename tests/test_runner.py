@@ -260,7 +260,7 @@ def test_every_config_key_is_read(micro_config, spa_config, tmp_path):
         "istar": micro_config({"train.env_steps": 300, "prm.warmup_batches": 1, "prm.replay": 1}),
         "spa": spa_config({"train.env_steps": 100}),
         "branches": spa_config(branches),
-        "adapters": micro_config({"train.env_steps": 100, "lora.rank": 2}),
+        "adapters": micro_config({"train.env_steps": 100, "lora.rank": 2, "rollout.ahead": 1}),
     }
     keys, unread = set(leaves(runs["istar"])), []
     for name, config in runs.items():

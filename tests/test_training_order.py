@@ -51,9 +51,13 @@ def iteration(reward_from, resync):
     )
     learner.learn = MethodType(Learner.learn, learner)
     runner = SimpleNamespace(
-        c=SimpleNamespace(seed=0, train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)),
+        c=SimpleNamespace(
+            seed=0, rollout=SimpleNamespace(ahead=0), train=SimpleNamespace(env_steps=100, mode="online"), eval=SimpleNamespace(every=9)
+        ),
         counters=SimpleNamespace(iteration=0, env_steps=0),
         learner=learner,
+        ahead=SimpleNamespace(begun=False),
+        count_failed=lambda metrics: metrics,
         watch=lambda metrics: None,
         pack=lambda rollout: batch,
         spend=lambda cost: setattr(runner.counters, "env_steps", cost.env_steps) or {},

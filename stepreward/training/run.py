@@ -135,10 +135,9 @@ class Run:
 
     # --- Operations for stages ---
 
-    def play(self, tasks, key, strategy: Strategy | None = None) -> tuple[Rollout, dict]:
-        """Plays training episodes with the policy as it is, and counts the failed ones; returns the episodes, and metrics."""
-        rollout, metrics = playing.play(self, tasks, key, strategy)
-        return rollout, self.count_failed(metrics)
+    def play(self, tasks, key, strategy: Strategy | None = None, actor=None) -> tuple[Rollout, dict]:
+        """Plays training episodes with the policy, or with another decoder; returns them, and metrics. Any thread may call it."""
+        return playing.play(self, tasks, key, strategy, actor)
 
     def count_failed(self, metrics: dict) -> dict:
         """Adds a rollout's failed episodes to those of the run; returns the metrics with the total so far."""

@@ -44,6 +44,7 @@ class Explore(Stage):
         counters, exploration, part = self.counters, self.run.exploration, self.counters.of("explored_parts")
         recorded = exploration.finished_parts()
         rollout, metrics = self.run.play(exploration.tasks(part), streams.device(self.run.key, "explore", part))
+        metrics = self.run.count_failed(metrics)
         if part >= recorded:
             exploration.record(part, rollout.episodes)
         counters.add("explored_parts")

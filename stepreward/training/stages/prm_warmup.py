@@ -30,6 +30,7 @@ class PRMWarmup(Stage):
         names = self.run.environments(number * c.rollout.groups, c.rollout.groups)
         tasks = training_tasks(c.seed, "prm_warmup", number, c.rollout.groups, c.rollout.group_size, environments=names)
         rollout, metrics = self.run.play(tasks, streams.device(self.run.key, "prm_warmup", number))
+        metrics = self.run.count_failed(metrics)
         batch = self.run.pack(rollout)
         metrics |= learner.prepare(batch, rollout.episodes)
         batch = learner.score(batch, metrics)

@@ -26,7 +26,7 @@ from stepreward.training.ahead import View
 from stepreward.training.auxiliaries import AFTER_CREDIT, AFTER_POLICY, BEFORE_CREDIT, Lesson
 from stepreward.training.exploration import by_task, offline_groups
 from stepreward.training.filtering import Selection
-from stepreward.training.playing import healthy, play, rollout_metrics
+from stepreward.training.playing import healthy, rollout_metrics
 from stepreward.training.stages.base import Progress, Stage
 from stepreward.training.tasks import training_tasks
 
@@ -79,7 +79,7 @@ class Reinforce(Stage):
 
     def tick(self) -> dict:
         c, counters, learner = self.c, self.counters, self.run.learner
-        (rollout, dropped, metrics), later = self.run.ahead.take() if self.run.ahead.begun else self.experience(self._view()), None
+        (rollout, dropped, metrics), later = self.run.ahead.take() if self.run.ahead.begun else self.experience(), None
         metrics = self.run.count_failed(metrics)
         episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
         if c.rollout.ahead:
@@ -138,14 +138,14 @@ class Reinforce(Stage):
         learner = self.run.learner
         return learner.view(self.counters.env_steps) if learner.behind is None else learner.behind
 
-    def experience(self, view: View, iteration: int | None = None) -> Selection:
+    def experience(self, view: View | None = None, iteration: int | None = None) -> Selection:
         """Returns the episodes of one iteration, which of them are dropped, and metrics.
 
         Args:
-          view: what the rollout sees of the run.
+          view: what the rollout sees of the run; None is what it sees now.
           iteration: the iteration; None is the current one.
         """
-        c, iteration = self.c, self.counters.iteration if iteration is None else iteration
+        c, iteration, view = self.c, self.counters.iteration if iteration is None else iteration, view or self._view()
         rollout, metrics = self._play(view, iteration)
         metrics |= filtering.health(rollout.episodes)
         if self.filter.kind == "none":
@@ -170,7 +170,8 @@ class Reinforce(Stage):
             groups, names = c.rollout.groups, self.run.environments(iteration * c.rollout.groups, c.rollout.groups, view.env_steps)
             tasks = training_tasks(c.seed, stream, index, groups, c.rollout.group_size, number * groups, names)
             strategy = setup.make_strategy(c, self.run.method, learner.standing(iteration, view.successes))
-            return play(self.run, tasks, streams.device(self.run.key, stream, *index), strategy, learner.model.join(view.params))
+            key, actor = streams.device(self.run.key, stream, *index), learner.model.join(view.params)
+            return self.run.play(tasks, key, strategy, actor)
         tasks = by_task(self.run.explored()[0])
         episodes = [e for task in self._offline_tasks() for e in tasks[task]]
         good = healthy(episodes, "batch of explored episodes")
