@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ast
 import functools
-import importlib
+import pkgutil
 import sys
 
 from stepreward.config import Option, parse_arguments
@@ -69,15 +69,15 @@ def factory(name: str, preset: str, options: str):
             return environment_module(name, "environment").make(preset, **settings)
         except ValueError as error:
             raise UserError(str(error)) from error
-    module, _, attribute = name.partition(":")
+    module = name.partition(":")[0]
     sys.path.insert(0, "")  # a module in the current folder
     try:
-        found = functools.reduce(getattr, attribute.split("."), importlib.import_module(module))
+        found = pkgutil.resolve_name(name)
     except ModuleNotFoundError as error:
         if error.name and module.startswith(error.name):
             raise UserError(f"there is no module {module!r}; {USAGE}.") from error
         raise
-    except AttributeError as error:
+    except (AttributeError, ValueError) as error:
         raise UserError(f"{name!r}: {error}; {USAGE}.") from error
     return functools.partial(found, **settings) if settings else found
 

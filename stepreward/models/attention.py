@@ -144,7 +144,7 @@ def cached_attention(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Ar
         on the longest row, but no bit of the result on other rows or on further slots.
     """
     if tiled:
-        return _attend_in_tiles(query_BxNxTxH, key_BxKxCxH, value_BxKxCxH, positions_BxT)
+        return piece_attention(query_BxNxTxH, key_BxKxCxH, value_BxKxCxH, None, positions_BxT, tiled=True)
     slots = jnp.arange(key_BxKxCxH.shape[2])
     dtype = query_BxNxTxH.dtype
     visible = lambda positions: slots[None, None, :] <= positions[:, :, None]
@@ -177,9 +177,9 @@ def _attend(query_BxNxQxH: Array, key_BxKxTxH: Array, value_BxKxTxH: Array, mask
 
 
 def piece_attention(
-    query_RxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, rows_R: Array, positions_RxT: Array, *, tiled: bool = False
+    query_RxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, rows_R: Array | None, positions_RxT: Array, *, tiled: bool = False
 ) -> Array:
-    """`cached_attention` of some rows of a cache: `rows` are their places in it, clipped to its size."""
+    """`cached_attention` of some rows of a cache: `rows` are their places in it, clipped to its size; None: all rows."""
     query = _grouped(query_RxNxTxH, key_BxKxCxH.shape[1])
     return _mean(_over_tiles(query, key_BxKxCxH, value_BxKxCxH, positions_RxT, TILE if tiled else None, rows_R), query_RxNxTxH)
 
@@ -203,11 +203,6 @@ def tail_attention(
     return _mean(_add(sums, query, keys[1], values[1], visible), query_BxNx1xH)
 
 
-def _attend_in_tiles(query_BxNxTxH: Array, key_BxKxCxH: Array, value_BxKxCxH: Array, positions_BxT: Array) -> Array:
-    query = _grouped(query_BxNxTxH, key_BxKxCxH.shape[1])
-    return _mean(_over_tiles(query, key_BxKxCxH, value_BxKxCxH, positions_BxT, TILE), query_BxNxTxH)
-
-
 def _grouped(query_BxNxTxH: Array, groups: int) -> Array:
     batch, heads, time, width = query_BxNxTxH.shape
     return query_BxNxTxH.reshape(batch, groups, heads // groups, time, width)
@@ -227,7 +222,6 @@ def _over_tiles(
     sums = jnp.full(shape[:-1], _MASKED), jnp.zeros(shape[:-1]), jnp.zeros(shape)
 
     def add(index, sums):
-
         def part(x):
             if rows_B is None:
                 return jax.lax.dynamic_slice_in_dim(x, index * tile, tile, axis=2)

@@ -172,8 +172,8 @@ class Learner(Component):
 
     def score(self, batch, metrics: dict):
         """Adds the models' signals that the method and the policy's loss need; `credit` adds those of the host."""
-        started, offline = time.monotonic(), self.c.train.mode == "offline"
-        wanted, signals = self._scored, {}
+        started = time.monotonic()
+        wanted, signals = {name: params for name, params in self._scored.items() if name not in batch.signals}, {}
         if wanted or self.auxiliaries:
             placed, to_rows = self.layout.place_for_scoring(batch.replace(signals={}))
             scoring = self.layout.scoring(self.model)
@@ -181,10 +181,11 @@ class Learner(Component):
             for auxiliary in self.auxiliaries.values():
                 signals |= auxiliary.scores(placed, to_rows, self.policy.params)
         batch = batch.with_signals(**signals)
-        if offline and setup.recomputes_old_log_prob(self.c):
-            batch = batch.replace(log_prob_old=signals["log_prob_policy"])
-        if self.c.rollout.ahead and "log_prob_behaviour" not in batch.signals:
-            batch = batch.with_signals(log_prob_behaviour=batch.log_prob_old).replace(log_prob_old=signals["log_prob_policy"])
+        if "log_prob_policy" in signals:
+            if self.c.rollout.ahead:
+                batch = batch.with_signals(log_prob_behaviour=batch.log_prob_old)
+            if self.c.rollout.ahead or setup.recomputes_old_log_prob(self.c):
+                batch = batch.replace(log_prob_old=signals["log_prob_policy"])
         metrics["time/scoring_s"] = metrics.get("time/scoring_s", 0.0) + time.monotonic() - started
         return batch
 
