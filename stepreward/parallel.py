@@ -12,6 +12,7 @@ the rows are sent to it.
 from __future__ import annotations
 
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from stepreward import processes
+
+# On import, because it must come before the first use of a device.
+if "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "") or jax.config.jax_num_cpu_devices > 1:
+    processes.share_cpu()
 
 MESH_AXES = ("data", "fsdp", "tensor")
 

@@ -56,10 +56,7 @@ def initialize(environment: dict[str, str] | None = None) -> None:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if jax.config.jax_platforms == "cpu":
-        # A collective blocks a thread of a pool that has one thread a core: with fewer threads than devices, all would wait forever.
-        # Without asynchronous dispatch, all processes start their collectives in the same order.
-        os.environ.setdefault("NPROC", str(max(32, os.cpu_count() or 1)))
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        share_cpu()
     try:
         jax.distributed.initialize(**arguments)
     except (ValueError, RuntimeError) as error:
@@ -70,6 +67,16 @@ def initialize(environment: dict[str, str] | None = None) -> None:
     sys.excepthook = _leave
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax's handler only records the signal; the runner installs its own
+
+
+def share_cpu() -> None:
+    """Lets several devices of one CPU, or of several processes, run programs with collectives. Call it before anything uses a device."""
+    import jax
+
+    # A collective blocks a thread of a pool that has one thread a core or a device, and a device can wait in several at once: with too few threads,
+    # all would wait for ever. Without asynchronous dispatch, all devices start their collectives in the same order.
+    os.environ.setdefault("NPROC", str(max(64, os.cpu_count() or 1)))
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def job_of(environment: dict[str, str]) -> dict[str, Any] | None:

@@ -108,6 +108,14 @@ def test_fewer_episodes_are_decoded_at_once_where_their_cache_does_not_fit(prese
     assert chosen(config, slice_of("v5e", 1))[0]["rollout.max_rows"] < chosen(config, slice_of("v6e", 1))[0]["rollout.max_rows"] == 128
 
 
+def test_a_rollout_beside_the_updates_needs_its_own_parameters_and_rows(preset):
+    """In bytes, per device: what the update needs, the parameters that are played with and two copies of them, and the rollout's rows."""
+    waits, ahead = (Needs.of(preset("istar_sokoban:qwen2.5-0.5b", "mesh.fsdp=1", *flags)) for flags in ((), ("rollout.ahead=1",)))
+    assert waits.beside is None and waits.most(2, 32) == max(waits.updating(2), waits.playing(32))
+    assert ahead.beside == pytest.approx(494e6 * (4 + 2 * 2), rel=0.01)  # float32, and bfloat16 twice
+    assert ahead.most(2, 32) == waits.updating(2) + ahead.beside + 32 * ahead.row_play
+
+
 # --- What a user sets is kept ---
 
 

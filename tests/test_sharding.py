@@ -108,6 +108,18 @@ def on_eight_devices(root, script, *arguments):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def test_devices_of_one_cpu_have_threads_to_wait_in(root):
+    """A collective blocks a thread: a pool of one thread a device, XLA's default, can run out of them."""
+    script = """
+import os
+from stepreward import parallel
+import jax
+print([len(jax.devices()), int(os.environ["NPROC"])])
+"""
+    devices, threads = on_eight_devices(root, script)
+    assert devices == 8 and threads >= 64
+
+
 @pytest.fixture(scope="module")
 def found(root):
     return on_eight_devices(root, SCRIPT)

@@ -160,11 +160,6 @@ class Rows:
         sizes = [size for size in self.engine.buckets if size <= min(room, PIECE)] or [min(room, PIECE)]
         return next((size for size in sizes if size >= tokens), sizes[-1])
 
-    def _settle(self) -> None:
-        """Waits where several devices are one CPU: their programs share its threads, and two with collectives can wait for each other for ever."""
-        if self.engine.platform == "cpu" and self.engine.config.mesh is not None:
-            jax.block_until_ready(self._hidden)
-
     def _reach(self, tokens: int) -> int:
         """Slots of the cache that hold so many tokens, of few sizes, because each compiles a program."""
         if self.engine.platform == "tpu":
@@ -179,7 +174,6 @@ class Rows:
             piece, self._asked[row].prompt = np.split(self._asked[row].prompt, [width])
             tokens[at, : len(piece)], count[at], length[at], place[at] = piece, len(piece), self.length[row], row
         self._caches, self._hidden = self._programs.read(self._params, self._caches, self._hidden, place, tokens, count, length)
-        self._settle()
         self.length[rows] += count[: len(rows)]
 
     def _copy(self, pairs: list[tuple[int, int]]) -> None:
@@ -191,7 +185,6 @@ class Rows:
             self.length[other], self._asked[other].prompt = self.length[one], self._asked[one].prompt
         slots = self._reach(int(self.length[source[: len(pairs)]].max()))
         self._caches, self._hidden = self._programs.copy(self._caches, self._hidden, source, target, slots)
-        self._settle()
 
     def _decode(self) -> list[tuple[int, RowAnswer]]:
         rows = sorted(self._asked)

@@ -159,18 +159,26 @@ class Needs:
       play: all models and optimizers, and a rollout without its rows.
       row_update: the activations of a row in a forward and backward pass.
       row_play: the key/value cache of a conversation, its copy, and the activations of the prompt.
+      beside: what a rollout that is played during the updates needs beside them, without its rows: the parameters that it plays with and their
+        copies. None if rollouts wait for updates.
     """
 
     update: float
     play: float
     row_update: float
     row_play: float
+    beside: float | None = None
 
     def updating(self, rows: int) -> float:
         return self.update + rows * self.row_update
 
     def playing(self, rows: int) -> float:
         return self.play + rows * self.row_play
+
+    def most(self, update_rows: int, play_rows: int) -> float:
+        """The largest memory in use at any time, with these numbers of rows of a pass and of a rollout."""
+        updating, playing = self.updating(update_rows), self.playing(play_rows)
+        return max(updating, playing) if self.beside is None else max(playing, updating + self.beside + play_rows * self.row_play)
 
     @classmethod
     def of(cls, c) -> Needs:
@@ -183,6 +191,7 @@ class Needs:
         shape, shards = parts.model_config, c.mesh.fsdp * c.mesh.tensor
         byte = jnp.dtype(shape.compute_dtype).itemsize
         update = play = 0.0
+        beside = None
         for stage in DECIDED_FROM:
             learner = Learner(c, parts, jax.random.key(0))
             if (stage == "sft" and not c.sft.updates) or (stage in ("explore", "estimator") and not parts.method.has_progress):
@@ -197,13 +206,15 @@ class Needs:
             if stage in ("explore", preferring.NAME, "train"):
                 weights = bytes_per_device(_numbers(learner.actor, byte))
                 play = max(play, held + 2 * weights)
+                if stage == "train" and c.rollout.ahead:
+                    beside = bytes_per_device(learner.actor) + 2 * weights
         gathered = _layer_weights(shape) / c.mesh.tensor * (2 * byte + (4 if not c.lora.rank else 0)) if c.mesh.fsdp > 1 else 0.0
         logits = 512 * shape.vocab_size * 4 / shards
         grows = c.rollout.context == "episode"
         slots = (c.rollout.max_row_tokens if grows else c.rollout.max_prompt_tokens) + c.rollout.max_answer_tokens
         cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * byte * slots
         prompt = 8 * shape.embed_dim * byte * c.rollout.max_prompt_tokens
-        return cls(update + gathered + logits, play, c.rollout.max_row_tokens * _token_bytes(shape, byte), 2 * cache + prompt)
+        return cls(update + gathered + logits, play, c.rollout.max_row_tokens * _token_bytes(shape, byte), 2 * cache + prompt, beside)
 
 
 def _token_bytes(shape, byte: int) -> float:
@@ -285,14 +296,9 @@ def _rows(c, needs: Needs, memory: float, left: list[str]) -> dict | None:
         plays = [round_up(c.rollout.max_rows, parts)]
         while plays[-1] > parts:
             plays.append(round_up(plays[-1] // 2, parts))
-    limit = USABLE * memory
-    fitting = [
-        next((rows for rows in passes if needs.updating(rows // parts) <= limit), None),
-        next((rows for rows in plays if needs.playing(rows // parts) <= limit), None),
-    ]
-    if None in fitting:
-        return None
-    return {"train.chunk_rows": fitting[0], "rollout.max_rows": fitting[1]}
+    chosen = ((passed, played) for played in plays for passed in passes if needs.most(passed // parts, played // parts) <= USABLE * memory)
+    found = next(chosen, None)
+    return None if found is None else {"train.chunk_rows": found[0], "rollout.max_rows": found[1]}
 
 
 def _with(c, changes: dict, closed: bool = False):
@@ -328,7 +334,7 @@ def _gib(size: float) -> str:
 
 def _least(c, needs: Needs) -> float:
     """Bytes needed with the smallest number of rows."""
-    return max(needs.updating(1), needs.playing(1))
+    return needs.most(1, 1)
 
 
 def _trained(c) -> str:
@@ -343,7 +349,7 @@ def _said(before, chosen, left: list[str], refused, needs: Needs, devices: Devic
     line = f"fitted to {devices}: {', '.join(shown) or 'nothing was left to choose'}"
     if math.isinf(devices.memory):
         return line
-    need = max(needs.updating(chosen.train.chunk_rows // parts), needs.playing(chosen.rollout.max_rows // parts))
+    need = needs.most(chosen.train.chunk_rows // parts, chosen.rollout.max_rows // parts)
     line += f"; estimated memory {_gib(need)} GiB per device"
     why = [f"{_trained(way)} would need about {_gib(_least(way, found))} GiB" for way, found in refused]
     return line + (f"; {' and '.join(why)}, so {_trained(chosen)} are trained" if why else "")
