@@ -11,6 +11,7 @@ QUICK = {
     "rollout": ("--prompt=3", "--model=llama-micro", "--bandwidth=10"),
     "branching": ("--model=llama-micro",),
     "schedule": ("--model=llama-micro",),
+    "ahead": (),
     "train_step": ("--peak=1",),
     "serve": ("--prompt=9", "--model=llama-micro"),
 }
@@ -61,6 +62,7 @@ def test_a_pretrained_model_beside_transformers(benchmark, tmp_path):
         ("branching", ("--groups=0",), ("--groups=0",)),
         ("schedule", ("--rows=0",), ("--rows=0",)),
         ("schedule", ("--delay=-1",), ("--delay=-1",)),
+        ("ahead", ("--repeats=0",), ("--repeats=0",)),
         ("train_step", ("--length=10",), ("--length=10", "--steps=4")),
         ("train_step", ("--rows=12",), ("--rows=12", "--group=8")),
         ("train_step", ("--tunix-python=python",), ("needs --steps=1",)),
