@@ -254,6 +254,7 @@ def play(out: Path, results: Results, runs: Sequence[Run], jobs: int) -> None:
     """
     runs = [run for run in runs if run not in results]
     starts = sorted({(run.task, run.seed) for run in runs})
+    starts = [(task, seed) for task, seed in starts if not (out / task / f"start_{seed}" / "stages" / "sft").is_dir()]
 
     def start(task: str, seed: int) -> None:
         launch(out / task / f"start_{seed}", TASKS[task].config, TASKS[task].settings | {"credit.method": BASELINE}, seed, stage="sft")

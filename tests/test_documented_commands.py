@@ -232,7 +232,7 @@ def test_every_installed_experiment_is_named_by_its_file():
 
 # --- Commands that are run ---
 
-# Of the README, in this order, on one workdir; what is changed so that they take seconds.
+# Of docs/commands.md, in this order, on one workdir; what is changed so that they take seconds.
 RUN = (
     "python launch/train.py --config=configs/istar_sokoban.py --workdir=runs/a",
     "python launch/train.py --config=configs/istar_sokoban.py --help",
@@ -254,10 +254,10 @@ def micro(words, folder):
 
 
 @pytest.fixture(scope="module")
-def readme_runs(tmp_path_factory):
-    """`run(command)`: runs a command of the README, in this process; what it returned, and its words."""
-    folder = tmp_path_factory.mktemp("readme")
-    shown = [c for c in COMMANDS if c.where.startswith("README.md")]
+def page_runs(tmp_path_factory):
+    """`run(command)`: runs a command of docs/commands.md, in this process; what it returned, and its words."""
+    folder = tmp_path_factory.mktemp("page")
+    shown = [c for c in COMMANDS if c.where.startswith("docs/commands.md")]
 
     def run(start, *more):
         (command, *_) = [c for c in shown if " ".join(c.words).startswith(start)]
@@ -276,25 +276,25 @@ def readme_runs(tmp_path_factory):
     return run
 
 
-def test_the_readme_s_run_is_trained_evaluated_and_exported(readme_runs, capsys):
-    folder, code = readme_runs(RUN[0])
+def test_the_page_s_run_is_trained_evaluated_and_exported(page_runs, capsys):
+    folder, code = page_runs(RUN[0])
     assert code == 0 and (folder / "runs/a/report.html").is_file()
-    assert readme_runs(RUN[1])[1] == 0 and "--config.policy.learning_rate" in capsys.readouterr().out
-    assert not readme_runs(RUN[2], "--episodes=8")[1] and "95 % interval" in capsys.readouterr().out
-    assert readme_runs(RUN[3])[1] == 0 and (folder / "models/mine/config.json").is_file()
+    assert page_runs(RUN[1])[1] == 0 and "--config.policy.learning_rate" in capsys.readouterr().out
+    assert not page_runs(RUN[2], "--episodes=8")[1] and "95 % interval" in capsys.readouterr().out
+    assert page_runs(RUN[3])[1] == 0 and (folder / "models/mine/config.json").is_file()
 
 
-def test_the_readme_s_stages_are_run_one_by_one_and_taken_by_another_arm(readme_runs):
+def test_the_page_s_stages_are_run_one_by_one_and_taken_by_another_arm(page_runs):
     small = ("--config.sft.updates=2", "--config.train.env_steps=40", "--config.eval.final_episodes=4", "--config.eval.episodes=4")
-    assert readme_runs(RUN[4], *small)[1] == 0
-    folder, code = readme_runs(RUN[4], *small, "--stage=explore")  # the next one
+    assert page_runs(RUN[4], *small)[1] == 0
+    folder, code = page_runs(RUN[4], *small, "--stage=explore")  # the next one
     assert code == 0 and (folder / "runs/b/exploration").is_dir() and not (folder / "runs/b/stages/estimator").exists()
-    assert readme_runs(RUN[5], *small)[1] == 0 and (folder / "runs/c/report.html").is_file()
+    assert page_runs(RUN[5], *small)[1] == 0 and (folder / "runs/c/report.html").is_file()
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the libtpu wheel, no TPU")
-def test_the_readme_s_published_model_is_planned_for_its_slice():
-    (command,) = [c for c in COMMANDS if c.where.startswith("README.md") and "compile_tpu" in c.text]
+def test_the_page_s_published_model_is_planned_for_its_slice():
+    (command,) = [c for c in COMMANDS if c.where.startswith("docs/commands.md") and "compile_tpu" in c.text]
     done = subprocess.run([sys.executable, *command.words[1:], "--list"], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "fitted to 16 devices (v5e:4x4, 15.75 GiB each)" in done.stdout and "policy/update" in done.stdout
