@@ -120,7 +120,9 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
     Returns:
       One (title, note, svg) a panel; empty if nothing was recorded.
     """
-    figures = [(panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))) for panel, present in chosen_panels(records)]
+    figures = [
+        (panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))) for panel, present in chosen_panels(records)
+    ]
     if any(series(records, key)[0].size for key in time_keys(records)):
         note = "Mean seconds an iteration, by activity."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
