@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepreward.metrics import is_number, series
-from stepreward.report.figures import SMOOTHED, Panel, chosen_panels, running_mean, time_keys
+from stepreward.report.figures import SMOOTHED, Panel, chosen_panels, evaluations, running_mean, time_keys
 
 POINTS = 400  # most points of a curve
 # Panels that are shown before the user chooses others.
@@ -63,17 +63,26 @@ def merged(lists: Sequence[list[dict[str, Any]]]) -> list[dict[str, Any]]:
 def curve(records: Records, key: str) -> list[list[float]]:
     """Returns one metric over ticks: x, y, and x, y of its moving mean, which is empty for a short curve; at most 400 points each.
 
-    Of a longer curve, each part of equal length keeps its lowest and its highest point, so that no spike is lost.
+    `eval/success` also has x and the two ends of its 95 % Wilson interval, where the number of episodes is known. Of a longer curve, each part of equal length keeps its lowest and its highest point, so that no spike is lost.
     """
     x, y = series(records, key)
     order = np.argsort(x, kind="stable")
     x, y = x[order], y[order]
     keep = thinned(y)
     found = [x[keep].tolist(), _numbers(y[keep])]
+    band = _band(records) if key == "eval/success" else []
     if x.size <= SMOOTHED:
-        return [*found, [], []]
+        return [*found, [], [], *band]
     mean, even = running_mean(y), np.unique(np.linspace(0, x.size - 1, min(POINTS, x.size)).round().astype(int))
-    return [*found, x[even].tolist(), _numbers(mean[even])]
+    return [*found, x[even].tolist(), _numbers(mean[even]), *band]
+
+
+def _band(records: Records) -> list[list[float]]:
+    found = sorted((e["tick"], e["low"], e["high"]) for e in evaluations(records) if "low" in e and is_number(e.get("tick")))
+    rows = (
+        [found[index] for index in np.unique(np.linspace(0, len(found) - 1, min(POINTS, len(found))).round().astype(int))] if found else []
+    )
+    return [list(column) for column in zip(*rows)]
 
 
 def thinned(y: np.ndarray, points: int = POINTS) -> np.ndarray:

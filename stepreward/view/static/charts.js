@@ -3,11 +3,12 @@
 
 const Charts = (() => {
   const DASHES = [[], [7, 4], [2, 3], [10, 3, 2, 3]];
+  const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((part) => part * 10 ** power));
   const AXES = { tick: "tick", env_steps: "environment steps", wall_s: "minutes" };
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const faded = (name) => {
+  const faded = (name, alpha) => {
     const found = colour(name);
-    return /^#[0-9a-f]{6}$/i.test(found) ? found + "40" : found;
+    return /^#[0-9a-f]{6}$/i.test(found) ? found + alpha : found;
   };
 
   function element(tag, properties = {}, ...children) {
@@ -86,15 +87,20 @@ const Charts = (() => {
       this.lines = linesOf(panel, runs, several, answer.curves);
       this.node.hidden = !this.lines.length;
       if (!this.lines.length) return;
-      const tables = [], series = [{}];
+      const tables = [], series = [{}], bands = [];
       for (const line of this.lines) {
         const [x, y, meanX, mean] = line.curve;
         const map = answer.axes[line.run.id];
         const name = `--c${line.colour}`;
         const points = { show: x.length <= 30, size: 5 };
+        if (line.curve.length > 4) {
+          for (const end of [5, 6]) tables.push(table(along(line.curve[4], axis, map), line.curve[end]));
+          bands.push({ series: [series.length + 1, series.length], fill: () => faded(name, "26") });
+          for (let end = 0; end < 2; end += 1) series.push({ stroke: "transparent", width: 0, spanGaps: true, points: { show: false } });
+        }
         if (mean.length) {
           tables.push(table(along(x, axis, map), y));
-          series.push({ stroke: () => faded(name), width: 1, spanGaps: true, points: { show: false } });
+          series.push({ stroke: () => faded(name, "40"), width: 1, spanGaps: true, points: { show: false } });
         }
         line.at = series.length;
         tables.push(mean.length ? table(along(meanX, axis, map), mean) : table(along(x, axis, map), y));
@@ -102,10 +108,10 @@ const Charts = (() => {
       }
       const data = uPlot.join(tables);
       this.stages = several ? [] : this.lines[0].run.stages.map(([tick, stage]) => [along([tick], axis, answer.axes[this.lines[0].run.id])[0], stage]);
-      const form = JSON.stringify([axis, panel.rate, this.lines.map((line) => [line.label, line.colour, line.curve[2].length > 0, line.curve[0].length <= 30])]);
+      const form = JSON.stringify([axis, panel.rate, this.lines.map((line) => [line.label, line.colour, line.curve[2].length > 0, line.curve[0].length <= 30, line.curve.length])]);
       if (form !== this.form) {
         this.form = form;
-        this.rebuild(series, data, axis);
+        this.rebuild(series, bands, data, axis);
       } else {
         this.u.setData(data, !this.zoomed);
         if (this.zoomed) this.u.redraw();
@@ -115,7 +121,7 @@ const Charts = (() => {
       this.plot.setAttribute("aria-label", `${panel.title}, last values: ${last}. Arrow keys move along the curve, Escape shows all of it.`);
     }
 
-    rebuild(series, data, axis) {
+    rebuild(series, bands, data, axis) {
       if (this.u) this.u.destroy();
       this.zoomed = false;
       const { rate, lowest } = this.panel;
@@ -130,8 +136,8 @@ const Charts = (() => {
       this.u = new uPlot({
         width: this.plot.clientWidth || 380, height: 210, legend: { show: false }, padding: [14, 8, 0, 0],
         cursor: { sync: { key: "runs", scales: ["x", null] }, y: false, drag: { x: true, y: false }, points: { size: 7 } },
-        scales: { x: { time: false }, y: { range } }, series,
-        axes: [{ ...line, size: 34, label: AXES[axis], labelSize: 14, labelGap: 0 },
+        scales: { x: { time: false }, y: { range } }, series, bands,
+        axes: [{ ...line, incrs: axis === "wall_s" ? undefined : WHOLE, size: 34, label: AXES[axis], labelSize: 14, labelGap: 0 },
           { ...line, size: 52, values: (u, ticks) => ticks.map((tick) => (rate ? `${Math.round(100 * tick)} %` : shown(tick, false))) }],
         hooks: {
           setCursor: [(u) => this.values(u.cursor.idx)],
