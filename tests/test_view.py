@@ -237,8 +237,7 @@ def test_a_mistake_on_the_command_line_is_one_error(tmp_path, monkeypatch, argum
 
 def test_a_missing_package_is_one_error_with_the_command(tmp_path, monkeypatch):
     run_at(tmp_path / "a")
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else name)
     monkeypatch.setattr(sys, "argv", ["view", str(tmp_path / "a")])
     with pytest.raises(UserError, match=r"needs uvicorn: pip install .*\[serve\]"):
         launch_view.main()
