@@ -159,6 +159,14 @@ def test_the_page_to_share_is_one_file_in_which_text_stays_text(tmp_path):
         write_page({}, tmp_path / "metrics.jsonl")
 
 
+def test_a_long_run_is_shared_with_some_of_its_recordings(tmp_path, monkeypatch):
+    folder = run_at(tmp_path / "run", episodes={tick: [episode(step())] for tick in range(9)})
+    monkeypatch.setattr(contents, "MOST_SHARED", 3)
+    found = Content([folder]).snapshot()
+    assert [one["iteration"] for one in found["index"]["run0"]] == [0, 4, 8] and len(found["episodes"]["run0"]) == 3
+    assert found["state"]["runs"][0]["notices"] == ["This file holds 3 of 9 recordings of episodes."]
+
+
 @pytest.mark.parametrize("header, host, expected", [
     ("127.0.0.1:8010", "127.0.0.1", True), ("localhost:1", "127.0.0.1", True), ("[::1]:1", "::1", True), ("evil.example:8010", "127.0.0.1", False),
     ("evil.example", "0.0.0.0", False), ("10.0.0.7:80", "0.0.0.0", True), ("box.lan", "box.lan", True), ("", "127.0.0.1", False),

@@ -123,7 +123,7 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
     figures = [
         (panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))) for panel, present in chosen_panels(records)
     ]
-    if any(series(records, key)[0].size for key in time_keys(records)):
+    if any(is_recorded(records, key) for key in time_keys(records)):
         note = "Mean seconds an iteration, by activity."
         figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
     return figures
@@ -131,9 +131,9 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
 
 def chosen_panels(records: Records) -> list[tuple[Panel, dict[str, str]]]:
     """Returns the panels that the records have values for, in order, each with those of its metrics that were recorded (key → label)."""
-    chosen = []
+    chosen, names = [], set().union(*records)
     for panel in (*PANELS[:1], *_by_environment(records), *PANELS[1:]):
-        present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
+        present = {key: label for key, label in panel.keys.items() if key in names and is_recorded(records, key)}
         if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
             continue  # if every score equals success, the panel would repeat the success curves
         if panel.title.startswith("Episodes cut short") and not any(series(records, key)[1].any() for key in present):
@@ -143,6 +143,11 @@ def chosen_panels(records: Records) -> list[tuple[Panel, dict[str, str]]]:
     return chosen
 
 
+def is_recorded(records: Records, key: str) -> bool:
+    """Returns whether a metric has a value at any tick."""
+    return any(is_number(record.get(key)) and is_number(record.get("tick")) for record in records)
+
+
 def _by_environment(records: Records) -> list[Panel]:
     """Returns the panels of a run of several environments, with a curve for each; none for a run of one."""
     panels = []
@@ -150,7 +155,7 @@ def _by_environment(records: Records) -> list[Panel]:
         ("eval", "Success on the held-out tasks of each environment", "Share of held-out tasks solved."),
         ("rollout", "Success in the rollouts of each environment", "Share of sampled training episodes solved."),
     ):
-        names = {m[1] for record in records for key in record if (m := re.fullmatch(rf"{begin}/(\w+)/success", key))}
+        names = {m[1] for key in set().union(*records) if (m := re.fullmatch(rf"{begin}/(\w+)/success", key))}
         if names:
             panels.append(Panel(title, {f"{begin}/{name}/success": name for name in sorted(names)}, note, rate=True))
     return panels
@@ -158,7 +163,7 @@ def _by_environment(records: Records) -> list[Panel]:
 
 def time_keys(records: Records) -> dict[str, str]:
     """Returns what the time of a run was spent on, metric → label, with the models that are not in `TIMES`."""
-    found = {key for record in records for key in record if key.startswith("time/")}
+    found = {key for key in set().union(*records) if key.startswith("time/")}
     return TIMES | {key: key.removeprefix("time/").removesuffix("_s") for key in sorted(found - set(TIMES) - {"time/sft_s"})}
 
 

@@ -18,6 +18,7 @@ from stepreward.view.curves import axes, curve, merged, panels, stages
 from stepreward.view.runs import MOST_RUNS, RunFiles, find_runs, names_of, runs_below
 
 MOST_RECORDINGS = 2000  # files of recorded episodes that the index lists, the latest ones
+MOST_SHARED = 60  # of them that a page without a server holds of each run, evenly spread
 MOST_EPISODES = 60  # in one answer
 _SEARCHED = 400  # characters of the first observation that the filter by text searches
 _SCAN_S = 5.0  # seconds between two searches for new runs in the given folders
@@ -123,6 +124,12 @@ class Content:
         keys = [key for panel in state["panels"] for key in panel["keys"]]
         idents = [run["id"] for run in state["runs"]]
         index = {ident: self.index(ident) for ident in idents}
+        for run in state["runs"]:
+            every = index[run["id"]]
+            if len(every) > MOST_SHARED:
+                kept = {round(place * (len(every) - 1) / (MOST_SHARED - 1)) for place in range(MOST_SHARED)}
+                index[run["id"]] = [every[place] for place in sorted(kept)]
+                run["notices"].append(f"This file holds {MOST_SHARED} of {run['recorded']} recordings of episodes.")
         with self._lock:
             places = {ident: [(e["file"], n) for e in index[ident] for n in range(len(e["episodes"]))] for ident in idents}
             episodes = {i: {f"{name}/{n}": self._episode(self._runs[i], name, n) for name, n in places[i]} for i in idents}

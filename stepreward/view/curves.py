@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from stepreward.metrics import is_number, series
-from stepreward.report.figures import SMOOTHED, Panel, chosen_panels, evaluations, running_mean, time_keys
+from stepreward.report.figures import SMOOTHED, Panel, chosen_panels, evaluations, is_recorded, running_mean, time_keys
 
 POINTS = 400  # most points of a curve
 # Panels that are shown before the user chooses others.
@@ -33,11 +33,11 @@ def panels(records: Records) -> list[dict[str, Any]]:
       Plain values: `title`, `note`, `keys` (metric → label), `rate`, `lowest`, `first` (shown at the start) and `group` of each panel.
     """
     found = [_plain(panel, present, "Main") for panel, present in chosen_panels(records)]
-    times = {key: label for key, label in time_keys(records).items() if series(records, key)[0].size}
+    times = {key: label for key, label in time_keys(records).items() if is_recorded(records, key)}
     if times:
         found.append(_plain(Panel("Where the time goes", times, "Seconds an iteration, by activity."), times, "Main"))
     shown = {key for panel in found for key in panel["keys"]}
-    names = {key for record in records for key, value in record.items() if key not in shown and key not in _NO_METRIC and is_number(value)}
+    names = {key for key in set().union(*records) - shown - set(_NO_METRIC) if is_recorded(records, key)}
     return found + [_plain(Panel(name, {name: name}, ""), {name: name}, name.partition("/")[0]) for name in sorted(names)]
 
 

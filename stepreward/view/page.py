@@ -32,7 +32,7 @@ _BODY = f"""
 <main>
 <div id="notices"></div>
 <div id="headlines"></div>
-<section aria-labelledby="h-runs"><h2 id="h-runs">Runs</h2>
+<section aria-labelledby="h-runs" id="runs-section"><h2 id="h-runs">Runs</h2>
 <div class="table"><table class="data"><thead><tr><th scope="col">run</th><th scope="col">method</th><th scope="col">environment</th>
 <th scope="col">stage</th><th scope="col">iteration</th><th scope="col">steps</th><th scope="col">held-out success</th><th scope="col">changed</th></tr></thead>
 <tbody id="runs"></tbody></table></div></section>

@@ -39,8 +39,10 @@
   const hidden = new Set(), met = new Set(), chosen = new Map(), charts = new Map();
   const recordings = new Map(); // run -> { version, index }
   const articles = new Map(); // run/file/number -> node
+  const rows = new Map(); // run -> its row in the table
   let limit = PAGE, curvesOf = "", drawnTools = "", turn = 0;
 
+  const write = (node, text) => { if (node.textContent !== text) node.textContent = text; };
   const several = () => state.runs.length > 1;
   const visible = () => state.runs.filter((run) => !hidden.has(run.id));
   const isChosen = (panel) => chosen.get(panel.title) ?? panel.first;
@@ -51,25 +53,34 @@
 
   function drawRuns() {
     document.title = $("title").textContent = several() ? `${state.runs.length} runs` : (state.runs[0] || { name: "run" }).name;
-    const rows = state.runs.map((run) => {
-      const box = element("input", { type: "checkbox", checked: !hidden.has(run.id) });
-      box.dataset.run = run.id;
-      box.addEventListener("change", () => { if (box.checked) hidden.delete(run.id); else hidden.add(run.id); drawAll(true); });
-      const name = several() ? element("label", {}, box, " ", element("span", { className: `swatch c${run.colour}` }), run.name) : run.name;
-      const cell = (text) => element("td", { className: "number-cell" }, text);
-      const count = (value) => (value === null ? "–" : value.toLocaleString("en"));
-      return element("tr", {}, element("th", { scope: "row" }, name), cell(run.method || "–"), cell(run.environment || "–"), cell(run.stage || "not started"),
-        cell(count(run.iteration)), cell(count(run.env_steps)), cell(shown(run.success, true)), cell(run.gone ? "deleted" : ago(state.now - run.changed_s)));
-    });
-    const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.run : undefined;
-    $("runs").replaceChildren(...rows);
-    if (focused) { const box = $("runs").querySelector(`[data-run="${focused}"]`); if (box) box.focus(); }
+    place($("runs"), state.runs.map(rowOf));
     const notices = state.runs.flatMap((run) => run.notices.map((text) => element("p", { className: "notice" }, several() ? `${run.name}: ${text}` : text)));
     $("notices").replaceChildren(...notices);
     const latest = Math.max(...state.runs.map((run) => run.changed_s));
     $("state").textContent = kept ? `saved on ${new Date(1000 * state.now).toLocaleString()}` : `live, last change ${ago(state.now - latest)}`;
     $("state").classList.remove("lost");
+    if (several()) $("runs-section").append($("headlines"));
     state.runs.forEach(drawDetails);
+  }
+
+  // The row of a run is made once and then filled, so that its box keeps the focus.
+  function rowOf(run) {
+    if (!rows.has(run.id)) {
+      const box = element("input", { type: "checkbox" });
+      box.addEventListener("change", () => { if (box.checked) hidden.delete(run.id); else hidden.add(run.id); drawAll(true); });
+      const name = element("span", {}), swatch = element("span", { className: `swatch c${run.colour}` });
+      const cells = Array.from({ length: 7 }, () => element("td", {}));
+      rows.set(run.id, { node: element("tr", {}, element("th", { scope: "row" }, element("label", {}, box, " ", swatch, name)), ...cells), box, name, swatch, cells });
+    }
+    const { node, box, name, swatch, cells } = rows.get(run.id);
+    box.checked = !hidden.has(run.id);
+    box.hidden = swatch.hidden = !several();
+    write(name, run.name);
+    const count = (value) => (value === null ? "–" : value.toLocaleString("en"));
+    const texts = [run.method || "–", run.environment || "–", run.stage || "not started", count(run.iteration), count(run.env_steps),
+      shown(run.success, true), run.gone ? "deleted" : ago(state.now - run.changed_s)];
+    cells.forEach((cell, index) => write(cell, texts[index]));
+    return node;
   }
 
   function drawDetails(run) {
@@ -78,7 +89,7 @@
       const tables = element("div", { className: "tables" });
       const more = element("details", { className: "block" }, element("summary", {}, "Tables and config"), tables);
       const headline = element("div", { className: "headline" });
-      box = several() ? element("details", { className: "block", id: `details-${run.id}` }, element("summary", {}, run.name), headline, more)
+      box = several() ? element("details", { className: "block", id: `details-${run.id}` }, element("summary", {}, `${run.name}: results, tables, config`), headline, more)
         : element("div", { id: `details-${run.id}` }, headline, more);
       more.addEventListener("toggle", () => fillTables(box));
       $("headlines").append(box);
@@ -238,7 +249,8 @@
       $("trees").form = form;
       $("trees").replaceChildren(...trees.flatMap(([run, , text]) => [...of(run), ...html(text)]));
     }
-    $("found").textContent = all ? `${found.length} of ${all} recorded episode${all === 1 ? "" : "s"}` : "No episode has been recorded yet: evaluations during training record them.";
+    write($("found"), all ? `${found.length} of ${all} recorded episode${all === 1 ? "" : "s"}`
+      : "No episode has been recorded yet: evaluations during training record them.");
     const broken = entries.filter(({ one }) => one.error).map(({ one }) => element("p", { className: "notice" }, one.error));
     $("broken").replaceChildren(...broken);
     $("more").hidden = found.length <= limit;
