@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from stepreward.errors import UserError
@@ -31,6 +32,7 @@ def listen(host: str, port: int) -> tuple[socket.socket, str]:
             listening.close()
             raise
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on --host={host} --port={port}: {getattr(error, 'strerror', None) or error}") from None
+        hint = "; --port=0 takes a free port" if getattr(error, "errno", None) == errno.EADDRINUSE else ""
+        raise UserError(f"cannot listen on --host={host} --port={port}: {getattr(error, 'strerror', None) or error}{hint}") from None
     host, port = listening.getsockname()[:2]
     return listening, f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
