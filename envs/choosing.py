@@ -99,3 +99,14 @@ def environment_module(name: str, key: str = "environment.name") -> ModuleType:
                 f"{key}={name!r} is unknown{hint}; give one of {', '.join(built_in)}, or a module that Python can import"
             ) from error
         raise
+
+
+def built_in_module(name: str) -> ModuleType | None:
+    """Imports the module of a built-in environment; None for any other name, or if a package that it needs is not installed."""
+    short = name.removeprefix("stepreward.").removeprefix("envs.")
+    if short not in {m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg}:
+        return None
+    try:
+        return importlib.import_module(f"{envs.__name__}.{short}")
+    except ImportError:
+        return None

@@ -7,6 +7,7 @@ may stop at any byte. Every line reaches the disk before `write` returns, so onl
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -169,6 +170,7 @@ class MetricsWriter:
         self.close()
 
 
+@functools.lru_cache(maxsize=4096)
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Returns the Wilson score interval of a success rate.
 

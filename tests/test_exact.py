@@ -14,6 +14,7 @@ from stepreward.envs.sokoban.env import SokobanEnv
 from stepreward.envs.sokoban.presets import settings
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
+from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.rollout.checked import CheckedEnvironment
 from stepreward.rollout.environment_host import EnvironmentFailure
 from stepreward.rollout.episode import Task
@@ -169,6 +170,10 @@ def test_a_run_reports_how_its_credit_compares(oracle, micro_config, tmp_path):
     found, same = ([r for r in read_metrics(x.workdir / "metrics.jsonl") if r["stage"] == "train"] for x in (other, plain))
     assert any(-1 <= record.get("credit/exact_pearson_advantage", 9) < 1 for record in found)
     assert [r["policy/loss"] for r in found] == [r["policy/loss"] for r in same]  # comparing changes nothing
+    recorded, without = (
+        [s for p in list_episodes(x.workdir) for e in read_episodes(p)["episodes"] for s in e["steps"]] for x in (other, plain)
+    )
+    assert all(step["exact_advantage"] is not None for step in recorded) and not any("exact_advantage" in step for step in without)
 
 
 def test_a_task_whose_environment_fails_here_is_masked(micro_config, tmp_path, monkeypatch):

@@ -312,6 +312,13 @@ def test_bars_are_scaled_within_the_episode_and_signed():
     ]
 
 
+def test_the_exact_advantage_has_a_bar_of_its_own_scale_beside_the_step_reward():
+    text = episode_html(1, episode(step(exact_advantage=0.5), step(exact_advantage=-0.25), step(exact_advantage=None)), plain_board)
+    assert re.findall(r'title="exact advantage".*?<b>(.*?)</b>.*?width:([\d.]+)%', text) == [("+0.5", "50.0"), ("−0.25", "25.0")]
+    assert text.count('<span class="soft">step reward</span>') == 3
+    assert "exact advantage" not in episode_html(1, episode(step()), plain_board)
+
+
 def test_replays_show_an_early_and_a_late_try_at_one_task_and_a_failure():
     def recorded(task, success):
         return episode(step(), task=task, success=success)

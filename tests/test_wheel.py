@@ -51,6 +51,7 @@ def installed(built, tmp_path_factory):
 def test_the_wheel_holds_one_top_level_package(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"stepreward"}
+    assert {"stepreward/view/static/app.js", "stepreward/view/static/uPlot.LICENSE"} <= set(names)
     assert "stepreward/py.typed" in names and "stepreward/envs/sokoban/env.py" in names and "stepreward/launch/train.py" in names
     experiments = {name.removeprefix("stepreward/") for name in names if name.startswith("stepreward/configs/")}
     assert experiments == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py")}

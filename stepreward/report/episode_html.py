@@ -20,6 +20,11 @@ ENDS = {
     "too_long": "prompt too long",
     "row_full": "conversation full",
 }
+LEGEND = (
+    "Each board shows what the agent saw. Below it are its move, the <b>step reward</b> of that move (the bar is scaled within the episode), "
+    "the <b>exact advantage</b> of the move if the run computed it, the environment's reward, the step advantage, and the exact distance to "
+    "the solution before and after the move, if they were recorded."
+)
 _ARROWS = {"up": "↑", "down": "↓", "left": "←", "right": "→"}
 
 
@@ -63,9 +68,9 @@ def episode_html(iteration: int, episode: Mapping[str, Any], board: BoardRendere
       board: observation text → trusted HTML or SVG; it must escape the text that it shows.
     """
     steps = episode["steps"]
-    scale = max((abs(s["step_reward"]) for s in steps if is_number(s.get("step_reward"))), default=0.0)
+    scales = {key: max((abs(s[key]) for s in steps if is_number(s.get(key))), default=0.0) for key in ("step_reward", "exact_advantage")}
     after = [step.get("distance") for step in steps[1:]] + [episode.get("final_distance")]
-    cards = [_step_html(i, step, after[i], scale, board) for i, step in enumerate(steps)]
+    cards = [_step_html(i, step, after[i], scales, board) for i, step in enumerate(steps)]
     cards.append(_final_html(episode, board))
     success = bool(episode.get("success"))
     wide = " wide" if any('class="prose"' in card for card in cards) else ""
@@ -89,7 +94,7 @@ def _end_badge(episode: Mapping[str, Any]) -> str:
     return f'<span class="badge"{title}>{escaped(ENDS.get(episode.get("end") or "", "cut short"))}</span>'
 
 
-def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, board: BoardRenderer) -> str:
+def _step_html(index: int, step: Mapping[str, Any], after: Any, scales: Mapping[str, float], board: BoardRenderer) -> str:
     action = step.get("action")
     idle = step.get("executed") is False
     arrow = _ARROWS.get(str(action).strip().lower())
@@ -107,10 +112,14 @@ def _step_html(index: int, step: Mapping[str, Any], after: Any, scale: float, bo
     if _distance(before):
         change = f" → {_distance(after)}" if _distance(after) else ""
         details += f"<dt>distance</dt><dd>{_distance(before)}{change}</dd>"
+    bars = _bar(step.get("step_reward"), scales["step_reward"], "step reward")
+    if scales["exact_advantage"] or is_number(step.get("exact_advantage")):
+        bars = _bar(step.get("step_reward"), scales["step_reward"], "step reward", named=True)
+        bars += _bar(step.get("exact_advantage"), scales["exact_advantage"], "exact advantage", named=True)
     return (
         f'<li class="step{" idle-step" if idle else ""}"><div class="number">{index + 1}</div>'
         f'<div class="view">{board(_observation(step.get("observation")))}</div>'
-        f'<div class="action">{shown}{note}</div>{_bar(step.get("step_reward"), scale)}<dl>{details}</dl></li>'
+        f'<div class="action">{shown}{note}</div>{bars}<dl>{details}</dl></li>'
     )
 
 
@@ -138,15 +147,16 @@ def _final_html(episode: Mapping[str, Any], board: BoardRenderer) -> str:
     )
 
 
-def _bar(value: Any, scale: float) -> str:
-    """A signed number above a bar that starts at the middle; `scale` is the value of a full bar."""
+def _bar(value: Any, scale: float, name: str, named: bool = False) -> str:
+    """A signed number above a bar that starts at the middle; `scale` is the value of a full bar, and `named` shows the name in words."""
     if not is_number(value):
         return ""
     share = 50 * abs(value) / scale if scale > 0 else 0.0
     side = "left" if value >= 0 else "right"
     tone = "good" if value > 0 else "bad" if value < 0 else "zero"
+    words = f'<span class="soft">{name}</span>' if named else ""
     return (
-        f'<div class="credit {tone}" title="step reward"><b>{signed(value)}</b>'
+        f'<div class="credit {tone}" title="{name}">{words}<b>{signed(value)}</b>'
         f'<span class="bar"><i style="{side}:50%;width:{share:.1f}%"></i></span></div>'
     )
 

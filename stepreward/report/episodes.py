@@ -10,7 +10,7 @@
 omitted. A distance of "inf" means that the task can no longer be solved from there. `end` is one of the reasons in
 `rollout.episode`, and `needs` names the settings that would have had to be larger. If text was cut, a step has `cut`, the number of
 characters of observations that were cut from its prompt, and `stopped` is false if its answer was cut. A step has `value`, that of the state
-before it, if the rollout measured it, and `sampled` is false if the expert took it.
+before it, if the rollout measured it; `exact_advantage`, if the run computed it (`credit.exact`); and `sampled` is false if the expert took it.
 
 If the group was rolled out as a tree, the file also has `tree`, all segments of the group with their values; see
 `rollout.strategies.segments.tree_record`.

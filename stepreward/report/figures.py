@@ -66,6 +66,9 @@ PANELS = (
     Panel("Quality of the credit",
           {"credit/rank_correlation": "step rewards", "credit/advantage_rank_correlation": "advantages"},
           "Rank correlation between a move's credit and its true progress towards the solution; 1 is perfect, 0 is chance."),
+    Panel("Agreement with exact advantages",
+          {"credit/exact_pearson_reward": "step rewards", "credit/exact_pearson_advantage": "advantages"},
+          "Correlation between the credit of a step and its exact advantage; 1 is perfect, 0 is chance."),
     Panel("Groups without a difference", {"credit/flat_groups": "groups"},
           "Share of groups whose episodes all had the same outcome, so that comparing them gives no signal.", rate=True),
     Panel("Explained variance of the critic", {"credit/explained_variance": "critic"},
@@ -95,6 +98,7 @@ PANELS = (
           "Mini-batches trained on in an iteration; fewer if the KL limit stopped it early."),
 )  # fmt: skip
 
+SMOOTHED = 60  # a curve with more points than this is drawn with its moving mean
 TIMES = {
     "time/rollout_s": "rollout",
     "time/scoring_s": "scoring",
@@ -116,19 +120,32 @@ def learning_curves(records: Records) -> list[tuple[str, str, str]]:
     Returns:
       One (title, note, svg) a panel; empty if nothing was recorded.
     """
-    figures = []
+    figures = [
+        (panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))) for panel, present in chosen_panels(records)
+    ]
+    if any(is_recorded(records, key) for key in time_keys(records)):
+        note = "Mean seconds an iteration, by activity."
+        figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
+    return figures
+
+
+def chosen_panels(records: Records) -> list[tuple[Panel, dict[str, str]]]:
+    """Returns the panels that the records have values for, in order, each with those of its metrics that were recorded (key → label)."""
+    chosen, names = [], set().union(*records)
     for panel in (*PANELS[:1], *_by_environment(records), *PANELS[1:]):
-        present = {key: label for key, label in panel.keys.items() if series(records, key)[0].size}
+        present = {key: label for key, label in panel.keys.items() if key in names and is_recorded(records, key)}
         if panel.title == "Score" and all(_same(records, key, key.replace("/score", "/success")) for key in present):
             continue  # if every score equals success, the panel would repeat the success curves
         if panel.title.startswith("Episodes cut short") and not any(series(records, key)[1].any() for key in present):
             continue  # no episode was cut short
         if present:
-            figures.append((panel.title, panel.note, _draw(panel.title, records, _curve_panel(panel, present))))
-    if any(series(records, key)[0].size for key in _times(records)):
-        note = "Mean seconds an iteration, by activity."
-        figures.append(("Where the time goes", note, _draw("time", records, _time_panel)))
-    return figures
+            chosen.append((panel, present))
+    return chosen
+
+
+def is_recorded(records: Records, key: str) -> bool:
+    """Returns whether a metric has a value at any tick."""
+    return any(is_number(record.get(key)) and is_number(record.get("tick")) for record in records)
 
 
 def _by_environment(records: Records) -> list[Panel]:
@@ -138,15 +155,15 @@ def _by_environment(records: Records) -> list[Panel]:
         ("eval", "Success on the held-out tasks of each environment", "Share of held-out tasks solved."),
         ("rollout", "Success in the rollouts of each environment", "Share of sampled training episodes solved."),
     ):
-        names = {m[1] for record in records for key in record if (m := re.fullmatch(rf"{begin}/(\w+)/success", key))}
+        names = {m[1] for key in set().union(*records) if (m := re.fullmatch(rf"{begin}/(\w+)/success", key))}
         if names:
             panels.append(Panel(title, {f"{begin}/{name}/success": name for name in sorted(names)}, note, rate=True))
     return panels
 
 
-def _times(records: Records) -> dict[str, str]:
-    """What the time of a run was spent on: metric and label, with those of models that are not in `TIMES`."""
-    found = {key for record in records for key in record if key.startswith("time/")}
+def time_keys(records: Records) -> dict[str, str]:
+    """Returns what the time of a run was spent on, metric → label, with the models that are not in `TIMES`."""
+    found = {key for key in set().union(*records) if key.startswith("time/")}
     return TIMES | {key: key.removeprefix("time/").removesuffix("_s") for key in sorted(found - set(TIMES) - {"time/sft_s"})}
 
 
@@ -178,9 +195,9 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
                 if points:
                     at, low, high = np.asarray(points, np.float64).T
                     axes.fill_between(at, low, high, color=colour, alpha=0.18, linewidth=0)
-            if x.size > 60:
+            if x.size > SMOOTHED:
                 axes.plot(x, y, color=colour, alpha=0.25, linewidth=0.8)
-                axes.plot(x, _running_mean(y), color=colour, label=label)
+                axes.plot(x, running_mean(y), color=colour, label=label)
             else:
                 axes.plot(x, y, color=colour, label=label, marker="o" if x.size <= 30 else None, markersize=2.6)
         if panel.rate:
@@ -197,7 +214,7 @@ def _curve_panel(panel: Panel, present: Mapping[str, str]):
 
 def _time_panel(axes, records: Records) -> None:
     """Stacked bars, each the mean over several ticks, because rare evaluations would otherwise be isolated spikes."""
-    times = _times(records)
+    times = time_keys(records)
     timed = [r for r in records if is_number(r.get("tick")) and any(is_number(r.get(key)) for key in times)]
     iterations = np.array([record["tick"] for record in timed], np.float64)
     distinct = np.unique(iterations)
@@ -218,8 +235,8 @@ def _time_panel(axes, records: Records) -> None:
     axes.legend(frameon=False, fontsize=8, labelcolor=_INK, ncols=3, loc="upper left", handlelength=0.8, columnspacing=1)
 
 
-def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Centred moving mean over 1/25 of the curve; windows shrink at the ends."""
+def running_mean(y: np.ndarray) -> np.ndarray:
+    """Returns the centred moving mean of `[N]` over 1/25 of the curve; windows shrink at the ends."""
     half = max(1, math.ceil(y.size / 50))
     total = np.concatenate([[0.0], np.cumsum(y)])
     index = np.arange(y.size)

@@ -11,11 +11,11 @@ from typing import Any
 
 from stepreward.display import format_duration
 from stepreward.metrics import is_number, read_metrics, write_atomically
-from stepreward.report.episode_html import BoardRenderer, choose_episodes, episode_html, plain_board
+from stepreward.report.episode_html import LEGEND, BoardRenderer, choose_episodes, episode_html, plain_board
 from stepreward.report.episodes import list_episodes, read_episodes
 from stepreward.report.figures import evaluations, learning_curves
-from stepreward.report.style import CSS
-from stepreward.report.tables import estimator_html, evaluation_html, failed_episodes, final_evaluation, losses_html, percent
+from stepreward.report.pieces import cards_html, config_html, document, tables_html
+from stepreward.report.tables import failed_episodes, final_evaluation, percent
 from stepreward.report.tree_html import tree_html
 
 REPORT_FILE = "report.html"
@@ -50,7 +50,7 @@ def write_report(
         raise FileNotFoundError(f"No workdir at {workdir}: give the folder that holds {CONFIG_FILE} and metrics.jsonl.")
     notices: list[str] = []
     records = _attempt(notices, read_metrics, workdir) or []
-    config = _attempt(notices, _read_config, workdir / CONFIG_FILE) or {}
+    config = _attempt(notices, read_config, workdir / CONFIG_FILE) or {}
     paths = list_episodes(workdir)
     files = [file for path in paths if (file := _attempt(notices, read_episodes, path))]
     if not records and not notices:
@@ -147,10 +147,7 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
     body += [f'<p class="notice">{html.escape(notice)}</p>' for notice in notices]
     if records:
         body.append(f'<p class="lead">{paragraph}</p>')
-    if cards:
-        items = (f"<div><b>{number}</b><span>{label}<br>{detail}</span></div>" for number, label, detail in cards)
-        body.append(f'<div class="numbers">{"".join(items)}</div>')
-    body += [section for section in (evaluation_html(records), estimator_html(records, config), losses_html(records)) if section]
+    body += [section for section in (cards_html(cards), tables_html(records, config)) if section]
     figures = learning_curves(records)
     if figures:
         drawn = (
@@ -162,21 +159,10 @@ def _page(*, title: str, notices: list[str], records, config: Mapping[str, Any],
     if tree:
         body.append(tree)
     if episodes:
-        legend = (
-            "Each board shows what the agent saw. Below it are its move, the <b>step reward</b> of that move (the bar is "
-            "scaled within the episode), the environment's reward, the step advantage, and the exact distance to the "
-            "solution before and after the move, if they were recorded."
-        )
-        body.append(f'<section><h2>Replayed episodes</h2><p class="facts">{legend}</p>{"".join(episodes)}</section>')
+        body.append(f'<section><h2>Replayed episodes</h2><p class="facts">{LEGEND}</p>{"".join(episodes)}</section>')
     if config:
-        rows = "".join(f"<tr><td>{html.escape(key)}</td><td>{html.escape(value)}</td></tr>" for key, value in _flatten(config))
-        table = f'<table class="config">{rows}</table>'
-        body.append(f"<section><h2>Config</h2><details><summary>{CONFIG_FILE}</summary>{table}</details></section>")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{CSS}</style></head>\n<body>\n" + "\n".join(body) + "\n</body></html>\n"
-    )
+        body.append(config_html(config))
+    return document(title, "\n".join(body))
 
 
 def _attempt(notices: list[str], read, path: Path) -> Any:
@@ -188,7 +174,12 @@ def _attempt(notices: list[str], read, path: Path) -> Any:
         return None
 
 
-def _read_config(path: Path) -> dict[str, Any] | None:
+def read_config(path: Path) -> dict[str, Any] | None:
+    """Reads a run's `config.json`; None if there is none.
+
+    Raises:
+      ValueError: the file is not a JSON object.
+    """
     if not path.exists():
         return None
     try:
@@ -198,16 +189,6 @@ def _read_config(path: Path) -> dict[str, Any] | None:
     if not isinstance(config, dict):
         raise ValueError(f"{path} does not hold a JSON object.")
     return config
-
-
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows = []
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            rows += _flatten(value, f"{prefix}{key}.")
-        else:
-            rows.append((f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)))
-    return rows
 
 
 def _rate(entry: Mapping[str, Any]) -> str:

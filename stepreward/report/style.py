@@ -85,6 +85,7 @@ figure svg text { font-family: inherit !important; }
 .credit b { font-size: .95rem; }
 .credit.good b { color: var(--good); }
 .credit.bad b { color: var(--bad); }
+.credit .soft { display: block; font-size: .72rem; line-height: 1.2; }
 .bar { display: block; position: relative; height: 7px; border-radius: 3px; margin: .15rem 0 .3rem;
   background: linear-gradient(var(--faint), var(--faint)) center / 1px 100% no-repeat, var(--line); }
 .bar i { position: absolute; top: 0; bottom: 0; border-radius: 3px; }

@@ -291,8 +291,14 @@ def lost(episodes: Sequence[Episode]) -> dict[str, float]:
     return {name: count for name, count in cuts(episodes).items() if count and name in (TOO_LONG, ROW_FULL, "observations_cut")}
 
 
-def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None, value: Any = None) -> dict:
-    """The episode as plain JSON data for the report and for `episodes/`; `value` is that of the state before each step, NaN if unknown."""
+def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = None, value: Any = None, exact: Any = None) -> dict:
+    """The episode as plain JSON data for the report and for `episodes/`.
+
+    Args:
+      step_reward, step_advantage: credit of each step, `[S]`; None if there is none.
+      value: of the state before each step, `[S]`, NaN if unknown.
+      exact: exact advantage of each step, `[S]`, NaN if unknown.
+    """
 
     def number(value):
         return None if value is None or math.isnan(value) else float(value)  # inf means out of reach
@@ -305,6 +311,7 @@ def to_record(episode: Episode, step_reward: Any = None, step_advantage: Any = N
         for name, values in (("step_reward", step_reward), ("step_advantage", step_advantage)):
             record[name] = None if values is None else number(float(values[index]))
         record |= {} if value is None else {"value": number(float(value[index]))}
+        record |= {} if exact is None else {"exact_advantage": number(float(exact[index]))}
         record |= {} if step.sampled else {"sampled": False}
         steps.append(record)
     return {

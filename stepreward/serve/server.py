@@ -12,7 +12,6 @@ import hmac
 import json
 import secrets
 import signal
-import socket
 import sys
 import threading
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 from stepreward.envs.extras import install_command
 from stepreward.errors import Terminated, UserError
+from stepreward.listening import listen
 from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece, Ticket
 from stepreward.serve.models import Served
 from stepreward.serve.protocol import Asked, Refused, parse, unknown_model
@@ -93,9 +93,7 @@ def _prepared(served: Served, settings: Settings):
         import uvicorn
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: {install_command('serve')}") from None
-    listening = _listen(settings.host, settings.port)
-    host, port = listening.getsockname()[:2]
-    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    listening, address = listen(settings.host, settings.port)
     batcher = Batcher(served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting)
     with contextlib.closing(listening), batcher:
         config = uvicorn.Config(
@@ -109,22 +107,6 @@ def _prepared(served: Served, settings: Settings):
             timeout_graceful_shutdown=max(1, round(settings.grace)),
         )
         yield uvicorn.Server(config), listening, address
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listening = socket.socket(family, kind, protocol)
-        try:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listening.bind(address)
-            listening.listen(256)
-        except BaseException:
-            listening.close()
-            raise
-    except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on --host={host} --port={port}: {getattr(error, 'strerror', None) or error}") from None
-    return listening
 
 
 def application(served: Served, batcher: Batcher, settings: Settings):

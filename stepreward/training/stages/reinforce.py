@@ -81,7 +81,7 @@ class Reinforce(Stage):
         c, counters, learner = self.c, self.counters, self.run.learner
         (rollout, dropped, metrics), later = self.run.ahead.take() if self.run.ahead.begun else self.experience(), None
         metrics = self.run.count_failed(metrics)
-        episodes, packed, credited = rollout.episodes, self.run.pack(rollout), None
+        episodes, packed, credited, exact = rollout.episodes, self.run.pack(rollout), None, None
         if c.rollout.ahead:
             metrics["rollout/staleness"] = 0.0 if learner.behind is None else float(learner.behind.staleness)
             if counters.env_steps + rollout.cost.env_steps < c.train.env_steps:
@@ -93,7 +93,7 @@ class Reinforce(Stage):
             unscored = learner.unscored(batch)
             batch = filtering.without_episodes(batch, unscored) if unscored.any() else batch
             if batch.episode_mask.any():
-                credited = self._learn(batch, episodes, metrics)
+                credited, exact = self._learn(batch, episodes, metrics)
         learner.behind = later
         self.run.watch(metrics)
         learner.note_success(metrics["rollout/success"])
@@ -105,11 +105,11 @@ class Reinforce(Stage):
         if self.finished or counters.iteration % c.eval.every == 0:
             self.run.ahead.settle()
             metrics |= self.run.evaluate()
-            self._record(rollout, credited)
+            self._record(rollout, credited, exact)
         return metrics
 
-    def _learn(self, batch: Batch, episodes: list, metrics: dict) -> Credit:
-        """Computes the credit of a batch, trains on it, and returns it; adds metrics."""
+    def _learn(self, batch: Batch, episodes: list, metrics: dict) -> tuple[Credit, np.ndarray | None]:
+        """Computes the credit of a batch, trains on it, and returns it with the exact advantages `[E, S]`, if known; adds metrics."""
         c, learner, iteration, credited = self.c, self.run.learner, self.counters.iteration, None
         batch = learner.score(batch, metrics)
         signals, coefficients = learner.look(batch, metrics, iteration)
@@ -120,7 +120,7 @@ class Reinforce(Stage):
         learner.learn(AFTER_CREDIT, lesson(), metrics)
         learner.update_policy(batch, credited, metrics, streams.host(c.seed, "policy", iteration))
         learner.learn(AFTER_POLICY, lesson(), metrics)
-        return credited
+        return credited, batch.signals.get("exact_advantage")
 
     @property
     def finished(self) -> bool:
@@ -180,12 +180,12 @@ class Reinforce(Stage):
     def _offline_tasks(self) -> list[int] | None:
         return offline_groups(list(range(self.c.exploration.tasks)), self.c.rollout.groups, self.counters.iteration, self.c.seed)
 
-    def _record(self, rollout: Rollout, credited) -> None:
-        """Records the first group with its credit, for the report."""
+    def _record(self, rollout: Rollout, credited, exact) -> None:
+        """Records the first group with its credit, and its exact advantages `[E, S]` if they are known, for the report and the viewer."""
         size = self.c.rollout.group_size
         episodes, signals = rollout.episodes[:size], {name: rows[:size] for name, rows in rollout.signals.items()}
         rewards = [] if credited is None else [np.asarray(x) for x in (credited.step_reward, credited.step_advantage)]
-        values = signals.get("mc_value", [None] * size)
-        record = [to_record(e, *(x[i] for x in rewards), value=values[i]) for i, e in enumerate(episodes)]
+        values, exact = signals.get("mc_value", [None] * size), [None] * size if exact is None else np.asarray(exact)
+        record = [to_record(e, *(x[i] for x in rewards), value=values[i], exact=exact[i]) for i, e in enumerate(episodes)]
         chosen, tree = telling(record, self.c.eval.record), tree_record(episodes, signals)
         self.run.folder.write_episodes(self.counters.tick, self.counters.iteration, chosen, tree)
