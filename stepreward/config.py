@@ -99,7 +99,12 @@ def parse_command_line(
 
 
 def parse_arguments(
-    argv: Sequence[str], *, options: Iterable[Option], description: str | None = None, required: Sequence[str] = ()
+    argv: Sequence[str],
+    *,
+    options: Iterable[Option],
+    description: str | None = None,
+    required: Sequence[str] = (),
+    positional: Option | None = None,
 ) -> argparse.Namespace:
     """Parses the flags of a job that takes no config; `--help` prints them and exits with 0.
 
@@ -108,11 +113,14 @@ def parse_arguments(
       options: the flags.
       description: the text above the flags in `--help`.
       required: names of flags that must be given.
+      positional: an argument without dashes, which may be left out.
 
     Raises:
       UserError: if a flag or value is wrong or missing; the message is one line that names it.
     """
     parser = _Parser(description=description, extra=tuple(options), with_config=False)
+    if positional is not None:
+        parser.add_argument(positional.name, nargs="?", metavar=positional.name.upper(), default=positional.default, help=positional.help)
     parsed = parser.parse_args(argv)
     if parsed.help:
         parser.print_help()
@@ -449,7 +457,12 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
         raise ValueError(f"saved config {str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"saved config {str(path)!r} is not a JSON object")
-    return ConfigDict(_as_tuple(found)).lock()
+    return as_config(found).lock()
+
+
+def as_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns an unlocked config with nested values as JSON holds them; lists become tuples."""
+    return ConfigDict(_as_tuple(dict(values)))
 
 
 def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:
