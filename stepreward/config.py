@@ -33,6 +33,12 @@ from stepreward.text import cleaned
 _OVERRIDE = "--config."
 # The environment or credit method that the config names checks their keys.
 OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules", "preference.options", "mixture.environments")
+EXPORTED = "stepreward.json"  # the file with the config of a run, in a model folder that the run exported
+# Folders and addresses of one machine, which an exported folder does not tell.
+_LOCAL = (
+    "model.path", "prm.path", "frozen_pair.trained", "frozen_pair.start", "mixture.transfer", "checkpoint.folder", "environment.ray_address",
+    "judge.url", "expert.url", "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -458,6 +464,16 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
     if not isinstance(found, dict):
         raise ValueError(f"saved config {str(path)!r} is not a JSON object")
     return as_config(found).lock()
+
+
+def shareable(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as nested dicts, without the folders and addresses of this machine that playing does not need."""
+    values = config.to_dict()
+    for key in _LOCAL:
+        group, name = key.split(".")
+        if isinstance(values.get(group), dict) and name in values[group]:
+            values[group][name] = ""
+    return values
 
 
 def as_config(values: Mapping[str, Any]) -> ConfigDict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +14,6 @@ from ml_collections import ConfigDict
 
 from stepreward.agents import catalogue, loading
 from stepreward.agents.episode import CreditedEpisode
-from stepreward.credit import Credit
 from stepreward.errors import UserError, describe, is_expected
 from stepreward.metrics import wilson_interval
 from stepreward.rollout.episode import Task, to_record
@@ -97,23 +97,26 @@ class Agent:
             if not isinstance(value, int) or not 0 <= value < 2**31:
                 raise UserError(f"{name}={value!r}: give a whole number from 0 to {2**31 - 1}")
         with clear_errors():
-            learner, c = self._loaded.learner, self.config
-            task = Task(seed, split, 0, self._environment(environment))
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), streams.DEVICE["evaluate"] + sampling), seed)
-            strategy = setup.make_strategy(c, learner.method, learner.standing(self._iteration))
-            rollout = strategy(self._player, [task] * c.rollout.group_size, key)
-            first = rollout.episodes[0]
-            if first.failure is not None:
-                raise UserError(f"the environment failed: {first.failure}")
-            credited, exact, why = self._credit(rollout)
-            rewards = [] if credited is None else [np.asarray(x)[0] for x in (credited.step_reward, credited.step_advantage)]
-            record = to_record(first, *rewards)
-            for index, step in enumerate(record["steps"]):
-                step["exact_advantage"] = None if exact is None or not np.isfinite(exact[index]) else float(exact[index])
-            good = [e for e in rollout.episodes if e.counts]
-            mixture = learner.parts.mixture
-            view = c if mixture is None else next(entry.view for entry in mixture.entries if entry.name == task.environment)
-            return CreditedEpisode(record, self.name, self.method, view.environment.name, sum(e.success for e in good), len(good), why)
+            with quick_compilation(self._loaded.small):
+                return self._play(seed, split, sampling, environment)
+
+    def _play(self, seed: int, split: str, sampling: int, environment: str | None) -> CreditedEpisode:
+        learner, c = self._loaded.learner, self.config
+        task = Task(seed, split, 0, self._environment(environment))
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(c.seed), streams.DEVICE["evaluate"] + sampling), seed)
+        strategy = setup.make_strategy(c, learner.method, learner.standing(self._iteration))
+        rollout = strategy(self._player, [task] * c.rollout.group_size, key)
+        first = rollout.episodes[0]
+        if first.failure is not None:
+            raise UserError(f"the environment failed: {first.failure}")
+        credit, exact, why = self._credit(rollout)
+        record = to_record(first, *(array[0] for array in credit))
+        for index, step in enumerate(record["steps"]):
+            step["exact_advantage"] = None if exact is None or not np.isfinite(exact[0, index]) else float(exact[0, index])
+        good = [e for e in rollout.episodes if e.counts]
+        mixture = learner.parts.mixture
+        view = c if mixture is None else next(entry.view for entry in mixture.entries if entry.name == task.environment)
+        return CreditedEpisode(record, self.name, self.method, view.environment.name, sum(e.success for e in good), len(good), why)
 
     def evaluate(self, episodes: int = 512, *, seed: int = 0) -> Success:
         """Plays the first held-out tasks, the same as `stepreward evaluate` plays.
@@ -156,25 +159,45 @@ class Agent:
             raise UserError(f"environment={name!r}: this agent plays in {', '.join(names)}")
         return names[0] if name is None else name
 
-    def _credit(self, rollout: Rollout) -> tuple[Credit | None, np.ndarray | None, str]:
-        """Returns the credit of a group, the exact advantages of its first episode, and why there is no credit ("" if there is).
+    def _credit(self, rollout: Rollout) -> tuple[tuple[np.ndarray, ...], np.ndarray | None, str]:
+        """Returns the credit of the steps of a group of attempts.
 
-        The agent's own method is left out where a model of it is missing; exact advantages need the policy alone.
+        Returns:
+          The method's step rewards and step advantages, float32 `[E, S]`, or () if a model of the method is missing; the exact advantages
+          `[E, S]`, which need the policy alone, or None if the environment does not know its transitions; and why there is no credit of
+          the method ("" if there is).
         """
         learner, c = self._loaded.learner, self.config
-        if not self._loaded.scores:
-            return None, None, self._loaded.uncredited
         batch = pack_rollout(c, learner.layout, learner.method, rollout)
         learner.prepare(batch, rollout.episodes)
         batch = learner.score(batch, {})
         exact = batch.signals.get("exact_advantage")
-        exact = None if exact is None else np.asarray(exact)[0]
+        exact = None if exact is None else np.asarray(exact)
         if self._loaded.uncredited:
-            return None, exact, self._loaded.uncredited
-        metrics: dict = {"time/scoring_s": 0.0}
-        signals, coefficients = learner.look(batch, metrics, self._iteration)
-        entropy = streams.host(c.seed, "credit", self._iteration)
-        return learner.credit(batch, rollout.episodes, signals | coefficients, metrics, entropy), exact, ""
+            return (), exact, self._loaded.uncredited
+        signals, coefficients = learner.look(batch, {}, self._iteration)
+        rng = np.random.default_rng(streams.host(c.seed, "credit", self._iteration))
+        drawn = learner.method.host_signals(batch, rollout.episodes, rng)
+        found = _steps_of(learner.method, batch.with_signals(**signals, **coefficients, **drawn))
+        return tuple(np.asarray(array) for array in jax.device_get(found)), exact, ""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _steps_of(method, batch):
+    """The step rewards and step advantages of a batch; the metrics of the method are not computed."""
+    credit = method.credit(batch)
+    return credit.step_reward, credit.step_advantage
+
+
+@contextlib.contextmanager
+def quick_compilation(wanted: bool) -> Iterator[None]:
+    """Compiles without most optimisations: a small model on a CPU waits for its compiler, not for its programs."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", wanted or before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
 
 
 @contextlib.contextmanager

@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple
 
 from ml_collections import ConfigDict
 
-from stepreward.config import as_config
+from stepreward.config import EXPORTED, as_config
 from stepreward.errors import UserError, did_you_mean
+from stepreward.metrics import wilson_interval
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
-FACTS = "stepreward.json"  # in an agent's folder
 PRM = "prm"  # the subfolder of the process reward model
 
 
@@ -36,7 +36,7 @@ class Place(NamedTuple):
 
 def shipped() -> dict[str, Path]:
     """The agents that come with the package, by name, with their folders."""
-    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{FACTS}"))}
+    return {path.parent.name: path.parent for path in sorted(SHIPPED.glob(f"*/{EXPORTED}"))}
 
 
 def find(source: str | Path) -> Place:
@@ -47,7 +47,7 @@ def find(source: str | Path) -> Place:
     """
     path, known = Path(source), shipped()
     if path.is_dir() and str(source):
-        if (path / FACTS).is_file():
+        if (path / EXPORTED).is_file():
             return Place("folder", path.resolve().name, path)
         if (path / "config.json").is_file() and not _is_model(path):
             return Place("run", path.resolve().name, path)
@@ -71,7 +71,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     Raises:
       UserError: the file is not the JSON of an agent.
     """
-    path = Path(folder) / FACTS
+    path = Path(folder) / EXPORTED
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -79,6 +79,13 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("config"), dict):
         raise UserError(f"{str(path)!r} is not the file of an agent: it has no `config`")
     return found
+
+
+def stated_words(stated: dict[str, Any]) -> str:
+    """The stated success of an agent as text: "80.1 % (78.3 to 81.8, 1,640 of 2,048 held-out tasks)"."""
+    won, episodes = int(stated["won"]), int(stated["episodes"])
+    low, high = wilson_interval(won, episodes)
+    return f"{100 * won / episodes:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {won:,} of {episodes:,} held-out tasks)"
 
 
 def config_of(facts: dict[str, Any]) -> ConfigDict:
@@ -93,5 +100,5 @@ def _is_model(path: Path) -> bool:
 
 def _why_not(path: Path) -> str:
     if _is_model(path):
-        return f"it is a model folder without {FACTS}, the config of its run; export the run again, or serve the folder as a model"
+        return f"it is a model folder without {EXPORTED}, the config of its run; export the run again, or serve the folder as a model"
     return "it is neither the workdir of a run (config.json) nor a folder that `stepreward export` wrote"

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from stepreward.envs.choosing import environment_module
 from stepreward.metrics import is_number
-from stepreward.report.episode_html import ENDS, episode_html, plain_board, signed
+from stepreward.report.episode_html import ENDS, episode_html, plain_board
 from stepreward.report.style import CSS
 from stepreward.text import clean
 
@@ -109,7 +109,7 @@ class CreditedEpisode:
             if is_number(value := step.get(name)):
                 length = round(_BAR * abs(value) / largest[name]) if largest[name] else 0
                 style = "green" if value > 0 else "red"
-                details.add_row(Text(CREDITS[name], "dim"), Text(signed(value), style), Text("▇" * length, style))
+                details.add_row(Text(CREDITS[name], "dim"), Text(_number(value), style), Text("▇" * length, style))
         board = self._board(step["observation"])
         credit = Group(_action(step), details, Text())
         if board is None:
@@ -144,7 +144,7 @@ class CreditedEpisode:
             return []
         words = []
         for name, (value, number, step) in (("most", max(credited, key=lambda x: x[0])), ("least", min(credited, key=lambda x: x[0]))):
-            words.append(f"{name} advantage: step {number} ({_said(step)}, {signed(value)})")
+            words.append(f"{name} advantage: step {number} ({_said(step)}, {_number(value)})")
         return [Text("; ".join(words), "dim")]
 
     def _board(self, observation: str) -> Text | None:
@@ -163,6 +163,11 @@ def printable(text: Any) -> str:
     """Text of a model or an environment without control characters, which could change what a terminal shows."""
     text = clean(str(text)).replace("\t", " ").replace("\r\n", "\n")
     return "".join(c if c == "\n" or c.isprintable() else "�" for c in text)
+
+
+def _number(value: float) -> str:
+    """Returns "+0.013", "−1.200": a true minus, and as many digits in each line that columns align."""
+    return f"{value:+.3f}".replace("-", "−")
 
 
 def _said(step: Mapping[str, Any]) -> str:

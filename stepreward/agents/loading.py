@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,12 @@ from stepreward.training.minibatches import round_up
 from stepreward.training.state import TrainState
 
 _ROWS = 256  # rows that a model scores at once, at most
+_SMALL = 2_000_000  # parameters
+
+
+def parameter_count(params) -> int:
+    """The number of parameters in a tree."""
+    return sum(x.size for x in jax.tree.leaves(params))
 
 
 @dataclasses.dataclass
@@ -36,14 +44,17 @@ class Loaded:
       learner: its models.
       facts: the content of `stepreward.json`; for a run, what a checkpoint says of itself.
       uncredited: why the credit method cannot be computed; "" if it can.
-      scores: whether all models exist, so that they can score a batch.
+      small: whether compiling the models' programs takes longer than running them.
     """
 
     config: ConfigDict
     learner: Learner
     facts: dict[str, Any]
     uncredited: str = ""
-    scores: bool = True
+
+    @property
+    def small(self) -> bool:
+        return jax.default_backend() == "cpu" and parameter_count(self.learner.policy.params) < _SMALL
 
 
 def load(place: Place, step: int | None = None) -> Loaded:
@@ -80,8 +91,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], ConfigDict]:
     config.model.path, config.model.preset = str(folder), "checkpoint"
     config.lora.rank, config.sft.updates = 0, 0  # adapters are merged; nothing is imitated
     config.mesh.update({"data": 1, "fsdp": 1, "tensor": 1, "fit": ()})
-    for name in config.stages:
-        config.stages[name] = ""
+    if config.prm.preset:  # the PRM has a shape of its own
+        kept = (folder / catalogue.PRM).is_dir()
+        config.prm.update({"preset": "checkpoint", "path": str(folder / catalogue.PRM)} if kept else {"preset": "", "path": ""})
     return facts, config
 
 
@@ -117,19 +129,19 @@ def _of_folder(folder: Path) -> Loaded:
     config = _alone(config)
     parts = setup.build(config, folder)
     _with_exact(config, parts)
-    learner = Learner(config, parts, jax.random.key(config.seed))
-    learner.begin_rl()
+    with _shapes_first(config, parts):
+        learner = Learner(config, parts, jax.random.key(config.seed))
+        learner.begin_rl()
+    read = lambda folder, model: learner.layout.place_parameters(hugging_face.load_params(folder, model.config, mesh=model.config.mesh))
+    learner.policy = learner.policy.replace(params=read(folder, learner.model))
     lacking = ["the policy before reinforcement learning"] if "log_prob_initial" in parts.method.requires else []
-    for name, auxiliary in learner.auxiliaries.items():
-        if not auxiliary.trains or auxiliary.shared:
-            lacking += [auxiliary.title] if auxiliary.shared else []
-        elif name == catalogue.PRM and (folder / catalogue.PRM).is_dir():
-            params = hugging_face.load_params(folder / catalogue.PRM, auxiliary.model.config, mesh=auxiliary.model.config.mesh)
-            auxiliary.state = auxiliary.state.replace(params=learner.layout.place_parameters(params))
-        else:
-            lacking.append(auxiliary.title)
-    why = f"the folder does not hold the {' and the '.join(lacking)}" if lacking else ""
-    return Loaded(config, learner, facts, why)
+    for name, auxiliary in list(learner.auxiliaries.items()):
+        if name == catalogue.PRM and (folder / catalogue.PRM).is_dir():
+            auxiliary.state = auxiliary.state.replace(params=read(folder / catalogue.PRM, auxiliary.model))
+        elif auxiliary.trains:
+            lacking.append(f"the {auxiliary.title}")
+            del learner.auxiliaries[name]
+    return Loaded(config, learner, facts, f"the folder does not hold {' and '.join(lacking)}" if lacking else "")
 
 
 def _of_run(workdir: Path, step: int | None) -> Loaded:
@@ -137,19 +149,33 @@ def _of_run(workdir: Path, step: int | None) -> Loaded:
     config = _alone(saved)
     parts = setup.build(config, workdir)
     _with_exact(config, parts)
-    learner = Learner(config, parts, jax.random.key(config.seed))
     step = checkpoints.find(step)
     facts = checkpoints.counters(step)
     counters = Counters.read(facts)
-    learner.reach(decisions.reached(counters.stage), lambda: decisions.read_start(saved, workdir, learner.start))
+    with _shapes_first(config, parts):
+        learner = Learner(config, parts, jax.random.key(config.seed))
+        learner.reach(decisions.reached(counters.stage), lambda: decisions.read_start(saved, workdir, learner.start))
     learner.open()
     _restore(learner, checkpoints, step, facts["learner"])
     asleep = [auxiliary.title for auxiliary in learner.auxiliaries.values() if not auxiliary.begun]
     why = f"the {' and the '.join(asleep)} of this run has not begun to learn" if asleep else ""
     if not learner.reinforcing:
         why = "reinforcement learning has not begun in this run"
-    known = {"tick": step, "counters": facts["counters"], "stated": None}
-    return Loaded(config, learner, known, why, scores=not why)
+        learner.auxiliaries = {name: found for name, found in learner.auxiliaries.items() if isinstance(found, Exact)}
+        for auxiliary in learner.auxiliaries.values():
+            auxiliary.begin(learner.model, learner.policy.params)
+    learner.auxiliaries = {name: found for name, found in learner.auxiliaries.items() if found.begun}
+    return Loaded(config, learner, {"tick": step, "counters": facts["counters"], "stated": None}, why)
+
+
+@contextlib.contextmanager
+def _shapes_first(config: ConfigDict, parts: setup.Parts) -> Iterator[None]:
+    """Builds models as shapes, where a file has all of their numbers: nothing is initialised at random and compiled in vain."""
+    parts.abstract = not config.lora.rank and not config.get("frozen_pair", {}).get("trained")
+    try:
+        yield
+    finally:
+        parts.abstract = False
 
 
 def _restore(learner: Learner, checkpoints: Checkpoints, step: int, facts: dict) -> None:
