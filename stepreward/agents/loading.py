@@ -159,7 +159,8 @@ def _of_run(workdir: Path, step: int | None) -> Loaded:
     _restore(learner, checkpoints, step, facts["learner"])
     asleep = [auxiliary.title for auxiliary in learner.auxiliaries.values() if not auxiliary.begun]
     why = f"the {' and the '.join(asleep)} of this run has not begun to learn" if asleep else ""
-    if not learner.reinforcing:
+    untaught = not counters.iteration and any(found.trains and found.stage == "train" for found in learner.auxiliaries.values())
+    if not learner.reinforcing or untaught:
         why = "reinforcement learning has not begun in this run"
         learner.auxiliaries = {name: found for name, found in learner.auxiliaries.items() if isinstance(found, Exact)}
         for auxiliary in learner.auxiliaries.values():
