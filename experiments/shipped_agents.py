@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from stepreward.agents import catalogue, loading
+from stepreward.agents.agent import Agent
 from stepreward.config import EXPORTED
 from stepreward.display import format_duration
 from stepreward.metrics import read_metrics
@@ -137,7 +138,7 @@ def write(name: str, recipe: Recipe, workdir: Path) -> None:
                 file.unlink()
         write_facts(made, policy)
         stated = measure(made, recipe.episodes)
-        write_facts(made, policy, stated)
+        write_facts(made, policy, stated=stated, examples=examples(made))
         (made / "README.md").write_text(card(name, recipe, policy, run, stated), encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(made, out)
@@ -157,6 +158,19 @@ def measure(folder: Path, episodes: int) -> dict:
     found = loading.load_player(catalogue.find(folder))
     good = [e for e in play_held_out(found, episodes, seed=0) if e.failure is None]
     return {"won": sum(e.success for e in good), "episodes": len(good), "jax": jax.__version__}
+
+
+def examples(folder: Path, count: int = 5, tries: int = 60) -> list[int]:
+    """Seeds of held-out tasks whose first attempt succeeds while others fail, so that their credit shows something."""
+    found = []
+    with Agent(folder) as agent:
+        for seed in range(tries):
+            episode = agent.play(seed)
+            if episode.success and episode.solved <= 0.75 * episode.attempts:
+                found.append(seed)
+            if len(found) == count:
+                break
+    return found
 
 
 def compare(name: str) -> None:

@@ -10,16 +10,18 @@ The agent is one that comes with the package, the workdir of a run, or a folder 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import sys
 import time
+from collections.abc import Sequence
 
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 
 AGENT = Option("agent", "an agent that comes with the package, the workdir of a run, or an exported folder")
 OPTIONS = (
-    Option("task-seed", "the environment's seed of the first task, as reports show it", default=0, type=int),
+    Option("task-seed", "the environment's seed of the first task, as reports show it (default: an example of the agent, or 0)", type=int),
     Option("episodes", "tasks to play, with seeds that follow each other", default=1, type=int),
     Option("split", "tasks of this split", default="held_out", choices=("held_out", "train")),
     Option("seed", "seed for sampling the agent's answers", default=0, type=int),
@@ -30,8 +32,9 @@ OPTIONS = (
 )
 
 LEGEND = (
-    "step reward: what the credit method gives the step; advantage: what the policy would be trained with, which compares the attempts at "
-    "the task; exact advantage: the truth, where the environment knows its transitions"
+    "step reward: what the credit method gives the step",
+    "advantage: what the policy would be trained with; most methods compare the attempts at the task",
+    "exact advantage: the change of the chance to solve the task, where the environment knows its transitions",
 )
 
 
@@ -64,25 +67,37 @@ def show(options) -> int:
         from stepreward.agents.agent import Agent
 
         agent = Agent(options.agent, step=options.step)
-        play = lambda number: agent.play(
-            options.task_seed + number, split=options.split, sampling=options.seed, environment=options.environment
-        )
-        episode = play(0)
+        seeds = task_seeds(options, agent.examples)
+        play = lambda seed: agent.play(seed, split=options.split, sampling=options.seed, environment=options.environment)
+        episode = play(seeds[0])
     won, attempts, solved = 0, 0, 0
     with agent:
-        for number in range(options.episodes):
-            episode = play(number) if number else episode
-            for part in episode.renderables():
-                console.print(part)
-                time.sleep(pause)
-            console.print()
+        for number, seed in enumerate(seeds):
+            episode = play(seed) if number else episode
+            if live:
+                for part in episode.renderables():
+                    console.print(part)
+                    time.sleep(pause)
+            else:
+                print(episode)
+            print()
             won, attempts, solved = won + episode.success, attempts + episode.attempts, solved + episode.solved
     tasks = f"{options.episodes} task{'s' if options.episodes > 1 else ''}"
-    console.print(f"{agent.name}: {won} of {tasks} solved at the first attempt, {solved} of {attempts} attempts in all")
-    console.print(LEGEND, style="dim")
+    lines = [f"{agent.name}: {won} of {tasks} solved at the first attempt, {solved} of {attempts} attempts in all", *LEGEND]
     if agent.stated:
-        console.print(f"stated success: {stated_words(agent.stated)}; `stepreward evaluate {agent.name}` measures it", style="dim")
+        lines.append(f"stated success: {stated_words(agent.stated)}; stepreward evaluate {options.agent} measures it")
+    for number, line in enumerate(lines):
+        console.print(line, style="dim" if number else None, markup=False, soft_wrap=not live)
     return 0
+
+
+def task_seeds(options, examples: Sequence[int]) -> list[int]:
+    """The seeds of the tasks: those after --task-seed, or else the agent's examples and then the seeds from 0."""
+    if options.task_seed is not None:
+        return list(range(options.task_seed, options.task_seed + options.episodes))
+    first = list(examples) if options.split == "held_out" and not options.seed else []
+    others = (seed for seed in itertools.count() if seed not in first)
+    return [*first, *itertools.islice(others, options.episodes)][: options.episodes]
 
 
 def listing(agents: dict) -> int:

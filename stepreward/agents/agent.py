@@ -52,6 +52,7 @@ class Agent:
       name: the agent's name, or that of its folder.
       path: its folder.
       stated: the measured success that a shipped agent states, as a dict; None if nobody measured it.
+      examples: seeds of held-out tasks that a shipped agent solves in some attempts and not in others.
     """
 
     def __init__(self, source: str | Path = "sokoban", *, step: int | None = None):
@@ -60,6 +61,7 @@ class Agent:
             self.name, self.path, self._step = self._place.name, self._place.path, step
             self._loaded = loading.load(self._place, step)
             self.stated = self._loaded.facts.get("stated")
+            self.examples = tuple(self._loaded.facts.get("examples") or ())
             learner = self._loaded.learner
             self._player = learner.parts.collector.player(learner.actor, score_answers=setup.scores_answers(learner.method))
 

@@ -69,15 +69,15 @@ def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which
     return 0
 
 
-def write_facts(folder: str | Path, found: Played, stated: dict[str, Any] | None = None) -> None:
+def write_facts(folder: str | Path, found: Played, **more: Any) -> None:
     """Writes `stepreward.json`: what `stepreward play` and `stepreward.load` need beside the model (docs/play.md).
 
     Args:
       folder: the exported folder.
       found: the exported model.
-      stated: its measured success; None if nobody measured it.
+      **more: further plain values: `stated`, the model's measured success, and `examples`, seeds of tasks that show its credit.
     """
-    facts = {"config": shareable(found.config), "tick": found.step, "counters": found.counters, "stated": stated}
+    facts = {"config": shareable(found.config), "tick": found.step, "counters": found.counters, **more}
     write_atomically(Path(folder) / EXPORTED, json.dumps(facts, indent=1) + "\n")
 
 
