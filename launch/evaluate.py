@@ -29,8 +29,10 @@ def main() -> int | None:
             Option("seed", "seed for sampling the policy's answers", default=0, type=int),
         ),
     )
-    if (options.agent is None) == (options.workdir is None):
-        raise UserError("--workdir is missing: give it, or the name of an agent, but only one of them; --help lists the flags")
+    if options.agent is None and options.workdir is None:
+        raise UserError("--workdir is missing: give it, or the name of an agent; --help lists the flags")
+    if options.agent is not None and options.workdir is not None:
+        raise UserError(f"--workdir={options.workdir} and {options.agent!r} both name what to evaluate: give one of them")
     if options.workdir is not None:
         from stepreward.training.evaluate import evaluate_workdir
 
