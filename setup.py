@@ -83,7 +83,7 @@ setup(
     # One top-level package: the folders beside stepreward/ are installed inside it, as stepreward/__init__.py has them in a checkout.
     packages=find_packages(include=["stepreward", "stepreward.*"]) + [f"stepreward.{name}" for name in BESIDE],
     package_dir={f"stepreward.{top}": top for top in ("envs", "configs", "launch")},
-    package_data={"stepreward": ["py.typed", "view/static/*"]},
+    package_data={"stepreward": ["py.typed", "view/static/*", "agents/shipped/*/*", "agents/shipped/*/prm/*"]},
     entry_points={"console_scripts": ["stepreward = stepreward.cli:main"]},
     install_requires=read_requirements(),
     extras_require={

@@ -11,8 +11,9 @@ from stepreward.errors import UserError, launcher
 
 JOBS = {
     "train": "train an agent, or resume a run",
-    "evaluate": "measure the success of a run's checkpoint on held-out tasks",
+    "play": "show a trained agent at work, with the credit under each step: stepreward play sokoban",
     "view": "show runs in a browser: live curves, and episodes with the credit of each step",
+    "evaluate": "measure the success of a run's checkpoint, or of an agent, on held-out tasks",
     "serve": "serve a trained agent or a model folder to OpenAI clients",
     "export": "write a run's model as a Hugging Face folder",
     "doctor": "say what is installed, which devices there are, and which models fit",

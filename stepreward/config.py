@@ -33,6 +33,12 @@ from stepreward.text import cleaned
 _OVERRIDE = "--config."
 # The environment or credit method that the config names checks their keys.
 OPEN_GROUPS = ("environment.options", "credit.options", "credit.schedules", "preference.options", "mixture.environments")
+EXPORTED = "stepreward.json"  # the file with the config of a run, in a model folder that the run exported
+# Folders and addresses of one machine, which an exported folder does not tell.
+_LOCAL = (
+    "model.path", "prm.path", "frozen_pair.trained", "frozen_pair.start", "mixture.transfer", "checkpoint.folder", "environment.ray_address",
+    "judge.url", "expert.url", "stages.sft", "stages.exploration", "stages.estimator", "stages.preference",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +105,12 @@ def parse_command_line(
 
 
 def parse_arguments(
-    argv: Sequence[str], *, options: Iterable[Option], description: str | None = None, required: Sequence[str] = ()
+    argv: Sequence[str],
+    *,
+    options: Iterable[Option],
+    description: str | None = None,
+    required: Sequence[str] = (),
+    positional: Option | None = None,
 ) -> argparse.Namespace:
     """Parses the flags of a job that takes no config; `--help` prints them and exits with 0.
 
@@ -108,11 +119,14 @@ def parse_arguments(
       options: the flags.
       description: the text above the flags in `--help`.
       required: names of flags that must be given.
+      positional: an argument without dashes, which may be left out.
 
     Raises:
       UserError: if a flag or value is wrong or missing; the message is one line that names it.
     """
     parser = _Parser(description=description, extra=tuple(options), with_config=False)
+    if positional is not None:
+        parser.add_argument(positional.name, nargs="?", metavar=positional.name.upper(), default=positional.default, help=positional.help)
     parsed = parser.parse_args(argv)
     if parsed.help:
         parser.print_help()
@@ -449,7 +463,22 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
         raise ValueError(f"saved config {str(path)!r} is not valid JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"saved config {str(path)!r} is not a JSON object")
-    return ConfigDict(_as_tuple(found)).lock()
+    return as_config(found).lock()
+
+
+def shareable(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config as nested dicts, without the folders and addresses of this machine that playing does not need."""
+    values = config.to_dict()
+    for key in _LOCAL:
+        group, name = key.split(".")
+        if isinstance(values.get(group), dict) and name in values[group]:
+            values[group][name] = ""
+    return values
+
+
+def as_config(values: Mapping[str, Any]) -> ConfigDict:
+    """Returns an unlocked config with nested values as JSON holds them; lists become tuples."""
+    return ConfigDict(_as_tuple(dict(values)))
 
 
 def config_difference(old: ConfigDict, new: ConfigDict) -> list[str]:

@@ -52,6 +52,8 @@ def test_the_wheel_holds_one_top_level_package(built):
     names = zipfile.ZipFile(built[0]).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"stepreward"}
     assert {"stepreward/view/static/app.js", "stepreward/view/static/uPlot.LICENSE"} <= set(names)
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "stepreward" / "agents" / "shipped").rglob("*") if path.is_file()}
+    assert "stepreward/agents/shipped/sokoban/prm/model.safetensors" in shipped <= set(names)
     assert "stepreward/py.typed" in names and "stepreward/envs/sokoban/env.py" in names and "stepreward/launch/train.py" in names
     experiments = {name.removeprefix("stepreward/") for name in names if name.startswith("stepreward/configs/")}
     assert experiments == {path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.py")}
@@ -88,7 +90,7 @@ def test_the_main_job_runs_from_any_folder(installed, tmp_path):
     assert "success" in shown
 
 
-@pytest.mark.parametrize("job", ["train", "evaluate", "serve", "export", "compile-tpu", "env", "doctor"])
+@pytest.mark.parametrize("job", ["train", "play", "evaluate", "serve", "export", "compile-tpu", "env", "doctor"])
 def test_every_job_has_its_flags(installed, tmp_path, job):
     assert f"stepreward {job}" in run(installed / "stepreward", job, "--help", cwd=tmp_path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from stepreward.config import load_config
 from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.models.heads import decoder_of
-from stepreward.rollout.episode import ROW_FULL, TOO_LONG, lost, summary
+from stepreward.rollout.episode import ROW_FULL, TOO_LONG, Episode, lost, summary
 from stepreward.training import decisions, fitting, setup, streams
 from stepreward.training.backbones import Backbone
 from stepreward.training.counters import Counters
@@ -62,22 +63,7 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
       UserError, FileNotFoundError, ValueError: the workdir or checkpoint is missing, incomplete or lacks this model.
     """
     workdir = Path(workdir)
-    if not workdir.is_dir():
-        raise UserError(f"no workdir {str(workdir)!r}: give the folder that train.py wrote")
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{str(workdir)!r} is not the workdir of a run: it has no config.json")
-    use_compilation_cache()
-    processes.initialize()
-    config = load_config(workdir / "config.json")
-    absent = [group for group in _GROUPS if group not in config]
-    if absent:
-        raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
-    config, spread = fitting.on_fewer_devices(config)
-    if spread and processes.is_writer():
-        print(spread, file=sys.stderr, flush=True)
-    checkpoints = Checkpoints(workdir, read_only=True, folder=config.checkpoint.get("folder", ""))
-    checkpoints.find(step)
-    _check_whole(config, workdir)
+    config, checkpoints = open_workdir(workdir, step)
     parts = setup.build(config, workdir)
     learner = Learner(config, parts, jax.random.key(config.seed))
     facts = checkpoints.counters(step) if step in (None, *checkpoints.steps()) else None
@@ -97,6 +83,37 @@ def load_checkpoint(workdir: str | Path, step: int | None, which: str) -> Played
     own = which == "prm" and model is not learner.model and (config.prm.preset or config.prm.path)
     path = config.prm.path if own else config.model.path
     return Played(config, parts, model, params, path, step, facts["counters"])
+
+
+def open_workdir(workdir: Path, step: int | None) -> tuple[ConfigDict, Checkpoints]:
+    """Opens the workdir of a run for reading.
+
+    Args:
+      step: the tick of the checkpoint that is wanted; None is the latest.
+
+    Returns:
+      The run's config, with a mesh for the devices of this job, and its checkpoints.
+
+    Raises:
+      UserError, FileNotFoundError, ValueError: the workdir or checkpoint is missing or incomplete.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"no workdir {str(workdir)!r}: give the folder that train.py wrote")
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{str(workdir)!r} is not the workdir of a run: it has no config.json")
+    use_compilation_cache()
+    processes.initialize()
+    config = load_config(workdir / "config.json")
+    absent = [group for group in _GROUPS if group not in config]
+    if absent:
+        raise UserError(f"{str(workdir / 'config.json')!r} is not the config of a run: it has no {', '.join(absent)}")
+    config, spread = fitting.on_fewer_devices(config)
+    if spread and processes.is_writer():
+        print(spread, file=sys.stderr, flush=True)
+    checkpoints = Checkpoints(workdir, read_only=True, folder=config.checkpoint.get("folder", ""))
+    checkpoints.find(step)
+    _check_whole(config, workdir)
+    return config, checkpoints
 
 
 def _check_whole(c, workdir: Path) -> None:
@@ -122,30 +139,65 @@ def evaluate_workdir(workdir: str | Path, episodes: int, step: int | None, which
       UserError, FileNotFoundError, ValueError: an argument is out of range, the workdir or checkpoint cannot be used, or every
         environment failed.
     """
+    check_arguments(episodes, seed)
+    found = load_checkpoint(workdir, step, which)
+    stage, steps = found.counters["stage"], found.counters["env_steps"]
+    about = [("workdir", str(workdir)), ("checkpoint", f"{found.step} ({stage}, {steps:,} environment steps), {which}")]
+    return evaluate_model(found, about, episodes, seed)
+
+
+def check_arguments(episodes: int, seed: int) -> None:
+    """Raises a UserError if the number of episodes or the seed of an evaluation is out of range."""
     if episodes < 1:
         raise UserError(f"--episodes={episodes}: give at least 1")
     if not 0 <= seed < 2**31:
         raise UserError(f"--seed={seed}: give a whole number from 0 to {2**31 - 1}")
-    found = load_checkpoint(workdir, step, which)
-    config, parts, step, counters = found.config, found.parts, found.step, found.counters
-    params = found.model.join(found.params)
-    started = time.monotonic()
-    if processes.is_writer():
-        print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
+
+
+def play_held_out(found: Played, episodes: int, seed: int) -> list[Episode]:
+    """Plays the first `episodes` held-out tasks with a loaded model, and closes its environments.
+
+    Args:
+      seed: the seed of the sampled answers; it does not change the tasks.
+
+    Returns:
+      The episodes; those whose environment failed have a `failure`.
+
+    Raises:
+      UserError: every environment failed.
+    """
+    config, parts = found.config, found.parts
+    key = jax.random.fold_in(jax.random.key(config.seed), streams.DEVICE["evaluate"] + seed)
     with parts.collector.pool:
         tasks = held_out(config, parts, episodes)
-        collector = setup.collector_of(config, parts, found.model)
-        played = collector.collect(params, tasks, jax.random.fold_in(jax.random.key(config.seed), streams.DEVICE["evaluate"] + seed))
-    good = [e for e in played if e.failure is None]
-    if not good:
+        played = setup.collector_of(config, parts, found.model).collect(found.model.join(found.params), tasks, key)
+    if all(e.failure is not None for e in played):
         raise UserError(f"every environment failed, the first one with: {played[0].failure}")
+    return played
+
+
+def evaluate_model(found: Played, about: Sequence[tuple[str, str]], episodes: int, seed: int) -> int:
+    """Plays held-out episodes with a loaded model and prints the success rate with its 95 % interval.
+
+    Args:
+      about: rows of (name, text) that are printed above the figures.
+      episodes, seed: see `play_held_out`.
+
+    Returns:
+      The exit code: 0.
+    """
+    started, parts = time.monotonic(), found.parts
+    if processes.is_writer():
+        print(f"choosing and playing {episodes:,} held-out tasks", file=sys.stderr, flush=True)
+    played = play_held_out(found, episodes, seed)
     if not processes.is_writer():
         return 0
+    good = [e for e in played if e.failure is None]
     won = sum(e.success for e in good)
     low, high = wilson_interval(won, len(good))
     found = summary(good)
-    print(f"workdir     {workdir}")
-    print(f"checkpoint  {step} ({counters['stage']}, {counters['env_steps']:,} environment steps), {which}")
+    for name, text in about:
+        print(f"{name:<11} {text}")
     print(f"success     {100 * won / len(good):.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, {won} of {len(good)})")
     for name, those in by_environment(parts, good).items() if parts.mixture is not None else ():
         if those:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from functools import partial
@@ -11,7 +12,9 @@ from typing import Any
 
 import jax
 
+from stepreward.config import EXPORTED, shareable
 from stepreward.errors import UserError
+from stepreward.metrics import write_atomically
 from stepreward.models.adapters import merge_adapters, rounding_loss
 from stepreward.models.chat_template import with_defaults
 from stepreward.models.presets import dtype as dtype_of
@@ -59,9 +62,23 @@ def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which
     else:
         params = found.params if found.model.base is None else _merged(found, kind)
         where = str(save(out, found.model.config, params, dtype=kind))
+        if jax.process_index() == 0:
+            write_facts(out, found)
     if jax.process_index() == 0:
         print(f"wrote {where} ({which} of checkpoint {found.step})")
     return 0
+
+
+def write_facts(folder: str | Path, found: Played, **more: Any) -> None:
+    """Writes `stepreward.json`: what `stepreward play` and `stepreward.load` need beside the model (docs/play.md).
+
+    Args:
+      folder: the exported folder.
+      found: the exported model.
+      **more: further plain values: `stated`, the model's measured success, and `examples`, seeds of tasks that show its credit.
+    """
+    facts = {"config": shareable(found.config), "tick": found.step, "counters": found.counters, **more}
+    write_atomically(Path(folder) / EXPORTED, json.dumps(facts, indent=1) + "\n")
 
 
 def _export_adapters(found: Played, out, source: Path | None, words: Path, dtype, save) -> str:

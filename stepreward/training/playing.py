@@ -7,10 +7,11 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from stepreward.batch import Batch
 from stepreward.errors import UserError
 from stepreward.rollout.episode import cuts, lost, summary
 from stepreward.rollout.mixed import UNJUDGED
-from stepreward.rollout.reference import unscored
+from stepreward.rollout.reference import answer_log_probs, unscored
 from stepreward.rollout.strategies import Chain, Rollout, Strategy
 from stepreward.training import setup, streams
 
@@ -48,6 +49,15 @@ def play(run, tasks, key, strategy: Strategy | None = None, actor=None) -> tuple
         metrics |= {"rollout/branch_steps": rollout.branch_steps, "rollout/replayed_steps": cost.replayed_steps}
         metrics |= {f"rollout/{name}": count for name, count in rollout.counts.items()}
     return rollout, {k: float(v) for k, v in metrics.items()}
+
+
+def pack_rollout(c, layout, method, rollout: Rollout) -> Batch:
+    """Packs the episodes of a rollout into a batch, with those signals of the rollout that a credit method reads; see `Run.pack`."""
+    wanted, batch = method.requires, layout.pack(rollout.episodes)
+    found = rollout.arrays(c.rollout.max_steps) if rollout.signals else {}
+    scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
+    scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(method) else {}
+    return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
 
 
 def rollout_metrics(run, episodes: list) -> dict[str, float]:

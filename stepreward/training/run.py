@@ -17,7 +17,6 @@ from stepreward.config import leaves
 from stepreward.errors import UserError
 from stepreward.metrics import read_metrics
 from stepreward.rollout.episode import Cost
-from stepreward.rollout.reference import answer_log_probs
 from stepreward.rollout.strategies import Rollout, Strategy
 from stepreward.training import decisions, fitting, identity, playing, setup
 from stepreward.training.ahead import Ahead, check_mesh
@@ -166,12 +165,7 @@ class Run:
 
         Their values are outcomes of episodes, and are scaled as the outcomes of the batch are.
         """
-        c, wanted = self.c, self.method.requires
-        batch = self.learner.layout.pack(rollout.episodes)
-        found = rollout.arrays(c.rollout.max_steps) if rollout.signals else {}
-        scaled = lambda x: x * np.float32(c.credit.outcome_scale) if x.dtype == np.float32 else x
-        scores = {"answer_log_prob": answer_log_probs(rollout.episodes, c.rollout.max_steps)} if setup.scores_answers(self.method) else {}
-        return batch.with_signals(**scores, **{name: scaled(value) for name, value in found.items() if name in wanted})
+        return playing.pack_rollout(self.c, self.learner.layout, self.method, rollout)
 
     def spend(self, cost: Cost) -> dict[str, float]:
         """Counts what the iteration's episodes cost, branches included; returns the totals so far as metrics."""
