@@ -12,21 +12,21 @@ import sys
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import launcher
 
+OPTIONS = (
+    Option("workdir", "folder of the run"),
+    Option("episodes", "held-out episodes to play", default=2048, type=int),
+    Option("step", "checkpoint to evaluate (default: the latest)", type=int),
+    Option("which", "model to play: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")),
+    Option("seed", "seed for sampling the policy's answers", default=0, type=int),
+)
+
 
 def main() -> int | None:
     options = parse_arguments(
         sys.argv[1:],
         description=__doc__,
         required=("workdir",),
-        options=(
-            Option("workdir", "folder of the run"),
-            Option("episodes", "held-out episodes to play", default=2048, type=int),
-            Option("step", "checkpoint to evaluate (default: the latest)", type=int),
-            Option(
-                "which", "model to play: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")
-            ),
-            Option("seed", "seed for sampling the policy's answers", default=0, type=int),
-        ),
+        options=OPTIONS,
     )
     from stepreward.training.evaluate import evaluate_workdir
 

@@ -51,7 +51,9 @@ HERE = f"{__name__}:Echo"
 @pytest.fixture(scope="module")
 def address():
     """The address of a server with the environment, in a thread of this process."""
-    server = uvicorn.Server(uvicorn.Config(create_fastapi_app(Echo, Say, Heard, max_concurrent_envs=16), host="127.0.0.1", port=0, log_level="error"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_fastapi_app(Echo, Say, Heard, max_concurrent_envs=16), host="127.0.0.1", port=0, log_level="error")
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

@@ -91,6 +91,10 @@ def test_it_keeps_to_the_protocol(preset):
 
 
 def test_mistakes_are_errors():
-    for preset, words in (("no-such-env", "cannot be imported"), (f"{__name__}:gone", "cannot be imported"), ("builtins:dict", "made a dict")):
+    for preset, words in (
+        ("no-such-env", "cannot be imported"),
+        (f"{__name__}:gone", "cannot be imported"),
+        ("builtins:dict", "made a dict"),
+    ):
         with pytest.raises(ValueError, match=words):
             make(preset)()

@@ -117,8 +117,10 @@ class Episodes:
         return self._text, {}
 
     def step(self, action: str | Mapping) -> tuple[str, float, bool, bool, dict]:
+        if isinstance(action, str):  # half of an emoji cannot be sent
+            action = {self._field: action.encode("utf-8", "replace").decode("utf-8")}
         try:
-            fields, reward, done = self._environment.step(dict(action) if isinstance(action, Mapping) else {self._field: action})
+            fields, reward, done = self._environment.step(dict(action))
         except Refused:
             return self._text, 0.0, False, False, {"invalid": True}
         self._text = self._written(fields)
