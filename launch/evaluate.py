@@ -13,21 +13,21 @@ import sys
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 
+OPTIONS = (
+    Option("workdir", "folder of the run"),
+    Option("episodes", "held-out episodes to play", default=2048, type=int),
+    Option("step", "checkpoint of a run to evaluate (default: the latest)", type=int),
+    Option("which", "model to play: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")),
+    Option("seed", "seed for sampling the policy's answers", default=0, type=int),
+)
+
 
 def main() -> int | None:
     options = parse_arguments(
         sys.argv[1:],
         description=__doc__,
         positional=Option("agent", "an agent that comes with the package, an exported folder, or the workdir of a run"),
-        options=(
-            Option("workdir", "folder of the run"),
-            Option("episodes", "held-out episodes to play", default=2048, type=int),
-            Option("step", "checkpoint of a run to evaluate (default: the latest)", type=int),
-            Option(
-                "which", "model to play: the policy, the PRM or the initial policy", default="policy", choices=("policy", "prm", "initial")
-            ),
-            Option("seed", "seed for sampling the policy's answers", default=0, type=int),
-        ),
+        options=OPTIONS,
     )
     if options.agent is None and options.workdir is None:
         raise UserError("--workdir is missing: give it, or the name of an agent; --help lists the flags")

@@ -14,10 +14,11 @@ from stepreward.config import QUIET, WORKDIR, Option, parse_command_line
 from stepreward.errors import launcher
 
 STAGE = Option("stage", "run only this stage", choices=("sft", "explore", "estimator", "preference", "train", "evaluate"))
+OPTIONS = (WORKDIR, QUIET, STAGE)
 
 
 def main() -> int | None:
-    config, options = parse_command_line(sys.argv[1:], extra=(WORKDIR, QUIET, STAGE), description=__doc__)
+    config, options = parse_command_line(sys.argv[1:], extra=OPTIONS, description=__doc__)
     from stepreward.training.main_job import train  # jax is imported only after the command line was checked
 
     return train(config, options.workdir, quiet=options.quiet, stage=options.stage)

@@ -19,6 +19,7 @@ JOBS = {
     "doctor": "say what is installed, which devices there are, and which models fit",
     "env": "check an environment against the protocol: stepreward env check NAME",
     "methods": "list the methods, what each needs, and whether an environment offers it",
+    "completion": "print the completion script of a shell: bash, zsh or fish",
     "compile-tpu": "compile a run's programs for a TPU slice, on a machine without a TPU",
 }
 USAGE = "\n".join(

@@ -1,4 +1,4 @@
-"""A run's metrics: `workdir/metrics.jsonl`, its copy for TensorBoard, and the confidence interval of a success rate.
+"""A run's metrics: `workdir/metrics.jsonl`, and the confidence interval of a success rate.
 
 A line of `metrics.jsonl` is one JSON object: `tick` (int; one sequence over all stages of the run), `iteration` (int; finished
 iterations of reinforcement learning), `stage`, `env_steps`, `wall_s`, and measurements under `group/name`. A process or its machine
@@ -13,12 +13,11 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 METRICS_FILE = "metrics.jsonl"
-TENSORBOARD_FOLDER = "tensorboard"
 
 
 def to_json(value: Any, name: str = "value") -> Any:
@@ -102,8 +101,18 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     return records
 
 
+class Tracker(Protocol):
+    """Another place for metrics. Neither method raises."""
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Takes a line as it is in the file; ignores one that it has."""
+
+    def close(self) -> None:
+        """Ends the tracker. It may be called twice."""
+
+
 class MetricsWriter:
-    """Appends records to `workdir/metrics.jsonl` and copies their numbers to `workdir/tensorboard/`.
+    """Appends records to `workdir/metrics.jsonl`, and sends them to a tracker if there is one.
 
     Only one process of a job may write. A run that resumes from the checkpoint of tick k repeats everything after k, so
     the writer first drops the lines of later ticks. Write the metrics of tick k before saving its checkpoint.
@@ -112,21 +121,25 @@ class MetricsWriter:
       workdir: the run's folder; created if it does not exist.
       resume_tick: tick of the checkpoint from which the run continues; None for a run that starts at its beginning, which
         drops all earlier lines.
-      tensorboard: whether to write TensorBoard events.
+      tracker: gets every line that the file keeps or receives; closed with the file (`stepreward/tracking.py`).
 
     Raises:
       ValueError: the existing file has a corrupt line before its last one.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_tick: int | None = None, *, tensorboard: bool = True):
+    def __init__(self, workdir: str | os.PathLike, resume_tick: int | None = None, tracker: Tracker | None = None):
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         first = 0 if resume_tick is None else int(resume_tick) + 1
+        kept = []
         if self.path.exists():
             kept = [] if resume_tick is None else [r for r in read_metrics(self.path) if _tick(r) < first]
             write_atomically(self.path, "".join(map(_line, kept)))
         self._file = open(self.path, "ab")
-        self._tensorboard = _tensorboard_writer(self.path.parent / TENSORBOARD_FOLDER, first) if tensorboard else None
+        self._tracker = tracker
+        if tracker is not None:
+            for record in kept:  # the tracker may have been chosen, or have failed, after these
+                tracker.write(record)
 
     def write(self, record: Mapping[str, Any]) -> dict[str, Any]:
         """Appends one line.
@@ -149,19 +162,15 @@ class MetricsWriter:
         self._file.write(_line(stored).encode())
         self._file.flush()
         os.fsync(self._file.fileno())
-        if self._tensorboard is not None:
-            for name, value in stored.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool) and name != "tick":
-                    self._tensorboard.add_scalar(name, value, tick)
-            self._tensorboard.flush()
+        if self._tracker is not None:
+            self._tracker.write(stored)
         return stored
 
     def close(self) -> None:
-        """Closes the files. It may be called twice."""
+        """Closes the file, and the tracker. It may be called twice."""
         self._file.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-            self._tensorboard = None
+        if self._tracker is not None:
+            self._tracker.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -219,11 +228,3 @@ def _tick(record: Mapping[str, Any]) -> float:
     """Returns a record's tick; infinity if it has none, so that a resumed run drops the record."""
     value = record.get("tick")
     return value if is_number(value) else math.inf
-
-
-def _tensorboard_writer(folder: Path, first: int):
-    """Opens an event file. If there are earlier ones, TensorBoard discards their steps from `first` on."""
-    from tensorboardX import SummaryWriter
-
-    purge_step = first if folder.is_dir() and any(folder.iterdir()) else None
-    return SummaryWriter(str(folder), purge_step=purge_step)

@@ -1,4 +1,4 @@
-"""The metrics file: exact values, strict JSON, resume, incomplete lines, TensorBoard, and Wilson intervals."""
+"""The metrics file: exact values, strict JSON, resume, incomplete lines, and Wilson intervals."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def strict(text):
 
 
 def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         writer.write(
             {
                 "tick": np.int64(3),
@@ -47,7 +47,7 @@ def test_writes_scalars_of_every_kind_as_strict_json(tmp_path):
 
 def test_resume_gives_the_same_file_as_an_uninterrupted_run(tmp_path):
     def write(folder, iterations, resume=None):
-        with MetricsWriter(tmp_path / folder, resume, tensorboard=False) as writer:
+        with MetricsWriter(tmp_path / folder, resume) as writer:
             for i in iterations:
                 writer.write({"tick": i, "stage": "sft", "sft/loss": 1 / (i + 3)})
                 writer.write({"tick": i, "stage": "sft", "eval/success": i / 7})
@@ -62,22 +62,22 @@ def test_resume_gives_the_same_file_as_an_uninterrupted_run(tmp_path):
 
 
 def test_resume_at_iteration_zero_keeps_that_iteration_alone(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path) as writer:
         for i in range(3):
             writer.write({"tick": i})
-    MetricsWriter(tmp_path, 0, tensorboard=False).close()
+    MetricsWriter(tmp_path, 0).close()
     assert [record["tick"] for record in read_metrics(tmp_path)] == [0]
 
 
 def test_a_run_from_its_beginning_starts_an_empty_file_even_over_a_corrupt_one(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("garbage\n{}\n")
-    MetricsWriter(tmp_path, None, tensorboard=False).close()
+    MetricsWriter(tmp_path, None).close()
     assert read_metrics(tmp_path) == []
 
 
 def test_a_complete_last_line_without_its_newline_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"tick": 1}\n{"tick": 2}')
-    with MetricsWriter(tmp_path, 2, tensorboard=False) as writer:
+    with MetricsWriter(tmp_path, 2) as writer:
         writer.write({"tick": 3})
     assert [record["tick"] for record in read_metrics(tmp_path)] == [1, 2, 3]
 
@@ -86,7 +86,7 @@ def test_every_line_survives_a_kill(tmp_path):
     code = f"""
         import os, signal
         from stepreward.metrics import MetricsWriter
-        writer = MetricsWriter({str(tmp_path)!r}, tensorboard=False)
+        writer = MetricsWriter({str(tmp_path)!r})
         for i in range(5):
             writer.write({{"tick": i}})
         os.kill(os.getpid(), signal.SIGKILL)
@@ -104,7 +104,7 @@ def test_read_names_the_missing_file_and_the_corrupt_line(tmp_path):
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 of 3"):
         read_metrics(path)
     with pytest.raises(ValueError, match="line 2 of 3"):
-        MetricsWriter(tmp_path, 3, tensorboard=False)
+        MetricsWriter(tmp_path, 3)
     path.write_text('{"tick": 1}\n3\n{"tick": 3}\n')
     with pytest.raises(ValueError, match="line 2 of 3.*not a JSON object"):
         read_metrics(path)
@@ -119,7 +119,7 @@ def test_read_drops_a_torn_last_line(tmp_path, tail):
 
 @pytest.mark.parametrize("tick", [None, -1, True, 1.5, "3"])
 def test_a_record_needs_a_tick(tmp_path, tick):
-    with MetricsWriter(tmp_path, tensorboard=False) as writer, pytest.raises(ValueError, match="tick"):
+    with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="tick"):
         writer.write({"tick": tick})
     assert read_metrics(tmp_path) == []
 
@@ -129,30 +129,6 @@ def test_an_array_is_not_a_metric():
         to_json(np.zeros(2), "policy/loss")
     with pytest.raises(TypeError, match="policy/loss is a set"):
         to_json({1}, "policy/loss")
-
-
-def test_tensorboard_gets_numbers_and_purges_repeated_steps(tmp_path):
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-    def events(path):
-        data, position = path.read_bytes(), 0
-        while position < len(data):
-            length = int.from_bytes(data[position : position + 8], "little")
-            yield Event.FromString(data[position + 12 : position + 12 + length])
-            position += 16 + length
-
-    folder = tmp_path / "tensorboard"
-    with MetricsWriter(tmp_path) as writer:
-        for i in range(3):
-            writer.write({"tick": i, "stage": "train", "policy/loss": i / 4, "prm/loss": math.nan})
-    (first,) = folder.iterdir()
-    scalars = [(e.step, v.tag, v.simple_value) for e in events(first) for v in e.summary.value]
-    assert scalars == [(0, "policy/loss", 0.0), (1, "policy/loss", 0.25), (2, "policy/loss", 0.5)]
-    assert all(e.session_log.status == SessionLog.STATUS_UNSPECIFIED for e in events(first))
-
-    MetricsWriter(tmp_path, 1).close()
-    found = [e for path in folder.iterdir() for e in events(path) if e.session_log.status == SessionLog.START]
-    assert [event.step for event in found] == [2]
 
 
 def test_series_keeps_finite_numbers_in_order():

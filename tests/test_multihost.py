@@ -28,9 +28,6 @@ import json, os, signal, sys
 from stepreward import processes
 
 folder, *runs = sys.argv[1:]
-sys.modules["torch"] = None  # tensorboardX would spend seconds to import it
-import tensorboardX
-del sys.modules["torch"]
 processes.initialize()
 from stepreward.config import load_config
 from stepreward.training.train import Runner

@@ -16,7 +16,7 @@ RECORDS = [
 
 @pytest.fixture
 def runner(tmp_path):
-    with MetricsWriter(tmp_path, tensorboard=False) as metrics:
+    with MetricsWriter(tmp_path) as metrics:
         for record in RECORDS:
             metrics.write(record)
     return types.SimpleNamespace(workdir=tmp_path, finished=False)

@@ -24,9 +24,6 @@ EVERYWHERE = ("workdir.save_config", "make_codec", "write_demonstrations", "begi
 # Runs a job again and again in processes of their own; each ends without warning after the first write that no earlier one came to.
 DRIVER = """
 import json, os, sys
-sys.modules["torch"] = None  # tensorboardX would spend seconds to import it
-import tensorboardX
-del sys.modules["torch"]
 import orbax.checkpoint, tensorflow_datasets
 from stepreward import checkpoint, metrics
 from stepreward.config import load_config

@@ -20,6 +20,7 @@ def base_config() -> ConfigDict:
     """Returns an unlocked config with every key: a tiny model on Sokoban."""
     c = ConfigDict()
     c.seed = 0
+    c.tracker = "none"  # copies metrics.jsonl to "tensorboard", "wandb" (offline without WANDB_MODE) or "trackio"; docs/runs.md
 
     # The environment, and the prompt that turns its observations into text for the model.
     c.environment = ConfigDict()

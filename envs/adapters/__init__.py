@@ -1,4 +1,5 @@
-"""Adapters from other libraries to `stepreward.envs.protocol`: gymnasium and GEM (`gym`), TextArena (`textarena`), any class (`TextEnv`)."""
+"""Adapters from other libraries to `stepreward.envs.protocol`: gymnasium and GEM (`gym`), TextArena
+(`textarena`), verifiers (`verifiers`), OpenEnv (`openenv`), any class (`TextEnv`)."""
 
 from stepreward.envs.adapters.gym import make
 from stepreward.envs.adapters.prompts import prompts

@@ -34,7 +34,7 @@ FREE = (
     "judge.url", "judge.key_variable", "judge.timeout_s", "judge.retries", "judge.parallel",
     "expert.url", "expert.key_variable", "expert.timeout_s", "expert.retries", "expert.parallel",
     "train.check_batches", "train.env_steps", "eval.every", "eval.prm_as_policy_every", "eval.record", "checkpoint.every",
-    "checkpoint.keep",
+    "checkpoint.keep", "tracker",
 )  # fmt: skip
 # Keys that name a folder or file, whose content is compared (`identity.py`) instead of its path.
 PATHS = ("model.path", "prm.path", "environment.data", "frozen_pair.trained", "frozen_pair.start", "mixture.transfer")

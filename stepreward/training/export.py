@@ -14,12 +14,12 @@ import jax
 
 from stepreward.config import EXPORTED, shareable
 from stepreward.errors import UserError
-from stepreward.metrics import write_atomically
+from stepreward.metrics import METRICS_FILE, read_metrics, write_atomically
 from stepreward.models.adapters import merge_adapters, rounding_loss
 from stepreward.models.chat_template import with_defaults
 from stepreward.models.presets import dtype as dtype_of
 from stepreward.rollout.template_chat import DATE, TemplateChat
-from stepreward.training import backbones
+from stepreward.training import backbones, model_card
 from stepreward.training.evaluate import Played, load_checkpoint
 
 _log = logging.getLogger(__name__)
@@ -27,8 +27,17 @@ _BASE = "base"  # the subfolder for the weights on which exported adapters were 
 _LOST, _NOISE = 0.05, 0.5  # shares of the adapters' change that rounding may remove or add without a warning
 
 
-def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which: str, adapters: bool, dtype: str) -> int:
-    """Writes a checkpoint's model to the folder `out`, with its tokenizer, chat template and sampling settings.
+def export_workdir(
+    workdir: str | Path,
+    out: str | Path,
+    step: int | None,
+    which: str,
+    adapters: bool,
+    dtype: str,
+    push: str = "",
+    private: bool = False,
+) -> int:
+    """Writes a checkpoint's model to the folder `out`, with its tokenizer, chat template, sampling settings and model card.
 
     The template has the run's system message, thinking mode and date as defaults, and `generation_config.json` the run's temperature,
     truncation and end tokens. A program that loads the folder with default settings therefore prompts and samples as the run did.
@@ -40,15 +49,21 @@ def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which
         writes a whole model, with adapters merged.
       dtype: dtype of the trained tensors; "" keeps the parameters' dtype. Merged weights are added in float32 and rounded once; a warning
         is logged if rounding removes a large part of the update.
+      push: a repository of the Hugging Face hub, OWNER/NAME, to which the folder is uploaded; "" uploads nothing.
+      private: whether that repository is private if it is made.
 
     Returns:
       The exit code: 0.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: the workdir, checkpoint, dtype or folder `out` cannot be used.
+      UserError, FileNotFoundError, ValueError: the workdir, checkpoint, dtype or folder `out` cannot be used, or the upload failed.
     """
     from stepreward.models.hugging_face_save import save_pretrained
 
+    if push:
+        model_card.check_repo(push)
+    elif private:
+        raise UserError("--private is for a repository of the hub: give --push=OWNER/NAME too.")
     found = load_checkpoint(workdir, step, which)
     found.parts.collector.pool.close()  # an export plays nothing
     c, kind = found.config, dtype_of(dtype) if dtype else None
@@ -65,7 +80,11 @@ def export_workdir(workdir: str | Path, out: str | Path, step: int | None, which
         if jax.process_index() == 0:
             write_facts(out, found)
     if jax.process_index() == 0:
+        metrics = Path(workdir) / METRICS_FILE
+        model_card.write_card(Path(out), found, read_metrics(metrics) if metrics.is_file() else [], which=which, adapters=adapters)
         print(f"wrote {where} ({which} of checkpoint {found.step})")
+        if push:
+            print(f"pushed to {model_card.push(Path(out), push, private)}")
     return 0
 
 

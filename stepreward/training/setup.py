@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from stepreward import credit, parallel, processes
+from stepreward import credit, parallel, processes, tracking
 from stepreward.config import TrackedConfig
 from stepreward.credit.schedules import Standing
 from stepreward.data.demonstrations import Demonstration
@@ -355,10 +355,12 @@ def check(c) -> None:
     Raises:
       ValueError: a value is out of range, keys contradict each other, or the machine does not satisfy them.
       FileNotFoundError: there is no model folder at model.path or prm.path.
+      UserError: the tracker is unknown or not installed.
     """
     c = c.untracked if isinstance(c, TrackedConfig) else c
     if not 0 <= c.seed < 2**32:
         raise ValueError(f"seed={c.seed} must be a whole number from 0 to {2**32 - 1}.")
+    tracking.check(c.tracker)
     for key in _AT_LEAST_ONE:
         group, name = key.split(".")
         if c[group][name] < 1:

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
-from stepreward import processes
+from stepreward import processes, tracking
 from stepreward.checkpoint import Checkpoints, check_folder_name, find_folder, holds_checkpoints, opened
 from stepreward.config import config_difference, leaves, load_config, save_config
 from stepreward.errors import UserError
@@ -22,7 +22,9 @@ from stepreward.training.outputs import StageOutput
 # Keys that may differ whenever a run is resumed: they do not affect its output, or only how long it runs.
 RESUMABLE_CHANGES = decisions.FREE
 # Temporary files and folders, which a process leaves behind if it is killed while it writes. All writers of a workdir name them so.
-_LEFTOVER = re.compile(r"\.(config\.json|metrics\.jsonl|evaluation\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+")
+_LEFTOVER = re.compile(
+    r"\.(config\.json|metrics\.jsonl|evaluation\.json|tracker\.json|report\.html|identity|tokenizer|demonstrations|exploration)\..+"
+)
 _IDENTITY = ".identity"
 _OWNER = "run.json"  # in checkpoint.folder
 
@@ -73,7 +75,7 @@ class Workdir:
         return Checkpoints(self.path, keep=self._c.checkpoint.keep, folder=self._c.checkpoint.folder)
 
     def open_metrics(self, resumed_tick: int | None) -> MetricsWriter | None:
-        """Opens metrics.jsonl, after removing metrics and recorded episodes that are later than the checkpoint.
+        """Opens metrics.jsonl and the tracker, after removing metrics and recorded episodes that are later than the checkpoint.
 
         Args:
           resumed_tick: tick of the checkpoint that the run resumes from; None for a run that starts from the beginning.
@@ -84,7 +86,9 @@ class Workdir:
         if not processes.is_writer():
             return None
         drop_episodes(self.path, after=resumed_tick or 0)
-        return MetricsWriter(self.path, resumed_tick)
+        name, resumes = self._c.tracker, resumed_tick is not None
+        tracker = None if name == "none" else tracking.Tracker(name, self.path, leaves(self._c), resumes)
+        return MetricsWriter(self.path, resumed_tick, tracker)
 
     def write_episodes(self, tick: int, iteration: int, episodes: list[dict], tree: dict | None = None) -> None:
         """Writes recorded episodes, and the tree that they are from, for the report."""
