@@ -41,6 +41,8 @@ SCIENCEWORLD = ["scienceworld>=1.2.3,<1.3"]  # runs in Java, which pip does not 
 GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
+# The site. mkdocs-material ends in 2027; ruff lays out the signatures of the API pages.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff>=0.17.6,<0.18"]
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
@@ -104,6 +106,7 @@ setup(
         "gguf": GGUF,
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF,
+        "docs": DOCS,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + DOCS,
     },
 )
