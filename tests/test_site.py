@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self.ids |= {found[name] for name in ("id", "name") if found.get(name)}
         if tag == "a" and found.get("href"):
             self.links.append(found["href"])
-        if tag in LOADS and found.get(LOADS[tag]) and found.get("rel") != "canonical":
+        if tag in LOADS and found.get(LOADS[tag]) and found.get("rel") not in ("canonical", "prev", "next"):
             self.loads.append(found[LOADS[tag]])
 
 
