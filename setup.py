@@ -42,7 +42,7 @@ GGUF = ["gguf>=0.19,<1"]  # model files of llama.cpp
 RAY = ["ray>=2.50,<3"]
 SERVE = ["starlette>=0.46,<2", "uvicorn>=0.34,<1"]
 # The site. mkdocs-material ends in 2027; ruff lays out the signatures of the API pages.
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2", "ruff>=0.17.6,<0.18"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings>=1,<2", "mkdocstrings-python>=2,<3", "ruff>=0.17.6,<0.18"]
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])

@@ -5,9 +5,13 @@ A line of prose ends because the next word did not fit. So a break is meant if t
 
 from __future__ import annotations
 
+import re
+
 import griffe
 
-WIDTH = 96  # columns, without the indentation; prose of narrower docstrings is left alone, too
+WIDTH = 110  # columns, without the indentation; prose is wrapped behind them
+
+EQUATION = re.compile(r"\S.{0,30} = ")
 
 
 class Lines(griffe.Extension):
@@ -20,11 +24,12 @@ class Lines(griffe.Extension):
 
 
 def kept_breaks(text: str) -> str:
-    """The text with two blanks at the end of each line that the next line's first word would have fitted into."""
+    """The text with two blanks at the end of each line whose break was meant: the next word would have fitted, or both lines are equations."""
     lines = text.split("\n")
     for index, (line, following) in enumerate(zip(lines, lines[1:])):
         first = following.split(" ")[0] if following and not following[0].isspace() else ""
         meant = line and not line[0].isspace() and not line.endswith(":") and not line.startswith(("- ", "* "))
-        if meant and first and not first.endswith(":") and len(line) + 1 + len(first) < WIDTH:
+        fits = len(re.sub(" +", " ", line)) + 1 + len(first) < WIDTH
+        if meant and first and not first.endswith(":") and (fits or (EQUATION.match(line) and EQUATION.match(following))):
             lines[index] = f"{line}  "
     return "\n".join(lines)

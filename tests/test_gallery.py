@@ -80,7 +80,7 @@ def run(root, folder, *words):
 def test_the_guide_s_method_trains(root, example):
     done = run(
         root, example, "-m", "stepreward.cli", "train", "--config=fading_sokoban.py:micro", "--workdir=run", "--quiet",
-        "--config.credit.options.fade=0.8", "--config.train.env_steps=60", "--config.sft.updates=20", "--config.eval.episodes=4",
+        "--config.credit.options.discount=0.8", "--config.train.env_steps=60", "--config.sft.updates=20", "--config.eval.episodes=4",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert any("credit/advantage_max" in record for record in read_metrics(example / "run"))
