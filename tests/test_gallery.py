@@ -58,6 +58,15 @@ def test_the_paper_index_has_every_paper_and_method(root):
     assert {anchor for anchor in anchors if f"({anchor})" not in papers} == set()
 
 
+def test_every_metric_of_the_debugging_guide_is_in_the_code(root):
+    text = (root / "docs" / "guides" / "debugging.md").read_text(encoding="utf-8")
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (root / "stepreward").rglob("*.py"))
+    groups = "rollout|credit|policy|prm|health|filter|eval|estimator|discriminator|judge"
+    named = set(re.findall(rf"`(?:{groups})/([a-z_]+)`", text))
+    known = lambda name: re.search(rf"\b{name}\b", code) or re.search(r"exact_(?:\w+)_(?:reward|advantage)", name)
+    assert len(named) > 35 and [name for name in sorted(named) if not known(name)] == []
+
+
 # --- The example of docs/guides/method.md ---
 
 
