@@ -50,6 +50,8 @@ TRACKERS = {  # each under the name of its value of the config key `tracker`
     "wandb": ["wandb>=0.24,<1"],
     "trackio": ["trackio>=0.40,<1"],
 }
+# The site. mkdocs-material ends in 2027; ruff lays out the signatures of the API pages.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings>=1,<2", "mkdocstrings-python>=2,<3", "ruff>=0.17.6,<0.18"]
 README = ROOT / "README.md"
 HOME = "https://github.com/stepreward/stepreward"
 BESIDE = find_packages(include=["envs", "envs.*", "configs", "configs.*", "launch"])
@@ -119,6 +121,7 @@ setup(
         "trackio": TRACKERS["trackio"],
         "notebook": NOTEBOOK,
         "study": STUDY,
-        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + BROWSER + sum(TRACKERS.values(), []),
+        "docs": DOCS,
+        "all-test": TEST + PARITY + TPU_COMPILE + NOTEBOOK + SERVE + STUDY + GGUF + BROWSER + DOCS + sum(TRACKERS.values(), []),
     },
 )

@@ -172,7 +172,11 @@ def test_what_is_not_there_is_noticed(check, words):
 
 # --- Keys, files and extras that the text names ---
 
-TEXTS = [path for folder in (".", "docs", "docs/environments", "launch/cloud") for path in sorted((ROOT / folder).glob("*.md"))]
+TEXTS = [
+    path
+    for folder in (".", "docs", "docs/api", "docs/environments", "docs/guides", "launch/cloud")
+    for path in sorted((ROOT / folder).glob("*.md"))
+]
 SOURCES = [*TEXTS, *(path for folder in ("configs", "launch", "stepreward", "experiments", "benchmarks", "envs")
                      for path in sorted((ROOT / folder).rglob("*.py")))]  # fmt: skip
 KNOWN = leaves(base_config())

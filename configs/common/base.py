@@ -161,7 +161,7 @@ def base_config() -> ConfigDict:
     # Preference learning, a stage before reinforcement learning: rounds of exploring, forming pairs, and training on them.
     c.preference = ConfigDict()
     c.preference.method = ""  # "eto", "ipr", "rro", "cso", "stepagent" or "online_dpo"; "": no such stage
-    c.preference.options = ConfigDict()  # the fields of the method's class (docs/methods.md)
+    c.preference.options = ConfigDict()  # the fields of the method's class (docs/preference.md)
     c.preference.tasks = 256  # training tasks of a round
     c.preference.part_tasks = 64  # tasks explored and recorded at once; an interruption loses at most one such part
     c.preference.epochs = 3  # passes over the pairs of a round

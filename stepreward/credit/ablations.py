@@ -1,7 +1,7 @@
 """What is not a paper's definition: variants, controls and ablations. Each table maps the value of an option to a function.
 
 The tables `*_VARIANTS` name sets of options: "paper" is a paper's definition, "released" what its public release computes instead
-(`docs/methods.md`), and "stable" what this library recommends.
+(`docs/releases.md`), and "stable" what this library recommends.
 """
 
 from __future__ import annotations
