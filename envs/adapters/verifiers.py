@@ -55,8 +55,7 @@ class Episodes:
         self._stop()
         rows = self._rows[SPLITS[seed % 2]]
         row = rows[seed // 2 % len(rows)]
-        made = self._environment._run_rollout_state(row, self._client, "stepreward", {})
-        self._running, self._seen = self._loop.create_task(made), 0
+        self._running, self._seen = self._loop.create_task(self._play(row)), 0
         self._advance()
         if self._running.done():
             raise ValueError(f"an episode ended before its first turn: {self._result().get('error') or 'the environment stopped it'}")
@@ -81,6 +80,15 @@ class Episodes:
         self._stop()
         if not self._loop.is_closed():
             self._loop.close()
+
+    async def _play(self, row: Mapping[str, Any]) -> Any:
+        """Plays and scores one episode; returns the library's state of it."""
+        own = self._environment
+        state = await own.rollout(row, self._client, "stepreward", {})
+        if state.get("error") is None:
+            await own.rubric.score_rollout(state)
+        await own.rubric.cleanup(state)
+        return state
 
     def _advance(self) -> None:
         """Runs the episode until it asks for an answer or is over."""
