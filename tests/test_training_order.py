@@ -27,7 +27,7 @@ def iteration(reward_from, resync):
     def score(batch, metrics):
         scored.append(batch)
         calls.append(("score", len(scored)))
-        return SimpleNamespace(step_mask=batch.step_mask, number=len(scored))
+        return SimpleNamespace(step_mask=batch.step_mask, number=len(scored), signals={})
 
     def credit(batch, episodes, signals, metrics, seed):
         calls.append(("credit", batch.number))

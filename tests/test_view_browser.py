@@ -52,7 +52,8 @@ def open_page(browser):
     yield open_page
     for page, said in pages:
         page.close()
-        assert not said
+        # The server ends before the page: a request that it no longer answers is not the page's fault.
+        assert not [text for text in said if "net::ERR_" not in text]
 
 
 def recorded(task, success, board=BOARD):
