@@ -30,11 +30,12 @@ def main() -> None:
     from stepreward.view import Content, serve_view, write_page
     from stepreward.view.server import check_installed
 
+    content = Content(paths)
     if options.html is not None:
-        print(write_page(Content(paths).snapshot(), options.html))
+        print(write_page(content.snapshot(), options.html))
         return
     check_installed()
-    serve_view(Content(paths), options.host, options.port, browser=not options.no_browser)
+    serve_view(content, options.host, options.port, browser=not options.no_browser)
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
