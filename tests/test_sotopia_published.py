@@ -23,12 +23,12 @@ SMALL = {
 
 def test_the_papers_experiment_runs_on_a_published_model(root, tmp_path):
     folder = make_model(tmp_path / "Qwen2.5-tiny-Instruct", positions=2048)
-    goals = itertools.cycle((9, 3, 7, 2))  # both labels in a group
+    goals = itertools.cycle((9, 3, 7, 2))  # both labels in a group; without a cache, equal talks are judged anew
     with serving() as stub:
         stub.judge = lambda prompt: judges((goal := next(goals), 10 - goal))
         config = load_config_file(f"{root}/configs/istar_sotopia.py:paper")
         config.update_from_flattened_dict(SMALL | {"model.path": str(folder), "environment.data": str(write_data(tmp_path / "data"))})
-        config.environment.options.update({"partner_url": stub.url, "judge_url": stub.url, "cache": str(tmp_path / "cache")})
+        config.environment.options.update({"partner_url": stub.url, "judge_url": stub.url})
         runner = Runner(config, tmp_path / "run")
         runner.run()
         assert runner.finished and stub.count("judge") and stub.count("partner")
