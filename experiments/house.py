@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- the house: python experiments/house.py --write -->\n", "<!-- end of the house -->\n"
-SMALL = frozenset({"errors", "text", "processes", "parallel", "metrics", "config", "programs", "tracking", "envs"})
+SMALL = frozenset({"errors", "text", "processes", "parallel", "metrics", "config", "programs", "secrecy", "tracking", "envs"})
 
 
 def modules(top: str = "stepreward") -> dict[str, Path]:

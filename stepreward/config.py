@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from stepreward import configs
 from stepreward.errors import UserError
+from stepreward.secrecy import public
 from stepreward.text import cleaned
 
 _OVERRIDE = "--config."
@@ -111,6 +112,7 @@ def parse_arguments(
     description: str | None = None,
     required: Sequence[str] = (),
     positional: Option | None = None,
+    several: bool = False,
 ) -> argparse.Namespace:
     """Parses the flags of a job that takes no config; `--help` prints them and exits with 0.
 
@@ -120,13 +122,15 @@ def parse_arguments(
       description: the text above the flags in `--help`.
       required: names of flags that must be given.
       positional: an argument without dashes, which may be left out.
+      several: whether there may be any number of it; they are a list then.
 
     Raises:
       UserError: if a flag or value is wrong or missing; the message is one line that names it.
     """
     parser = _Parser(description=description, extra=tuple(options), with_config=False)
     if positional is not None:
-        parser.add_argument(positional.name, nargs="?", metavar=positional.name.upper(), default=positional.default, help=positional.help)
+        count, name = "*" if several else "?", positional.name
+        parser.add_argument(name, nargs=count, metavar=name.upper(), default=positional.default, help=positional.help)
     parsed = parser.parse_args(argv)
     if parsed.help:
         parser.print_help()
@@ -228,7 +232,7 @@ class _Parser(argparse.ArgumentParser):
         self.add_argument("--help", "-h", action="store_true", help="show this text")
 
     def parse_args(self, args):
-        options, unknown = self.parse_known_args(args)
+        options, unknown = self.parse_known_intermixed_args(args)  # flags may stand between the arguments without dashes
         if unknown:
             flags = [name for action in self._actions for name in action.option_strings]
             raise UserError(f"unknown argument {unknown[0]!r}{_suggest(unknown[0].split('=')[0], flags)}")
@@ -467,13 +471,13 @@ def load_config(path: str | os.PathLike) -> ConfigDict:
 
 
 def shareable(config: ConfigDict) -> dict[str, Any]:
-    """Returns a config as nested dicts, without the folders and addresses of this machine that playing does not need."""
+    """Returns a config as nested dicts, without secrets, and without the folders and addresses of this machine that playing does not need."""
     values = config.to_dict()
     for key in _LOCAL:
         group, name = key.split(".")
         if isinstance(values.get(group), dict) and name in values[group]:
             values[group][name] = ""
-    return values
+    return public(values, plain=frozenset({"state_key"}))
 
 
 def as_config(values: Mapping[str, Any]) -> ConfigDict:

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -228,3 +228,34 @@ def _tick(record: Mapping[str, Any]) -> float:
     """Returns a record's tick; infinity if it has none, so that a resumed run drops the record."""
     value = record.get("tick")
     return value if is_number(value) else math.inf
+
+
+class Success(NamedTuple):
+    """How many tasks were solved.
+
+    Attributes:
+      won: tasks that were solved.
+      episodes: tasks that were played and whose environment did not fail; at least 1.
+      low, high: the 95 % Wilson interval of the rate.
+    """
+
+    won: int
+    episodes: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, won: int, episodes: int) -> Success:
+        """The success with its interval."""
+        return cls(won, episodes, *wilson_interval(won, episodes))
+
+    @property
+    def rate(self) -> float:
+        return self.won / self.episodes
+
+    def words(self, tasks: str = "") -> str:
+        """Returns "80.1 % (78.3 to 81.8, 1,640 of 2,048)", with `tasks` behind the last number."""
+        return f"{100 * self.rate:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, {self.won:,} of {self.episodes:,}{tasks})"
+
+    def __str__(self) -> str:
+        return self.words()

@@ -18,25 +18,22 @@ import json
 import logging
 import os
 import queue
-import re
 import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import urlsplit, urlunsplit
 
 from stepreward.envs.extras import install_command
 from stepreward.errors import UserError, did_you_mean
 from stepreward.metrics import is_number, write_atomically
+from stepreward.secrecy import public
 
 STATE_FILE = "tracker.json"
 PROJECT = "stepreward"  # of wandb and Trackio, unless WANDB_PROJECT or TRACKIO_PROJECT names another
 CLOSE_S = 30.0  # seconds that the end of a run waits for its tracker
-HIDDEN = "(hidden)"
 
 _log = logging.getLogger(__name__)
-_SECRET = re.compile(r"(^|[._-])(api_?key|key|token|secret|password|passwd|credentials?|auth|authorization)$", re.IGNORECASE)
 
 
 class Client(Protocol):
@@ -143,18 +140,6 @@ def step_of(record: Mapping[str, Any]) -> int:
     return int(record.get("env_steps") or record["tick"])
 
 
-def public(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config without secrets.
-
-    Args:
-      config: values by dotted key.
-
-    Returns:
-      The same keys. The value of a key that is named like a secret (`…token`, `…api_key`) is `(hidden)`; a URL has neither password nor query.
-    """
-    return {key: HIDDEN if value and _SECRET.search(key) else _without_secrets(value) for key, value in config.items()}
-
-
 class Tracker:
     """Sends the lines of a run's metrics to a tracker, in a thread of its own.
 
@@ -223,17 +208,3 @@ class Tracker:
         except (OSError, ValueError):
             others = {}
         write_atomically(path, json.dumps((others if isinstance(others, dict) else {}) | {self._name: self._state}) + "\n")
-
-
-def _without_secrets(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return public(value)
-    if isinstance(value, (list, tuple)):
-        return [_without_secrets(item) for item in value]
-    if isinstance(value, str) and "://" in value:
-        try:
-            parts = urlsplit(value)
-            return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-        except ValueError:
-            return HIDDEN
-    return value

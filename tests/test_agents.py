@@ -13,7 +13,7 @@ import pytest
 import stepreward
 from stepreward.agents import catalogue
 from stepreward.agents.episode import CreditedEpisode
-from stepreward.config import EXPORTED
+from stepreward.config import EXPORTED, shareable
 from stepreward.errors import UserError
 from stepreward.metrics import wilson_interval
 from stepreward.training.export import export_workdir
@@ -215,3 +215,15 @@ def test_a_shipped_agent_is_as_good_as_it_says(name):
 
 def test_sokoban_comes_with_the_package():
     assert "sokoban" in SHIPPED
+
+
+def test_an_exported_config_tells_no_secret(micro_config):
+    """A key that is named like one is hidden, and so is the password in an address; the name of a state is none."""
+    c = micro_config()
+    with c.unlocked():
+        c.environment.options.update(api_key="sk-secret", state_key="history", partner_url="http://me:sk-secret@host:1/v1")
+    found = shareable(c)
+    assert "sk-secret" not in str(found)
+    assert (
+        found["environment"]["options"]["state_key"] == "history" and found["environment"]["options"]["partner_url"] == "http://host:1/v1"
+    )

