@@ -86,8 +86,7 @@ def environment_module(name: str, key: str = "environment.name") -> ModuleType:
     Raises:
       ValueError: there is no such module; the message lists the built-in environments.
     """
-    built_in = [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
-    short = name.removeprefix("stepreward.").removeprefix("envs.")
+    built_in, short = _built_in(), _short(name)
     target = f"{envs.__name__}.{short}" if short.partition(".")[0] in built_in else name
     try:
         return importlib.import_module(target)
@@ -103,10 +102,19 @@ def environment_module(name: str, key: str = "environment.name") -> ModuleType:
 
 def built_in_module(name: str) -> ModuleType | None:
     """Imports the module of a built-in environment; None for any other name, or if a package that it needs is not installed."""
-    short = name.removeprefix("stepreward.").removeprefix("envs.")
-    if short not in {m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg}:
+    if _short(name) not in _built_in():
         return None
     try:
-        return importlib.import_module(f"{envs.__name__}.{short}")
+        return importlib.import_module(f"{envs.__name__}.{_short(name)}")
     except ImportError:
         return None
+
+
+def _built_in() -> list[str]:
+    """The names of the built-in environments."""
+    return [m.name for m in pkgutil.iter_modules(envs.__path__) if m.ispkg]
+
+
+def _short(name: str) -> str:
+    """The name of a built-in environment without its package."""
+    return name.removeprefix("stepreward.").removeprefix("envs.")

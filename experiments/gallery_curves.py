@@ -10,12 +10,11 @@ Each method uses the learning rate that `docs/data/arena.csv` has for it, and th
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from arena import ADAM, DATA, SEEDS, facts
+from arena import ADAM, DATA, LEARNING, SEEDS, Table, facts
 
 from stepreward import credit
 from stepreward.arena import learn, measure, tasks
@@ -33,17 +32,18 @@ def main() -> None:
     options = parser.parse_args()
     path = Path(options.out) / "arena_curves.csv"
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = read(path) if path.exists() else []
+    table = Table(path, TITLES, 3)
     known = arms()
     for name in credit.names():
         for task in TASKS:
-            if name in known and not any((row["task"], row["arm"]) == (task, name) for row in rows):
-                rows += curve(known[name], task)
-                write(path, rows)
+            if name in known and not any(key[:2] == (task, name) for key in table.rows):
+                table.rows |= {(task, name, row["steps"]): row for row in curve(known[name], task)}
+                table.write(path)  # whole curves only, so that an interrupted one is computed again
         learn.compiled.clear_cache()
         print(name, flush=True)
     if options.write:
-        write(DATA / path.name, sorted(rows, key=lambda row: (row["task"], row["arm"])))  # stable: points keep their order
+        table.rows = dict(sorted(table.rows.items(), key=lambda item: item[0][:2]))  # stable: points keep their order
+        table.write(DATA / path.name)
 
 
 def curve(arm, task_name: str) -> list[dict[str, str]]:
@@ -69,20 +69,7 @@ def curve(arm, task_name: str) -> list[dict[str, str]]:
 
 def rate(task: str, arm: str) -> float:
     """The learning rate that the arena chose for this arm on this task."""
-    (found,) = [row for row in read(DATA / "arena.csv") if (row["task"], row["arm"]) == (task, arm)]
-    return float(found["rate"])
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: list[dict[str, str]]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, TITLES, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    return float(Table(DATA / "arena.csv", LEARNING, 2).rows[task, arm]["rate"])
 
 
 if __name__ == "__main__":

@@ -11,16 +11,17 @@ import sys
 
 from stepreward import completion
 from stepreward.cli import JOBS
-from stepreward.config import parse_arguments
+from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
+
+SHELL = Option("shell", "bash, zsh or fish")
 
 
 def main() -> int:
     if sys.argv[1:2] == ["words"]:  # asked by the scripts
         print("\n".join(completion.words(sys.argv[2:], tuple(JOBS))))
         return 0
-    shells = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    parse_arguments([argument for argument in sys.argv[1:] if argument.startswith("-")], options=(), description=__doc__)
+    shells = parse_arguments(sys.argv[1:], options=(), description=__doc__, positional=SHELL, several=True).shell or ()
     if len(shells) != 1:
         raise UserError(f"give one shell: {', '.join(completion.SHELLS)}.")
     print(completion.script(shells[0]), end="")

@@ -18,6 +18,7 @@ import sys
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 
+WORD = Option("word", "check, and the environment")
 OPTIONS = (
     Option("preset", "preset of a built-in environment", default="tiny"),
     Option("options", "its settings, or the arguments of your factory, as a Python dictionary", default="{}"),
@@ -29,8 +30,8 @@ USAGE = "give 'check' and an environment: a built-in one, or package.module:fact
 
 
 def main() -> int:
-    words = [argument for argument in sys.argv[1:] if not argument.startswith("-")]
-    options = parse_arguments([argument for argument in sys.argv[1:] if argument.startswith("-")], options=OPTIONS, description=__doc__)
+    options = parse_arguments(sys.argv[1:], options=OPTIONS, description=__doc__, positional=WORD, several=True)
+    words = options.word or []
     if len(words) != 2 or words[0] != "check":
         raise UserError(f"{' '.join(words) or 'nothing'!r} was given; {USAGE}.")
     for name in ("seeds", "steps"):

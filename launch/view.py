@@ -14,6 +14,7 @@ import sys
 from stepreward.config import Option, parse_arguments
 from stepreward.errors import UserError, launcher
 
+RUN = Option("run", "workdirs of runs, or folders of runs")
 OPTIONS = (
     Option("html", "write this one HTML file, which needs no server, and end"),
     Option("host", "address to listen on; addresses other than loopback are reachable from outside", default="127.0.0.1"),
@@ -23,29 +24,18 @@ OPTIONS = (
 
 
 def main() -> None:
-    paths, flags = _split(sys.argv[1:])
-    options = parse_arguments(flags, options=OPTIONS, description=__doc__)
-    if not paths:
+    options = parse_arguments(sys.argv[1:], options=OPTIONS, description=__doc__, positional=RUN, several=True)
+    if not options.run:
         raise UserError("no run given: give the workdir of a run, or a folder of runs, such as runs/istar_sokoban; --help lists the flags")
     from stepreward.view import Content, serve_view, write_page
     from stepreward.view.server import check_installed
 
-    content = Content(paths)
+    content = Content(options.run)
     if options.html is not None:
         print(write_page(content.snapshot(), options.html))
         return
     check_installed()
     serve_view(content, options.host, options.port, browser=not options.no_browser)
-
-
-def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separates paths from flags. The word after a flag without "=" is its value, except after a switch and --help."""
-    paths, flags, switches = [], [], {"--no-browser", "--help", "-h"}
-    for index, argument in enumerate(arguments):
-        before = arguments[index - 1] if index else ""
-        value = before.startswith("--") and "=" not in before and before not in switches
-        (flags if argument.startswith("-") or value else paths).append(argument)
-    return paths, flags
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from stepreward.agents.agent import Agent, Success, clear_errors
+from stepreward.agents.agent import Agent, clear_errors
 from stepreward.config import clean_config, config_name, leaves, load_config_file, override
 from stepreward.errors import UserError, did_you_mean
-from stepreward.metrics import read_metrics, wilson_interval
+from stepreward.metrics import Success, read_metrics
 from stepreward.training import main_job
 
 
@@ -146,4 +146,4 @@ def _override(c: ConfigDict, key: str, value: Any) -> None:
 
 
 def _success(counts: tuple[int, int] | None) -> Success | None:
-    return None if counts is None or counts[1] < 1 else Success(*counts, *wilson_interval(*counts))
+    return None if counts is None or counts[1] < 1 else Success.of(*counts)

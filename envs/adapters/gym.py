@@ -15,18 +15,16 @@ The settings (`environment.options`) are the fields of `text_env.Settings`, and 
 from __future__ import annotations
 
 import functools
-import importlib
-import re
+import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepreward.envs.adapters.prompts import prompts
-from stepreward.envs.adapters.text_env import TextEnv, make_settings
+from stepreward.envs.adapters.text_env import FACTORY, TextEnv, check_arguments, make_settings
 from stepreward.envs.extras import require
 
 __all__ = ["make", "prompts"]
 
-_FACTORY = re.compile(r"([\w.]+):([A-Za-z_]\w*)")  # gymnasium's names end in -v0
 _GEM = "gem:"
 
 
@@ -45,28 +43,24 @@ def make(
     Raises:
       ValueError: an unknown environment or setting, or a package that is not installed.
     """
-    if data:
-        raise ValueError(f"data={data!r}: an adapter takes no data; pass paths in kwargs, under the environment's own argument names")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the environment's arguments, such as {{'render_mode': 'ansi'}}")
+    check_arguments(data, kwargs, ", such as {'render_mode': 'ansi'}")
     gem = preset.startswith(_GEM)
     defaults = {"global_random": True, "first_is_task": True, "state_key": "history"} if gem else {}
     if kwargs and kwargs.get("render_mode") == "ansi":
         defaults["render"] = True
     read = make_settings(None, **(defaults | settings | {"max_steps": max_steps or 0}))
-    found = _FACTORY.fullmatch(preset)
     if gem:
         create = functools.partial(_make_gem, preset.removeprefix(_GEM))
-    elif found:
-        create = _imported(preset, *found.groups())
+    elif FACTORY.fullmatch(preset):
+        create = _imported(preset)
     else:
         create = functools.partial(_make_gymnasium, preset)
     return functools.partial(TextEnv, functools.partial(create, **(kwargs or {})), read)
 
 
-def _imported(preset: str, module: str, name: str) -> Callable[..., Any]:
+def _imported(preset: str) -> Callable[..., Any]:
     try:
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(preset)
     except (ModuleNotFoundError, AttributeError) as error:
         raise ValueError(f"environment.preset={preset!r}: this factory cannot be imported: {error}") from None
 

@@ -26,12 +26,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from stepreward.envs.adapters.prompts import prompts
-from stepreward.envs.adapters.text_env import TextEnv, make_settings
+from stepreward.envs.adapters.text_env import FACTORY, TextEnv, check_arguments, make_settings
 
 __all__ = ["make", "prompts"]
 
 _ADDRESS = re.compile(r"(https?|wss?)://\S+")
-_FACTORY = re.compile(r"[\w.]+:[A-Za-z_]\w*")
 _OWN = ("done", "reward", "metadata")  # fields of every observation
 
 
@@ -165,11 +164,8 @@ def make(
     Raises:
       ValueError: an unknown environment or setting, or a package that is not installed.
     """
-    if data:
-        raise ValueError(f"data={data!r}: an adapter takes no data; pass paths in kwargs, under the environment's own argument names")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the environment's arguments")
-    if not _ADDRESS.fullmatch(preset) and not _FACTORY.fullmatch(preset):
+    check_arguments(data, kwargs)
+    if not _ADDRESS.fullmatch(preset) and not FACTORY.fullmatch(preset):
         raise ValueError(f"environment.preset={preset!r}: give the address of a served environment, or package.module:Environment")
     defaults = {"state_key": "history", "replay": False}
     read = make_settings(None, **(defaults | settings | {"max_steps": max_steps or 0}))

@@ -294,6 +294,26 @@ def _five(found: Any) -> tuple[Any, Any, Any, Any, Mapping]:
     return (*found[:4], info)
 
 
+FACTORY = re.compile(r"[\w.]+:[A-Za-z_]\w*")  # package.module:factory; gymnasium's names end in -v0
+
+
+def check_arguments(data: str | None, kwargs: Mapping[str, Any] | None, example: str = "") -> None:
+    """Checks the arguments of an adapter's `make` that all adapters treat alike.
+
+    Args:
+      data: must be None or "".
+      kwargs: arguments of the environment, a mapping or None.
+      example: words behind the error about `kwargs`.
+
+    Raises:
+      ValueError: data is given, or kwargs is no mapping.
+    """
+    if data:
+        raise ValueError(f"data={data!r}: an adapter takes no data; pass paths in kwargs, under the environment's own argument names")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the environment's arguments{example}")
+
+
 def make_settings(settings: Settings | None = None, **changes) -> Settings:
     """Returns settings with some fields replaced. Raises ValueError for an unknown field (with the nearest name) or a wrong type."""
     return replaced(Settings() if settings is None else settings, changes)

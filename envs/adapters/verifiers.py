@@ -21,17 +21,14 @@ import asyncio
 import contextlib
 import functools
 import pkgutil
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from stepreward.envs.adapters.prompts import prompts
-from stepreward.envs.adapters.text_env import SPLITS, TextEnv, make_settings
+from stepreward.envs.adapters.text_env import FACTORY, SPLITS, TextEnv, check_arguments, make_settings
 
 __all__ = ["make", "prompts"]
-
-_FACTORY = re.compile(r"[\w.]+:[A-Za-z_]\w*")
 
 
 class Episodes:
@@ -157,7 +154,7 @@ def _waiting_client(loop: asyncio.AbstractEventLoop) -> Any:
             return messages, {}
 
         async def get_native_response(self, prompt, model, sampling_args, tools=None, **_):
-            raise NotImplementedError
+            raise NotImplementedError  # the base class asks for it, but only its own get_response would call it
 
         async def raise_from_native_response(self, response):
             return None
@@ -199,10 +196,7 @@ def make(
     Raises:
       ValueError: an unknown environment or setting, or a package that is not installed.
     """
-    if data:
-        raise ValueError(f"data={data!r}: an adapter takes no data; pass paths in kwargs, under the environment's own argument names")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        raise ValueError(f"kwargs={kwargs!r}: give a dictionary of the environment's arguments, such as {{'max_turns': 8}}")
+    check_arguments(data, kwargs, ", such as {'max_turns': 8}")
     defaults = {"state_key": "history"}
     read = make_settings(None, **(defaults | settings | {"max_steps": max_steps or 0}))
     create = functools.partial(_create, preset, dict(kwargs or {}))
@@ -217,7 +211,7 @@ def _create(preset: str, kwargs: dict[str, Any]) -> Any:
         missing = f"environment.preset={preset!r} needs the package {error.name!r}, which is not installed"
         raise ValueError(f"{missing}; docs/environments/adapters.md has the command") from None
     try:
-        if _FACTORY.fullmatch(preset):
+        if FACTORY.fullmatch(preset):
             made = pkgutil.resolve_name(preset)(**kwargs)
         else:
             made = verifiers.load_environment(preset, **kwargs)

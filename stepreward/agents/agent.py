@@ -6,7 +6,6 @@ import contextlib
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,34 +14,12 @@ from ml_collections import ConfigDict
 from stepreward.agents import catalogue, loading
 from stepreward.agents.episode import CreditedEpisode
 from stepreward.errors import UserError, describe, is_expected
-from stepreward.metrics import wilson_interval
+from stepreward.metrics import Success
 from stepreward.rollout.episode import Task, to_record
 from stepreward.rollout.strategies import Rollout
 from stepreward.training import setup, streams
 from stepreward.training.evaluate import check_arguments, play_held_out
 from stepreward.training.playing import pack_rollout
-
-
-class Success(NamedTuple):
-    """The success on held-out tasks.
-
-    Attributes:
-      won: tasks that were solved.
-      episodes: tasks that were played and whose environment did not fail.
-      low, high: the 95 % Wilson interval of the rate.
-    """
-
-    won: int
-    episodes: int
-    low: float
-    high: float
-
-    @property
-    def rate(self) -> float:
-        return self.won / self.episodes
-
-    def __str__(self) -> str:
-        return f"{100 * self.rate:.1f} % ({100 * self.low:.1f} to {100 * self.high:.1f}, {self.won:,} of {self.episodes:,})"
 
 
 class Agent:
@@ -112,9 +89,8 @@ class Agent:
         if first.failure is not None:
             raise UserError(f"the environment failed: {first.failure}")
         credit, exact, why = self._credit(rollout)
-        record = to_record(first, *(array[0] for array in credit))
-        for index, step in enumerate(record["steps"]):
-            step["exact_advantage"] = None if exact is None or not np.isfinite(exact[0, index]) else float(exact[0, index])
+        exact = np.full((1, c.rollout.max_steps), np.nan) if exact is None else exact
+        record = to_record(first, *(array[0] for array in credit), exact=exact[0])
         good = [e for e in rollout.episodes if e.counts]
         mixture = learner.parts.mixture
         view = c if mixture is None else next(entry.view for entry in mixture.entries if entry.name == task.environment)
@@ -134,7 +110,7 @@ class Agent:
             check_arguments(episodes, seed)
             good = [e for e in play_held_out(loading.load_player(self._place, step=self._step), episodes, seed) if e.failure is None]
             won = sum(e.success for e in good)
-            return Success(won, len(good), *wilson_interval(won, len(good)))
+            return Success.of(won, len(good))
 
     def close(self) -> None:
         """Closes the environments."""

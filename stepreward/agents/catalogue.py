@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from stepreward.config import EXPORTED, as_config
 from stepreward.errors import UserError, did_you_mean
-from stepreward.metrics import wilson_interval
+from stepreward.metrics import Success
 
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 PRM = "prm"  # the subfolder of the process reward model
@@ -83,9 +83,7 @@ def read_facts(folder: str | Path) -> dict[str, Any]:
 
 def stated_words(stated: dict[str, Any]) -> str:
     """The stated success of an agent as text: "80.1 % (78.3 to 81.8, 1,640 of 2,048 held-out tasks)"."""
-    won, episodes = int(stated["won"]), int(stated["episodes"])
-    low, high = wilson_interval(won, episodes)
-    return f"{100 * won / episodes:.1f} % ({100 * low:.1f} to {100 * high:.1f}, {won:,} of {episodes:,} held-out tasks)"
+    return Success.of(int(stated["won"]), int(stated["episodes"])).words(" held-out tasks")
 
 
 def config_of(facts: dict[str, Any]) -> ConfigDict:

@@ -11,17 +11,15 @@ import dataclasses
 import hmac
 import json
 import secrets
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 from stepreward.envs.extras import install_command
-from stepreward.errors import Terminated, UserError
-from stepreward.listening import listen
+from stepreward.errors import UserError
+from stepreward.listening import in_thread, listen, stop_on_sigterm, web_server
 from stepreward.serve.batcher import Batcher, Closed, Failure, Overloaded, Piece, Ticket
 from stepreward.serve.models import Served
 from stepreward.serve.protocol import Asked, Refused, parse, unknown_model
@@ -63,11 +61,7 @@ def serve(served: Served, settings: Settings = Settings()) -> None:
       UserError: if a package is missing, or the server cannot listen on the address.
       KeyboardInterrupt: after a clean stop by SIGINT; after SIGTERM, its subclass `Terminated`.
     """
-
-    def stop(*_):
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)  # uvicorn handles both signals, and raises them again after it has stopped
+    stop_on_sigterm()
     with _prepared(served, settings) as (server, listening, address):
         print(f"serving {served.name} on {address}/v1", flush=True)
         server.run(sockets=[listening])
@@ -77,36 +71,21 @@ def serve(served: Served, settings: Settings = Settings()) -> None:
 def running(served: Served, settings: Settings = Settings(port=0)) -> Iterator[str]:
     """Runs a server in a thread of this process for the duration of the block; yields its address, `http://host:port`."""
     with _prepared(served, settings) as (server, listening, address):
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="web server")
-        thread.start()
-        try:
+        with in_thread(server, listening, "web server"):
             yield address
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @contextlib.contextmanager
 def _prepared(served: Served, settings: Settings):
     try:
         import starlette  # noqa: F401
-        import uvicorn
+        import uvicorn  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}: {install_command('serve')}") from None
     listening, address = listen(settings.host, settings.port)
     batcher = Batcher(served.engine, served.params, served.text_of, max_rows=settings.max_rows, max_waiting=settings.max_waiting)
     with contextlib.closing(listening), batcher:
-        config = uvicorn.Config(
-            application(served, batcher, settings),
-            lifespan="off",
-            log_level="critical",
-            access_log=False,
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
-        )
-        yield uvicorn.Server(config), listening, address
+        yield web_server(application(served, batcher, settings), max(1, round(settings.grace))), listening, address
 
 
 def application(served: Served, batcher: Batcher, settings: Settings):

@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import ipaddress
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,8 +18,8 @@ import webbrowser
 from collections.abc import Iterator
 
 from stepreward.envs.extras import install_command
-from stepreward.errors import Terminated, UserError
-from stepreward.listening import listen
+from stepreward.errors import UserError
+from stepreward.listening import in_thread, listen, stop_on_sigterm, web_server
 from stepreward.view.content import MOST_EPISODES, Content
 from stepreward.view.page import page, policy
 
@@ -46,11 +45,7 @@ def serve_view(content: Content, host: str = "127.0.0.1", port: int = 8010, *, b
       UserError: a package is missing, or the address cannot be listened on.
       KeyboardInterrupt: after a clean stop by SIGINT; after SIGTERM, its subclass `Terminated`.
     """
-
-    def stop(*_):
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, stop)  # uvicorn handles both signals, and raises them again after it has stopped
+    stop_on_sigterm()
     with _prepared(content, host, port) as (server, listening, address):
         print(f"viewer on {address} (stop with Ctrl-C)", flush=True)
         if not is_local(host):
@@ -64,33 +59,16 @@ def serve_view(content: Content, host: str = "127.0.0.1", port: int = 8010, *, b
 def viewing(content: Content) -> Iterator[str]:
     """Serves the page in a thread of this process for the duration of the block; yields its address, `http://127.0.0.1:port`."""
     with _prepared(content, "127.0.0.1", 0) as (server, listening, address):
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="viewer")
-        thread.start()
-        try:
+        with in_thread(server, listening, "viewer"):
             yield address
-        finally:
-            server.should_exit = True
-            thread.join()
 
 
 @contextlib.contextmanager
 def _prepared(content: Content, host: str, port: int):
     check_installed()
-    import uvicorn
-
     listening, address = listen(host, port)
     with contextlib.closing(listening):
-        config = uvicorn.Config(
-            application(content, host),
-            lifespan="off",
-            log_level="critical",
-            access_log=False,
-            ws="none",
-            proxy_headers=False,
-            server_header=False,
-            timeout_graceful_shutdown=1,
-        )
-        yield uvicorn.Server(config), listening, address
+        yield web_server(application(content, host)), listening, address
 
 
 def application(content: Content, host: str = "127.0.0.1"):
