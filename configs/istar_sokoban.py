@@ -43,6 +43,7 @@ def _tiny(c: ConfigDict) -> None:
     """Settings with which better credit learns more (docs/log.md): more updates on each batch, held by a KL term to the warm start."""
     c.policy.update({"advantage_norm": "whiten", "epochs": 4, "kl_coef": 0.05})
     c.prm.replay = 1
+    c.train.env_steps = 350_000
 
 
 def micro(c: ConfigDict) -> None:

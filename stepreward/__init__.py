@@ -10,7 +10,7 @@ print(agent.play(seed=7))
 
 from pathlib import Path as _Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Agent", "Run", "UserError", "load", "train"]
 
 # A wheel holds the folders envs, configs and launch inside this package. In a checkout they stand beside it, and these lines make

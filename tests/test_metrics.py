@@ -1,7 +1,6 @@
 """The metrics file: exact values, strict JSON, resume, incomplete lines, and Wilson intervals."""
 
 import json
-import math
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from stepreward.metrics import MetricsWriter, read_metrics, series, to_json, wilson_interval
 
@@ -141,12 +141,10 @@ def test_series_keeps_finite_numbers_in_order():
 
 
 @pytest.mark.parametrize("successes, n", [(0, 10), (10, 10), (3, 10), (82, 200), (1, 1)])
-def test_wilson_interval_equals_its_formula(successes, n):
-    z = 1.959963984540054
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    np.testing.assert_allclose(wilson_interval(successes, n), (centre - half, centre + half), atol=1e-12)
+def test_wilson_interval_equals_scipys(successes, n):
+    for confidence in (0.8, 0.95, 0.99):
+        theirs = stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")
+        np.testing.assert_allclose(wilson_interval(successes, n, confidence), (theirs.low, theirs.high), atol=1e-12)
 
 
 def test_wilson_interval_refuses_invalid_counts():

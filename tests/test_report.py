@@ -15,7 +15,7 @@ import pytest
 
 from stepreward.envs.sokoban.board_html import board_svg
 from stepreward.report import mean_and_band, plot_curves, read_episodes, telling, write_episodes, write_report
-from stepreward.report.episode_html import choose_episodes, episode_html, plain_board
+from stepreward.report.episode_html import choose_episodes, episode_html, plain_board, signed
 from stepreward.report.figures import PANELS, TIMES, learning_curves
 from stepreward.report.page import summarize
 from stepreward.report.style import CSS
@@ -310,6 +310,12 @@ def test_bars_are_scaled_within_the_episode_and_signed():
         ("bad", "right", "50.0"),
         ("zero", "left", "0.0"),
     ]
+
+
+def test_numbers_have_the_digits_of_the_largest_of_their_episode():
+    text = episode_html(1, episode(*(step(step_reward=value) for value in (-0.348, 0.01534, -0.00089, 8.9e-5, 0))), plain_board)
+    assert re.findall(r'title="step reward".*?<b>(.*?)</b>', text) == ["−0.348", "+0.015", "−0.001", "≈0", "0"]
+    assert [signed(value) for value in (8.92e-05, -1234.5, 0.5, 0.0)] == ["+8.92e−05", "−1.23e+03", "+0.5", "0"]
 
 
 def test_the_exact_advantage_has_a_bar_of_its_own_scale_beside_the_step_reward():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 CLEAR = 1e-3  # an exact advantage of at most this size has no sign
 
@@ -72,8 +71,8 @@ def step_quality(given, truth, mask) -> dict[str, float]:
     spread = np.where(mask.any(axis=1), highest[:, 0] - np.where(mask, truth, np.inf).min(axis=1, initial=np.inf), 0.0) > CLEAR
     hits = (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
     return {
-        "pearson": float("nan") if constant else float(stats.pearsonr(x, y).statistic),
-        "spearman": float("nan") if constant else float(stats.spearmanr(x, y).statistic),
+        "pearson": float("nan") if constant else float(_stats().pearsonr(x, y).statistic),
+        "spearman": float("nan") if constant else float(_stats().spearmanr(x, y).statistic),
         "sign": float(sign[clear].mean()) if clear.any() else float("nan"),
         "top": float(hits[spread].mean()) if spread.any() else float("nan"),
     }
@@ -142,4 +141,11 @@ def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, n
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
-    return float(stats.spearmanr(x, y).statistic)
+    return float(_stats().spearmanr(x, y).statistic)
+
+
+def _stats():
+    """`scipy.stats`. Its import takes up to a second, so it waits until a correlation is asked for."""
+    from scipy import stats
+
+    return stats

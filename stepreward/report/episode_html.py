@@ -156,7 +156,7 @@ def _bar(value: Any, scale: float, name: str, named: bool = False) -> str:
     tone = "good" if value > 0 else "bad" if value < 0 else "zero"
     words = f'<span class="soft">{name}</span>' if named else ""
     return (
-        f'<div class="credit {tone}" title="{name}">{words}<b>{signed(value)}</b>'
+        f'<div class="credit {tone}" title="{name}">{words}<b>{signed(value, scale)}</b>'
         f'<span class="bar"><i style="{side}:50%;width:{share:.1f}%"></i></span></div>'
     )
 
@@ -168,10 +168,16 @@ def _outputs(steps: Sequence[Mapping[str, Any]]) -> str:
     return f"<details><summary>What the model wrote</summary><ol class='outputs'>{items}</ol></details>"
 
 
-def signed(value: float) -> str:
-    """Returns "+0.013", "−1.2", "0": three significant digits and a true minus."""
-    text = f"{value:+.3g}" if value else "0"
-    return text.replace("-", "−")
+def signed(value: float, scale: float = 0.0) -> str:
+    """Returns "+0.013", "−1.2", "0": three significant digits and a true minus.
+
+    `scale` is the largest number that is shown beside this one: digits beyond its third are left out, and what then is 0 reads "≈0".
+    """
+    if not value:
+        return "0"
+    if scale > 0:
+        value = round(value, 2 - math.floor(math.log10(scale)))
+    return f"{value:+.3g}".replace("-", "−") if value else "≈0"
 
 
 def _distance(value: Any) -> str:

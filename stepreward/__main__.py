@@ -1,0 +1,5 @@
+"""`python -m stepreward JOB …` is `stepreward JOB …`."""
+
+from stepreward.cli import main
+
+main()
