@@ -206,10 +206,12 @@ def make(
 def _create(preset: str, kwargs: dict[str, Any]) -> Any:
     try:
         import verifiers
+        from datasets import disable_progress_bars
         from verifiers.envs.environment import Environment
     except ModuleNotFoundError as error:
         missing = f"environment.preset={preset!r} needs the package {error.name!r}, which is not installed"
         raise ValueError(f"{missing}; docs/environments/adapters.md has the command") from None
+    disable_progress_bars()  # there is one for every map of every environment of the pool
     try:
         if FACTORY.fullmatch(preset):
             made = pkgutil.resolve_name(preset)(**kwargs)
