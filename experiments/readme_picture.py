@@ -38,7 +38,7 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": 400}, device_scale_factor=2, color_scheme="light")
         tab.set_content(page(options.seed))
-        tab.screenshot(path=out, full_page=True)
+        tab.locator(".episode").screenshot(path=out)
         browser.close()
     print(f"wrote {out}")
 

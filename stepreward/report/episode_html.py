@@ -153,10 +153,11 @@ def _bar(value: Any, scale: float, name: str, named: bool = False) -> str:
         return ""
     share = 50 * abs(value) / scale if scale > 0 else 0.0
     side = "left" if value >= 0 else "right"
-    tone = "good" if value > 0 else "bad" if value < 0 else "zero"
+    text = signed(value, scale)
+    tone = {"+": "good", "−": "bad"}.get(text[0], "zero")
     words = f'<span class="soft">{name}</span>' if named else ""
     return (
-        f'<div class="credit {tone}" title="{name}">{words}<b>{signed(value, scale)}</b>'
+        f'<div class="credit {tone}" title="{name}">{words}<b>{text}</b>'
         f'<span class="bar"><i style="{side}:50%;width:{share:.1f}%"></i></span></div>'
     )
 
