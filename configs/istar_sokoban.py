@@ -6,8 +6,8 @@
 
 Needs: nothing beyond the base install; a published model needs its weights in the hub's cache, or `model.path`.
 
-Expected of "tiny" (docs/log.md): 13 minutes on two CPU cores without an accelerator for 700,000 environment steps. Success on 512
-held-out rooms rises from 33.6 to 58.0 %, from 32.6 to 60.9 % and from 18.9 to 55.5 % (seeds 0, 1, 2). Published models and "paper": not
+Expected of "tiny" (docs/log.md): 12 minutes on two CPU cores without an accelerator for 350,000 environment steps. Success on 512
+held-out rooms rises from 33.4 to 57.0 %, from 33.2 to 51.0 % and from 18.9 to 42.2 % (seeds 0, 1, 2). Published models and "paper": not
 measured.
 
 `get_config("paper")` has the paper's settings for VisualSokoban (arXiv 2509.19199). The policy is Qwen2.5-VL-7B-Instruct; the PRM is the

@@ -376,7 +376,7 @@ def _row(task: str, arm: str, curves: Mapping[int, Curve], baseline: Mapping[int
         "p_holm": 1.0,
         "env_steps": last("env_steps"),
         "sampled_tokens": last("sampled_tokens"),
-        "wall_s": last("wall_s"),
+        "wall_s": float(np.median([curve.wall_s[-1] for curve in curves.values()])),  # a run that was paused counts the pause
     }
 
 
