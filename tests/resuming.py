@@ -1,41 +1,36 @@
-"""For tests of runs that stop and go on: what they measured, and runs that stop after an iteration or in the middle of one.
+"""For tests of runs that are stopped and go on: what they measured, and runs that are stopped or killed after some iterations."""
 
-Here a run ends by an exception, which is faster than a process of its own. test_resume, test_spa_resume, test_seams, test_branching_runs,
-test_mixture and test_preference_runs end processes with SIGKILL.
-"""
+import signal
+import subprocess
+import sys
 
-import pytest
-
+from stepreward.config import save_config
 from stepreward.metrics import read_metrics
 from stepreward.training.train import Runner
 
+KILLED = """
+import os, signal, sys
+from stepreward.config import load_config
+from stepreward.training.train import Runner
 
-class Cut(Exception):
-    """Ends a run where nobody expects it."""
+runner = Runner(load_config(sys.argv[2]), sys.argv[1])
+update = runner.learner.update_policy
+def update_and_kill(*args):
+    update(*args)
+    if runner.counters.iteration == int(sys.argv[3]):
+        runner.checkpoints.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+runner.learner.update_policy = update_and_kill
+runner.run()
+"""
 
 
-def tick_until_cut(runner):
-    """Runs until something raises `Cut`, and closes the run, which saves nothing more."""
-    try:
-        with pytest.raises(Cut):
-            for _ in range(1000):
-                runner.tick()
-    finally:
-        runner.close()
-
-
-def cut_in(iteration, config, workdir):
-    """A run that ends in the middle of an iteration, after the policy's update."""
-    runner = Runner(config, workdir)
-    update = runner.learner.update_policy
-
-    def update_and_end(*args):
-        update(*args)
-        if runner.counters.iteration == iteration:
-            raise Cut
-
-    runner.learner.update_policy = update_and_end
-    tick_until_cut(runner)
+def kill_in(iteration, config, workdir, root):
+    """Runs in a process of its own, which SIGKILL ends in the middle of an iteration, after the policy's update."""
+    file = workdir.with_suffix(".json")
+    save_config(config, file)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(workdir), str(file), str(iteration)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
 
 
 def measured(workdir, stage=None):
@@ -53,11 +48,11 @@ def stop_after(runner, iterations):
     runner.close()
 
 
-def assert_same_after_a_cut(config, folder):
-    """A run that ends in the middle of its third iteration, and that goes on, measures what a whole one does; returns the whole run's folder."""
+def assert_same_after_a_kill(config, folder, root):
+    """A run that SIGKILL ends in its third iteration, and that goes on, measures what a whole one does; returns the whole run's folder."""
     whole, cut = folder / "whole", folder / "cut"
     Runner(config, whole).run()
-    cut_in(2, config, cut)
+    kill_in(2, config, cut, root)
     again = Runner(config, cut)
     assert again.counters.iteration == 2
     again.run()

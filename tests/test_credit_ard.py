@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from references import AUTOMATON_DISTANCE, assert_steps, literal, pack, random_episodes
-from resuming import assert_same_after_a_cut, stop_after
+from resuming import assert_same_after_a_kill, stop_after
 
 from stepreward import kernels
 from stepreward.config import override
@@ -214,8 +214,8 @@ def config(micro_config):
     return made
 
 
-def test_a_run_adapts_the_distances_and_resumes_exactly_in_mid_iteration(config, tmp_path):
-    whole = assert_same_after_a_cut(config(), tmp_path)
+def test_a_run_adapts_the_distances_and_resumes_exactly_after_a_kill(config, root, tmp_path):
+    whole = assert_same_after_a_kill(config(), tmp_path, root)
     records = [record for record in read_metrics(whole) if record["stage"] == "train"]
     assert len(records) >= 3 and records[0]["subgoals/adaptations"] == 0 == records[0]["subgoals/distance_change"]
     assert records[-1]["subgoals/adaptations"] >= 1 and records[-1]["subgoals/distance_change"] > 0

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from conftest import VOCABULARY
-from resuming import assert_same_after_a_cut
+from resuming import assert_same_after_a_kill
 
 from stepreward import credit, kernels, parallel
 from stepreward.credit.base import last_token, step_sum
@@ -196,10 +196,10 @@ def test_a_fresh_one_knows_nothing_and_its_signal_reaches_the_method(begun):
 
 
 @pytest.mark.parametrize("method", ["stepagent", "reward_phasing"])
-def test_a_run_that_was_cut_goes_on_bit_for_bit(micro_config, tmp_path, method):
+def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path, method):
     changes = {"train.env_steps": 300, "checkpoint.every": 1, "lora.rank": 2, "lora.dropout": 0.1, "credit.method": method}
     config = micro_config(SMALL | changes)
-    whole = assert_same_after_a_cut(config, tmp_path)
+    whole = assert_same_after_a_kill(config, tmp_path, root)
     lines = [record for record in read_metrics(whole) if record["stage"] == "train"]
     assert len(lines) > 2
     for line in lines:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from resuming import assert_same_after_a_cut
+from resuming import assert_same_after_a_kill
 
 from stepreward.metrics import read_metrics
 
@@ -19,8 +19,8 @@ SPA = {"credit.method": "spa", "credit.variant": "every_step", "estimator.refres
 
 
 @pytest.mark.parametrize("options", [ISTAR, SPA], ids=["state_pairs", "every_step"])
-def test_a_run_learns_from_its_labels_and_goes_on_in_mid_iteration(options, micro_config, tmp_path):
-    whole = read_metrics(assert_same_after_a_cut(micro_config(options), tmp_path))
+def test_a_run_learns_from_its_labels_and_goes_on_after_a_kill(options, micro_config, tmp_path, root):
+    whole = read_metrics(assert_same_after_a_kill(micro_config(options), tmp_path, root))
     trained = [record for record in whole if record["stage"] == "train" and "policy/loss" in record]
     assert all(math.isfinite(record["policy/loss"]) for record in trained)
     if options is ISTAR:

@@ -6,12 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from resuming import Cut, measured, tick_until_cut
+from resuming import measured
 
 from stepreward import preference
 from stepreward.config import save_config
 from stepreward.errors import UserError
-from stepreward.training.pair_data import PairData
 from stepreward.training.train import Runner
 
 DRIVER = """
@@ -137,21 +136,9 @@ def test_a_killed_run_gives_the_same_metrics(when, eto, root, tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(set(preference.names()) - {"eto"}))
-def test_a_run_of_each_method_that_was_cut_gives_the_same_metrics(name, finished, tmp_path, monkeypatch):
-    whole, cut = finished(name), Runner(finished(name).c, tmp_path / "run")
-
-    def record_and_end(data, part, found, record=PairData.record):
-        record(data, part, found)
-        if part == 1:
-            raise Cut
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PairData, "record", record_and_end)
-        tick_until_cut(cut)
-    again = Runner(whole.c, tmp_path / "run")
-    assert again.stage.name == "preference"
-    again.run()
-    assert measured(again.workdir) == measured(whole.workdir)
+def test_a_killed_run_of_each_method_gives_the_same_metrics(name, finished, root, tmp_path):
+    runner = finished(name)
+    assert killed_and_resumed(runner.c, WHEN[0], root, tmp_path) == measured(runner.workdir)
 
 
 def test_recorded_pairs_are_trained_on_again(eto, micro_config, tmp_path):

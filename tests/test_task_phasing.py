@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from references import pack, random_episodes
-from resuming import assert_same_after_a_cut, measured, stop_after
+from resuming import assert_same_after_a_kill, measured, stop_after
 from test_collect import KEY, chat, params  # noqa: F401  (fixtures)
 from test_play import GROUPED, on_sokoban
 
@@ -147,9 +147,9 @@ def test_a_run_hands_over_earlier_and_resumes_exactly(micro_config, tmp_path, sc
     assert measured(tmp_path / "cut", "train") == lines
 
 
-def test_a_run_that_was_cut_goes_on_bit_for_bit(micro_config, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(micro_config, root, tmp_path):
     config = micro_config(SMALL | {"credit.options.fade_iterations": 4, "train.env_steps": 70, "checkpoint.every": 1})
-    assert_same_after_a_cut(config, tmp_path)
+    assert_same_after_a_kill(config, tmp_path, root)
 
 
 def test_the_expert_s_steps_are_not_trained_on(micro_config, tmp_path):
