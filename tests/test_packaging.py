@@ -83,3 +83,10 @@ def test_setup_reads_version_and_requirements():
     pytest.importorskip("setuptools")
     done = subprocess.run([sys.executable, "setup.py", "-q", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.split()[-1:] == [stepreward.__version__], done.stderr
+
+
+def test_the_package_runs_as_the_command():
+    import stepreward
+
+    done = subprocess.run([sys.executable, "-m", "stepreward", "--version"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"stepreward {stepreward.__version__}\n"), done.stderr

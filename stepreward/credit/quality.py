@@ -60,6 +60,8 @@ def step_quality(given, truth, mask) -> dict[str, float]:
       the same sign, where 0 counts half; `top`, the share of episodes whose step of highest credit has the highest exact advantage, where
       equal credits share. NaN where a measure is not defined.
     """
+    from scipy import stats  # takes up to a second to import, which is long for `stepreward play`
+
     given, truth, mask = np.asarray(given, np.float64), np.asarray(truth, np.float64), np.asarray(mask, bool)
     x, y = given[mask], truth[mask]
     constant = x.size < 2 or np.ptp(x) < 1e-9 or np.ptp(y) < 1e-9
@@ -71,8 +73,8 @@ def step_quality(given, truth, mask) -> dict[str, float]:
     spread = np.where(mask.any(axis=1), highest[:, 0] - np.where(mask, truth, np.inf).min(axis=1, initial=np.inf), 0.0) > CLEAR
     hits = (chosen & right).sum(axis=1) / np.maximum(chosen.sum(axis=1), 1)
     return {
-        "pearson": float("nan") if constant else float(_stats().pearsonr(x, y).statistic),
-        "spearman": float("nan") if constant else float(_stats().spearmanr(x, y).statistic),
+        "pearson": float("nan") if constant else float(stats.pearsonr(x, y).statistic),
+        "spearman": float("nan") if constant else float(stats.spearmanr(x, y).statistic),
         "sign": float(sign[clear].mean()) if clear.any() else float("nan"),
         "top": float(hits[spread].mean()) if spread.any() else float("nan"),
     }
@@ -141,11 +143,6 @@ def _arrays(step_reward, true_progress, mask) -> tuple[np.ndarray, np.ndarray, n
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     if x.size < 2 or np.all(x == x[0]) or np.all(y == y[0]):
         return float("nan")
-    return float(_stats().spearmanr(x, y).statistic)
-
-
-def _stats():
-    """`scipy.stats`. Its import takes up to a second, so it waits until a correlation is asked for."""
     from scipy import stats
 
-    return stats
+    return float(stats.spearmanr(x, y).statistic)
